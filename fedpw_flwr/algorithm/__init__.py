@@ -1,0 +1,24 @@
+"""The paper's method and nothing else: no Flower, no files, no configuration.
+
+Guan, Huang, Guo, Yuan, Yang, Ye, "Rethinking Fair Federated Learning from Parameter and Client
+View", NeurIPS 2025. Adaptive Weighted Aggregation is in `direction` and `weighting`, Parameter
+Adjustment in `adjustment`, and `server_step` puts both together.
+"""
+
+from fedpw_flwr.algorithm.server_step import ClientResult, RoundWeights, ServerStep, server_step
+from fedpw_flwr.algorithm.settings import FedPWSettings
+from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
+from fedpw_flwr.algorithm.weighting import ClientSignal, SignalState, WeightingState
+
+__all__ = [
+    "ClientResult",
+    "ClientSignal",
+    "FedPWSettings",
+    "RoundWeights",
+    "ServerStep",
+    "SignalState",
+    "TensorKind",
+    "WeightingState",
+    "classify_tensors",
+    "server_step",
+]

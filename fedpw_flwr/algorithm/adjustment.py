@@ -1,0 +1,196 @@
+"""Parameter Adjustment (PA), the paper's parameter view: mask what is redundant, amplify consensus.
+
+Each client's update loses its entries of smallest magnitude, strong clients more of them. In the
+aggregated update the entries on which the clients agree most are amplified by as much as the
+masking took away. All functions work on one flattened tensor, in place where they say so.
+
+Every selection is O(n): thresholds come from a partition, never from a sort, and the consensus
+score needs two running sums over the clients instead of an N×n matrix.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fedpw_flwr.algorithm.weighting import floored_losses
+
+__all__ = [
+    "amplification_factor",
+    "amplify_",
+    "consensus_score_",
+    "consensus_set",
+    "drop_rates",
+    "entry_count",
+    "mask_smallest_",
+    "unit_normalise_",
+]
+
+
+def drop_rates(losses: Tensor, avg_drop_rate: float) -> Tensor:
+    """Drop rate of every client: r_k = min(1, r̄ · (1/ℓ_k) / mean_j(1/ℓ_j)).
+
+    Parameters
+    ----------
+    losses : Tensor
+        ℓ_k ≥ 0, shape (N,), float64.
+    avg_drop_rate : float
+        r̄, the rate of a client with the mean inverse loss.
+
+    Returns
+    -------
+    Tensor
+        r_k, shape (N,), float64, in [0, 1]. Clients with smaller losses drop more.
+    """
+    inverse = 1.0 / floored_losses(losses)
+    return (avg_drop_rate * inverse / inverse.mean()).clamp(max=1.0)
+
+
+def entry_count(entries: int, rate: float) -> int:
+    """Return ⌊n·r + 1e-9⌋, the paper's ⌊n·r⌋ where rounding must not lose an entry."""
+    return min(entries, math.floor(entries * rate + 1e-9))
+
+
+def mask_smallest_(update: Tensor, count: int, magnitudes: Tensor) -> Tensor:
+    """Set the `count` entries of smallest magnitude to 0, in place.
+
+    Parameters
+    ----------
+    update : Tensor
+        Δ_k of one tensor, shape (n,), changed in place into the masked Δ̃_k.
+    count : int
+        Entries to mask, ⌊n·r_k⌋. Equal magnitudes are masked by lower index first.
+    magnitudes : Tensor
+        Scratch of the same shape and dtype; overwritten.
+
+    Returns
+    -------
+    Tensor
+        m_k, the mean magnitude of the masked entries before masking, 0-d; 0 where `count` is 0.
+    """
+    if count == 0:
+        return update.new_zeros(())
+    torch.abs(update, out=magnitudes)
+    if count == update.numel():
+        mean = magnitudes.mean()
+        update.zero_()
+        return mean
+    threshold, mean = _partition(magnitudes, count)
+    torch.abs(update, out=magnitudes)
+    masked = _at_most(magnitudes, threshold, count)
+    update.masked_fill_(masked, 0.0)
+    return mean
+
+
+def unit_normalise_(update: Tensor) -> Tensor:
+    """Divide by the Euclidean norm in place: x_k = Δ̃_k / ‖Δ̃_k‖, 0 for a zero update."""
+    norm = torch.linalg.vector_norm(update)
+    return update.mul_(torch.where(norm > 0, 1.0 / norm, torch.zeros_like(norm)))
+
+
+def consensus_score_(total: Tensor, total_of_squares: Tensor) -> Tensor:
+    """Consensus score of every entry: (Σ_k x_kj)² / Σ_k x_kj², 0 where every client masked j.
+
+    A decreasing function of the paper's standard deviation over the clients of the unit-normalised
+    entries; N where all clients agree, 0 where they cancel.
+
+    Parameters
+    ----------
+    total : Tensor
+        Σ_k x_kj, shape (n,); overwritten with the score and returned.
+    total_of_squares : Tensor
+        Σ_k x_kj², shape (n,); overwritten.
+    """
+    tiny = torch.finfo(total.dtype).tiny
+    return total.square_().div_(total_of_squares.clamp_(min=tiny))
+
+
+def consensus_set(score: Tensor, count: int, scratch: Tensor) -> Tensor:
+    """Return the `count` entries of largest score, ties by lower index.
+
+    Parameters
+    ----------
+    score : Tensor
+        Shape (n,).
+    count : int
+        Size of the set, ⌊n·r̄⌋, at most n.
+    scratch : Tensor
+        Shape (n,), same dtype; overwritten.
+
+    Returns
+    -------
+    Tensor
+        Membership of the consensus set C, bool, shape (n,).
+    """
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    torch.neg(score, out=scratch)
+    if count == score.numel():
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold, _ = _partition(scratch, count)
+    torch.neg(score, out=scratch)
+    return _at_most(scratch, threshold, count)
+
+
+def amplification_factor(
+    update: Tensor, members: Tensor, count: int, discarded_magnitude: Tensor
+) -> Tensor:
+    """Return f = 1 + m/a with a = mean_{j∈C} |g_j|; 1 unless a ≠ 0 and m/a < 1.
+
+    Parameters
+    ----------
+    update : Tensor
+        g of one tensor, shape (n,).
+    members : Tensor
+        Membership of C, bool, shape (n,).
+    count : int
+        Size of C.
+    discarded_magnitude : Tensor
+        m = mean_k m_k, 0-d.
+
+    Returns
+    -------
+    Tensor
+        f, 0-d, in [1, 2).
+    """
+    if count == 0:
+        return update.new_ones(())
+    consensus_magnitude = torch.where(members, update, 0.0).abs_().sum() / count
+    ratio = discarded_magnitude / consensus_magnitude
+    return torch.where((consensus_magnitude > 0) & (ratio < 1.0), 1.0 + ratio, 1.0)
+
+
+def amplify_(update: Tensor, members: Tensor, factor: Tensor) -> Tensor:
+    """Multiply g by f on the consensus set C, in place."""
+    return update.mul_(torch.where(members, factor.to(update.dtype), 1.0))
+
+
+def _partition(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count`-th smallest value and the mean of the `count` smallest; reorders `values`.
+
+    On the CPU this is NumPy's introselect, which runs on vector instructions and leaves the
+    smallest entries in front; `torch.kthvalue` there is several times slower.
+    """
+    if values.device.type == "cpu":
+        values.numpy().partition(count - 1)
+        return values[count - 1].clone(), values[:count].mean()
+    threshold = torch.kthvalue(values, count).values
+    below = values < threshold
+    total = torch.where(below, values, 0.0).sum() + threshold * (count - below.sum())
+    return threshold, total / count
+
+
+def _at_most(values: Tensor, threshold: Tensor, count: int) -> Tensor:
+    """Choose the `count` smallest entries given the `count`-th smallest value, ties by index."""
+    chosen = values <= threshold
+    if values.device.type == "cpu":
+        surplus = int(torch.count_nonzero(chosen)) - count
+        if surplus > 0:
+            ties = torch.nonzero(values == threshold).reshape(-1)
+            chosen[ties[-surplus:]] = False
+        return chosen
+    ties = values == threshold
+    room = count - torch.count_nonzero(values < threshold)
+    return chosen & (~ties | (torch.cumsum(ties, 0) <= room))

@@ -1,0 +1,334 @@
+"""What a reply must be before anything is computed with it.
+
+One broken client must cost its own reply and nothing else: not the run, not a mean, not the
+method's memory. Each reply of a round is looked at here, alone and against the global model; what
+does not pass is set aside with a reason a person can act on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedpw_flwr.algorithm import ClientResult
+from fedpw_flwr.strategy.records import ArrayTensors
+
+__all__ = [
+    "IDENTITY_KEY",
+    "BadReply",
+    "EvaluateReply",
+    "MissingLossError",
+    "TrainReply",
+    "screen_evaluate_replies",
+    "screen_train_replies",
+]
+
+IDENTITY_KEY = "client-id"
+"""ConfigRecord entry by which a client names itself for good: an integer, as its partition."""
+
+LARGEST_NORM = 1e16
+"""Tensors of a larger Euclidean norm are refused: their inner products overflow float32."""
+
+
+class MissingLossError(ValueError):
+    """No client of a round reported the training loss that FedPW weights clients by."""
+
+
+@dataclass(frozen=True)
+class BadReply:
+    """A reply that was set aside.
+
+    Attributes
+    ----------
+    node_id : int
+        Flower's id of the node that sent it.
+    client : int
+        The client's stable identity where it gave one, else the node id.
+    reason : str
+        What is wrong with it.
+    failed : bool
+        True where the client raised or was lost (Flower reports an error), False where it answered
+        with something that cannot be used.
+    """
+
+    node_id: int
+    client: int
+    reason: str
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """A training reply that passed, and what the algorithm needs of it."""
+
+    node_id: int
+    result: ClientResult
+    content: RecordDict
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """An evaluation reply that passed."""
+
+    node_id: int
+    client: int
+    content: RecordDict
+
+
+def screen_train_replies(
+    replies: Iterable[Message],
+    asked: Collection[int],
+    owners: Mapping[int, int],
+    global_model: Mapping[str, Tensor],
+    loss_key: str | None,
+    examples_key: str,
+) -> tuple[list[TrainReply], list[BadReply]]:
+    """Separate the training replies that can be aggregated from those that cannot.
+
+    Parameters
+    ----------
+    replies : Iterable[Message]
+        Everything the grid returned for the round.
+    asked : Collection[int]
+        Ids of the nodes that were sent a training message in this round.
+    owners : Mapping[int, int]
+        Which node answered last for a client identity; decides between two that claim the same.
+    global_model : Mapping[str, Tensor]
+        The model that was sent: names, shapes and dtypes that a reply must match.
+    loss_key : str | None
+        MetricRecord key of the mean training loss; None where no loss is needed.
+    examples_key : str
+        MetricRecord key of the number of training examples; a reply may lack it.
+
+    Returns
+    -------
+    tuple[list[TrainReply], list[BadReply]]
+        Usable replies in the order of client identity, and the others.
+
+    Raises
+    ------
+    MissingLossError
+        If replies came and every one of them lacks `loss_key`.
+    """
+    good: list[TrainReply] = []
+    bad: list[BadReply] = []
+    answered = without_loss = 0
+    for message in replies:
+        node_id = message.metadata.src_node_id
+        if message.has_error():
+            bad.append(_failure(message))
+            continue
+        answered += 1
+        client = node_id
+        try:
+            client = _identity(message.content, node_id)
+            if node_id not in asked:
+                raise ValueError("it was not asked to train in this round")
+            metrics = _only_metric_record(message.content)
+            if loss_key is not None and loss_key not in metrics:
+                without_loss += 1
+                raise ValueError(f"its metrics lack the training loss {loss_key!r}")
+            result = ClientResult(
+                client=client,
+                tensors=_checked_tensors(message.content, global_model),
+                loss=None if loss_key is None else _non_negative(metrics, loss_key),
+                num_examples=(
+                    _non_negative(metrics, examples_key) if examples_key in metrics else None
+                ),
+            )
+        except ValueError as error:
+            bad.append(BadReply(node_id, client, str(error)))
+        else:
+            good.append(TrainReply(node_id, result, message.content))
+    if answered and without_loss == answered:
+        raise MissingLossError(
+            f"no client reported its training loss: FedPW weights clients by it and reads it from "
+            f"the metric {loss_key!r}. Let every client's train function return it, for example\n"
+            f'    MetricRecord({{"{loss_key}": mean_loss_over_all_batches, '
+            f'"{examples_key}": len(trainset)}})\n'
+            f'or name the metric your clients report: FedPW(train_loss_key="...")'
+        )
+    unique, duplicates = _one_reply_per_client(good, owners)
+    return unique, bad + duplicates
+
+
+def screen_evaluate_replies(
+    replies: Iterable[Message], asked: Collection[int], examples_key: str
+) -> tuple[list[EvaluateReply], list[BadReply]]:
+    """Separate the evaluation replies whose metrics can be aggregated from those that cannot.
+
+    The metric names (and lengths of lists) that most replies share are taken as right.
+
+    Parameters
+    ----------
+    replies : Iterable[Message]
+        Everything the grid returned for the round.
+    asked : Collection[int]
+        Ids of the nodes that were sent an evaluation message in this round.
+    examples_key : str
+        MetricRecord key of the number of examples.
+
+    Returns
+    -------
+    tuple[list[EvaluateReply], list[BadReply]]
+        Usable replies in the order of client identity, and the others.
+    """
+    good: list[EvaluateReply] = []
+    bad: list[BadReply] = []
+    for message in replies:
+        node_id = message.metadata.src_node_id
+        if message.has_error():
+            bad.append(_failure(message))
+            continue
+        client = node_id
+        try:
+            client = _identity(message.content, node_id)
+            if node_id not in asked:
+                raise ValueError("it was not asked to evaluate in this round")
+            metrics = _only_metric_record(message.content)
+            for key in metrics:
+                _finite(metrics, key)
+            if examples_key in metrics:
+                _non_negative(metrics, examples_key)
+        except ValueError as error:
+            bad.append(BadReply(node_id, client, str(error)))
+        else:
+            good.append(EvaluateReply(node_id, client, message.content))
+
+    shapes = Counter(_metric_shape(reply.content) for reply in good)
+    if len(shapes) > 1:
+        usual = max(shapes, key=lambda shape: (shapes[shape], len(shape), sorted(shape)))
+        odd = [reply for reply in good if _metric_shape(reply.content) != usual]
+        good = [reply for reply in good if _metric_shape(reply.content) == usual]
+        expected = sorted(key for key, _ in usual)
+        for reply in odd:
+            found = sorted(key for key, _ in _metric_shape(reply.content))
+            reason = f"its metrics {found} are not those of the other clients, {expected}"
+            bad.append(BadReply(reply.node_id, reply.client, reason))
+
+    unique: dict[int, EvaluateReply] = {}
+    for reply in sorted(good, key=lambda reply: (reply.client, reply.node_id)):
+        if reply.client in unique:
+            reason = f"a second reply of client {reply.client} in one round"
+            bad.append(BadReply(reply.node_id, reply.client, reason))
+        else:
+            unique[reply.client] = reply
+    return list(unique.values()), bad
+
+
+def _failure(message: Message) -> BadReply:
+    node_id = message.metadata.src_node_id
+    reason = f"error {message.error.code}: {message.error.reason}"
+    return BadReply(node_id, node_id, reason, failed=True)
+
+
+def _identity(content: RecordDict, node_id: int) -> int:
+    for record in content.config_records.values():
+        if IDENTITY_KEY in record:
+            identity = record[IDENTITY_KEY]
+            if isinstance(identity, bool) or not isinstance(identity, int) or identity < 0:
+                raise ValueError(
+                    f"its {IDENTITY_KEY!r} is {identity!r}, not a non-negative integer"
+                )
+            return identity
+    return node_id
+
+
+def _only_metric_record(content: RecordDict) -> MetricRecord:
+    records = list(content.metric_records.values())
+    if len(records) != 1:
+        raise ValueError(f"it holds {len(records)} MetricRecords instead of one")
+    return records[0]
+
+
+def _checked_tensors(content: RecordDict, global_model: Mapping[str, Tensor]) -> ArrayTensors:
+    records = list(content.array_records.values())
+    if len(records) != 1:
+        raise ValueError(f"it holds {len(records)} ArrayRecords instead of one")
+    tensors = ArrayTensors(records[0])
+    if set(tensors) != set(global_model):
+        missing = sorted(set(global_model) - set(tensors))
+        extra = sorted(set(tensors) - set(global_model))
+        raise ValueError(f"its arrays are not the model's: missing {missing}, unknown {extra}")
+    for name, expected in global_model.items():
+        tensor = tensors[name]
+        if tensor.shape != expected.shape:
+            raise ValueError(
+                f"tensor {name!r} has the shape {tuple(tensor.shape)} instead of "
+                f"{tuple(expected.shape)}"
+            )
+        if tensor.dtype != expected.dtype:
+            raise ValueError(f"tensor {name!r} is {tensor.dtype} instead of {expected.dtype}")
+        _check_finite(name, tensor)
+    return tensors
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Check a tensor in one pass: its squared norm is finite only if every entry is."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return
+    flat = tensor.reshape(-1)
+    if flat.dtype == torch.float16:
+        flat = flat.float()
+    if float(torch.dot(flat, flat)) <= LARGEST_NORM**2:
+        return
+    if not bool(torch.isfinite(flat).all()):
+        raise ValueError(f"tensor {name!r} holds values that are not finite (NaN or infinity)")
+    raise ValueError(
+        f"tensor {name!r} has entries up to {float(flat.abs().max()):.1e}: its norm is above "
+        f"{LARGEST_NORM:.0e}, so the client's training has diverged"
+    )
+
+
+def _finite(metrics: MetricRecord, key: str) -> None:
+    value = metrics[key]
+    values = value if isinstance(value, list) else [value]
+    if not all(math.isfinite(entry) for entry in values):
+        raise ValueError(f"its metric {key!r} is not finite: {value!r}")
+
+
+def _non_negative(metrics: MetricRecord, key: str) -> float:
+    value = metrics[key]
+    if isinstance(value, list):
+        raise ValueError(f"its metric {key!r} is a list, not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"its metric {key!r} is {value!r}, not a finite, non-negative number")
+    return number
+
+
+def _metric_shape(content: RecordDict) -> frozenset[tuple[str, int]]:
+    metrics = _only_metric_record(content)
+    return frozenset(
+        (key, len(value) if isinstance(value, list) else -1) for key, value in metrics.items()
+    )
+
+
+def _one_reply_per_client(
+    replies: list[TrainReply], owners: Mapping[int, int]
+) -> tuple[list[TrainReply], list[BadReply]]:
+    """Keep one reply a client: the node's that owned the identity before, else the lowest id's."""
+    unique: dict[int, TrainReply] = {}
+    duplicates: list[BadReply] = []
+
+    def precedence(reply: TrainReply) -> tuple[int, bool, int]:
+        client = reply.result.client
+        return client, owners.get(client) != reply.node_id, reply.node_id
+
+    for reply in sorted(replies, key=precedence):
+        client = reply.result.client
+        if client in unique:
+            reason = f"a second reply of client {client} in one round"
+            duplicates.append(BadReply(reply.node_id, client, reason))
+        else:
+            unique[client] = reply
+    return list(unique.values()), duplicates
