@@ -269,7 +269,9 @@ class FedPW(FedAvg):
         """
         if not self._asked_to_evaluate:
             return None
-        good, bad = screen_evaluate_replies(replies, self._asked_to_evaluate, self.weighted_by_key)
+        good, bad = screen_evaluate_replies(
+            replies, self._asked_to_evaluate, self._owners, self.weighted_by_key
+        )
         self._log_replies("aggregate_evaluate", server_round, len(good), bad)
         metrics = MetricRecord()
         contents = alike_metrics([reply.content for reply in good], self.weighted_by_key)

@@ -118,11 +118,12 @@ def screen_train_replies(
     """
     good: list[TrainReply] = []
     bad: list[BadReply] = []
+    known = {node: client for client, node in owners.items()}
     answered = without_loss = 0
     for message in replies:
         node_id = message.metadata.src_node_id
         if message.has_error():
-            bad.append(_failure(message))
+            bad.append(_failure(message, known))
             continue
         answered += 1
         client = node_id
@@ -159,7 +160,10 @@ def screen_train_replies(
 
 
 def screen_evaluate_replies(
-    replies: Iterable[Message], asked: Collection[int], examples_key: str
+    replies: Iterable[Message],
+    asked: Collection[int],
+    owners: Mapping[int, int],
+    examples_key: str,
 ) -> tuple[list[EvaluateReply], list[BadReply]]:
     """Separate the evaluation replies whose metrics can be aggregated from those that cannot.
 
@@ -171,6 +175,8 @@ def screen_evaluate_replies(
         Everything the grid returned for the round.
     asked : Collection[int]
         Ids of the nodes that were sent an evaluation message in this round.
+    owners : Mapping[int, int]
+        Which node answered last for a client identity; names a node that failed.
     examples_key : str
         MetricRecord key of the number of examples.
 
@@ -181,10 +187,11 @@ def screen_evaluate_replies(
     """
     good: list[EvaluateReply] = []
     bad: list[BadReply] = []
+    known = {node: client for client, node in owners.items()}
     for message in replies:
         node_id = message.metadata.src_node_id
         if message.has_error():
-            bad.append(_failure(message))
+            bad.append(_failure(message, known))
             continue
         client = node_id
         try:
@@ -222,10 +229,10 @@ def screen_evaluate_replies(
     return list(unique.values()), bad
 
 
-def _failure(message: Message) -> BadReply:
+def _failure(message: Message, known: Mapping[int, int]) -> BadReply:
     node_id = message.metadata.src_node_id
     reason = f"error {message.error.code}: {message.error.reason}"
-    return BadReply(node_id, node_id, reason, failed=True)
+    return BadReply(node_id, known.get(node_id, node_id), reason, failed=True)
 
 
 def _identity(content: RecordDict, node_id: int) -> int:

@@ -1,0 +1,1 @@
+"""What `flwr run` starts: the ServerApp and the ClientApp of the experiments."""

@@ -1,0 +1,249 @@
+"""From what a strategy decides in a round to what the run folder keeps of it.
+
+Flower calls the ServerApp back only with the arrays of a round. `RecordedStrategy` stands around
+any strategy, keeps the training metrics of the round, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedpw_flwr.experiment.configuration import resolved_yaml
+from fedpw_flwr.experiment.experiment import Experiment
+from fedpw_flwr.experiment.run_folder import (
+    ClientFigures,
+    RoundRecord,
+    RunFolder,
+    RunSummary,
+    best_round,
+)
+from fedpw_flwr.strategy.quarantine import IDENTITY_KEY
+from fedpw_flwr.training.evaluation import evaluate
+
+__all__ = ["RecordedStrategy", "RunRecorder", "client_metrics"]
+
+
+def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+    """Aggregate a round's training metrics for any strategy, keeping what each client said.
+
+    Parameters
+    ----------
+    contents : list[RecordDict]
+        The clients' replies.
+    weighted_by_key : str
+        Metric that weights the mean.
+
+    Returns
+    -------
+    MetricRecord
+        ``train_loss``, the weighted mean, and the parallel lists ``client-id``, ``client-loss`` and
+        ``client-share`` (the clients' shares of the weights).
+    """
+    replies = [_only(content) for content in contents]
+    total = sum(metrics[weighted_by_key] for _, metrics in replies)
+    shares = [float(metrics[weighted_by_key] / total) for _, metrics in replies]
+    losses = [float(metrics["train_loss"]) for _, metrics in replies]
+    return MetricRecord(
+        {
+            "train_loss": sum(share * loss for share, loss in zip(shares, losses, strict=True)),
+            "client-id": [client for client, _ in replies],
+            "client-loss": losses,
+            "client-share": shares,
+        }
+    )
+
+
+def _only(content: RecordDict) -> tuple[int, Any]:
+    (identity,) = (record[IDENTITY_KEY] for record in content.config_records.values())
+    (metrics,) = content.metric_records.values()
+    return int(identity), metrics  # type: ignore[arg-type]
+
+
+class RunRecorder:
+    """Tests the global model after every round and writes the round into the run folder.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        A started run folder.
+    experiment : Experiment
+        The experiment that runs.
+    """
+
+    def __init__(self, folder: RunFolder, experiment: Experiment) -> None:
+        self._folder = folder
+        self._experiment = experiment
+        self._model = experiment.new_model()
+        self._records: list[RoundRecord] = []
+        self._train_metrics: MetricRecord | None = None
+        self._since = time.monotonic()
+
+    def keep(self, train_metrics: MetricRecord | None) -> None:
+        """Keep a round's training metrics until the round is recorded."""
+        self._train_metrics = train_metrics
+
+    def record_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Test a global model on every domain, record the round and save the model.
+
+        Parameters
+        ----------
+        server_round : int
+            Round number; 0 is the initial model.
+        arrays : ArrayRecord
+            The global model after the round.
+
+        Returns
+        -------
+        MetricRecord
+            Mean, STD (where there are two domains or more) and worst accuracy, for Flower's log.
+        """
+        self._model.load_state_dict(arrays.to_torch_state_dict())
+        data = self._experiment.data
+        results = {
+            domain.name: evaluate(
+                self._model,
+                domain.test,
+                mean=data.mean,
+                std=data.std,
+                device=self._experiment.device,
+            )
+            for domain in data.domains
+        }
+        metrics = self._train_metrics if self._train_metrics is not None else MetricRecord()
+        self._train_metrics = None
+        now = time.monotonic()
+        record = RoundRecord(
+            round=server_round,
+            seconds=now - self._since,
+            accuracy={name: result.accuracy for name, result in results.items()},
+            loss={name: result.loss for name, result in results.items()},
+            train_loss=_number(metrics, "train_loss"),
+            clients=self._client_figures(metrics),
+            loss_term_share=_number(metrics, "fedpw-loss-term-share"),
+            amplification=_number(metrics, "fedpw-amplification"),
+            quarantined=_unusable(metrics),
+        )
+        self._since = now
+        self._records.append(record)
+        self._folder.append_round(record)
+        self._save_model(record)
+        spread = record.spread
+        figures = MetricRecord({"mean_accuracy": spread.mean, "worst_accuracy": spread.worst})
+        if len(results) > 1:
+            figures["std_accuracy"] = spread.std
+        return figures
+
+    def finish(self) -> None:
+        """Write the summary of the run."""
+        configuration = self._experiment.configuration
+        self._folder.write_summary(
+            RunSummary.of_run(
+                self._records,
+                config_text=resolved_yaml(configuration),
+                strategy=str(configuration.strategy.name),
+                seed=self._experiment.seed,
+            )
+        )
+
+    def _save_model(self, record: RoundRecord) -> None:
+        state = {name: tensor.cpu() for name, tensor in self._model.state_dict().items()}
+        metadata = {"round": str(record.round)}
+        self._folder.save_model(state, "model.safetensors", metadata)
+        if best_round(self._records) is record:
+            self._folder.save_model(state, "model_best.safetensors", metadata)
+
+    def _client_figures(self, metrics: MetricRecord) -> ClientFigures | None:
+        if "fedpw-client-id" in metrics:
+            keys = {name: f"fedpw-{name}" for name in ("p", "q", "drop-rate", "loss")}
+            identities, weights = metrics["fedpw-client-id"], metrics["fedpw-weight"]
+        elif "client-id" in metrics:
+            keys = {"loss": "client-loss"}
+            identities, weights = metrics["client-id"], metrics["client-share"]
+        else:
+            return None
+        clients = [int(client) for client in _list(identities)]
+        order = sorted(range(len(clients)), key=clients.__getitem__)
+        optional = {
+            name.replace("-", "_"): _floats(metrics[key], order)
+            for name, key in keys.items()
+            if key in metrics
+        }
+        return ClientFigures(
+            id=[clients[place] for place in order],
+            domain=[self._experiment.shares[clients[place]].domain for place in order],
+            weight=_floats(weights, order),
+            **optional,
+        )
+
+
+class RecordedStrategy(Strategy):
+    """Any strategy, with the training metrics of every round given to a recorder.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy that decides everything.
+    recorder : RunRecorder
+        Gets the training metrics of each round.
+    """
+
+    def __init__(self, strategy: Strategy, recorder: RunRecorder) -> None:
+        self._strategy = strategy
+        self._recorder = recorder
+
+    def summary(self) -> None:
+        """Log the strategy's settings."""
+        self._strategy.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy does."""
+        return self._strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As the strategy does; the recorder keeps the metrics."""
+        arrays, metrics = self._strategy.aggregate_train(server_round, replies)
+        self._recorder.keep(metrics)
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy does."""
+        return self._strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """As the strategy does."""
+        return self._strategy.aggregate_evaluate(server_round, replies)
+
+
+def _number(metrics: MetricRecord, key: str) -> float | None:
+    return float(metrics[key]) if key in metrics else None  # type: ignore[arg-type]
+
+
+def _unusable(metrics: MetricRecord) -> int | None:
+    """Count the replies that the round went without: quarantined ones and failed clients."""
+    if "fedpw-quarantined" not in metrics:
+        return None
+    return int(metrics["fedpw-quarantined"]) + int(metrics["fedpw-failed"])  # type: ignore[arg-type]
+
+
+def _list(values: object) -> Sequence[Any]:
+    assert isinstance(values, list)
+    return values
+
+
+def _floats(values: object, order: Sequence[int]) -> list[float]:
+    entries = _list(values)
+    return [float(entries[place]) for place in order]

@@ -1,0 +1,73 @@
+"""The ServerApp: rounds of training, each global model tested on every domain and recorded."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedpw_flwr.app.recording import RecordedStrategy, RunRecorder, client_metrics
+from fedpw_flwr.experiment.configuration import ConfigurationError, resolved_yaml
+from fedpw_flwr.experiment.experiment import experiment_of
+from fedpw_flwr.experiment.plots import write_plots
+from fedpw_flwr.experiment.run_folder import RunFolder
+
+__all__ = ["app"]
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run configuration describes, into its output folder.
+
+    Raises
+    ------
+    ConfigurationError
+        If the configuration cannot be used, or the federation has another number of clients.
+    RunFolderError
+        If the output folder already holds a run.
+    """
+    config_name = str(context.run_config["config-name"])
+    overrides = str(context.run_config["overrides"])
+    experiment = experiment_of(config_name, overrides)
+    folder = RunFolder(_output_folder(str(context.run_config["output-folder"]), context.run_id))
+    folder.start()
+    folder.write_config(resolved_yaml(experiment.configuration))
+
+    _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
+    recorder = RunRecorder(folder, experiment)
+    strategy = RecordedStrategy(experiment.new_strategy(client_metrics), recorder)
+    strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(experiment.new_model().state_dict()),
+        num_rounds=experiment.rounds,
+        timeout=experiment.runtime.round_timeout,
+        evaluate_fn=recorder.record_round,
+    )
+    recorder.finish()
+    write_plots(folder)
+
+
+def _output_folder(requested: str, run_id: int) -> Path:
+    """Return the folder asked for, else one of this run's own under the working folder."""
+    return Path(requested).absolute() if requested else Path.cwd() / "outputs" / f"run-{run_id}"
+
+
+def _wait_for_clients(grid: Grid, expected: int, timeout: float) -> None:
+    """Wait until every client is connected; a federation of another size would wait for ever."""
+    deadline = time.monotonic() + timeout
+    connected = 0
+    while time.monotonic() < deadline:
+        connected = len(list(grid.get_node_ids()))
+        if connected >= expected:
+            break
+        time.sleep(0.2)
+    if connected != expected:
+        raise ConfigurationError(
+            f"{connected} clients are connected after {timeout:g} s, the experiment has "
+            f"{expected}. Start it with the command fedpw, or with flwr run . "
+            f'--federation-config "num-supernodes={expected} client-resources-num-cpus=1"'
+        )

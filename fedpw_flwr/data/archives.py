@@ -1,0 +1,164 @@
+"""Your own pictures, one compressed NumPy archive a domain.
+
+For data that are yours, and for machines that cannot reach the internet.
+
+``FOLDER/NAME.npz`` holds the domain NAME in four arrays: ``x_train`` and ``x_test``, ``uint8`` of
+shape (N, H, W), grey, or (N, H, W, 3), RGB, and ``y_train`` and ``y_test``, integers of shape (N,),
+class labels from 0. ``numpy.savez_compressed`` writes such a file.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedpw_flwr.data.conversion import to_uint8_images
+from fedpw_flwr.data.images import (
+    Domain,
+    DomainCollection,
+    ImageSet,
+    imagenet_normalisation,
+)
+from fedpw_flwr.data.subset import at_most
+
+_FORM = (
+    "an archive holds x_train and x_test (uint8, (N, H, W) or (N, H, W, 3)) "
+    "and y_train and y_test (integers, (N,))"
+)
+
+
+def archives(
+    folder: str | Path,
+    domains: Sequence[str],
+    *,
+    image_size: int = 32,
+    channels: int = 3,
+    num_classes: int = 10,
+    max_test_per_domain: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> DomainCollection:
+    """Read one ``.npz`` archive a domain.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where the archives lie.
+    domains : sequence of str
+        Names of the domains, which are the archives' names without ``.npz``, in client order.
+    image_size : int, default 32
+        Height and width every picture is brought to, in pixels.
+    channels : int, default 3
+        1 or 3; grey pictures become RGB by repetition.
+    num_classes : int, default 10
+        Labels must lie in ``range(num_classes)``.
+    max_test_per_domain : int or None, default None
+        Keep at most so many test pictures of a domain: the same random ones in every run.
+    mean, std : sequence of float, optional
+        Normalisation, one number a channel in the 0-1 scale. Default: ImageNet's, as in the paper.
+
+    Returns
+    -------
+    DomainCollection
+        The domains in the order of `domains`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder or an archive is missing; the message lists what is there.
+    ValueError
+        If an archive is damaged, or lacks an array, or one has another dtype, shape or range of
+        labels; the message names it.
+    """
+    default_mean, default_std = imagenet_normalisation(channels)
+    return DomainCollection(
+        domains=tuple(
+            _read_domain(Path(folder), name, image_size, channels, num_classes, max_test_per_domain)
+            for name in domains
+        ),
+        num_classes=num_classes,
+        mean=default_mean if mean is None else tuple(mean),
+        std=default_std if std is None else tuple(std),
+    )
+
+
+def _read_domain(
+    folder: Path,
+    name: str,
+    image_size: int,
+    channels: int,
+    num_classes: int,
+    max_test: int | None,
+) -> Domain:
+    file = folder / f"{name}.npz"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}: set dataset.folder to the folder which holds {file.name}"
+        )
+    if not file.is_file():
+        found = ", ".join(sorted(path.stem for path in folder.glob("*.npz"))) or "no archive at all"
+        raise FileNotFoundError(
+            f"there is no {file.name} in {folder} (found: {found}): correct dataset.domains "
+            "or dataset.folder"
+        )
+    arrays = _read_arrays(file)
+    train, test = (
+        _image_set(file, arrays, split, image_size, channels, num_classes)
+        for split in ("train", "test")
+    )
+    return Domain(name, train, at_most(test, max_test))
+
+
+def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"{file} is not an .npz archive, or is cut short: copy it again")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}): copy it again") from error
+    except ValueError as error:
+        raise ValueError(f"{file} holds Python objects ({error}): {_FORM}") from error
+
+
+def _image_set(
+    file: Path,
+    arrays: dict[str, NDArray[Any]],
+    split: str,
+    image_size: int,
+    channels: int,
+    num_classes: int,
+) -> ImageSet:
+    missing = [key for key in (f"x_{split}", f"y_{split}") if key not in arrays]
+    if missing:
+        raise ValueError(
+            f"{file} has no {' and no '.join(missing)}, only {sorted(arrays)}: {_FORM}"
+        )
+    pixels, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"x_{split} in {file} is {pixels.dtype}, not uint8 (0 to 255): {_FORM}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"y_{split} in {file} is {labels.dtype}, not an integer type: {_FORM}")
+    if labels.ndim != 1 or len(labels) != len(pixels):
+        raise ValueError(
+            f"y_{split} in {file} has shape {labels.shape} for {len(pixels)} pictures: {_FORM}"
+        )
+    if len(labels) == 0:
+        raise ValueError(f"x_{split} in {file} is empty: a domain needs at least one picture")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"y_{split} in {file} has labels from {labels.min()} to {labels.max()}, but "
+            f"dataset.num_classes={num_classes} allows 0 to {num_classes - 1}"
+        )
+    try:
+        images = to_uint8_images(pixels, image_size=image_size, channels=channels)
+    except ValueError as error:
+        raise ValueError(f"x_{split} in {file}: {error}") from error
+    return ImageSet(images, torch.from_numpy(labels.astype(np.int64)))

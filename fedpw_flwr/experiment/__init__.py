@@ -1,0 +1,1 @@
+"""The `fedpw` command: launch a run safely, show its progress, read and draw what it leaves."""

@@ -1,0 +1,134 @@
+"""The command `fedpw`: hydra's command line in front of one safe launch.
+
+    fedpw rounds=10 strategy=fedavg seed=1
+
+Whatever hydra understands works: overrides, ``--help``, ``--cfg job``, ``--config-dir`` with files
+of one's own, ``-m`` for several runs one after the other. The exit status is 0 only if Flower
+recorded the run as completed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedpw_flwr.experiment.configuration import (
+    ConfigurationError,
+    absolute_folders,
+    checked,
+    config_folder,
+    count_clients,
+    join_overrides,
+    runtime_settings,
+)
+from fedpw_flwr.experiment.launch import ClientResources, RunOutcome, launch
+from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.experiment.staging import StagingError
+from fedpw_flwr.experiment.superlink import SuperLinkError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command; exits with status 1 if the configuration or the run failed."""
+    hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(_run)()
+
+
+def _run(configuration: DictConfig) -> None:
+    """Launch the run that hydra composed, and say how it ended."""
+    console, errors = Console(), Console(stderr=True)
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    try:
+        outcome = _launch(configuration, folder)
+    except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
+        errors.print(f"[bold red]fedpw:[/] {escape(str(error))}", highlight=False)
+        _remove_if_empty(folder.path)
+        sys.exit(1)
+    if not outcome.completed:
+        errors.print(
+            f"[bold red]fedpw: the run failed[/] ({outcome.status})\n{escape(outcome.error)}\n"
+            f"The whole log is in {outcome.log_file}",
+            highlight=False,
+        )
+        sys.exit(1)
+    _print_results(console, folder, outcome)
+
+
+def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
+    hydra_config = HydraConfig.get()
+    folder.check_unused()
+    checked(configuration)
+    runtime = runtime_settings(configuration)
+    launched_from = Path(hydra_config.runtime.cwd)
+    overrides = [
+        *hydra_config.overrides.task,
+        *absolute_folders(configuration, launched_from),
+    ]
+
+    def check() -> None:
+        # Flower's processes start meanwhile; importing PyTorch and reading the data takes as long.
+        from fedpw_flwr.experiment.experiment import build_experiment
+
+        # The strategy logs its warnings again where it runs.
+        flower_log = logging.getLogger("flwr")
+        flower_log.disabled = True
+        try:
+            build_experiment(configuration)
+        finally:
+            flower_log.disabled = False
+
+    return launch(
+        {
+            "config-name": str(hydra_config.job.config_name),
+            "overrides": join_overrides(overrides),
+            "output-folder": str(folder.path),
+        },
+        ClientResources(
+            num_clients=count_clients(configuration),
+            cpus_per_client=runtime.cpus_per_client,
+            gpus_per_client=runtime.gpus_per_client,
+        ),
+        output_folder=folder.path,
+        rounds=int(configuration.rounds),
+        extra_config_folder=_extra_config_folder(launched_from),
+        check=check,
+    )
+
+
+def _extra_config_folder(launched_from: Path) -> Path | None:
+    """Return the folder given by ``--config-dir``."""
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.provider == "command-line":
+            return launched_from / str(source.path)
+    return None
+
+
+def _print_results(console: Console, folder: RunFolder, outcome: RunOutcome) -> None:
+    summary = folder.read_summary()
+    table = Table(title=f"{summary.strategy}, seed {summary.seed}: test accuracy, %")
+    table.add_column("domain")
+    table.add_column(f"round {summary.rounds}", justify="right")
+    for domain, accuracy in summary.accuracy.items():
+        table.add_row(domain, f"{100 * accuracy:.1f}")
+    table.add_section()
+    for label, value in (
+        ("mean (AVG)", summary.final.mean),
+        ("spread (STD, ddof=1)", summary.final.std),
+        ("worst", summary.final.worst),
+    ):
+        table.add_row(label, f"{100 * value:.1f}")
+    console.print(table)
+    console.print(f"{outcome.seconds:.0f} s. Metrics, models and plots: {folder.path}")
+
+
+def _remove_if_empty(path: Path) -> None:
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()

@@ -1,0 +1,275 @@
+"""The configuration of a run: hydra's, composed once a process, wrong keys and values refused.
+
+The `fedpw` command, the ServerApp and every ClientApp compose the same configuration from the same
+two strings, the name of a config and a line of hydra overrides, so nothing else has to travel.
+Light on purpose: the command needs it before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+__all__ = [
+    "ConfigurationError",
+    "RuntimeSettings",
+    "absolute_folders",
+    "compose_configuration",
+    "config_folder",
+    "count_clients",
+    "join_overrides",
+    "resolved_yaml",
+    "runtime_settings",
+]
+
+GROUPS = ("dataset", "model", "partition", "client", "strategy")
+
+_composing = Lock()
+
+
+class ConfigurationError(ValueError):
+    """The configuration cannot be used; the message says which key or value and what to do."""
+
+
+@dataclass
+class RuntimeSettings:
+    """Where clients run and how long the server waits for them.
+
+    Attributes
+    ----------
+    device : str
+        Device of training and evaluation; "auto" takes CUDA when there is one.
+    cpus_per_client : int
+        CPU cores Ray reserves a client; PyTorch uses as many threads.
+    gpus_per_client : float
+        Share of a GPU that Ray reserves a client.
+    connect_timeout : float
+        Seconds to wait for all clients before the first round.
+    round_timeout : float
+        Seconds to wait for the replies of one phase of a round.
+    """
+
+    device: str = "auto"
+    cpus_per_client: int = 1
+    gpus_per_client: float = 0.0
+    connect_timeout: float = 120.0
+    round_timeout: float = 3600.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.cpus_per_client < 1:
+            raise ConfigurationError(
+                f"runtime.cpus_per_client must be at least 1, got {self.cpus_per_client}"
+            )
+        if not self.gpus_per_client >= 0:
+            raise ConfigurationError(
+                f"runtime.gpus_per_client must be 0 or more, got {self.gpus_per_client}"
+            )
+        for name in ("connect_timeout", "round_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(
+                    f"runtime.{name} must be a positive number of seconds, "
+                    f"got {getattr(self, name)}"
+                )
+
+
+@dataclass
+class _Schema:
+    """Types of the top-level keys; groups that build objects check themselves when built."""
+
+    seed: int
+    rounds: int
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    partition: dict[str, Any]
+    client: dict[str, Any]
+    strategy: dict[str, Any]
+    runtime: RuntimeSettings
+
+
+def config_folder() -> Path:
+    """Return the folder of the configuration groups: the wheel's, else the checkout's.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none, as in an incomplete copy of the package.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigurationError(
+        f"no configuration found: neither {package / 'conf'} nor {package.parent / 'conf'} holds "
+        "config.yaml. Install fedpw-flwr again, or run from a complete checkout"
+    )
+
+
+@lru_cache(maxsize=4)
+def compose_configuration(config_name: str = "config", overrides: str = "") -> DictConfig:
+    """Compose and check the configuration; the same arguments compose once a process.
+
+    Parameters
+    ----------
+    config_name : str (default: "config")
+        Name of a file in conf/, without its ending.
+    overrides : str (default: "")
+        Hydra overrides as typed on a command line, separated by blanks.
+
+    Returns
+    -------
+    DictConfig
+        Read-only. Interpolations are resolved when read.
+
+    Raises
+    ------
+    ConfigurationError
+        If a key is unknown, a value has the wrong type or range, or one that must be given is not.
+    """
+    try:
+        words = shlex.split(overrides)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the overrides {overrides!r} cannot be split into words: {error}"
+        ) from error
+    with _composing:
+        # Hydra's state is global to the process; another user of hydra in it must not be disturbed.
+        before = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(config_folder()), version_base="1.3"):
+                configuration = compose(config_name, words)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigurationError(
+                f"{_with_cause(error)}\n(config {config_name!r}, overrides {overrides!r})"
+            ) from error
+        finally:
+            GlobalHydra.instance().hydra = before
+    return checked(configuration)
+
+
+def checked(configuration: DictConfig) -> DictConfig:
+    """Check a composed configuration's keys and types, and return it read-only.
+
+    Raises
+    ------
+    ConfigurationError
+        If a top-level key is unknown or missing, or a value has the wrong type or range.
+    """
+    try:
+        OmegaConf.to_container(configuration, resolve=True, throw_on_missing=True)
+        OmegaConf.merge(OmegaConf.structured(_Schema), configuration)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(_with_cause(error)) from error
+    if configuration.rounds < 1:
+        raise ConfigurationError(f"rounds must be at least 1, got {configuration.rounds}")
+    if configuration.seed < 0:
+        raise ConfigurationError(f"seed must be 0 or more, got {configuration.seed}")
+    for group in GROUPS:
+        if "_target_" not in configuration[group]:
+            raise ConfigurationError(
+                f"{group} has no _target_: choose one of conf/{group}/ by its file name, for "
+                f"example {group}={_choices(group)[0]}"
+            )
+    if "name" not in configuration.strategy:
+        raise ConfigurationError("strategy has no name: it labels the run in tables and plots")
+    runtime_settings(configuration)
+    OmegaConf.set_readonly(configuration, True)
+    return configuration
+
+
+def runtime_settings(configuration: DictConfig) -> RuntimeSettings:
+    """Return the runtime group, typed and checked."""
+    typed = OmegaConf.merge(OmegaConf.structured(RuntimeSettings), configuration.runtime)
+    settings = OmegaConf.to_object(typed)
+    assert isinstance(settings, RuntimeSettings)
+    return settings
+
+
+def resolved_yaml(configuration: DictConfig) -> str:
+    """Return the configuration as YAML with every interpolation resolved."""
+    return OmegaConf.to_yaml(configuration, resolve=True, sort_keys=False)
+
+
+def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:
+    """Return overrides that make every relative folder of the configuration absolute.
+
+    A run's processes work in folders of their own, so a path typed on the command line must be tied
+    to where it was typed. A folder is any key named ``folder``.
+
+    Parameters
+    ----------
+    configuration : DictConfig
+        The composed configuration.
+    base : Path
+        The folder that relative paths start from.
+    """
+    overrides: list[str] = []
+
+    def visit(node: Any, path: str) -> None:
+        for key, value in node.items():
+            where = f"{path}.{key}" if path else str(key)
+            if isinstance(value, dict):
+                visit(value, where)
+            elif key == "folder" and isinstance(value, str):
+                absolute = str((base / Path(value).expanduser()).resolve())
+                escaped = absolute.replace("\\", "\\\\").replace("'", "\\'")
+                overrides.append(f"{where}='{escaped}'")
+
+    visit(OmegaConf.to_container(configuration, resolve=True), "")
+    return overrides
+
+
+def join_overrides(overrides: Sequence[str]) -> str:
+    """Join overrides into the one line that `compose_configuration` splits again."""
+    return shlex.join(overrides)
+
+
+def count_clients(configuration: DictConfig) -> int:
+    """Return the number of clients, without loading any data.
+
+    Raises
+    ------
+    ConfigurationError
+        If the partition cannot be built, or the dataset does not list its domains.
+    """
+    from hydra.utils import instantiate
+
+    if "domains" not in configuration.dataset:
+        raise ConfigurationError(
+            "dataset has no key 'domains': the number of clients follows from its length"
+        )
+    try:
+        partition = instantiate(configuration.partition)
+    except HydraException as error:
+        raise ConfigurationError(f"partition: {_with_cause(error)}") from error
+    return int(partition.num_clients(list(configuration.dataset.domains)))
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def _with_cause(error: BaseException) -> str:
+    """Say what hydra said without its inner type names, and the reason where a cause hides it."""
+    said = str(error).strip().splitlines()
+    inner = ("object_type=", "reference_type=", "provider=", "Config search path:")
+    lines = ["\n".join(line for line in said if not line.strip().startswith(inner))]
+    cause = error.__cause__
+    while cause is not None:
+        text = str(cause).strip()
+        if text and text not in lines[-1]:
+            lines.append(text)
+        cause = cause.__cause__
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""Local training: what a client does with the global model in one round.
+
+Plain SGD on the client's own pictures. The loss it returns is what FedPW weighs clients by: the
+mean over *all* local batches of the round, not the last epoch's, so that it says how hard the
+pictures were for the model that arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from fedpw_flwr.data.images import ImageSet
+from fedpw_flwr.training.batches import Normalisation, training_batches
+from fedpw_flwr.training.settings import ClientSettings
+
+
+def client_generator(seed: int, round_number: int, client_id: int) -> torch.Generator:
+    """Return the source of randomness of one client in one round.
+
+    It depends on nothing else, so a round is the same whatever trained before it in this process
+    and in whatever order.
+
+    Parameters
+    ----------
+    seed, round_number, client_id : int
+        Each at least 0.
+    """
+    state = np.random.SeedSequence([seed, round_number, client_id]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def train(
+    model: nn.Module,
+    pictures: ImageSet,
+    settings: ClientSettings,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    generator: torch.Generator,
+) -> float:
+    """Train `model` in place, and leave it on `device` in training mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps (B, C, H, W) to logits (B, classes).
+    pictures : ImageSet
+        The client's N training pictures, N at least 1.
+    settings : ClientSettings
+        Epochs, batch size and SGD's settings.
+    mean, std : sequence of float
+        Normalisation, one number a channel in the 0-1 scale.
+    device : torch.device or str
+        Where to train.
+    generator : torch.Generator
+        On the CPU, see :func:`client_generator`. The global random state is neither read nor
+        changed.
+
+    Returns
+    -------
+    float
+        Cross-entropy in nats, the mean over all batches of all epochs. Not finite if training
+        diverged.
+
+    Raises
+    ------
+    ValueError
+        If there is no picture.
+    """
+    if len(pictures) == 0:
+        raise ValueError("cannot train on 0 pictures: give this client some, or leave it out")
+    device = torch.device(device)
+    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    batches = training_batches(
+        pictures.to(device),
+        Normalisation(mean, std, device),
+        batch_size=settings.batch_size,
+        crop_padding=settings.crop_padding,
+        epochs=settings.epochs,
+        generator=generator,
+    )
+    # Summed where the losses are: reading each one would make the host wait for the device.
+    total = torch.zeros((), device=device)
+    steps = 0
+    for images, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        loss = cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+        steps += 1
+    return float(total) / steps

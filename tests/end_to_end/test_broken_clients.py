@@ -1,0 +1,74 @@
+"""A federation with broken clients, for real: the run finishes, learns, and says who was broken."""
+
+from pathlib import Path
+
+import pytest
+
+from fedpw_flwr.experiment.launch import ClientResources, launch
+from fedpw_flwr.experiment.run_folder import RunFolder
+from fedpw_flwr.experiment.staging import stage_app
+
+pytestmark = pytest.mark.long
+
+# The package's own ClientApp, with three clients that answer as broken ones do.
+BROKEN_CLIENTS = """
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedpw_flwr.app.client_app import train as honest_train
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    partition = context.node_config["partition-id"]
+    if partition == 3:
+        raise RuntimeError("the disk of this site is full")
+    reply = honest_train(message, context)
+    arrays = reply.content["arrays"].to_torch_state_dict()
+    name = next(iter(arrays))
+    if partition == 1:
+        arrays[name].view(-1)[0] = torch.nan
+    if partition == 2:
+        arrays[name] = arrays[name][:1]
+    reply.content["arrays"] = ArrayRecord(arrays)
+    return reply
+"""
+
+
+def test_run_with_nan_wrong_shape_and_a_raising_client_finishes_and_names_them(
+    tmp_path: Path,
+) -> None:
+    app = stage_app(tmp_path / "app")
+    (app / "broken_clients.py").write_text(BROKEN_CLIENTS)
+    project = app / "pyproject.toml"
+    settings = project.read_text()
+    assert "fedpw_flwr.app.client_app:app" in settings
+    project.write_text(settings.replace("fedpw_flwr.app.client_app:app", "broken_clients:app"))
+
+    outcome = launch(
+        {
+            "config-name": "config",
+            "overrides": "rounds=3 model=cnn",
+            "output-folder": str(tmp_path / "run"),
+        },
+        ClientResources(num_clients=8),
+        output_folder=tmp_path / "run",
+        rounds=3,
+        app_folder=app,
+    )
+
+    assert outcome.completed, outcome.error
+    records = RunFolder(tmp_path / "run").read_rounds()
+    assert [record.quarantined for record in records[1:]] == [3, 3, 3]
+    for record in records[1:]:
+        assert record.clients is not None
+        assert record.clients.id == [0, 4, 5, 6, 7]
+    log = outcome.log_file.read_text()
+    assert "client 1 " in log
+    assert "not finite" in log
+    assert "client 2 " in log
+    assert "has the shape" in log
+    assert "the disk of this site is full" in log

@@ -1,0 +1,102 @@
+"""The display says what the metrics file says, and never gets in the way of a run."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fedpw_flwr.experiment.progress import RoundLines, RunProgress
+
+
+def _record(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "round": number,
+        "seconds": 2.1,
+        "accuracy": {"scans": 0.91, "fonts": 0.62},
+        "mean_accuracy": 0.812,
+        "std_accuracy": 0.119,
+        "worst_accuracy": 0.62,
+    } | changes
+
+
+def _append(path: Path, *records: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def _shown(path: Path, rounds: int, *, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
+    with RunProgress(path, rounds, console) as progress:
+        progress.update()
+    return stream.getvalue()
+
+
+def test_a_pipe_gets_one_plain_line_a_round(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _append(path, _record(0, seconds=None), _record(1), _record(2))
+    lines = _shown(path, 2).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("round 1/2  mean 81.2 %  spread 11.9  worst 62.0 % (fonts)  2.1 s")
+    assert "left" in lines[1]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_a_terminal_gets_a_bar_with_the_same_figures(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _append(path, _record(0), _record(1))
+    shown = _shown(path, 4, terminal=True)
+    for expected in ("1/4", "mean 81.2 %", "spread 11.9", "worst 62.0 % (fonts)", "left"):
+        assert expected in shown
+
+
+def test_a_half_written_line_is_shown_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = RoundLines(path)
+    assert lines.read_new() == []
+    whole = json.dumps(_record(1)) + "\n"
+    path.write_text(whole[:20])
+    assert lines.read_new() == []
+    path.write_text(whole + "not json\n[1]\n" + whole[:10])
+    assert [record["round"] for record in lines.read_new()] == [1]
+    assert lines.read_new() == []
+
+
+@given(content=st.binary(max_size=200), value=st.one_of(st.none(), st.text(), st.floats()))
+def test_no_content_breaks_the_display(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, value: object
+) -> None:
+    path = tmp_path_factory.mktemp("progress") / "metrics.jsonl"
+    odd = dict.fromkeys((*_record(1), "quarantined"), value)
+    lines = [json.dumps(odd | {"round": 1}), json.dumps(_record(1, accuracy={"a": value}))]
+    path.write_bytes("\n".join(lines).encode() + b"\n" + content)
+    _shown(path, 3)
+    _shown(path, 3, terminal=True)
+
+
+def test_quarantined_replies_are_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _append(path, _record(1, quarantined=1), _record(2, quarantined=0), _record(3, quarantined=2))
+    warnings = [line for line in _shown(path, 3).splitlines() if line.startswith("warning")]
+    assert len(warnings) == 2
+    assert "round 1 left out 1 reply " in warnings[0]
+    assert "round 3 left out 2 replies " in warnings[1]
+
+
+def test_an_unknown_figure_is_a_dash(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _append(path, _record(1, mean_accuracy=None, std_accuracy=float("nan")))
+    assert "mean - %  spread -  worst" in _shown(path, 2)
+
+
+def test_a_phase_is_told_before_the_first_round(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with RunProgress(tmp_path / "none", 3, Console(file=stream)) as progress:
+        progress.say("starting Flower")
+        progress.update()
+    assert stream.getvalue() == "starting Flower\n"
