@@ -16,13 +16,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedpw_flwr.experiment.configuration import resolved_yaml
 from fedpw_flwr.experiment.experiment import Experiment
-from fedpw_flwr.experiment.run_folder import (
-    ClientFigures,
-    RoundRecord,
-    RunFolder,
-    RunSummary,
-    best_round,
-)
+from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, best_round
+from fedpw_flwr.experiment.run_folder import RunFolder
 from fedpw_flwr.strategy.quarantine import IDENTITY_KEY
 from fedpw_flwr.training.evaluation import evaluate
 

@@ -10,6 +10,7 @@ recorded the run as completed.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def _run(configuration: DictConfig) -> None:
         errors.print(f"[bold red]fedpw:[/] {escape(str(error))}", highlight=False)
         _remove_if_empty(folder.path)
         sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("fedpw: stopped; no process is left", highlight=False)
+        sys.exit(130)
     if not outcome.completed:
         errors.print(
             f"[bold red]fedpw: the run failed[/] ({outcome.status})\n{escape(outcome.error)}\n"
@@ -95,6 +99,7 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
             num_clients=count_clients(configuration),
             cpus_per_client=runtime.cpus_per_client,
             gpus_per_client=runtime.gpus_per_client,
+            total_cpus=runtime.total_cpus,
         ),
         output_folder=folder.path,
         rounds=int(configuration.rounds),
@@ -124,7 +129,7 @@ def _print_results(console: Console, folder: RunFolder, outcome: RunOutcome) -> 
         ("spread (STD, ddof=1)", summary.final.std),
         ("worst", summary.final.worst),
     ):
-        table.add_row(label, f"{100 * value:.1f}")
+        table.add_row(label, f"{100 * value:.1f}" if math.isfinite(value) else "-")
     console.print(table)
     console.print(f"{outcome.seconds:.0f} s. Metrics, models and plots: {folder.path}")
 

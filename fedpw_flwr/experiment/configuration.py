@@ -54,6 +54,8 @@ class RuntimeSettings:
         CPU cores Ray reserves a client; PyTorch uses as many threads.
     gpus_per_client : float
         Share of a GPU that Ray reserves a client.
+    total_cpus : int | None
+        CPU cores that all clients together may take; None: all of the machine.
     connect_timeout : float
         Seconds to wait for all clients before the first round.
     round_timeout : float
@@ -63,6 +65,7 @@ class RuntimeSettings:
     device: str = "auto"
     cpus_per_client: int = 1
     gpus_per_client: float = 0.0
+    total_cpus: int | None = None
     connect_timeout: float = 120.0
     round_timeout: float = 3600.0
 
@@ -75,6 +78,11 @@ class RuntimeSettings:
         if not self.gpus_per_client >= 0:
             raise ConfigurationError(
                 f"runtime.gpus_per_client must be 0 or more, got {self.gpus_per_client}"
+            )
+        if self.total_cpus is not None and self.total_cpus < self.cpus_per_client:
+            raise ConfigurationError(
+                f"runtime.total_cpus is {self.total_cpus}, but one client alone takes "
+                f"runtime.cpus_per_client={self.cpus_per_client}"
             )
         for name in ("connect_timeout", "round_timeout"):
             if not getattr(self, name) > 0:

@@ -28,7 +28,8 @@ from rich.table import Table
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedpw_flwr.experiment.configuration import ConfigurationError
-from fedpw_flwr.experiment.run_folder import ModelFile, RunFolder, RunFolderError, Spread
+from fedpw_flwr.experiment.records import Spread
+from fedpw_flwr.experiment.run_folder import ModelFile, RunFolder, RunFolderError
 
 if TYPE_CHECKING:
     # A mistyped path should be reported at once, not after PyTorch's seconds of import.
@@ -149,11 +150,12 @@ def evaluate_run(
     name: ModelFile = "model_best.safetensors" if best else "model.safetensors"
     state, metadata = folder.load_model(name)
 
+    from fedpw_flwr.experiment.experiment import build_group, usable_device
     from fedpw_flwr.training.evaluation import evaluate
 
-    target = _device(device)
-    data: DomainCollection = _built("dataset", configuration)
-    model: torch.nn.Module = _built(
+    target = usable_device(device)
+    data: DomainCollection = build_group("dataset", configuration)
+    model: torch.nn.Module = build_group(
         "model", configuration, num_classes=data.num_classes, in_channels=data.in_channels
     )
     _load(model, state, folder.path / name)
@@ -223,44 +225,6 @@ def _configuration(folder: RunFolder, overrides: Sequence[str]) -> DictConfig:
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"the overrides cannot be used: {error}") from error
     return configuration
-
-
-def _built(group: str, configuration: DictConfig, **arguments: object) -> Any:
-    """Build what a group of the configuration describes."""
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
-
-    node = configuration.get(group)
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise ConfigurationError(
-            f"the run's configuration does not say how to build its {group}: {group}._target_ is "
-            "missing"
-        )
-    try:
-        return instantiate(node, **arguments)
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
-        cause: BaseException = error
-        while isinstance(cause, HydraException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ConfigurationError(
-            f"the run's {group} ({node['_target_']}) cannot be built here: {cause}"
-        ) from error
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        # Only an allocation tells whether the device is really there.
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigurationError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}): use auto or cpu"
-        ) from error
-    return device
 
 
 def _load(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -6,10 +6,11 @@ ServerApp to evaluate, every ClientApp worker to train.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from flwr.app import MetricRecord, RecordDict
@@ -17,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from fedpw_flwr.data.images import DomainCollection
@@ -29,9 +31,14 @@ from fedpw_flwr.experiment.configuration import (
 )
 from fedpw_flwr.training.settings import ClientSettings
 
-__all__ = ["Experiment", "build_experiment", "experiment_of"]
-
-T = TypeVar("T")
+__all__ = [
+    "Experiment",
+    "build_experiment",
+    "build_group",
+    "experiment_of",
+    "named_part",
+    "usable_device",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +76,11 @@ class Experiment:
         """Build the model with the run's initial weights, the same in every process."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            model: nn.Module = _built(
+            model: nn.Module = build_group(
                 "model",
-                lambda: instantiate(
-                    self.configuration.model,
-                    num_classes=self.data.num_classes,
-                    in_channels=self.data.in_channels,
-                ),
+                self.configuration,
+                num_classes=self.data.num_classes,
+                in_channels=self.data.in_channels,
             )
         return model
 
@@ -95,15 +100,13 @@ class Experiment:
         )
         sampling = {"min_train_nodes": 1, "min_evaluate_nodes": 1}
         defaults = {key: value for key, value in sampling.items() if key not in settings}
-        strategy: Strategy = _built(
-            "strategy",
-            lambda: instantiate(
+        with named_part("strategy"):
+            strategy: Strategy = instantiate(
                 settings,
                 min_available_nodes=len(self.shares),
                 train_metrics_aggr_fn=train_metrics_aggr_fn,
                 **defaults,
-            ),
-        )
+            )
         return strategy
 
 
@@ -122,46 +125,82 @@ def build_experiment(configuration: DictConfig) -> Experiment:
         If a part cannot be built; the message names it and keeps the part's own words.
     """
     seed = int(configuration.seed)
-    data: DomainCollection = _built("dataset", lambda: instantiate(configuration.dataset))
-    partition: Any = _built("partition", lambda: instantiate(configuration.partition))
-    shares = _built("partition", lambda: tuple(partition.split(data, seed)))
+    data: DomainCollection = build_group("dataset", configuration)
+    partition = build_group("partition", configuration)
+    with named_part("partition"):
+        shares = tuple(partition.split(data, seed))
+    with named_part("runtime"):
+        runtime = runtime_settings(configuration)
+        device = usable_device(runtime.device)
     experiment = Experiment(
         configuration=configuration,
         seed=seed,
         rounds=int(configuration.rounds),
         data=data,
         shares=shares,
-        client=_built("client", lambda: instantiate(configuration.client)),
-        runtime=runtime_settings(configuration),
-        device=_device(runtime_settings(configuration).device),
+        client=build_group("client", configuration),
+        runtime=runtime,
+        device=device,
     )
     experiment.new_model()
     experiment.new_strategy(lambda contents, key: MetricRecord())
     return experiment
 
 
-def _built(part: str, build: Callable[[], T]) -> T:
-    """Build a part; turn hydra's nested errors into one that names it."""
+def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:
+    """Build what a group of a configuration describes, with hydra's nested errors unwrapped.
+
+    Parameters
+    ----------
+    group : str
+        Key of the configuration, such as "dataset".
+    configuration : DictConfig
+        Any run's configuration.
+    **arguments
+        Passed on to what is built.
+
+    Raises
+    ------
+    ConfigurationError
+        If the group does not say what to build, or it cannot be built.
+    """
+    node = configuration.get(group)
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigurationError(
+            f"{group}: the configuration does not say how to build it: {group}._target_ is missing"
+        )
+    with named_part(group):
+        return instantiate(node, **arguments)
+
+
+@contextmanager
+def named_part(part: str) -> Iterator[None]:
+    """Name the part of the experiment in whatever goes wrong inside."""
     try:
-        return build()
-    except (HydraException, ValueError, TypeError, OSError) as error:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
         cause: BaseException = error
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise ConfigurationError(f"{part}: {cause}") from error
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" takes CUDA when there is one.
+
+    Raises
+    ------
+    ConfigurationError
+        If PyTorch does not know it, or it is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+        # Only an allocation tells whether the device is really there.
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigurationError(
-            f"runtime.device={name} is not a device of PyTorch; use auto, cpu or cuda"
+            f"device {name} cannot be used here ({str(error).splitlines()[0]}): use auto or cpu"
         ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(
-            f"runtime.device={name}, but PyTorch sees no CUDA device; use auto or cpu"
-        )
     return device

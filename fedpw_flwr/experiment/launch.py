@@ -329,6 +329,7 @@ class _Run:
             details = "" if details == "N/A" else details
         else:
             status, details = ("not-started", "") if lost is None else ("process-died", "")
+        self.note(f"Flower's status of the run: {status}")
         if status == "finished:completed":
             return status, details, ""
         if not status.startswith("finished"):

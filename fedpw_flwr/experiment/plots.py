@@ -27,13 +27,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from fedpw_flwr.experiment.run_folder import (
-    ClientFigures,
-    RoundRecord,
-    RunFolder,
-    RunFolderError,
-    atomic_file,
-)
+from fedpw_flwr.experiment.records import ClientFigures, RoundRecord
+from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError, atomic_file
 
 __all__ = ["draw_plots", "write_plots"]
 

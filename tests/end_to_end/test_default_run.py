@@ -71,7 +71,7 @@ def test_progress_names_accuracy_spread_and_time_left_of_every_round(run: Finish
     rounds = run.folder.read_summary().rounds
     lines = [line for line in run.output.splitlines() if line.startswith("round ")]
     assert len(lines) == rounds + 1
-    assert all("accuracy" in line and "spread" in line for line in lines)
+    assert all("mean" in line and "spread" in line and "worst" in line for line in lines)
     assert "left" in lines[1]
 
 

@@ -15,7 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fedpw_flwr.experiment.evaluate import evaluate_run, main
-from fedpw_flwr.experiment.run_folder import RoundRecord, RunFolder
+from fedpw_flwr.experiment.records import RoundRecord
+from fedpw_flwr.experiment.run_folder import RunFolder
 from fedpw_flwr.training.evaluation import evaluate
 
 CONFIGURATION = """
@@ -220,6 +221,6 @@ def test_a_mistyped_override_is_refused(
 
 
 def test_an_unknown_device_is_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--device abacus cannot be used" in refused(
+    assert "device abacus cannot be used" in refused(
         [str(run.path), "--device", "abacus"], capsys
     )

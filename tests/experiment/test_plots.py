@@ -20,7 +20,8 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from fedpw_flwr.experiment.plots import PALETTE, _spread_out, draw_plots, write_plots
-from fedpw_flwr.experiment.run_folder import ClientFigures, RoundRecord, RunFolder, RunFolderError
+from fedpw_flwr.experiment.records import ClientFigures, RoundRecord
+from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 
 
 def synthetic_run(

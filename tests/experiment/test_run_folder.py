@@ -15,16 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpw_flwr.experiment.run_folder import (
-    ClientFigures,
-    RoundRecord,
-    RunFolder,
-    RunFolderError,
-    RunSummary,
-    Spread,
-    atomic_file,
-    best_round,
-)
+from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, Spread, best_round
+from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError, atomic_file
 
 CLIENTS = ClientFigures(
     id=[0, 1],
