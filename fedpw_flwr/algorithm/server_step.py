@@ -185,7 +185,7 @@ def server_step(
                 if factor is not None:
                     factors[name] = factor
             moved = torch.sub(start, change, out=change)
-            model[name] = moved.to(tensor.dtype).reshape(tensor.shape).cpu()
+            model[name] = _saturated(moved, tensor.dtype).reshape(tensor.shape).cpu()
 
     return ServerStep(
         model=model,
@@ -347,6 +347,14 @@ def _average_adjusted(
 def _update_into(update: Tensor, start: Tensor, trained: Tensor) -> Tensor:
     """Write Δ_k = w − w_k into `update`."""
     return torch.sub(start, trained.reshape(-1).to(start.device, start.dtype), out=update)
+
+
+def _saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to `dtype`; what a half-precision dtype cannot hold becomes its largest value."""
+    if dtype == values.dtype:
+        return values
+    limit = torch.finfo(dtype).max
+    return values.clamp_(-limit, limit).to(dtype)
 
 
 def _weighted_integers(

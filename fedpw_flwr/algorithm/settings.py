@@ -82,7 +82,8 @@ def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
     ValueError
         If there is no name, or one appears twice.
     """
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    listed = isinstance(names, Sequence) and not isinstance(names, str)
+    if not listed or not all(isinstance(name, str) for name in names):
         raise TypeError(f"trainable must be a sequence of tensor names or None, got {names!r}")
     if not names:
         raise ValueError("trainable is empty: name at least one tensor, or pass None for the rule")

@@ -34,12 +34,11 @@ def main(grid: Grid, context: Context) -> None:
     overrides = str(context.run_config["overrides"])
     experiment = experiment_of(config_name, overrides)
     folder = RunFolder(_output_folder(str(context.run_config["output-folder"]), context.run_id))
-    folder.start()
-    folder.write_config(resolved_yaml(experiment.configuration))
-
-    _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
     recorder = RunRecorder(folder, experiment)
     strategy = RecordedStrategy(experiment.new_strategy(client_metrics), recorder)
+    _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
+    folder.start()
+    folder.write_config(resolved_yaml(experiment.configuration))
     strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(experiment.new_model().state_dict()),

@@ -85,7 +85,7 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
         flower_log = logging.getLogger("flwr")
         flower_log.disabled = True
         try:
-            build_experiment(configuration)
+            build_experiment(configuration).check()
         finally:
             flower_log.disabled = False
 

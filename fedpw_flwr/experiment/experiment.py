@@ -72,6 +72,17 @@ class Experiment:
     runtime: RuntimeSettings
     device: torch.device
 
+    def check(self) -> None:
+        """Build what only the server needs, to find mistakes before any training.
+
+        Raises
+        ------
+        ConfigurationError
+            If model or strategy cannot be built.
+        """
+        self.new_model()
+        self.new_strategy(lambda contents, key: MetricRecord())
+
     def new_model(self) -> nn.Module:
         """Build the model with the run's initial weights, the same in every process."""
         with torch.random.fork_rng():
@@ -117,7 +128,7 @@ def experiment_of(config_name: str, overrides: str) -> Experiment:
 
 
 def build_experiment(configuration: DictConfig) -> Experiment:
-    """Load the data, divide them among the clients, and check that model and strategy can be built.
+    """Load the data and divide them among the clients.
 
     Raises
     ------
@@ -132,7 +143,7 @@ def build_experiment(configuration: DictConfig) -> Experiment:
     with named_part("runtime"):
         runtime = runtime_settings(configuration)
         device = usable_device(runtime.device)
-    experiment = Experiment(
+    return Experiment(
         configuration=configuration,
         seed=seed,
         rounds=int(configuration.rounds),
@@ -142,9 +153,6 @@ def build_experiment(configuration: DictConfig) -> Experiment:
         runtime=runtime,
         device=device,
     )
-    experiment.new_model()
-    experiment.new_strategy(lambda contents, key: MetricRecord())
-    return experiment
 
 
 def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:

@@ -23,8 +23,10 @@ from fedpw_flwr.algorithm import (
 )
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.strategy.quarantine import (
+    Asked,
     BadReply,
     TrainReply,
+    check_finite,
     screen_evaluate_replies,
     screen_train_replies,
 )
@@ -124,8 +126,9 @@ class FedPW(FedAvg):
         self.device = _available_device(device)
         self.state = WeightingState()
         self._global_arrays: ArrayRecord | None = None
-        self._asked_to_train: frozenset[int] = frozenset()
-        self._asked_to_evaluate: frozenset[int] = frozenset()
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._asked_to_train = Asked()
+        self._asked_to_evaluate: Asked | None = None
         self._owners: dict[int, int] = {}
         super().__init__(
             fraction_train=fraction_train,
@@ -167,16 +170,22 @@ class FedPW(FedAvg):
         Raises
         ------
         ValueError
-            If `trainable` names an array the model does not have, or the model's own arrays cannot
-            be decoded.
+            If `trainable` names an array the model does not have, or an array of the model cannot
+            be decoded or is not finite.
         TypeError
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
+        arrays = self._in_model_dtypes(arrays)
         model = ArrayTensors(arrays)
         classify_tensors({name: model[name].dtype for name in model}, self.settings.trainable)
+        for name in model:
+            try:
+                check_finite(name, model[name])
+            except ValueError as error:
+                raise ValueError(f"the global model of round {server_round}: {error}") from error
         messages = list(super().configure_train(server_round, arrays, config, grid))
         self._global_arrays = arrays
-        self._asked_to_train = frozenset(message.metadata.dst_node_id for message in messages)
+        self._asked_to_train = Asked(tuple(messages))
         return messages
 
     def aggregate_train(
@@ -212,8 +221,8 @@ class FedPW(FedAvg):
                 "aggregate_train was called before configure_train: FedPW needs the model that "
                 "the clients started from"
             )
-        if not self._asked_to_train:
-            return self._global_arrays, None
+        if not self._asked_to_train.messages:
+            return self._global_arrays.copy(), None
         global_model = ArrayTensors(self._global_arrays)
         needs_loss = self.settings.adapt_weights or self.settings.adjust_parameters
         good, bad = screen_train_replies(
@@ -233,7 +242,7 @@ class FedPW(FedAvg):
                 "aggregate_train: round %s has no reply that can be used; the model stays as it is",
                 server_round,
             )
-            return self._global_arrays, round_metrics(None, [], bad)
+            return self._global_arrays.copy(), round_metrics(None, [], bad)
 
         step = server_step(
             global_model,
@@ -253,7 +262,7 @@ class FedPW(FedAvg):
     ) -> Iterable[Message]:
         """Sample nodes for evaluation, as FedAvg; remember whom."""
         messages = list(super().configure_evaluate(server_round, arrays, config, grid))
-        self._asked_to_evaluate = frozenset(message.metadata.dst_node_id for message in messages)
+        self._asked_to_evaluate = Asked(tuple(messages))
         return messages
 
     def aggregate_evaluate(
@@ -267,7 +276,7 @@ class FedPW(FedAvg):
             The averaged metrics with ``fedpw-quarantined`` and ``fedpw-failed``; None where nobody
             was asked.
         """
-        if not self._asked_to_evaluate:
+        if self._asked_to_evaluate is not None and not self._asked_to_evaluate.messages:
             return None
         good, bad = screen_evaluate_replies(
             replies, self._asked_to_evaluate, self._owners, self.weighted_by_key
@@ -279,6 +288,25 @@ class FedPW(FedAvg):
             metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
         metrics.update(round_metrics(None, [], bad))
         return metrics
+
+    def _in_model_dtypes(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Give the arrays the dtypes they had in the first round.
+
+        A server optimizer on top of this strategy computes in float64 and turns counters into
+        floats; clients answer in the model's own dtypes.
+        """
+        model = ArrayTensors(arrays)
+        dtypes = {name: model[name].dtype for name in model}
+        if self._dtypes.keys() != dtypes.keys():
+            self._dtypes = dtypes
+        if self._dtypes == dtypes:
+            return arrays
+        return encode_arrays(
+            {
+                name: (model[name] if dtype.is_floating_point else model[name].round()).to(dtype)
+                for name, dtype in self._dtypes.items()
+            }
+        )
 
     def _train_metrics(
         self, good: list[TrainReply], step: ServerStep, bad: list[BadReply]
@@ -322,8 +350,14 @@ def _available_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device={device!r} is not a device of PyTorch: {error}") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but PyTorch sees no CUDA device; use device='cpu'")
+    try:
+        # Only a result that comes back tells whether the device is really there.
+        torch.zeros(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={device!r} cannot be used here ({reason}); use device='cpu'"
+        ) from error
     return chosen
 
 

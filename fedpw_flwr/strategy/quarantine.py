@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
 from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
@@ -21,10 +22,13 @@ from fedpw_flwr.strategy.records import ArrayTensors
 
 __all__ = [
     "IDENTITY_KEY",
+    "Asked",
     "BadReply",
     "EvaluateReply",
     "MissingLossError",
     "TrainReply",
+    "all_finite",
+    "check_finite",
     "screen_evaluate_replies",
     "screen_train_replies",
 ]
@@ -38,6 +42,31 @@ LARGEST_NORM = 1e16
 
 class MissingLossError(ValueError):
     """No client of a round reported the training loss that FedPW weights clients by."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whom the messages of one phase of a round went to.
+
+    Attributes
+    ----------
+    messages : tuple[Message, ...]
+        The messages; the grid gives them their ids when it sends them.
+    """
+
+    messages: tuple[Message, ...] = ()
+
+    def nodes(self) -> frozenset[int]:
+        """Return the ids of the nodes that were asked."""
+        return frozenset(message.metadata.dst_node_id for message in self.messages)
+
+    def node_of_failures(self) -> dict[str, int]:
+        """Return the node each message went to: Flower reports a lost node's error as node 1's."""
+        return {
+            message.metadata.message_id: message.metadata.dst_node_id
+            for message in self.messages
+            if message.metadata.message_id
+        }
 
 
 @dataclass(frozen=True)
@@ -71,6 +100,11 @@ class TrainReply:
     result: ClientResult
     content: RecordDict
 
+    @property
+    def client(self) -> int:
+        """Return the client's stable identity."""
+        return self.result.client
+
 
 @dataclass(frozen=True)
 class EvaluateReply:
@@ -81,9 +115,12 @@ class EvaluateReply:
     content: RecordDict
 
 
+Reply = TypeVar("Reply", TrainReply, EvaluateReply)
+
+
 def screen_train_replies(
     replies: Iterable[Message],
-    asked: Collection[int],
+    asked: Asked,
     owners: Mapping[int, int],
     global_model: Mapping[str, Tensor],
     loss_key: str | None,
@@ -95,8 +132,8 @@ def screen_train_replies(
     ----------
     replies : Iterable[Message]
         Everything the grid returned for the round.
-    asked : Collection[int]
-        Ids of the nodes that were sent a training message in this round.
+    asked : Asked
+        The round's training messages.
     owners : Mapping[int, int]
         Which node answered last for a client identity; decides between two that claim the same.
     global_model : Mapping[str, Tensor]
@@ -118,22 +155,23 @@ def screen_train_replies(
     """
     good: list[TrainReply] = []
     bad: list[BadReply] = []
-    known = {node: client for client, node in owners.items()}
+    name_failure = _FailureNames(asked, owners)
+    nodes = asked.nodes()
     answered = without_loss = 0
     for message in replies:
         node_id = message.metadata.src_node_id
         if message.has_error():
-            bad.append(_failure(message, known))
+            bad.append(name_failure(message))
             continue
         answered += 1
+        without_loss += loss_key is not None and not _reports(message.content, loss_key)
         client = node_id
         try:
             client = _identity(message.content, node_id)
-            if node_id not in asked:
+            if node_id not in nodes:
                 raise ValueError("it was not asked to train in this round")
             metrics = _only_metric_record(message.content)
             if loss_key is not None and loss_key not in metrics:
-                without_loss += 1
                 raise ValueError(f"its metrics lack the training loss {loss_key!r}")
             result = ClientResult(
                 client=client,
@@ -161,7 +199,7 @@ def screen_train_replies(
 
 def screen_evaluate_replies(
     replies: Iterable[Message],
-    asked: Collection[int],
+    asked: Asked | None,
     owners: Mapping[int, int],
     examples_key: str,
 ) -> tuple[list[EvaluateReply], list[BadReply]]:
@@ -173,8 +211,9 @@ def screen_evaluate_replies(
     ----------
     replies : Iterable[Message]
         Everything the grid returned for the round.
-    asked : Collection[int]
-        Ids of the nodes that were sent an evaluation message in this round.
+    asked : Asked | None
+        The round's evaluation messages; None where they are not known, as in a strategy that
+        sends its own.
     owners : Mapping[int, int]
         Which node answered last for a client identity; names a node that failed.
     examples_key : str
@@ -187,16 +226,17 @@ def screen_evaluate_replies(
     """
     good: list[EvaluateReply] = []
     bad: list[BadReply] = []
-    known = {node: client for client, node in owners.items()}
+    name_failure = _FailureNames(asked or Asked(), owners)
+    nodes = None if asked is None else asked.nodes()
     for message in replies:
         node_id = message.metadata.src_node_id
         if message.has_error():
-            bad.append(_failure(message, known))
+            bad.append(name_failure(message))
             continue
         client = node_id
         try:
             client = _identity(message.content, node_id)
-            if node_id not in asked:
+            if nodes is not None and node_id not in nodes:
                 raise ValueError("it was not asked to evaluate in this round")
             metrics = _only_metric_record(message.content)
             for key in metrics:
@@ -219,20 +259,26 @@ def screen_evaluate_replies(
             reason = f"its metrics {found} are not those of the other clients, {expected}"
             bad.append(BadReply(reply.node_id, reply.client, reason))
 
-    unique: dict[int, EvaluateReply] = {}
-    for reply in sorted(good, key=lambda reply: (reply.client, reply.node_id)):
-        if reply.client in unique:
-            reason = f"a second reply of client {reply.client} in one round"
-            bad.append(BadReply(reply.node_id, reply.client, reason))
-        else:
-            unique[reply.client] = reply
-    return list(unique.values()), bad
+    unique, duplicates = _one_reply_per_client(good, owners)
+    return unique, bad + duplicates
 
 
-def _failure(message: Message, known: Mapping[int, int]) -> BadReply:
-    node_id = message.metadata.src_node_id
-    reason = f"error {message.error.code}: {message.error.reason}"
-    return BadReply(node_id, known.get(node_id, node_id), reason, failed=True)
+class _FailureNames:
+    """Names the client behind an error that Flower reports in place of a reply."""
+
+    def __init__(self, asked: Asked, owners: Mapping[int, int]) -> None:
+        self._node_of = asked.node_of_failures()
+        self._client_of = {node: client for client, node in owners.items()}
+
+    def __call__(self, message: Message) -> BadReply:
+        metadata = message.metadata
+        node_id = self._node_of.get(metadata.reply_to_message_id, metadata.src_node_id)
+        reason = f"error {message.error.code}: {message.error.reason}"
+        return BadReply(node_id, self._client_of.get(node_id, node_id), reason, failed=True)
+
+
+def _reports(content: RecordDict, key: str) -> bool:
+    return any(key in record for record in content.metric_records.values())
 
 
 def _identity(content: RecordDict, node_id: int) -> int:
@@ -272,12 +318,18 @@ def _checked_tensors(content: RecordDict, global_model: Mapping[str, Tensor]) ->
             )
         if tensor.dtype != expected.dtype:
             raise ValueError(f"tensor {name!r} is {tensor.dtype} instead of {expected.dtype}")
-        _check_finite(name, tensor)
+        check_finite(name, tensor)
     return tensors
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
-    """Check a tensor in one pass: its squared norm is finite only if every entry is."""
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Check a tensor in one pass: its squared norm is finite only if every entry is.
+
+    Raises
+    ------
+    ValueError
+        If an entry is not finite, or the norm is above `LARGEST_NORM`.
+    """
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return
     flat = tensor.reshape(-1)
@@ -289,15 +341,23 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         raise ValueError(f"tensor {name!r} holds values that are not finite (NaN or infinity)")
     raise ValueError(
         f"tensor {name!r} has entries up to {float(flat.abs().max()):.1e}: its norm is above "
-        f"{LARGEST_NORM:.0e}, so the client's training has diverged"
+        f"{LARGEST_NORM:.0e}, so training has diverged"
     )
 
 
+def all_finite(value: MetricRecordValues) -> bool:
+    """Say whether a metric, a number or a list, is finite; integers no float can hold are not."""
+    try:
+        return all(
+            math.isfinite(entry) for entry in (value if isinstance(value, list) else [value])
+        )
+    except OverflowError:
+        return False
+
+
 def _finite(metrics: MetricRecord, key: str) -> None:
-    value = metrics[key]
-    values = value if isinstance(value, list) else [value]
-    if not all(math.isfinite(entry) for entry in values):
-        raise ValueError(f"its metric {key!r} is not finite: {value!r}")
+    if not all_finite(metrics[key]):
+        raise ValueError(f"its metric {key!r} is not finite: {metrics[key]!r}")
 
 
 def _non_negative(metrics: MetricRecord, key: str) -> float:
@@ -321,21 +381,26 @@ def _metric_shape(content: RecordDict) -> frozenset[tuple[str, int]]:
 
 
 def _one_reply_per_client(
-    replies: list[TrainReply], owners: Mapping[int, int]
-) -> tuple[list[TrainReply], list[BadReply]]:
-    """Keep one reply a client: the node's that owned the identity before, else the lowest id's."""
-    unique: dict[int, TrainReply] = {}
+    replies: Sequence[Reply], owners: Mapping[int, int]
+) -> tuple[list[Reply], list[BadReply]]:
+    """Keep one reply a client: the node's that owned the identity before, else the lowest id's.
+
+    Where one node sent several, their content decides, never their order.
+    """
+    answers = Counter((reply.client, reply.node_id) for reply in replies)
+
+    def precedence(reply: Reply) -> tuple[int, bool, int, str]:
+        # Hashing a whole reply is only worth it where there is something to decide.
+        several = answers[reply.client, reply.node_id] > 1
+        digest = reply.content.object_id if several else ""
+        return reply.client, owners.get(reply.client) != reply.node_id, reply.node_id, digest
+
+    unique: dict[int, Reply] = {}
     duplicates: list[BadReply] = []
-
-    def precedence(reply: TrainReply) -> tuple[int, bool, int]:
-        client = reply.result.client
-        return client, owners.get(client) != reply.node_id, reply.node_id
-
     for reply in sorted(replies, key=precedence):
-        client = reply.result.client
-        if client in unique:
-            reason = f"a second reply of client {client} in one round"
-            duplicates.append(BadReply(reply.node_id, client, reason))
+        if reply.client in unique:
+            reason = f"a second reply of client {reply.client} in one round"
+            duplicates.append(BadReply(reply.node_id, reply.client, reason))
         else:
-            unique[client] = reply
+            unique[reply.client] = reply
     return list(unique.values()), duplicates

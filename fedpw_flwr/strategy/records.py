@@ -48,7 +48,11 @@ def decode_array(array: Array) -> Tensor:
     read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     if version not in read_header:
         raise ValueError(f"unsupported npy format version {version}")
-    shape, fortran_order, dtype = read_header[version](header)
+    try:
+        shape, fortran_order, dtype = read_header[version](header)
+    except Exception as error:
+        # NumPy parses the header as a Python literal; one flipped byte can raise almost anything.
+        raise ValueError(f"the npy header cannot be read: {error!r}") from error
     if dtype.hasobject:
         raise ValueError("the payload holds Python objects")
     if tuple(shape) != tuple(array.shape) or str(dtype) != array.dtype:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from flwr.app import MetricRecord, RecordDict
 
 from fedpw_flwr.algorithm import ClientResult, ServerStep
-from fedpw_flwr.strategy.quarantine import BadReply
+from fedpw_flwr.strategy.quarantine import BadReply, all_finite
 
 __all__ = ["alike_metrics", "round_metrics"]
 
@@ -26,17 +25,17 @@ def alike_metrics(contents: Sequence[RecordDict], weighted_by_key: str) -> list[
     Returns
     -------
     list[RecordDict]
-        The replies with a MetricRecord of equal keys and finite values each; replies that count
-        for nothing (weight 0) are left out, and so are all of them if none counts.
+        The replies with a MetricRecord of equal keys and finite values each; none where all of
+        them count for nothing (weight 0).
     """
     records = [next(iter(content.metric_records.items())) for content in contents]
     metrics = [record for _, record in records]
     shared = {key for record in metrics for key in record if _is_shared(key, metrics)}
     weighted = weighted_by_key in shared
+    if weighted and not any(record[weighted_by_key] for record in metrics):
+        return []
     alike = []
     for content, (name, record) in zip(contents, records, strict=True):
-        if weighted and not record[weighted_by_key]:
-            continue
         kept = MetricRecord({key: record[key] for key in record if key in shared})
         if not weighted:
             kept[weighted_by_key] = 1
@@ -50,8 +49,7 @@ def _is_shared(key: str, metrics: Sequence[MetricRecord]) -> bool:
         if key not in record:
             return False
         value = record[key]
-        values = value if isinstance(value, list) else [value]
-        if not all(math.isfinite(entry) for entry in values):
+        if not all_finite(value):
             return False
         lengths.add(len(value) if isinstance(value, list) else -1)
     return len(lengths) == 1

@@ -1,0 +1,262 @@
+"""Every way in which a training reply can be broken, each built from a good one.
+
+Each kind is a function from a good reply to what arrives instead of it: one reply or several.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from federation import array_record, ndarrays, stray
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+Break = Callable[[Message, Message], list[Message]]
+
+
+@dataclass(frozen=True)
+class BrokenReply:
+    """`arrives(message, good_reply)` comes instead of the good reply; `reason` is in the log."""
+
+    arrives: Break
+    reason: str
+    failed: bool = False
+
+
+STRANGER = 999
+WEIGHT = "body.weight"
+
+
+def npy(header: str, body: bytes, shape: tuple[int, ...], dtype: str = "float32") -> Array:
+    """An Array whose npy payload carries any header."""
+    text = header.encode("latin1")
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+    return Array(dtype=dtype, shape=shape, stype="numpy.ndarray", data=data)
+
+
+def _with(reply: Message, message: Message, **records: Any) -> list[Message]:
+    content = RecordDict({**reply.content, **records})
+    return [Message(content, reply_to=message)]
+
+
+def _edited(edit: Callable[[dict[str, np.ndarray]], None]) -> Break:
+    def arrives(message: Message, good: Message) -> list[Message]:
+        model = {name: array.copy() for name, array in ndarrays(good.content["arrays"]).items()}
+        edit(model)
+        return _with(good, message, arrays=array_record(model))
+
+    return arrives
+
+
+def _payload(change: Callable[[Array], Array]) -> Break:
+    def arrives(message: Message, good: Message) -> list[Message]:
+        arrays = dict(good.content["arrays"])
+        arrays[WEIGHT] = change(arrays[WEIGHT])
+        return _with(good, message, arrays=ArrayRecord(arrays))
+
+    return arrives
+
+
+def _metrics(**changes: Any) -> Break:
+    def arrives(message: Message, good: Message) -> list[Message]:
+        values = {**good.content["metrics"], **changes}
+        kept = {key: value for key, value in values.items() if value is not None}
+        return _with(good, message, metrics=MetricRecord(kept))
+
+    return arrives
+
+
+def _identity(value: Any) -> Break:
+    def arrives(message: Message, good: Message) -> list[Message]:
+        return _with(good, message, identity=ConfigRecord({"client-id": value}))
+
+    return arrives
+
+
+def _without(record: str) -> Break:
+    def arrives(message: Message, good: Message) -> list[Message]:
+        content = {name: value for name, value in good.content.items() if name != record}
+        return [Message(RecordDict(content), reply_to=message)]
+
+    return arrives
+
+
+def _twice(record: str) -> Break:
+    def arrives(message: Message, good: Message) -> list[Message]:
+        return _with(good, message, **{f"{record}-again": good.content[record].copy()})
+
+    return arrives
+
+
+def _set_entry(value: float) -> Callable[[dict[str, np.ndarray]], None]:
+    def edit(model: dict[str, np.ndarray]) -> None:
+        model[WEIGHT][2, 1] = value
+
+    return edit
+
+
+def _all_entries(model: dict[str, np.ndarray]) -> None:
+    model[WEIGHT][:] = 1e30
+
+
+def _nan_in_buffer(model: dict[str, np.ndarray]) -> None:
+    model["norm.running_mean"][0] = np.nan
+
+
+def _missing(model: dict[str, np.ndarray]) -> None:
+    del model["body.bias"]
+
+
+def _extra(model: dict[str, np.ndarray]) -> None:
+    model["head.weight"] = np.ones(3, dtype=np.float32)
+
+
+def _transposed(model: dict[str, np.ndarray]) -> None:
+    model[WEIGHT] = model[WEIGHT].T.copy()
+
+
+def _scalar_made_vector(model: dict[str, np.ndarray]) -> None:
+    model["norm.num_batches_tracked"] = model["norm.num_batches_tracked"].reshape(1)
+
+
+def _double(model: dict[str, np.ndarray]) -> None:
+    model[WEIGHT] = model[WEIGHT].astype(np.float64)
+
+
+def _float_counter(model: dict[str, np.ndarray]) -> None:
+    name = "norm.num_batches_tracked"
+    model[name] = model[name].astype(np.float32)
+
+
+def _truncated(array: Array) -> Array:
+    return Array(array.dtype, array.shape, array.stype, array.data[:-5])
+
+
+def _trailing(array: Array) -> Array:
+    return Array(array.dtype, array.shape, array.stype, array.data + b"\0\0\0\0")
+
+
+def _no_bytes(array: Array) -> Array:
+    return Array(array.dtype, array.shape, array.stype, b"")
+
+
+def _only_magic(array: Array) -> Array:
+    return Array(array.dtype, array.shape, array.stype, array.data[:9])
+
+
+def _random_bytes(array: Array) -> Array:
+    return Array(array.dtype, array.shape, array.stype, bytes(range(256)))
+
+
+def _cut_header(array: Array) -> Array:
+    return npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6, 4", b"\0" * 96, (6, 4))
+
+
+def _unhashable_header(array: Array) -> Array:
+    return npy("{[]: 1}", b"\0" * 96, (6, 4))
+
+
+def _empty_descr(array: Array) -> Array:
+    header = "{'descr': (), 'fortran_order': False, 'shape': (6, 4), }"
+    return npy(header, b"\0" * 96, (6, 4))
+
+
+def _other_stype(array: Array) -> Array:
+    return Array(array.dtype, array.shape, "torch.tensor", array.data)
+
+
+def _lying_shape(array: Array) -> Array:
+    lie = Array(np.zeros((4, 6), dtype=np.float32))
+    return Array(array.dtype, array.shape, array.stype, lie.data)
+
+
+def _lying_dtype(array: Array) -> Array:
+    lie = Array(np.zeros((6, 4), dtype=np.int32))
+    return Array(array.dtype, array.shape, array.stype, lie.data)
+
+
+def _big_endian(array: Array) -> Array:
+    return Array(array.numpy().astype(">f4"))
+
+
+def _text(array: Array) -> Array:
+    return Array(np.full((6, 4), "loss"))
+
+
+def _pickled_objects(array: Array) -> Array:
+    body = pickle.dumps([print] * 24)
+    header = "{'descr': '|O', 'fortran_order': False, 'shape': (6, 4), }"
+    return npy(header, body, (6, 4), dtype="object")
+
+
+def _error(message: Message, good: Message) -> list[Message]:
+    return [Message(Error(2, "RuntimeError: out of memory"), reply_to=message)]
+
+
+def _error_without_reason(message: Message, good: Message) -> list[Message]:
+    return [Message(Error(0), reply_to=message)]
+
+
+def _from_stranger(message: Message, good: Message) -> list[Message]:
+    return [stray(good, STRANGER)]
+
+
+def _empty(message: Message, good: Message) -> list[Message]:
+    return [Message(RecordDict(), reply_to=message)]
+
+
+BROKEN_REPLIES: dict[str, BrokenReply] = {
+    "NaN entry": BrokenReply(_edited(_set_entry(np.nan)), "'body.weight'.*not finite"),
+    "infinite entry": BrokenReply(_edited(_set_entry(np.inf)), "'body.weight'.*not finite"),
+    "minus infinity": BrokenReply(_edited(_set_entry(-np.inf)), "'body.weight'.*not finite"),
+    "NaN in a buffer": BrokenReply(_edited(_nan_in_buffer), "'norm.running_mean'.*not finite"),
+    "diverged entry": BrokenReply(_edited(_set_entry(1e30)), "'body.weight'.*diverged"),
+    "diverged tensor": BrokenReply(_edited(_all_entries), "'body.weight'.*diverged"),
+    "wrong shape": BrokenReply(_edited(_transposed), r"'body.weight'.*\(4, 6\).*\(6, 4\)"),
+    "wrong rank": BrokenReply(_edited(_scalar_made_vector), r"num_batches_tracked.*\(1,\)"),
+    "wrong float dtype": BrokenReply(_edited(_double), "'body.weight'.*float64.*float32"),
+    "float counter": BrokenReply(_edited(_float_counter), "num_batches_tracked.*float32.*int64"),
+    "missing tensor": BrokenReply(_edited(_missing), "missing.*body.bias"),
+    "extra tensor": BrokenReply(_edited(_extra), "unknown.*head.weight"),
+    "no ArrayRecord": BrokenReply(_without("arrays"), "0 ArrayRecords"),
+    "two ArrayRecords": BrokenReply(_twice("arrays"), "2 ArrayRecords"),
+    "no MetricRecord": BrokenReply(_without("metrics"), "0 MetricRecords"),
+    "two MetricRecords": BrokenReply(_twice("metrics"), "2 MetricRecords"),
+    "no records": BrokenReply(_empty, "Records"),
+    "no loss": BrokenReply(_metrics(train_loss=None), "train_loss"),
+    "list as loss": BrokenReply(_metrics(train_loss=[0.5, 0.6]), "train_loss.*list"),
+    "negative loss": BrokenReply(_metrics(train_loss=-0.1), "train_loss.*-0.1"),
+    "NaN loss": BrokenReply(_metrics(train_loss=float("nan")), "train_loss.*nan"),
+    "infinite loss": BrokenReply(_metrics(train_loss=float("inf")), "train_loss.*inf"),
+    "loss no float can hold": BrokenReply(_metrics(train_loss=10**400), "train_loss"),
+    "list as num-examples": BrokenReply(_metrics(**{"num-examples": [3, 4]}), "num-examples.*list"),
+    "negative num-examples": BrokenReply(_metrics(**{"num-examples": -3}), "num-examples.*-3"),
+    "client raised": BrokenReply(_error, "RuntimeError: out of memory", failed=True),
+    "error without reason": BrokenReply(_error_without_reason, "error 0", failed=True),
+    "node that was not asked": BrokenReply(_from_stranger, "not asked"),
+    "truncated payload": BrokenReply(_payload(_truncated), "'body.weight'.*91 bytes.*96"),
+    "trailing bytes": BrokenReply(_payload(_trailing), "'body.weight'.*100 bytes.*96"),
+    "empty payload": BrokenReply(_payload(_no_bytes), "'body.weight'"),
+    "payload cut in the header": BrokenReply(_payload(_only_magic), "'body.weight'"),
+    "payload of noise": BrokenReply(_payload(_random_bytes), "'body.weight'"),
+    "header with an open bracket": BrokenReply(_payload(_cut_header), "'body.weight'"),
+    "header with an unhashable key": BrokenReply(_payload(_unhashable_header), "'body.weight'"),
+    "header with an empty descr": BrokenReply(_payload(_empty_descr), "'body.weight'"),
+    "header lies about shape": BrokenReply(_payload(_lying_shape), r"'body.weight'.*\(4, 6\)"),
+    "header lies about dtype": BrokenReply(_payload(_lying_dtype), "'body.weight'.*int32"),
+    "big-endian numbers": BrokenReply(_payload(_big_endian), "'body.weight'"),
+    "text": BrokenReply(_payload(_text), "'body.weight'"),
+    "pickled objects": BrokenReply(_payload(_pickled_objects), "'body.weight'.*objects"),
+    "unknown serialization": BrokenReply(_payload(_other_stype), "'body.weight'.*torch.tensor"),
+    "client-id is text": BrokenReply(_identity("three"), "client-id.*three"),
+    "client-id is negative": BrokenReply(_identity(-1), "client-id.*-1"),
+    "client-id is a bool": BrokenReply(_identity(True), "client-id.*True"),
+    "client-id is a fraction": BrokenReply(_identity(1.5), "client-id.*1.5"),
+    "client-id is a list": BrokenReply(_identity([1]), "client-id"),
+}
+"""By a name that reads like a claim's subject."""

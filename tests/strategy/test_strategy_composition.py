@@ -1,0 +1,114 @@
+"""Flower's server optimizers and privacy wrappers work on top of FedPW."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from federation import (
+    MODEL,
+    ClientsGrid,
+    array_record,
+    evaluate_reply,
+    ndarrays,
+    payloads,
+    train_content,
+)
+from flwr.app import Message
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdagrad,
+    FedAdam,
+    FedAvgM,
+    FedYogi,
+)
+
+from fedpw_flwr import FedPW
+
+NODES = [1, 2, 3, 4]
+FLOATS = {name: array for name, array in MODEL.items() if array.dtype.kind == "f"}
+
+
+class FedPWAdam(FedAdam, FedPW):
+    """FedPW's aggregate as the gradient of Adam."""
+
+
+class FedPWAdagrad(FedAdagrad, FedPW):
+    """FedPW's aggregate as the gradient of Adagrad."""
+
+
+class FedPWYogi(FedYogi, FedPW):
+    """FedPW's aggregate as the gradient of Yogi."""
+
+
+class FedPWMomentum(FedAvgM, FedPW):
+    """FedPW's aggregate with server momentum."""
+
+    def __init__(self) -> None:
+        super().__init__(server_learning_rate=0.5, server_momentum=0.9)
+
+
+OPTIMIZERS = [FedPWAdam, FedPWAdagrad, FedPWYogi, FedPWMomentum]
+
+
+def torch_client(message: Message) -> list[Message]:
+    """As every PyTorch client: what arrives is loaded into the model's own dtypes, then trained."""
+    if message.metadata.message_type == "evaluate":
+        return [evaluate_reply(message)]
+    sent = ndarrays(message.content["arrays"])
+    loaded = {name: array.astype(MODEL[name].dtype) for name, array in sent.items()}
+    rng = np.random.default_rng(message.metadata.dst_node_id)
+    model = {
+        name: (array + (1 if array.dtype.kind == "i" else 0.1 * rng.random(array.shape))).astype(
+            array.dtype
+        )
+        for name, array in loaded.items()
+    }
+    loss = 0.3 * message.metadata.dst_node_id
+    return [Message(train_content(model, loss), reply_to=message)]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_server_optimizer_on_top_runs_a_round(optimizer: type[FedPW]) -> None:
+    strategy = optimizer()
+    assert isinstance(strategy, FedPW)
+    grid = ClientsGrid(dict.fromkeys(NODES, torch_client))
+    result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=1)
+    assert result.train_metrics_clientapp[1]["fedpw-client-id"] == NODES
+    assert list(result.arrays) == list(MODEL)
+    model = ndarrays(result.arrays)
+    assert all(np.isfinite(array).all() for array in model.values())
+    assert not np.array_equal(model["body.weight"], MODEL["body.weight"])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", [FLOATS, MODEL], ids=["floats only", "with a counter"])
+def test_server_optimizer_on_top_keeps_training_in_later_rounds(
+    optimizer: type[FedPW], model: dict[str, np.ndarray]
+) -> None:
+    grid = ClientsGrid(dict.fromkeys(NODES, torch_client))
+    result = optimizer().start(grid=grid, initial_arrays=array_record(model), num_rounds=3)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["fedpw-quarantined"] == 0
+        assert metrics["fedpw-client-id"] == NODES
+
+
+def test_round_without_usable_replies_leaves_the_initial_arrays_whole_under_momentum() -> None:
+    def client(message: Message) -> list[Message]:
+        raise RuntimeError("no data")
+
+    initial = array_record(MODEL)
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    FedPWMomentum().start(grid=grid, initial_arrays=initial, num_rounds=1)
+    assert payloads(initial) == payloads(array_record(MODEL))
+
+
+def test_server_side_differential_privacy_wraps_it() -> None:
+    strategy = DifferentialPrivacyServerSideFixedClipping(
+        FedPW(), noise_multiplier=0.01, clipping_norm=1.0, num_sampled_clients=4
+    )
+    grid = ClientsGrid(dict.fromkeys(NODES, torch_client))
+    result = strategy.start(grid=grid, initial_arrays=array_record(FLOATS), num_rounds=3)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["fedpw-quarantined"] == 0
+        assert metrics["fedpw-client-id"] == NODES
+    assert {array.dtype for array in result.arrays.values()} == {"float32"}

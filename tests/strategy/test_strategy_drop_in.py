@@ -1,0 +1,320 @@
+"""FedPW stands wherever Flower's FedAvg stood."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+
+import numpy as np
+import pytest
+from federation import (
+    MODEL,
+    ClientsGrid,
+    array_record,
+    ask,
+    evaluate_reply,
+    good_client,
+    ndarrays,
+    train_content,
+    train_reply,
+    train_round,
+    trained,
+)
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+
+from fedpw_flwr import FedPW, MissingLossError
+
+NODES = [11, 12, 13, 14]
+
+
+@pytest.fixture
+def grid() -> ClientsGrid:
+    return ClientsGrid(dict.fromkeys(NODES, good_client))
+
+
+def test_it_is_a_fedavg() -> None:
+    assert issubclass(FedPW, FedAvg)
+    assert isinstance(FedPW(), FedAvg)
+
+
+def test_its_arguments_begin_with_fedavgs_in_name_order_and_default() -> None:
+    flowers = inspect.signature(FedAvg).parameters
+    ours = inspect.signature(FedPW).parameters
+    for (name, theirs), mine in zip(flowers.items(), ours.values(), strict=False):
+        assert mine.name == name
+        assert mine.default == theirs.default
+        assert mine.kind == theirs.kind
+    own = [parameter for name, parameter in ours.items() if name not in flowers]
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in own)
+    assert {parameter.name: parameter.default for parameter in own} == {
+        "avg_drop_rate": 0.3,
+        "beta": 0.3,
+        "train_loss_key": "train_loss",
+        "clip_weights": True,
+        "adjust_parameters": True,
+        "adapt_weights": True,
+        "trainable": None,
+        "device": None,
+    }
+
+
+def test_positional_and_keyword_arguments_reach_fedavg() -> None:
+    def of_train(contents: list[RecordDict], key: str) -> MetricRecord:
+        return MetricRecord()
+
+    def of_evaluation(contents: list[RecordDict], key: str) -> MetricRecord:
+        return MetricRecord()
+
+    arguments = (0.5, 0.6, 3, 4, 5, "examples", "model", "settings", of_train, of_evaluation)
+    by_name = dict(zip(inspect.signature(FedAvg).parameters, arguments, strict=True))
+    for strategy in (FedPW(*arguments, beta=0.5), FedPW(**by_name, beta=0.5)):
+        assert {name: getattr(strategy, name) for name in by_name} == by_name
+
+
+def test_start_runs_rounds_of_training_and_evaluation(grid: ClientsGrid) -> None:
+    seen: list[int] = []
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        seen.append(server_round)
+        assert list(arrays) == list(MODEL)
+        return MetricRecord({"round": server_round})
+
+    result = FedPW().start(
+        grid=grid, initial_arrays=array_record(MODEL), num_rounds=3, evaluate_fn=evaluate
+    )
+
+    assert seen == [0, 1, 2, 3]
+    assert list(result.arrays) == list(MODEL)
+    assert sorted(result.train_metrics_clientapp) == [1, 2, 3]
+    assert sorted(result.evaluate_metrics_clientapp) == [1, 2, 3]
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["fedpw-client-id"] == NODES
+        assert metrics["fedpw-quarantined"] == 0
+    for metrics in result.evaluate_metrics_clientapp.values():
+        assert metrics["accuracy"] == pytest.approx(
+            np.mean([0.5 + 0.01 * (node % 7) for node in NODES])
+        )
+
+
+def test_both_ablations_off_is_flowers_fedavg_to_float_rounding() -> None:
+    finals = []
+    for strategy in (FedPW(adapt_weights=False, adjust_parameters=False), FedAvg()):
+        floats = {name: array for name, array in MODEL.items() if array.dtype.kind == "f"}
+        grid = ClientsGrid(dict.fromkeys(NODES, good_client))
+        result = strategy.start(grid=grid, initial_arrays=array_record(floats), num_rounds=5)
+        finals.append((ndarrays(result.arrays), result))
+    (ours, our_result), (flowers, flowers_result) = finals
+    assert list(ours) == list(flowers)
+    for name, array in flowers.items():
+        np.testing.assert_allclose(ours[name], array, rtol=1e-5, atol=1e-6)
+    for server_round, metrics in flowers_result.train_metrics_clientapp.items():
+        mine = our_result.train_metrics_clientapp[server_round]
+        for key, value in metrics.items():
+            assert mine[key] == pytest.approx(value, rel=1e-9)
+    for server_round, metrics in flowers_result.evaluate_metrics_clientapp.items():
+        mine = our_result.evaluate_metrics_clientapp[server_round]
+        for key, value in metrics.items():
+            assert mine[key] == pytest.approx(value, rel=1e-9)
+
+
+def test_both_ablations_off_needs_no_loss() -> None:
+    def client(message: Message) -> list[Message]:
+        model = trained(MODEL, (message.metadata.dst_node_id,))
+        return [Message(train_content(model, loss=None), reply_to=message)]
+
+    strategy = FedPW(adapt_weights=False, adjust_parameters=False)
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    arrays, metrics = train_round(strategy, grid, array_record(MODEL), 1)
+    assert metrics["fedpw-quarantined"] == 0
+    assert "fedpw-loss" not in metrics
+    assert ndarrays(arrays)["body.weight"] == pytest.approx(
+        np.mean([trained(MODEL, (node,))["body.weight"] for node in NODES], axis=0), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "ablation", [{"adapt_weights": False}, {"adjust_parameters": False}, {}], ids=str
+)
+def test_any_part_of_the_method_needs_the_loss(ablation: dict[str, bool]) -> None:
+    def client(message: Message) -> list[Message]:
+        return [train_reply(message, loss=1.0)]
+
+    strategy = FedPW(**ablation, train_loss_key="loss")
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    with pytest.raises(MissingLossError):
+        train_round(strategy, grid, array_record(MODEL), 1)
+
+
+def test_without_adapted_weights_clients_count_by_their_examples() -> None:
+    examples = {11: 10, 12: 30, 13: 20, 14: 40}
+
+    def client(message: Message) -> list[Message]:
+        return [train_reply(message, num_examples=examples[message.metadata.dst_node_id])]
+
+    strategy = FedPW(adapt_weights=False)
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    arrays = array_record(MODEL)
+    for server_round in (1, 2):
+        arrays, metrics = train_round(strategy, grid, arrays, server_round)
+        assert metrics["fedpw-weight"] == pytest.approx([0.1, 0.3, 0.2, 0.4])
+
+
+@pytest.mark.parametrize("num_examples", [None, 0])
+def test_without_adapted_weights_and_examples_clients_count_alike(
+    num_examples: int | None,
+) -> None:
+    def client(message: Message) -> list[Message]:
+        return [train_reply(message, num_examples=num_examples)]
+
+    strategy = FedPW(adapt_weights=False)
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    _, metrics = train_round(strategy, grid, array_record(MODEL), 1)
+    assert metrics["fedpw-weight"] == pytest.approx([0.25] * 4)
+
+
+def test_without_adapted_weights_a_reply_without_examples_is_set_aside(
+    flower_log: pytest.LogCaptureFixture,
+) -> None:
+    def client(message: Message) -> list[Message]:
+        node = message.metadata.dst_node_id
+        return [train_reply(message, num_examples=None if node == 12 else 10)]
+
+    strategy = FedPW(adapt_weights=False)
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    _, metrics = train_round(strategy, grid, array_record(MODEL), 1)
+    assert metrics["fedpw-client-id"] == [11, 13, 14]
+    assert metrics["fedpw-quarantined"] == 1
+    assert "num-examples" in flower_log.text
+
+
+def test_custom_keys_are_sent_and_read() -> None:
+    def client(message: Message) -> list[Message]:
+        assert set(message.content) == {"model", "settings"}
+        assert message.content["settings"]["server-round"] == 1
+        node = message.metadata.dst_node_id
+        content = RecordDict(
+            {
+                "whatever": array_record(trained(MODEL, (node,))),
+                "numbers": MetricRecord({"cross-entropy": 0.5, "images": node - 10, "f1": 0.5}),
+            }
+        )
+        return [Message(content, reply_to=message)]
+
+    strategy = FedPW(
+        weighted_by_key="images",
+        arrayrecord_key="model",
+        configrecord_key="settings",
+        train_loss_key="cross-entropy",
+        adapt_weights=False,
+    )
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    _, metrics = train_round(strategy, grid, array_record(MODEL), 1)
+    assert metrics["fedpw-weight"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert metrics["fedpw-loss"] == [0.5] * 4
+    assert metrics["cross-entropy"] == pytest.approx(0.5)
+
+
+def test_custom_metric_functions_get_every_usable_reply(grid: ClientsGrid) -> None:
+    calls: dict[str, tuple[int, str, bool]] = {}
+
+    def of_train(contents: list[RecordDict], key: str) -> MetricRecord:
+        calls["train"] = (len(contents), key, all(content.array_records for content in contents))
+        return MetricRecord({"slowest": 3.5})
+
+    def of_evaluation(contents: list[RecordDict], key: str) -> MetricRecord:
+        worst = min(float(content["metrics"]["accuracy"]) for content in contents)
+        calls["evaluate"] = (len(contents), key, False)
+        return MetricRecord({"worst": worst})
+
+    strategy = FedPW(train_metrics_aggr_fn=of_train, evaluate_metrics_aggr_fn=of_evaluation)
+    result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=1)
+    assert calls == {
+        "train": (4, "num-examples", True),
+        "evaluate": (4, "num-examples", False),
+    }
+    assert result.train_metrics_clientapp[1]["slowest"] == 3.5
+    assert "fedpw-weight" in result.train_metrics_clientapp[1]
+    assert result.evaluate_metrics_clientapp[1]["worst"] == pytest.approx(0.5)
+
+
+def test_custom_evaluation_function_sees_a_client_with_no_examples() -> None:
+    def client(message: Message) -> list[Message]:
+        if message.metadata.message_type == "train":
+            return good_client(message)
+        examples = 0 if message.metadata.dst_node_id == 12 else 10
+        return [evaluate_reply(message, accuracy=0.5, **{"num-examples": examples})]
+
+    seen: list[int] = []
+
+    def of_evaluation(contents: list[RecordDict], key: str) -> MetricRecord:
+        seen.append(len(contents))
+        return MetricRecord({"clients": len(contents)})
+
+    strategy = FedPW(evaluate_metrics_aggr_fn=of_evaluation)
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=1)
+    assert seen == [4]
+
+
+def test_summary_prints_the_methods_settings_and_fedavgs(
+    flower_log: pytest.LogCaptureFixture,
+) -> None:
+    strategy = FedPW(
+        fraction_train=0.25,
+        avg_drop_rate=0.15,
+        beta=0.45,
+        train_loss_key="my-loss",
+        clip_weights=False,
+        adjust_parameters=False,
+        trainable=["body.weight", "body.bias"],
+        device="cpu",
+        weighted_by_key="my-examples",
+    )
+    with flower_log.at_level(logging.INFO, logger="flwr"):
+        strategy.summary()
+    text = flower_log.text
+    for setting in ("FedPW", "0.15", "0.45", "my-loss", "False", "off", "2 named", "cpu"):
+        assert setting in text
+    assert "0.25" in text
+    assert "my-examples" in text
+
+
+def test_a_subclass_may_choose_the_nodes_to_evaluate_itself() -> None:
+    class EvaluatesOnTwo(FedPW):
+        def configure_evaluate(self, server_round, arrays, config, grid):  # type: ignore[no-untyped-def]
+            record = RecordDict({"arrays": arrays, "config": config})
+            return self._construct_messages(record, list(grid.get_node_ids())[:2], "evaluate")
+
+    grid = ClientsGrid(dict.fromkeys(NODES, good_client))
+    result = EvaluatesOnTwo().start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=1)
+    assert "accuracy" in result.evaluate_metrics_clientapp[1]
+
+
+def test_a_subclass_may_send_other_configs_to_each_node() -> None:
+    class Personal(FedPW):
+        def configure_train(self, server_round, arrays, config, grid):  # type: ignore[no-untyped-def]
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            for message in messages:
+                own = ConfigRecord({**config, "lr": 0.1 / message.metadata.dst_node_id})
+                message.content = RecordDict({"arrays": arrays, "config": own})
+            return messages
+
+    grid = ClientsGrid(dict.fromkeys(NODES, good_client))
+    _, metrics = train_round(Personal(), grid, array_record(MODEL), 1)
+    assert metrics["fedpw-quarantined"] == 0
+    assert len({message.content["config"]["lr"] for message in grid.sent}) == 4
+
+
+def test_aggregating_before_configuring_says_so() -> None:
+    with pytest.raises(RuntimeError, match="configure_train"):
+        FedPW().aggregate_train(1, [])
+
+
+def test_replies_may_come_from_a_generator(grid: ClientsGrid) -> None:
+    listed, generated = FedPW(), FedPW()
+    replies = ask(listed, grid, array_record(MODEL), 1)
+    expected, _ = listed.aggregate_train(1, replies)
+    list(generated.configure_train(1, array_record(MODEL), ConfigRecord(), grid))
+    arrays, _ = generated.aggregate_train(1, (reply for reply in replies))
+    assert arrays == expected

@@ -1,0 +1,185 @@
+"""Whatever clients send, in whatever order, the run goes on with a sound model."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+from broken_replies import BROKEN_REPLIES
+from federation import (
+    MODEL,
+    Client,
+    ClientsGrid,
+    array_record,
+    good_client,
+    ndarrays,
+    payloads,
+    train_content,
+    train_reply,
+    train_round,
+)
+from flwr.app import ArrayRecord, Message, MetricRecord
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedpw_flwr import FedPW, MissingLossError
+
+NODES = [51, 52, 53, 54, 55]
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+KINDS = st.one_of(
+    st.just("good"), st.just("silent"), st.just("twice"), st.sampled_from(sorted(BROKEN_REPLIES))
+)
+
+
+def client_of(kind: str) -> Client:
+    def client(message: Message) -> list[Message]:
+        if kind == "silent":
+            return []
+        good = train_reply(message)
+        if kind == "good":
+            return [good]
+        if kind == "twice":
+            return [good, train_reply(message)]
+        return BROKEN_REPLIES[kind].arrives(message, good)
+
+    return client
+
+
+def assert_sound(arrays: ArrayRecord, model: dict[str, np.ndarray]) -> None:
+    assert list(arrays) == list(model)
+    for name, array in ndarrays(arrays).items():
+        assert array.shape == model[name].shape
+        assert array.dtype == model[name].dtype
+        assert np.isfinite(array).all()
+
+
+def assert_sound_metrics(metrics: MetricRecord) -> None:
+    MetricRecord.inflate(metrics.deflate())
+    for value in metrics.values():
+        entries = value if isinstance(value, list) else [value]
+        assert all(math.isfinite(entry) for entry in entries)
+    if "fedpw-weight" in metrics:
+        assert math.fsum(metrics["fedpw-weight"]) == pytest.approx(1.0, abs=1e-9)
+        assert min(metrics["fedpw-weight"]) >= 0
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")
+@FUZZ
+@given(
+    rounds=st.lists(st.lists(KINDS, min_size=5, max_size=5), min_size=1, max_size=3),
+    seed=st.integers(0, 2**32),
+)
+def test_broken_replies_never_end_a_run_and_their_order_never_matters(
+    rounds: list[list[str]], seed: int
+) -> None:
+    shuffle = random.Random(seed)
+    strategy, shuffled = FedPW(), FedPW()
+    arrays, shuffled_arrays = array_record(MODEL), array_record(MODEL)
+    for server_round, kinds in enumerate(rounds, start=1):
+        clients = {node: client_of(kind) for node, kind in zip(NODES, kinds, strict=True)}
+        mixed = ClientsGrid(clients, arrange=lambda replies: shuffle.sample(replies, len(replies)))
+        try:
+            arrays, metrics = train_round(strategy, ClientsGrid(clients), arrays, server_round)
+        except MissingLossError:
+            assert not {"good", "twice"} & set(kinds)
+            with pytest.raises(MissingLossError):
+                train_round(shuffled, mixed, shuffled_arrays, server_round)
+            return
+        shuffled_arrays, shuffled_metrics = train_round(
+            shuffled, mixed, shuffled_arrays, server_round
+        )
+        assert_sound(arrays, MODEL)
+        assert_sound_metrics(metrics)
+        assert payloads(arrays) == payloads(shuffled_arrays)
+        assert strategy.state == shuffled.state
+        assert metrics.keys() == shuffled_metrics.keys()
+        for key, value in metrics.items():
+            if key.startswith("fedpw-"):
+                assert shuffled_metrics[key] == value
+        well = [node for node, kind in zip(NODES, kinds, strict=True) if kind in ("good", "twice")]
+        assert metrics.get("fedpw-client-id", []) == well
+
+
+@FUZZ
+@given(
+    dtype=st.sampled_from(["float16", "float32", "float64"]),
+    model_scale=st.sampled_from([0.0, 1e-30, 1.0, 1e4]),
+    steps=st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from([0.0, 1e-40, 1e-20, 1e-3, 1.0, -1.0, 100.0]),
+                st.sampled_from([0.0, 5e-324, 1e-300, 1e-9, 0.5, 3.0, 1e9, 1e300]),
+                st.sampled_from([0, 1, 10**9, 2**62]),
+            ),
+            min_size=1,
+            max_size=5,
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    alike=st.booleans(),
+)
+def test_extreme_but_honest_clients_give_a_finite_model(
+    dtype: str, model_scale: float, steps: list[list[tuple[float, float, int]]], alike: bool
+) -> None:
+    noise = np.random.default_rng(0).standard_normal((6, 5))
+    start = {"w": (model_scale * noise).astype(dtype), "n": np.array(3)}
+    strategy = FedPW(min_train_nodes=1, min_available_nodes=1)
+    arrays = array_record(start)
+    for server_round, clients in enumerate(steps, start=1):
+
+        def client(
+            message: Message, clients: list[tuple[float, float, int]] = clients
+        ) -> list[Message]:
+            node = message.metadata.dst_node_id
+            scale, loss, examples = clients[node]
+            direction = np.random.default_rng(7 if alike else node).standard_normal((6, 5))
+            sent = ndarrays(message.content["arrays"])
+            moved = (sent["w"].astype(np.float64) + scale * direction).astype(dtype)
+            content = train_content({"w": moved, "n": sent["n"] + 1}, loss, examples)
+            return [Message(content, reply_to=message)]
+
+        grid = ClientsGrid(dict.fromkeys(range(len(clients)), client))
+        arrays, metrics = train_round(strategy, grid, arrays, server_round)
+        assert metrics["fedpw-quarantined"] == 0
+        assert_sound(arrays, start)
+        assert_sound_metrics(metrics)
+        assert ndarrays(arrays)["n"] == 3 + server_round
+
+
+@FUZZ
+@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=5), st.floats(0, 1e-6))
+def test_updates_that_cancel_leave_weights_in_range(sizes: list[float], tilt: float) -> None:
+    def client(message: Message) -> list[Message]:
+        node = message.metadata.dst_node_id
+        size = sizes[node // 2] * (1 if node % 2 else -1) + tilt * node
+        moved = {"w": (ndarrays(message.content["arrays"])["w"] + size).astype(np.float32)}
+        return [Message(train_content(moved, loss=1.0 + node), reply_to=message)]
+
+    start = {"w": np.zeros(8, dtype=np.float32)}
+    strategy, arrays = FedPW(), array_record(start)
+    grid = ClientsGrid(dict.fromkeys(range(2 * len(sizes)), client))
+    for server_round in (1, 2, 3):
+        arrays, metrics = train_round(strategy, grid, arrays, server_round)
+        assert_sound(arrays, start)
+        assert_sound_metrics(metrics)
+
+
+def test_every_kind_of_broken_client_in_one_run_from_start_to_end() -> None:
+    kinds = {200 + i: client_of(kind) for i, kind in enumerate(BROKEN_REPLIES)}
+
+    def both(train: Client) -> Client:
+        def client(message: Message) -> list[Message]:
+            return (train if message.metadata.message_type == "train" else good_client)(message)
+
+        return client
+
+    clients = {node: both(client) for node, client in kinds.items()}
+    grid = ClientsGrid({**clients, **dict.fromkeys(NODES, good_client)})
+    result = FedPW().start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=3)
+    assert_sound(result.arrays, MODEL)
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["fedpw-client-id"] == NODES
+        assert metrics["fedpw-quarantined"] + metrics["fedpw-failed"] == len(BROKEN_REPLIES)
