@@ -14,7 +14,13 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm.tensors import working_dtype
 
-__all__ = ["add_tensor_directions", "direction_shares", "direction_size"]
+__all__ = ["add_tensor_directions", "direction_shares", "direction_size", "updates_cancel"]
+
+SMALLEST_PRODUCT, LARGEST_PRODUCT = 1e-30, 1e36
+"""Between these magnitudes an inner product in float32 has neither underflowed nor overflowed."""
+
+CANCELLED = 1e-6
+"""Updates cancel where Σ d is no more than this share of the largest |d_k|."""
 
 
 def add_tensor_directions(
@@ -35,9 +41,19 @@ def add_tensor_directions(
     -----
     Holds two tensors of this size beside its inputs, whatever the number of clients. Inner products
     are taken a tensor at a time in float32 (float64 for float64 tensors) and added in double
-    precision.
+    precision. Products that float32 cannot hold are taken again in float64.
     """
     dtype = working_dtype(global_tensor.dtype)
+    products = _inner_products(global_tensor, client_tensors, dtype)
+    if not all(SMALLEST_PRODUCT < abs(product) < LARGEST_PRODUCT for product in products):
+        products = _inner_products(global_tensor, client_tensors, torch.float64)
+    for position, product in enumerate(products):
+        directions[position] += product
+
+
+def _inner_products(
+    global_tensor: Tensor, client_tensors: Sequence[Tensor], dtype: torch.dtype
+) -> list[float]:
     start = global_tensor.reshape(-1).to(dtype)
     total = torch.zeros_like(start)
     update = torch.empty_like(start)
@@ -48,12 +64,11 @@ def add_tensor_directions(
     for client in client_tensors:
         torch.sub(start, client.reshape(-1).to(dtype), out=update)
         products.append(torch.dot(update, total))
-    for position, product in enumerate(torch.stack(products).tolist()):
-        directions[position] += product
+    return [float(product) for product in torch.stack(products).tolist()]
 
 
 def direction_shares(directions: Tensor) -> Tensor:
-    """Turn directions into shares D_k = d_k / Σ d; equal shares where Σ d is not positive.
+    """Turn directions into shares D_k = d_k / Σ d; equal shares where the updates cancel.
 
     Parameters
     ----------
@@ -65,12 +80,25 @@ def direction_shares(directions: Tensor) -> Tensor:
     Tensor
         D_k, shape (N,); sums to 1. A share is negative where d_k is.
     """
-    total = directions.sum()
-    if total <= 0:
+    if updates_cancel(directions):
         return torch.full_like(directions, 1.0 / directions.numel())
-    return directions / total
+    return directions / directions.sum()
 
 
 def direction_size(directions: Tensor) -> float:
-    """Size of a round's direction: d̄ = (mean_k d_k) / N, the squared norm of the mean update."""
+    """Size of a round's direction: d̄ = (mean_k d_k) / N, the squared norm of the mean update.
+
+    0 where the updates cancel.
+    """
+    if updates_cancel(directions):
+        return 0.0
     return float(directions.mean()) / directions.numel()
+
+
+def updates_cancel(directions: Tensor) -> bool:
+    """Say whether the updates' sum is nothing but rounding: Σ d is the squared norm of Σ_j Δ_j.
+
+    With |d_k| ≤ ‖Δ_k‖·‖Σ_j Δ_j‖, a Σ d below a millionth of the largest |d_k| means that the sum is
+    shorter than a millionth of that client's update, which float32 cannot tell from zero.
+    """
+    return float(directions.sum()) <= CANCELLED * float(directions.abs().max())

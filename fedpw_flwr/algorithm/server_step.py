@@ -165,27 +165,20 @@ def server_step(
     factors: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, tensor in global_model.items():
-            start = tensor.to(device)
-            trained = [result.tensors[name] for result in ordered]
-            if kinds[name] is TensorKind.INTEGER or tensor.numel() == 0:
-                model[name] = _weighted_integers(start, trained, weights.weights).cpu()
+            if tensor.numel() == 0:
+                model[name] = tensor.cpu()
                 continue
-            dtype = working_dtype(tensor.dtype)
-            start = start.reshape(-1).to(dtype)
-            if rates is None:
-                change = _average(start, trained, weights.weights)
-            else:
-                change, factor = _average_adjusted(
-                    start,
-                    trained,
-                    weights.weights,
-                    rates,
-                    settings.avg_drop_rate if kinds[name] is TensorKind.TRAINABLE else None,
-                )
-                if factor is not None:
-                    factors[name] = factor
-            moved = torch.sub(start, change, out=change)
-            model[name] = _saturated(moved, tensor.dtype).reshape(tensor.shape).cpu()
+            moved, factor = _move_tensor(
+                tensor.to(device),
+                [result.tensors[name] for result in ordered],
+                kinds[name],
+                weights.weights,
+                rates,
+                settings.avg_drop_rate,
+            )
+            model[name] = moved.cpu()
+            if factor is not None:
+                factors[name] = factor
 
     return ServerStep(
         model=model,
@@ -275,8 +268,11 @@ def _directions(
     with torch.no_grad():
         for name, tensor in global_model.items():
             if kinds[name] is TensorKind.TRAINABLE and tensor.numel() > 0:
-                trained = [result.tensors[name].to(device) for result in results]
-                add_tensor_directions(directions, tensor.to(device), trained)
+                add_tensor_directions(
+                    directions,
+                    tensor.to(device),
+                    [result.tensors[name].to(device) for result in results],
+                )
     return directions
 
 
@@ -294,6 +290,28 @@ def _weights_by_examples(results: Sequence[ClientResult]) -> tuple[float, ...]:
     if total <= 0:
         return tuple(1.0 / len(counts) for _ in counts)
     return tuple(count / total for count in known)
+
+
+def _move_tensor(
+    tensor: Tensor,
+    trained: Sequence[Tensor],
+    kind: TensorKind,
+    weights: Sequence[float],
+    rates: Sequence[float] | None,
+    avg_drop_rate: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute one tensor of the new model, w − g, and its amplification f where it has one."""
+    if kind is TensorKind.INTEGER:
+        return _weighted_integers(tensor, trained, weights), None
+    start = tensor.reshape(-1).to(working_dtype(tensor.dtype))
+    factor = None
+    if rates is None:
+        change = _average(start, trained, weights)
+    else:
+        consensus_rate = avg_drop_rate if kind is TensorKind.TRAINABLE else None
+        change, factor = _average_adjusted(start, trained, weights, rates, consensus_rate)
+    moved = torch.sub(start, change, out=change)
+    return _saturated(moved, tensor.dtype).reshape(tensor.shape), factor
 
 
 def _average(start: Tensor, trained: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

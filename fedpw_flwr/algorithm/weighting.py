@@ -11,6 +11,7 @@ where the average client has 1, and a round redistributes only what its particip
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -103,29 +104,55 @@ class WeightingState:
         Raises
         ------
         ValueError
-            If an entry is missing or is not a number, with its place in the message.
+            If an entry is missing or is no finite number, with its place in the message.
         """
+        rounds = _entry(nested, "rounds")
+        if not isinstance(rounds, int) or rounds < 0:
+            raise ValueError(f"not a saved weighting state: rounds is {rounds!r}")
+        return cls(
+            rounds=rounds,
+            direction=_signal_from_dict(_entry(nested, "direction"), "direction"),
+            loss=_signal_from_dict(_entry(nested, "loss"), "loss"),
+        )
+
+
+def _signal_from_dict(nested: Any, place: str) -> SignalState:
+    clients = _entry(nested, "clients", place)
+    if not isinstance(clients, Mapping):
+        raise ValueError(f"not a saved weighting state: {place}.clients is no mapping")
+    memories = {}
+    for client, values in clients.items():
+        where = f"{place}.clients.{client}"
         try:
-            rounds = int(nested["rounds"])
-            direction, loss = (_signal_from_dict(nested[name]) for name in ("direction", "loss"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a saved weighting state: {error!r}") from error
-        return cls(rounds=rounds, direction=direction, loss=loss)
-
-
-def _signal_from_dict(nested: Mapping[str, Any]) -> SignalState:
-    size = nested["first_size"]
+            identity = int(client)
+        except ValueError as error:
+            raise ValueError(f"not a saved weighting state: {where} is no client") from error
+        memories[identity] = ClientSignal(
+            share=_number(values, "share", where),
+            momentum=_number(values, "momentum", where),
+            mass=_number(values, "mass", where),
+        )
+    unset = _entry(nested, "first_size", place) is None
     return SignalState(
-        clients={
-            int(client): ClientSignal(
-                share=float(values["share"]),
-                momentum=float(values["momentum"]),
-                mass=float(values["mass"]),
-            )
-            for client, values in nested["clients"].items()
-        },
-        first_size=None if size is None else float(size),
+        clients=memories, first_size=None if unset else _number(nested, "first_size", place)
     )
+
+
+def _entry(nested: Any, key: str, place: str = "") -> Any:
+    where = f"{place}.{key}" if place else key
+    if not isinstance(nested, Mapping) or key not in nested:
+        raise ValueError(f"not a saved weighting state: {where} is missing")
+    return nested[key]
+
+
+def _number(nested: Any, key: str, place: str) -> float:
+    value = _entry(nested, key, place)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise ValueError(
+            f"not a saved weighting state: {place}.{key} is {value!r}, not a finite number"
+        )
+    return float(value)
 
 
 def floored_losses(losses: Tensor) -> Tensor:

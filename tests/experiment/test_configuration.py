@@ -53,7 +53,7 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
 def test_every_strategy_file_names_itself_and_can_be_built(strategy: str) -> None:
     configuration = compose_configuration("config", f"strategy={strategy}")
     assert configuration.strategy.name == strategy
-    build_experiment(configuration)
+    build_experiment(configuration).check()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_wrong_key_or_value_is_refused_by_name(overrides: str, message: str) -> 
 )
 def test_a_part_that_cannot_be_built_is_named_before_training(overrides: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        build_experiment(compose_configuration("config", overrides))
+        build_experiment(compose_configuration("config", overrides)).check()
 
 
 def test_relative_folders_are_tied_to_where_the_command_was_typed(tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""Masking, consensus and amplification of one tensor, against sorts and N×n matrices."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpw_flwr.algorithm.adjustment import (
+    amplification_factor,
+    amplify_,
+    consensus_score_,
+    consensus_set,
+    drop_rates,
+    entry_count,
+    mask_smallest_,
+    unit_normalise_,
+)
+
+claim = settings(max_examples=150, deadline=None)
+small_integers = st.integers(-4, 4)
+
+
+def doubles(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_drop_rates_are_inverse_losses_around_the_mean_rate() -> None:
+    rates = drop_rates(doubles(1.0, 2.0, 4.0), 0.3)
+    mean_inverse = (1 + 1 / 2 + 1 / 4) / 3
+    expected = [0.3 * 1 / mean_inverse, 0.3 * 0.5 / mean_inverse, 0.3 * 0.25 / mean_inverse]
+    assert rates.tolist() == pytest.approx(expected, abs=1e-12)
+    assert sum(rates.tolist()) / 3 == pytest.approx(0.3, abs=1e-12)
+
+
+def test_a_drop_rate_is_capped_at_one() -> None:
+    rates = drop_rates(doubles(1.0, 100.0, 100.0, 100.0), 0.3)
+    mean_inverse = (1 + 3 * 0.01) / 4
+    assert 0.3 / mean_inverse > 1
+    assert rates.tolist() == pytest.approx([1.0] + [0.3 * 0.01 / mean_inverse] * 3, abs=1e-12)
+
+
+def test_a_zero_loss_enters_as_a_thousandth_of_the_mean() -> None:
+    rates = drop_rates(doubles(0.0, 1.0, 1.0, 1.0), 0.3)
+    floor = 1e-3 * 0.75
+    mean_inverse = (1 / floor + 3) / 4
+    assert rates.tolist() == pytest.approx([1.0] + [0.3 / mean_inverse] * 3, abs=1e-12)
+
+
+def test_all_zero_losses_drop_everybody_at_the_mean_rate() -> None:
+    assert drop_rates(doubles(0.0, 0.0, 0.0), 0.3).tolist() == pytest.approx([0.3] * 3)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.29, 0.57, 0.58, 1.13])
+def test_rounding_does_not_lose_an_entry(rate: float) -> None:
+    hundredths = round(100 * rate)
+    assert entry_count(100, rate) == min(100, hundredths)
+
+
+def test_the_number_of_entries_is_rounded_down() -> None:
+    assert 100 * 0.29 < 29
+    assert entry_count(100, 0.29) == 29
+    assert entry_count(10, 0.2999) == 2
+    assert entry_count(3, 0.3) == 0
+    assert entry_count(7, 1.0) == 7
+
+
+def test_masking_removes_the_smallest_magnitudes_and_returns_their_mean() -> None:
+    update = torch.tensor([3.0, -0.5, 2.0, 1.0, -4.0])
+    mean = mask_smallest_(update, 2, torch.empty(5))
+    assert update.tolist() == [3.0, 0.0, 2.0, 0.0, -4.0]
+    assert float(mean) == (0.5 + 1.0) / 2
+
+
+def test_equal_magnitudes_are_masked_by_lower_index_first() -> None:
+    update = torch.tensor([1.0, -1.0, 2.0, 1.0, -1.0])
+    mask_smallest_(update, 3, torch.empty(5))
+    assert update.tolist() == [0.0, 0.0, 2.0, 0.0, -1.0]
+
+
+def test_masking_nothing_leaves_the_update_and_a_mean_of_zero() -> None:
+    update = torch.tensor([1.0, 2.0])
+    assert float(mask_smallest_(update, 0, torch.empty(2))) == 0.0
+    assert update.tolist() == [1.0, 2.0]
+
+
+def test_masking_everything_leaves_zero_and_the_mean_of_all() -> None:
+    update = torch.tensor([1.0, -2.0, 6.0])
+    assert float(mask_smallest_(update, 3, torch.empty(3))) == 3.0
+    assert update.tolist() == [0.0, 0.0, 0.0]
+
+
+@claim
+@given(st.lists(small_integers, min_size=1, max_size=30), st.data())
+def test_the_masked_set_is_that_of_a_stable_sort(entries: list[int], data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, len(entries)))
+    update = torch.tensor(entries, dtype=torch.float32)
+    mean = mask_smallest_(update, count, torch.empty(len(entries)))
+    smallest = sorted(range(len(entries)), key=lambda j: (abs(entries[j]), j))[:count]
+    assert update.tolist() == [0 if j in smallest else v for j, v in enumerate(entries)]
+    expected = sum(abs(entries[j]) for j in smallest) / count if count else 0.0
+    assert float(mean) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_zero_update_is_normalised_to_zero() -> None:
+    assert unit_normalise_(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_an_update_is_normalised_to_length_one() -> None:
+    assert unit_normalise_(doubles(3.0, 0.0, -4.0)).tolist() == pytest.approx([0.6, 0.0, -0.8])
+
+
+def test_score_is_n_in_agreement_zero_in_conflict_and_zero_where_all_masked() -> None:
+    rows = doubles(0.5, 0.5, 0.0, 0.5), doubles(0.5, -0.5, 0.0, 0.0)
+    total, squares = rows[0] + rows[1], rows[0] ** 2 + rows[1] ** 2
+    assert consensus_score_(total, squares).tolist() == [2.0, 0.0, 0.0, 1.0]
+
+
+@claim
+@given(st.data())
+def test_score_decreases_with_the_papers_standard_deviation(data: st.DataObject) -> None:
+    clients = data.draw(st.integers(2, 6))
+    entries = data.draw(st.integers(1, 12))
+    row = st.lists(small_integers, min_size=entries, max_size=entries)
+    updates = np.array(data.draw(st.lists(row, min_size=clients, max_size=clients)), dtype=float)
+
+    norms = np.linalg.norm(updates, axis=1, keepdims=True)
+    matrix = np.divide(updates, norms, out=np.zeros_like(updates), where=norms > 0)
+    lengths = np.linalg.norm(matrix, axis=0)
+    kept = lengths > 0
+    deviation = (matrix[:, kept] / lengths[kept]).std(axis=0, ddof=1)
+
+    total = torch.zeros(entries, dtype=torch.float64)
+    squares = torch.zeros(entries, dtype=torch.float64)
+    for update in torch.from_numpy(updates):
+        normalised = unit_normalise_(update.clone())
+        total += normalised
+        squares += normalised**2
+    score = consensus_score_(total, squares).numpy()
+
+    assert (score[~kept] == 0).all()
+    # Var = (Σu² − (Σu)²/N) / (N − 1) with Σu² = 1 and (Σu)² the score.
+    variance = (1 - score[kept] / clients) / (clients - 1)
+    np.testing.assert_allclose(variance, deviation**2, atol=1e-12)
+    # An entry that every client masked has the score of one on which they cancel.
+    all_variances = np.full(entries, 1 / (clients - 1))
+    all_variances[kept] = deviation**2
+    count = data.draw(st.integers(0, entries))
+    members = consensus_set(torch.from_numpy(score.copy()), count, torch.empty(entries).double())
+    np.testing.assert_allclose(
+        np.sort(all_variances[members.numpy()]), np.sort(all_variances)[:count], atol=1e-12
+    )
+
+
+def test_consensus_ties_go_to_the_lower_index() -> None:
+    score = doubles(1.0, 2.0, 1.0, 0.5, 1.0)
+    members = consensus_set(score, 3, torch.empty_like(score))
+    assert members.tolist() == [True, True, True, False, False]
+
+
+def test_entries_that_everybody_masked_enter_the_consensus_set_last_by_index() -> None:
+    score = doubles(0.0, 0.0, 0.0, 2.0)
+    members = consensus_set(score, 2, torch.empty_like(score))
+    assert members.tolist() == [True, False, False, True]
+
+
+@claim
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.data())
+def test_the_consensus_set_is_that_of_a_stable_sort(score: list[int], data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, len(score)))
+    members = consensus_set(torch.tensor(score).double(), count, torch.empty(len(score)).double())
+    largest = sorted(range(len(score)), key=lambda j: (-score[j], j))[:count]
+    assert members.tolist() == [j in largest for j in range(len(score))]
+
+
+def test_selection_leaves_the_scores_as_they_were() -> None:
+    score = doubles(3.0, 1.0, 2.0)
+    consensus_set(score, 1, torch.empty_like(score))
+    assert score.tolist() == [3.0, 1.0, 2.0]
+
+
+def test_amplification_makes_up_for_what_masking_took() -> None:
+    members = torch.tensor([True, False, True])
+    factor = amplification_factor(doubles(4.0, 9.0, -2.0), members, 2, doubles(1.5)[0])
+    assert float(factor) == pytest.approx(1 + 1.5 / 3.0)
+
+
+@pytest.mark.parametrize("discarded", [3.0, 3.5, 1e9])
+def test_nothing_is_amplified_where_masking_took_as_much_as_the_consensus_holds(
+    discarded: float,
+) -> None:
+    members = torch.tensor([True, True])
+    assert float(amplification_factor(doubles(4.0, -2.0), members, 2, doubles(discarded)[0])) == 1.0
+
+
+@pytest.mark.parametrize("discarded", [0.0, 1.0])
+def test_nothing_is_amplified_where_the_consensus_is_zero(discarded: float) -> None:
+    members = torch.tensor([True, False])
+    assert float(amplification_factor(doubles(0.0, 5.0), members, 1, doubles(discarded)[0])) == 1.0
+
+
+def test_an_empty_consensus_set_amplifies_nothing() -> None:
+    members = torch.tensor([False, False])
+    assert float(amplification_factor(doubles(1.0, 5.0), members, 0, doubles(1.0)[0])) == 1.0
+
+
+def test_only_the_consensus_set_is_multiplied() -> None:
+    update = doubles(1.0, 2.0, 3.0)
+    amplify_(update, torch.tensor([True, False, True]), doubles(1.5)[0])
+    assert update.tolist() == [1.5, 2.0, 4.5]

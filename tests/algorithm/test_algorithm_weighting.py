@@ -1,0 +1,257 @@
+"""Adaptive weights with everybody present: ALGORITHM.md section 1, computed by hand."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fedpw_flwr.algorithm import (
+    ClientResult,
+    FedPWSettings,
+    SignalState,
+    WeightingState,
+    server_step,
+)
+from fedpw_flwr.algorithm.weighting import (
+    clip_negative_weights,
+    loss_shares,
+    loss_size,
+    mix_terms,
+    momentum_rate,
+    update_signal,
+)
+
+RoundBuilder = Callable[..., list[ClientResult]]
+
+AWA_ALONE = FedPWSettings(adjust_parameters=False)
+
+
+def doubles(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_first_round_weights_follow_the_formula(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(2)}
+    results = a_round(model, {1: [3.0, 0.0], 2: [1.0, 0.0]}, {1: 1.0, 2: 4.0})
+    step = server_step(model, results, WeightingState(), AWA_ALONE)
+
+    p = (3 * 4 / 16, 1 * 4 / 16)
+    q = (1 / 5, 4 / 5)
+    spread_p, spread_q = (0.75 - 0.25) / math.sqrt(2), (0.8 - 0.2) / math.sqrt(2)
+    weights = [(spread_p * p[k] + spread_q * q[k]) / (spread_p + spread_q) for k in (0, 1)]
+    assert weights == pytest.approx([0.45, 0.55])
+
+    assert step.clients == (1, 2)
+    assert step.weights.direction_term == pytest.approx(p, abs=1e-12)
+    assert step.weights.loss_term == pytest.approx(q, abs=1e-12)
+    assert step.weights.weights == pytest.approx(weights, abs=1e-12)
+    assert step.weights.loss_term_share == pytest.approx(0.6 / 1.1, abs=1e-12)
+    assert step.model["weight"].tolist() == pytest.approx([-(0.45 * 3 + 0.55 * 1), 0.0])
+
+
+def test_second_round_moves_p_and_q_by_momentum(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(2)}
+    first = a_round(model, {1: [3.0, 0.0], 2: [1.0, 0.0]}, {1: 1.0, 2: 4.0})
+    second = a_round(model, {1: [0.0, 2.0], 2: [0.0, 1.0]}, {1: 2.0, 2: 2.0})
+    state = server_step(model, first, WeightingState(), AWA_ALONE).state
+    step = server_step(model, second, state, AWA_ALONE)
+
+    # Size of the direction: (12 + 4) / 2 / 2 = 4 at first, (6 + 3) / 2 / 2 = 2.25 now.
+    beta = 0.3 * 2.25 / 4
+    delta = [(1 - beta) * 0.3 * 12 / 16 + beta * 6 / 9, (1 - beta) * 0.3 * 4 / 16 + beta * 3 / 9]
+    p = [12 / 16 + delta[0], 4 / 16 + delta[1]]
+    p = [p[0] / sum(p), p[1] / sum(p)]
+    # Size of the loss: 2.5 at first, 2 now.
+    beta = 0.3 * 2 / 2.5
+    delta = [(1 - beta) * 0.3 * 1 / 5 + beta * 0.5, (1 - beta) * 0.3 * 4 / 5 + beta * 0.5]
+    q = [1 / 5 + delta[0], 4 / 5 + delta[1]]
+    q = [q[0] / sum(q), q[1] / sum(q)]
+    spread_p, spread_q = abs(p[0] - p[1]), abs(q[0] - q[1])
+    weights = [(spread_p * p[k] + spread_q * q[k]) / (spread_p + spread_q) for k in (0, 1)]
+
+    assert step.weights.direction_term == pytest.approx(p, abs=1e-12)
+    assert step.weights.loss_term == pytest.approx(q, abs=1e-12)
+    assert step.weights.weights == pytest.approx(weights, abs=1e-12)
+
+
+def test_an_opposing_update_would_get_a_negative_weight_and_is_clipped_to_zero(
+    a_round: RoundBuilder,
+) -> None:
+    model = {"weight": torch.zeros(1)}
+    results = a_round(model, {0: [2.0], 1: [-1.0]})
+    # Updates sum to 1, so d = (2, -1) = D, and equal losses leave the direction term alone.
+    step = server_step(model, results, WeightingState(), AWA_ALONE)
+    assert step.weights.direction_term == (2.0, -1.0)
+    assert step.weights.weights == (1.0, 0.0)
+    assert step.model["weight"].item() == -2.0
+
+
+def test_clipping_leaves_the_stored_shares_as_they_are(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(1)}
+    results = a_round(model, {0: [2.0], 1: [-1.0]})
+    clipped = server_step(model, results, WeightingState(), AWA_ALONE).state
+    paper = FedPWSettings(adjust_parameters=False, clip_weights=False)
+    assert clipped == server_step(model, results, WeightingState(), paper).state
+    assert clipped.direction.clients[1].share == -2.0
+
+
+def test_the_papers_formula_trains_against_an_opposing_update(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(1)}
+    results = a_round(model, {0: [2.0], 1: [-1.0]})
+    paper = FedPWSettings(adjust_parameters=False, clip_weights=False)
+    step = server_step(model, results, WeightingState(), paper)
+    assert step.weights.weights == (2.0, -1.0)
+    assert step.model["weight"].item() == -(2.0 * 2.0 + -1.0 * -1.0)
+
+
+def test_clipped_weights_are_renormalised() -> None:
+    weights = clip_negative_weights(doubles(0.9, 0.6, -0.5))
+    assert weights.tolist() == pytest.approx([0.9 / 1.5, 0.6 / 1.5, 0.0])
+
+
+def test_momentum_of_a_round_is_proportional_to_its_size() -> None:
+    assert momentum_rate(0.3, 2.0, 4.0) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(("size", "first"), [(40.0, 4.0), (1e300, 1e-300)])
+def test_momentum_never_exceeds_one(size: float, first: float) -> None:
+    assert momentum_rate(0.3, size, first) == 1.0
+
+
+@pytest.mark.parametrize(("size", "first"), [(0.0, 4.0), (-1e-9, 4.0), (0.0, None)])
+def test_a_round_without_size_has_no_momentum(size: float, first: float | None) -> None:
+    assert momentum_rate(0.3, size, first) == 0.0
+
+
+def test_a_jump_in_size_replaces_the_momentum_and_no_more(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(1)}
+    state = server_step(
+        model, a_round(model, {0: [3.0], 1: [1.0]}), WeightingState(), AWA_ALONE
+    ).state
+    # Ten times the update is a hundred times the size: 0.3 * 100 is clamped to 1.
+    step = server_step(model, a_round(model, {0: [20.0], 1: [20.0]}), state, AWA_ALONE)
+    assert step.weights.direction_term == pytest.approx([(0.75 + 0.5) / 2, (0.25 + 0.5) / 2])
+    assert step.state.direction.clients[0].momentum == pytest.approx(2 * 0.5)
+
+
+@pytest.mark.parametrize("updates", [{0: [0.0], 1: [0.0]}, {0: [1.0], 1: [-1.0]}])
+def test_zero_or_cancelling_updates_give_equal_shares_and_no_baseline(
+    a_round: RoundBuilder, updates: dict[int, list[float]]
+) -> None:
+    model = {"weight": torch.zeros(1)}
+    results = a_round(model, updates, {0: 1.0, 1: 3.0})
+    step = server_step(model, results, WeightingState(), AWA_ALONE)
+    assert step.weights.direction_term == (0.5, 0.5)
+    # The direction does not spread, so the losses decide alone.
+    assert step.weights.weights == (0.25, 0.75)
+    assert step.state.direction.first_size is None
+
+
+def test_the_baseline_comes_from_the_first_round_with_a_direction(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(1)}
+    state = WeightingState()
+    for updates in ({0: [1.0], 1: [-1.0]}, {0: [3.0], 1: [1.0]}, {0: [9.0], 1: [9.0]}):
+        state = server_step(model, a_round(model, updates), state, AWA_ALONE).state
+    assert state.direction.first_size == 2.0**2
+
+
+def test_a_round_without_direction_leaves_the_momentum_as_it_was(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(1)}
+    state = server_step(
+        model, a_round(model, {0: [3.0], 1: [1.0]}), WeightingState(), AWA_ALONE
+    ).state
+    step = server_step(model, a_round(model, {0: [0.0], 1: [0.0]}), state, AWA_ALONE)
+    for client in (0, 1):
+        after, before = step.state.direction.clients[client], state.direction.clients[client]
+        assert after.momentum == before.momentum
+    # p = (0.75, 0.25) and the momentum 0.3·p point the same way, so p stays.
+    assert step.weights.direction_term == pytest.approx([0.75, 0.25], abs=1e-12)
+
+
+def test_all_zero_losses_share_equally_and_set_no_baseline(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(1)}
+    step = server_step(
+        model, a_round(model, {0: [3.0], 1: [1.0]}, 0.0), WeightingState(), AWA_ALONE
+    )
+    assert step.weights.loss_term == (0.5, 0.5)
+    assert step.weights.weights == (0.75, 0.25)
+    assert step.state.loss.first_size is None
+
+
+def test_a_tiny_loss_enters_its_share_as_a_thousandth_of_the_mean() -> None:
+    shares = loss_shares(doubles(1e-9, 2.0, 4.0))
+    floor = 1e-3 * (1e-9 + 2.0 + 4.0) / 3
+    expected = [floor / (floor + 6), 2 / (floor + 6), 4 / (floor + 6)]
+    assert shares.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_loss_above_the_floor_is_used_as_it_is() -> None:
+    shares = loss_shares(doubles(0.002, 1.0, 2.0))
+    assert shares.tolist() == pytest.approx([0.002 / 3.002, 1 / 3.002, 2 / 3.002], abs=1e-12)
+
+
+def test_size_of_the_loss_is_its_mean_even_near_the_largest_double() -> None:
+    assert loss_size(doubles(1.0, 2.0, 6.0)) == pytest.approx(3.0)
+    assert loss_size(doubles(1.5e308, 1.5e308, 0.9e308)) == pytest.approx(1.3e308)
+    assert loss_size(doubles(0.0, 0.0)) == 0.0
+
+
+def test_a_lone_client_has_the_whole_weight_in_every_round(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(4)}
+    state = WeightingState()
+    for _ in range(3):
+        results = a_round(model, {5: [1.0, -2.0, 3.0, 0.5]}, 0.7)
+        step = server_step(model, results, state, FedPWSettings())
+        assert step.weights.weights == (1.0,)
+        assert step.weights.direction_term == (1.0,)
+        assert step.weights.loss_term == (1.0,)
+        state = step.state
+
+
+def test_without_any_spread_the_weight_is_the_mean_of_both_terms() -> None:
+    mixed = mix_terms(doubles(0.25, 0.25, 0.25, 0.25), doubles(0.25, 0.25, 0.25, 0.25))
+    assert mixed.weights.tolist() == [0.25] * 4
+    assert mixed.loss_term_share == 0.5
+
+
+def test_terms_are_mixed_by_their_sample_standard_deviation() -> None:
+    p, q = (0.5, 0.3, 0.2), (0.1, 0.1, 0.8)
+    mean = 1 / 3
+    spread_p = math.sqrt(sum((value - mean) ** 2 for value in p) / 2)
+    spread_q = math.sqrt(sum((value - mean) ** 2 for value in q) / 2)
+    expected = [(spread_p * p[k] + spread_q * q[k]) / (spread_p + spread_q) for k in range(3)]
+    mixed = mix_terms(doubles(*p), doubles(*q))
+    assert mixed.weights.tolist() == pytest.approx(expected, abs=1e-12)
+    assert mixed.loss_term_share == pytest.approx(spread_q / (spread_p + spread_q), abs=1e-12)
+
+
+def test_a_signal_remembers_shares_in_units_of_the_average_client() -> None:
+    shares, state = update_signal(SignalState(), [4, 9], doubles(0.7, 0.3), 5.0, 0.3, True)
+    assert shares.tolist() == pytest.approx([0.7, 0.3])
+    assert state.clients[4].share == pytest.approx(2 * 0.7)
+    assert state.clients[4].momentum == pytest.approx(0.3 * 2 * 0.7)
+    assert state.clients[9].share == pytest.approx(2 * 0.3)
+    assert state.first_size == 5.0
+
+
+@pytest.mark.parametrize(
+    ("examples", "expected"),
+    [
+        ({0: 30, 1: 10}, (0.75, 0.25)),
+        (None, (0.5, 0.5)),
+        ({0: 0, 1: 0}, (0.5, 0.5)),
+    ],
+)
+def test_without_adaptive_weights_clients_count_by_their_examples(
+    a_round: RoundBuilder, examples: dict[int, float] | None, expected: tuple[float, float]
+) -> None:
+    model = {"weight": torch.zeros(1)}
+    results = a_round(model, {0: [4.0], 1: [8.0]}, examples=examples)
+    settings = FedPWSettings(adapt_weights=False, adjust_parameters=False)
+    step = server_step(model, results, WeightingState(), settings)
+    assert step.weights.weights == expected
+    assert step.model["weight"].item() == -(expected[0] * 4 + expected[1] * 8)
+    assert step.weights.direction_term is None
+    assert step.weights.loss_term is None
+    assert step.weights.loss_term_share is None

@@ -1,0 +1,139 @@
+"""The method's memory survives being saved, loaded and compared."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fedpw_flwr.algorithm import (
+    ClientResult,
+    ClientSignal,
+    FedPWSettings,
+    SignalState,
+    WeightingState,
+    server_step,
+)
+
+RoundBuilder = Callable[..., list[ClientResult]]
+
+
+@pytest.fixture
+def state() -> WeightingState:
+    signal = SignalState(
+        clients={
+            3: ClientSignal(share=1 / 3, momentum=-0.1, mass=0.51),
+            2**62: ClientSignal(share=5e-324, momentum=1e300, mass=1.0),
+        },
+        first_size=0.1 + 0.2,
+    )
+    return WeightingState(rounds=7, direction=signal, loss=SignalState())
+
+
+def test_a_state_survives_json_to_the_last_bit(state: WeightingState) -> None:
+    assert WeightingState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def test_a_fresh_state_survives_json() -> None:
+    fresh = WeightingState()
+    assert WeightingState.from_dict(json.loads(json.dumps(fresh.to_dict()))) == fresh
+
+
+def test_states_compare_by_value(state: WeightingState) -> None:
+    other = state.to_dict()
+    assert WeightingState.from_dict(other) == state
+    other["direction"]["clients"]["3"]["momentum"] += 1e-16
+    assert WeightingState.from_dict(other) != state
+
+
+def test_saving_does_not_share_memory_with_the_state(state: WeightingState) -> None:
+    saved = state.to_dict()
+    saved["direction"]["clients"].clear()
+    assert set(state.direction.clients) == {3, 2**62}
+
+
+def test_a_run_that_continues_from_a_saved_state_is_the_same_run(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(5)}
+    rounds = [
+        a_round(model, {0: [1.0, 2, 3, 4, 5], 1: [5.0, 1, 1, 1, 1]}, {0: 1.0, 1: 2.0}),
+        a_round(model, {1: [2.0, 2, 3, 4, 5], 4: [1.0, 1, 1, 0, 1]}, {1: 0.3, 4: 0.2}),
+        a_round(model, {0: [1.0, 0, 3, 4, 5], 4: [5.0, 1, 1, 1, 2]}, {0: 0.5, 4: 0.1}),
+    ]
+    kept = saved = WeightingState()
+    for results in rounds:
+        step = server_step(model, results, kept, FedPWSettings())
+        again = server_step(model, results, saved, FedPWSettings())
+        assert again.weights == step.weights
+        kept = step.state
+        saved = WeightingState.from_dict(json.loads(json.dumps(again.state.to_dict())))
+
+
+@pytest.mark.parametrize("missing", ["rounds", "direction", "loss"])
+def test_a_saved_state_without_a_part_names_the_part(state: WeightingState, missing: str) -> None:
+    nested = state.to_dict()
+    del nested[missing]
+    with pytest.raises(ValueError, match=missing):
+        WeightingState.from_dict(nested)
+
+
+@pytest.mark.parametrize("missing", ["share", "momentum", "mass"])
+def test_a_saved_client_without_a_number_names_the_number(
+    state: WeightingState, missing: str
+) -> None:
+    nested = state.to_dict()
+    del nested["direction"]["clients"]["3"][missing]
+    with pytest.raises(ValueError, match=missing):
+        WeightingState.from_dict(nested)
+
+
+def _with(state: WeightingState, place: tuple[str, ...], value: object) -> Any:
+    nested: Any = state.to_dict()
+    inner = nested
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("rounds",), "seven"),
+        (("rounds",), None),
+        (("direction",), []),
+        (("direction", "clients", "3"), None),
+        (("direction", "clients", "3", "share"), "much"),
+        (("direction", "clients", "someone"), {"share": 1, "momentum": 0, "mass": 0}),
+        (("loss", "first_size"), "large"),
+    ],
+)
+def test_a_saved_state_with_something_else_than_a_number_is_refused(
+    state: WeightingState, place: tuple[str, ...], value: object
+) -> None:
+    with pytest.raises(ValueError, match="not a saved weighting state"):
+        WeightingState.from_dict(_with(state, place, value))
+
+
+def test_a_list_of_clients_is_refused(state: WeightingState) -> None:
+    with pytest.raises(ValueError, match="not a saved weighting state"):
+        WeightingState.from_dict(_with(state, ("direction", "clients"), [1, 2]))
+
+
+def test_a_bad_number_in_a_saved_state_is_named_with_its_place(state: WeightingState) -> None:
+    nested = _with(state, ("direction", "clients", "3", "share"), "much")
+    with pytest.raises(ValueError, match=r"direction.*3.*share"):
+        WeightingState.from_dict(nested)
+
+
+def test_a_saved_state_with_a_nan_is_refused(state: WeightingState) -> None:
+    with pytest.raises(ValueError):
+        WeightingState.from_dict(
+            _with(state, ("direction", "clients", "3", "momentum"), float("nan"))
+        )
+
+
+@pytest.mark.parametrize("nested", [[], "state", 3, None])
+def test_something_that_is_no_state_at_all_is_refused(nested: Any) -> None:
+    with pytest.raises(ValueError, match="not a saved weighting state"):
+        WeightingState.from_dict(nested)
