@@ -7,6 +7,7 @@ they grow with the square of the width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -28,17 +29,21 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.Conv2d(in_channels, out_channels, 1, bias=False),
                 nn.BatchNorm2d(out_channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
         inner = relu(self.bn1(self.conv1(x)), inplace=True)
-        return relu(self.bn2(self.conv2(inner)) + self.shortcut(x), inplace=True)
+        # Every stride-th pixel into a plain 1x1 convolution equals a strided one, whose gradient in
+        # torch 2.15 overwrites foreign memory (CPU, channels last, < 16 channels, several threads).
+        seen = x[:, :, :: self.stride, :: self.stride]
+        return relu(self.bn2(self.conv2(inner)) + self.shortcut(seen), inplace=True)
 
 
 class ResNet10(nn.Module):
@@ -77,6 +82,9 @@ class ResNet10(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised pictures (B, in_channels, H, W) to logits (B, num_classes)."""
+        if x.device.type == "cpu":
+            # Convolutions on a CPU are 10 to 30 % faster in this layout; weights keep theirs.
+            x = x.contiguous(memory_format=torch.channels_last)
         features: Tensor = self.stages(relu(self.bn(self.stem(x)), inplace=True))
         logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
         return logits

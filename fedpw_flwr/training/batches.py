@@ -68,7 +68,7 @@ def training_batches(
     Yields
     ------
     images : Tensor
-        ``float32`` of shape (B, C, H, W), in channels-last memory.
+        ``float32`` of shape (B, C, H, W), contiguous.
     labels : Tensor
         ``int64`` of shape (B,).
     """
@@ -92,5 +92,5 @@ def training_batches(
                 (top[:, None] + rows)[:, :, None],
                 (left[:, None] + columns)[:, None, :],
             ]
-            yield normalisation(cut).permute(0, 3, 1, 2), pictures.labels[chosen]
+            yield normalisation(cut).permute(0, 3, 1, 2).contiguous(), pictures.labels[chosen]
             start = stop

@@ -65,7 +65,7 @@ def evaluate(
     if len(pictures) == 0:
         raise ValueError("cannot evaluate on 0 pictures")
     device = torch.device(device)
-    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model.to(device).eval()
     normalisation = Normalisation(mean, std, device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -73,7 +73,7 @@ def evaluate(
         pictures.images.split(batch_size), pictures.labels.split(batch_size), strict=True
     ):
         pixels = images.to(device).permute(0, 2, 3, 1)
-        logits = model(normalisation(pixels).permute(0, 3, 1, 2))
+        logits = model(normalisation(pixels).permute(0, 3, 1, 2).contiguous())
         targets = labels.to(device)
         loss += cross_entropy(logits, targets, reduction="sum")
         correct += (logits.argmax(dim=1) == targets).sum()

@@ -76,7 +76,7 @@ def train(
     if len(pictures) == 0:
         raise ValueError("cannot train on 0 pictures: give this client some, or leave it out")
     device = torch.device(device)
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(device).train()
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=settings.learning_rate,

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fedpw_flwr.data.images import DomainCollection, ImageSet
+from fedpw_flwr.models.cnn import SmallCNN
+from fedpw_flwr.models.resnet import ResNet10
+from fedpw_flwr.training.batches import Normalisation, training_batches
+from fedpw_flwr.training.evaluation import evaluate
+from fedpw_flwr.training.loop import client_generator, train
+from fedpw_flwr.training.settings import ClientSettings
+
+
+def _train(
+    model: torch.nn.Module,
+    data: DomainCollection,
+    settings: ClientSettings,
+    pictures: ImageSet | None = None,
+    seed: int = 0,
+) -> float:
+    return train(
+        model,
+        data.domains[0].train if pictures is None else pictures,
+        settings,
+        mean=data.mean,
+        std=data.std,
+        device="cpu",
+        generator=client_generator(seed, 1, 0),
+    )
+
+
+def test_a_few_epochs_learn_plain_digits(scans: DomainCollection) -> None:
+    torch.manual_seed(0)
+    model = ResNet10(10, width=8)
+    settings = ClientSettings(epochs=8, batch_size=16, learning_rate=0.05, crop_padding=1)
+    _train(model, scans, settings)
+    result = evaluate(model, scans.domains[0].test, mean=scans.mean, std=scans.std, device="cpu")
+    assert result.accuracy > 0.85
+
+
+def test_training_is_plain_sgd_and_its_loss_the_mean_over_all_batches(
+    scans: DomainCollection,
+) -> None:
+    settings = ClientSettings(
+        epochs=2, batch_size=64, learning_rate=0.01, weight_decay=1e-3, crop_padding=2
+    )
+    torch.manual_seed(0)
+    model = SmallCNN(10, width=4)
+    reference = copy.deepcopy(model)
+    loss = _train(model, scans, settings)
+
+    batches = training_batches(
+        scans.domains[0].train,
+        Normalisation(scans.mean, scans.std, torch.device("cpu")),
+        batch_size=64,
+        crop_padding=2,
+        epochs=2,
+        generator=client_generator(0, 1, 0),
+    )
+    parameters = list(reference.parameters())
+    momenta = [torch.zeros_like(parameter) for parameter in parameters]
+    losses = []
+    for images, labels in batches:
+        batch_loss = cross_entropy(reference(images), labels)
+        gradients = torch.autograd.grad(batch_loss, parameters)
+        with torch.no_grad():
+            for parameter, momentum, gradient in zip(parameters, momenta, gradients, strict=True):
+                momentum.mul_(0.9).add_(gradient + 1e-3 * parameter)
+                parameter.sub_(0.01 * momentum)
+        losses.append(batch_loss.item())
+    assert len(losses) == 14
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    for ours, theirs in zip(model.parameters(), parameters, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_round_is_the_same_whatever_ran_before_it(scans: DomainCollection) -> None:
+    torch.manual_seed(0)
+    start = ResNet10(10, width=4)
+    settings = ClientSettings(epochs=1, batch_size=32, learning_rate=0.05)
+    results = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        torch.rand(noise)
+        model = copy.deepcopy(start)
+        before = torch.get_rng_state()
+        loss = _train(model, scans, settings)
+        assert torch.equal(before, torch.get_rng_state())
+        results.append((loss, model.state_dict()))
+    (first_loss, first), (second_loss, second) = results
+    assert first_loss == second_loss
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_clients_rounds_and_seeds_have_randomness_of_their_own() -> None:
+    places = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 1, 0), (0, 1, 3)]
+    draws = {int(torch.randint(2**62, (), generator=client_generator(*place))) for place in places}
+    assert len(draws) == len(places)
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 33])
+def test_any_number_of_pictures_trains_a_network_with_batchnorm(
+    scans: DomainCollection, count: int
+) -> None:
+    pictures = scans.domains[0].train.select(torch.arange(count))
+    loss = _train(
+        ResNet10(10, width=2), scans, ClientSettings(epochs=1, batch_size=16), pictures=pictures
+    )
+    assert 0 < loss < 10
+
+
+def test_diverged_training_reports_a_loss_that_is_not_finite(scans: DomainCollection) -> None:
+    settings = ClientSettings(epochs=2, learning_rate=1e30)
+    loss = _train(SmallCNN(10, width=4), scans, settings)
+    assert not torch.isfinite(torch.tensor(loss))
+
+
+def test_client_without_pictures_is_told_so(scans: DomainCollection) -> None:
+    nothing = scans.domains[0].train.select(torch.arange(0))
+    with pytest.raises(ValueError, match="0 pictures"):
+        _train(SmallCNN(10), scans, ClientSettings(), pictures=nothing)
