@@ -45,7 +45,13 @@ def add_tensor_directions(
     """
     dtype = working_dtype(global_tensor.dtype)
     products = _inner_products(global_tensor, client_tensors, dtype)
-    if not all(SMALLEST_PRODUCT < abs(product) < LARGEST_PRODUCT for product in products):
+    doubtful = [
+        client
+        for client, product in zip(client_tensors, products, strict=True)
+        if not SMALLEST_PRODUCT < abs(product) < LARGEST_PRODUCT
+    ]
+    # A tensor that was not trained has a product of 0 that is right.
+    if not all(torch.equal(client.to(global_tensor.device), global_tensor) for client in doubtful):
         products = _inner_products(global_tensor, client_tensors, torch.float64)
     for position, product in enumerate(products):
         directions[position] += product
@@ -58,11 +64,11 @@ def _inner_products(
     total = torch.zeros_like(start)
     update = torch.empty_like(start)
     for client in client_tensors:
-        torch.sub(start, client.reshape(-1).to(dtype), out=update)
+        torch.sub(start, client.reshape(-1).to(start.device, dtype), out=update)
         total.add_(update)
     products = []
     for client in client_tensors:
-        torch.sub(start, client.reshape(-1).to(dtype), out=update)
+        torch.sub(start, client.reshape(-1).to(start.device, dtype), out=update)
         products.append(torch.dot(update, total))
     return [float(product) for product in torch.stack(products).tolist()]
 

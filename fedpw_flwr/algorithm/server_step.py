@@ -169,12 +169,13 @@ def server_step(
                 model[name] = tensor.cpu()
                 continue
             moved, factor = _move_tensor(
-                tensor.to(device),
+                tensor,
                 [result.tensors[name] for result in ordered],
                 kinds[name],
                 weights.weights,
                 rates,
                 settings.avg_drop_rate,
+                device,
             )
             model[name] = moved.cpu()
             if factor is not None:
@@ -271,7 +272,7 @@ def _directions(
                 add_tensor_directions(
                     directions,
                     tensor.to(device),
-                    [result.tensors[name].to(device) for result in results],
+                    [result.tensors[name] for result in results],
                 )
     return directions
 
@@ -299,11 +300,12 @@ def _move_tensor(
     weights: Sequence[float],
     rates: Sequence[float] | None,
     avg_drop_rate: float,
+    device: torch.device | str,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute one tensor of the new model, w − g, and its amplification f where it has one."""
     if kind is TensorKind.INTEGER:
         return _weighted_integers(tensor, trained, weights), None
-    start = tensor.reshape(-1).to(working_dtype(tensor.dtype))
+    start = tensor.reshape(-1).to(device, working_dtype(tensor.dtype))
     factor = None
     if rates is None:
         change = _average(start, trained, weights)
@@ -378,8 +380,8 @@ def _saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _weighted_integers(
     start: Tensor, trained: Sequence[Tensor], weights: Sequence[float]
 ) -> Tensor:
-    """Weighted mean of counters, rounded to nearest."""
-    mean = torch.zeros(start.shape, dtype=torch.float64, device=start.device)
+    """Weighted mean of counters, rounded to nearest; on the CPU, where every device has float64."""
+    mean = torch.zeros(start.shape, dtype=torch.float64)
     for tensor, weight in zip(trained, weights, strict=True):
-        mean.add_(tensor.to(start.device, torch.float64), alpha=weight)
+        mean.add_(tensor.to("cpu", torch.float64), alpha=weight)
     return mean.round_().to(start.dtype)

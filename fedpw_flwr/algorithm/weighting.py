@@ -214,9 +214,9 @@ def update_signal(
         x_k = normalise(p_k / P + δp_k / N),  δp_k ← (1−β_dir)·δp_k + β_dir·N·D_k,  p_k ← P·x_k
 
     Momentum that returns with different masses (clients that were away for different times) is
-    first brought to the participants' mean mass, mean-preserving: clients with the same data then
-    have the same weight however often each took part. With full participation every mass is the
-    same and this changes nothing. A newcomer enters with p = 1 and the mean momentum of the
+    first brought to the participants' mean mass: in a federation of identical clients the weights
+    then stay equal however often each took part. With full participation every mass is the same
+    and this changes nothing. A newcomer enters with p = 1 and the mean momentum of the
     returning participants, 0 where there are none.
 
     Parameters

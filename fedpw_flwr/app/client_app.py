@@ -16,7 +16,7 @@ from torch import nn
 from fedpw_flwr.data.partition import ClientShare
 from fedpw_flwr.experiment.configuration import ConfigurationError
 from fedpw_flwr.experiment.experiment import Experiment, experiment_of
-from fedpw_flwr.strategy.quarantine import IDENTITY_KEY
+from fedpw_flwr.strategy.quarantine import IDENTITY_KEY, IDENTITY_RECORD
 from fedpw_flwr.training.evaluation import evaluate as evaluate_model
 from fedpw_flwr.training.loop import client_generator
 from fedpw_flwr.training.loop import train as train_model
@@ -34,6 +34,9 @@ def train(message: Message, context: Context) -> Message:
     """
     experiment, model, share = _prepare(message, context)
     server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+    generator = client_generator(experiment.seed, server_round, share.client_id)
+    # A model with dropout draws from the global source.
+    torch.manual_seed(generator.initial_seed())
     loss = train_model(
         model,
         share.train,
@@ -41,13 +44,13 @@ def train(message: Message, context: Context) -> Message:
         mean=experiment.data.mean,
         std=experiment.data.std,
         device=experiment.device,
-        generator=client_generator(experiment.seed, server_round, share.client_id),
+        generator=generator,
     )
     reply = RecordDict(
         {
             "arrays": ArrayRecord(_contiguous(model)),
             "metrics": MetricRecord({"train_loss": loss, "num-examples": len(share.train)}),
-            "identity": ConfigRecord({IDENTITY_KEY: share.client_id}),
+            IDENTITY_RECORD: ConfigRecord({IDENTITY_KEY: share.client_id}),
         }
     )
     return Message(reply, reply_to=message)
@@ -75,7 +78,7 @@ def evaluate(message: Message, context: Context) -> Message:
     reply = RecordDict(
         {
             "metrics": metrics,
-            "identity": ConfigRecord({IDENTITY_KEY: share.client_id}),
+            IDENTITY_RECORD: ConfigRecord({IDENTITY_KEY: share.client_id}),
         }
     )
     return Message(reply, reply_to=message)

@@ -18,7 +18,7 @@ from fedpw_flwr.experiment.configuration import resolved_yaml
 from fedpw_flwr.experiment.experiment import Experiment
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, best_round
 from fedpw_flwr.experiment.run_folder import RunFolder
-from fedpw_flwr.strategy.quarantine import IDENTITY_KEY
+from fedpw_flwr.strategy.quarantine import IDENTITY_KEY, IDENTITY_RECORD
 from fedpw_flwr.training.evaluation import evaluate
 
 __all__ = ["RecordedStrategy", "RunRecorder", "client_metrics"]
@@ -55,9 +55,8 @@ def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRe
 
 
 def _only(content: RecordDict) -> tuple[int, Any]:
-    (identity,) = (record[IDENTITY_KEY] for record in content.config_records.values())
     (metrics,) = content.metric_records.values()
-    return int(identity), metrics  # type: ignore[arg-type]
+    return int(content.config_records[IDENTITY_RECORD][IDENTITY_KEY]), metrics  # type: ignore[arg-type]
 
 
 class RunRecorder:
@@ -77,7 +76,7 @@ class RunRecorder:
         self._model = experiment.new_model()
         self._records: list[RoundRecord] = []
         self._train_metrics: MetricRecord | None = None
-        self._since = time.monotonic()
+        self._since: float | None = None
 
     def keep(self, train_metrics: MetricRecord | None) -> None:
         """Keep a round's training metrics until the round is recorded."""
@@ -98,6 +97,7 @@ class RunRecorder:
         MetricRecord
             Mean, STD (where there are two domains or more) and worst accuracy, for Flower's log.
         """
+        since = time.monotonic() if self._since is None else self._since
         self._model.load_state_dict(arrays.to_torch_state_dict())
         data = self._experiment.data
         results = {
@@ -115,14 +115,15 @@ class RunRecorder:
         now = time.monotonic()
         record = RoundRecord(
             round=server_round,
-            seconds=now - self._since,
+            seconds=now - since,
             accuracy={name: result.accuracy for name, result in results.items()},
             loss={name: result.loss for name, result in results.items()},
             train_loss=_number(metrics, "train_loss"),
             clients=self._client_figures(metrics),
             loss_term_share=_number(metrics, "fedpw-loss-term-share"),
             amplification=_number(metrics, "fedpw-amplification"),
-            quarantined=_unusable(metrics),
+            quarantined=_count(metrics, "fedpw-quarantined"),
+            failed=_count(metrics, "fedpw-failed"),
         )
         self._since = now
         self._records.append(record)
@@ -135,7 +136,13 @@ class RunRecorder:
         return figures
 
     def finish(self) -> None:
-        """Write the summary of the run."""
+        """Write the summary of the run.
+
+        Raises
+        ------
+        RuntimeError
+            If no round had a reply that could be used: the model is still the initial one.
+        """
         configuration = self._experiment.configuration
         self._folder.write_summary(
             RunSummary.of_run(
@@ -145,6 +152,11 @@ class RunRecorder:
                 seed=self._experiment.seed,
             )
         )
+        if not any(record.clients for record in self._records):
+            raise RuntimeError(
+                f"none of the {self._records[-1].round} rounds had a client's reply that could be "
+                "used, so nothing was trained: flower.log says for every reply what was wrong"
+            )
 
     def _save_model(self, record: RoundRecord) -> None:
         state = {name: tensor.cpu() for name, tensor in self._model.state_dict().items()}
@@ -227,11 +239,8 @@ def _number(metrics: MetricRecord, key: str) -> float | None:
     return float(metrics[key]) if key in metrics else None  # type: ignore[arg-type]
 
 
-def _unusable(metrics: MetricRecord) -> int | None:
-    """Count the replies that the round went without: quarantined ones and failed clients."""
-    if "fedpw-quarantined" not in metrics:
-        return None
-    return int(metrics["fedpw-quarantined"]) + int(metrics["fedpw-failed"])  # type: ignore[arg-type]
+def _count(metrics: MetricRecord, key: str) -> int | None:
+    return int(metrics[key]) if key in metrics else None  # type: ignore[arg-type]
 
 
 def _list(values: object) -> Sequence[Any]:

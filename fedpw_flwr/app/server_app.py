@@ -52,7 +52,14 @@ def main(grid: Grid, context: Context) -> None:
 
 def _output_folder(requested: str, run_id: int) -> Path:
     """Return the folder asked for, else one of this run's own under the working folder."""
-    return Path(requested).absolute() if requested else Path.cwd() / "outputs" / f"run-{run_id}"
+    if not requested:
+        return Path.cwd() / "outputs" / f"run-{run_id}"
+    if not Path(requested).is_absolute():
+        raise ConfigurationError(
+            f"output-folder={requested!r} is relative, and Flower runs this app in a folder of its "
+            "own: give the whole path, for example output-folder='$PWD/outputs/mine'"
+        )
+    return Path(requested)
 
 
 def _wait_for_clients(grid: Grid, expected: int, timeout: float) -> None:
@@ -66,7 +73,7 @@ def _wait_for_clients(grid: Grid, expected: int, timeout: float) -> None:
         time.sleep(0.2)
     if connected != expected:
         raise ConfigurationError(
-            f"{connected} clients are connected after {timeout:g} s, the experiment has "
+            f"{connected} clients are connected (waited up to {timeout:g} s), the experiment has "
             f"{expected}. Start it with the command fedpw, or with flwr run . "
             f'--federation-config "num-supernodes={expected} client-resources-num-cpus=1"'
         )

@@ -12,7 +12,7 @@ file ``conf/dataset/NAME.yaml``::
     domains: [name_of_domain_1, name_of_domain_2]
     your_option: 1
 
-and run ``fedpw dataset=NAME``. The key ``domains`` lists the names in client order, so that the
-number of clients is known before any picture is read; a key which holds a folder is called
-``folder``, so that the command can make it absolute.
+and run ``fedpw dataset=NAME partition=by_domain``. The key ``domains`` lists the names in client
+order, so that the number of clients is known before any picture is read; a key which holds a folder
+is called ``folder``, so that the command can make it absolute.
 """

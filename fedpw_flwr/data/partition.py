@@ -82,7 +82,21 @@ class ByDomain:
                 raise ValueError(f"train_per_client must be at least 1, got {counts}")
 
     def num_clients(self, domains: Sequence[str]) -> int:
-        """Return K for these names of domains, without reading any picture."""
+        """Return K for these names of domains, without reading any picture.
+
+        Raises
+        ------
+        ValueError
+            If `train_per_client` misses a domain or names one which is not there.
+        """
+        if isinstance(self.train_per_client, Mapping):
+            named, there = set(self.train_per_client), set(domains)
+            if named != there:
+                raise ValueError(
+                    f"partition.train_per_client has numbers for {sorted(named)}, the data set has "
+                    f"the domains {sorted(there)}: choose a partition that fits, for example "
+                    "partition=by_domain"
+                )
         return self.clients_per_domain * len(domains)
 
     def split(self, collection: DomainCollection, seed: int) -> list[ClientShare]:

@@ -39,20 +39,31 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command; exits with status 1 if the configuration or the run failed."""
-    hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(_run)()
+    """Run the command; exits with status 1 if the configuration or a run failed."""
+    failed: list[Path] = []
+
+    def run(configuration: DictConfig) -> None:
+        if not _run(configuration):
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            failed.append(folder)
+            _remove_if_empty(folder)
+
+    hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run)()
+    if failed:
+        if len(failed) > 1:
+            Console(stderr=True).print(f"fedpw: {len(failed)} runs failed", highlight=False)
+        sys.exit(1)
 
 
-def _run(configuration: DictConfig) -> None:
-    """Launch the run that hydra composed, and say how it ended."""
+def _run(configuration: DictConfig) -> bool:
+    """Launch the run that hydra composed, say how it ended, and return whether it completed."""
     console, errors = Console(), Console(stderr=True)
     folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     try:
         outcome = _launch(configuration, folder)
     except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
         errors.print(f"[bold red]fedpw:[/] {escape(str(error))}", highlight=False)
-        _remove_if_empty(folder.path)
-        sys.exit(1)
+        return False
     except KeyboardInterrupt:
         errors.print("fedpw: stopped; no process is left", highlight=False)
         sys.exit(130)
@@ -62,13 +73,15 @@ def _run(configuration: DictConfig) -> None:
             f"The whole log is in {outcome.log_file}",
             highlight=False,
         )
-        sys.exit(1)
+        return False
     _print_results(console, folder, outcome)
+    return True
 
 
 def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
     hydra_config = HydraConfig.get()
     folder.check_unused()
+    _check_config_sources()
     checked(configuration)
     runtime = runtime_settings(configuration)
     launched_from = Path(hydra_config.runtime.cwd)
@@ -108,6 +121,17 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
     )
 
 
+def _check_config_sources() -> None:
+    """Refuse configuration that only this process would see: the run composes its own copy."""
+    for source in HydraConfig.get().runtime.config_sources:
+        known = source.provider in ("hydra", "schema", "command-line")
+        if not known and Path(str(source.path)) != config_folder():
+            raise ConfigurationError(
+                f"the configuration in {source.path} cannot be taken along: put files of your own "
+                "into a folder laid out like conf/ and add it with --config-dir FOLDER"
+            )
+
+
 def _extra_config_folder(launched_from: Path) -> Path | None:
     """Return the folder given by ``--config-dir``."""
     for source in HydraConfig.get().runtime.config_sources:
@@ -131,9 +155,18 @@ def _print_results(console: Console, folder: RunFolder, outcome: RunOutcome) -> 
     ):
         table.add_row(label, f"{100 * value:.1f}" if math.isfinite(value) else "-")
     console.print(table)
+    if summary.quarantined or summary.failed:
+        console.print(
+            f"[bold yellow]Left out in all rounds: {summary.quarantined} replies that could not be "
+            f"used, {summary.failed} clients that failed.[/] flower.log says which and why."
+        )
     console.print(f"{outcome.seconds:.0f} s. Metrics, models and plots: {folder.path}")
 
 
 def _remove_if_empty(path: Path) -> None:
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
+    """Remove the folder that hydra made for a run which left nothing, and an empty outputs/."""
+    for folder in (path, path.parent):
+        if folder.name != path.name and folder.name != "outputs":
+            return
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

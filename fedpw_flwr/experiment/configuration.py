@@ -49,7 +49,8 @@ class RuntimeSettings:
     Attributes
     ----------
     device : str
-        Device of training and evaluation; "auto" takes CUDA when there is one.
+        Device of training and evaluation; "auto" takes CUDA where a process sees it. Clients see
+        it if `gpus_per_client` is above 0.
     cpus_per_client : int
         CPU cores Ray reserves a client; PyTorch uses as many threads.
     gpus_per_client : float
@@ -78,6 +79,11 @@ class RuntimeSettings:
         if not self.gpus_per_client >= 0:
             raise ConfigurationError(
                 f"runtime.gpus_per_client must be 0 or more, got {self.gpus_per_client}"
+            )
+        if self.device.startswith("cuda") and self.gpus_per_client == 0:
+            raise ConfigurationError(
+                f"runtime.device={self.device}, but runtime.gpus_per_client is 0 and Ray hides the "
+                "GPU from such clients: set a share, for example runtime.gpus_per_client=0.25"
             )
         if self.total_cpus is not None and self.total_cpus < self.cpus_per_client:
             raise ConfigurationError(
@@ -158,7 +164,7 @@ def compose_configuration(config_name: str = "config", overrides: str = "") -> D
         try:
             with initialize_config_dir(str(config_folder()), version_base="1.3"):
                 configuration = compose(config_name, words)
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigurationError(
                 f"{_with_cause(error)}\n(config {config_name!r}, overrides {overrides!r})"
             ) from error
@@ -260,9 +266,9 @@ def count_clients(configuration: DictConfig) -> int:
         )
     try:
         partition = instantiate(configuration.partition)
-    except HydraException as error:
+        return int(partition.num_clients(list(configuration.dataset.domains)))
+    except (HydraException, ValueError) as error:
         raise ConfigurationError(f"partition: {_with_cause(error)}") from error
-    return int(partition.num_clients(list(configuration.dataset.domains)))
 
 
 def _choices(group: str) -> list[str]:

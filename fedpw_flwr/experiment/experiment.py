@@ -109,12 +109,15 @@ class Experiment:
             self.configuration.strategy,
             [key for key in self.configuration.strategy if key != "name"],
         )
-        sampling = {"min_train_nodes": 1, "min_evaluate_nodes": 1}
+        sampling = {
+            "min_train_nodes": 1,
+            "min_evaluate_nodes": 1,
+            "min_available_nodes": len(self.shares),
+        }
         defaults = {key: value for key, value in sampling.items() if key not in settings}
         with named_part("strategy"):
             strategy: Strategy = instantiate(
                 settings,
-                min_available_nodes=len(self.shares),
                 train_metrics_aggr_fn=train_metrics_aggr_fn,
                 **defaults,
             )

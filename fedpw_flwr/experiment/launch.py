@@ -26,6 +26,7 @@ import tomli_w
 from rich.text import Text
 
 from fedpw_flwr.experiment.progress import RunProgress
+from fedpw_flwr.experiment.run_folder import METRICS_FILE
 from fedpw_flwr.experiment.run_log import explain_failure
 from fedpw_flwr.experiment.staging import stage_app
 from fedpw_flwr.experiment.superlink import (
@@ -36,7 +37,6 @@ from fedpw_flwr.experiment.superlink import (
 )
 
 LOG_NAME = "flower.log"
-METRICS_NAME = "metrics.jsonl"
 
 _POLL_SECONDS = 0.2
 _CHECK_PROCESSES_SECONDS = 2.0
@@ -200,7 +200,7 @@ def launch(
             stage_app(app, extra_config_folder)
         else:
             shutil.copytree(app_folder, app)
-        display = progress or RunProgress(output_folder / METRICS_NAME, rounds)
+        display = progress or RunProgress(output_folder / METRICS_FILE, rounds)
         with (
             _signals_as_exceptions(),
             LocalSuperLink(app, scratch) as superlink,

@@ -139,9 +139,9 @@ class RunProgress:
             took = "" if seconds is None else f"  {seconds:.1f} s"
             line = f"round {number}/{self.rounds}  {_figures(record)}{took}  {self._time_left()}"
             self._print(line.rstrip())
-        quarantined = _number(record.get("quarantined"))
-        if quarantined:
-            replies = "1 reply" if quarantined == 1 else f"{quarantined:.0f} replies"
+        left_out = sum(_number(record.get(key)) or 0 for key in ("quarantined", "failed"))
+        if left_out:
+            replies = "1 reply" if left_out == 1 else f"{left_out:.0f} replies"
             self._print(
                 f"warning: round {number} left out {replies} that could not be used; "
                 "flower.log says which and why",

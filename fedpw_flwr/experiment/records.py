@@ -168,6 +168,7 @@ class RoundRecord:
     loss_term_share: float | None = None
     amplification: float | None = None
     quarantined: int | None = None
+    failed: int | None = None
 
     @property
     def spread(self) -> Spread:
@@ -196,6 +197,8 @@ class RoundRecord:
             line["amplification"] = _number(self.amplification)
         if self.quarantined is not None:
             line["quarantined"] = int(self.quarantined)
+        if self.failed is not None:
+            line["failed"] = int(self.failed)
         return line
 
     @classmethod
@@ -211,6 +214,7 @@ class RoundRecord:
             loss_term_share=_float(line["loss_term_share"]) if "loss_term_share" in line else None,
             amplification=_float(line["amplification"]) if "amplification" in line else None,
             quarantined=int(line["quarantined"]) if "quarantined" in line else None,
+            failed=int(line["failed"]) if "failed" in line else None,
         )
 
 
@@ -255,6 +259,7 @@ class RunSummary:
     best: Spread
     seconds: float
     quarantined: int
+    failed: int
     versions: dict[str, str | None] = field(default_factory=dict)
 
     @classmethod
@@ -298,6 +303,7 @@ class RunSummary:
             best=Spread(nothing, nothing, nothing) if best is None else best.spread,
             seconds=math.fsum(record.seconds for record in records),
             quarantined=sum(record.quarantined or 0 for record in records),
+            failed=sum(record.failed or 0 for record in records),
             versions=installed_versions(),
         )
 
@@ -315,6 +321,7 @@ class RunSummary:
             "best_worst_round": {"round": self.best_round, **_spread_to_json(self.best)},
             "seconds": _number(self.seconds),
             "quarantined": int(self.quarantined),
+            "failed": int(self.failed),
             "versions": dict(self.versions),
         }
 
@@ -334,6 +341,7 @@ class RunSummary:
             best=_spread_from_json(summary["best_worst_round"]),
             seconds=_float(summary["seconds"]),
             quarantined=int(summary["quarantined"]),
+            failed=int(summary.get("failed", 0)),
             versions=dict(summary["versions"]),
         )
 

@@ -12,9 +12,7 @@ from pathlib import Path
 import tomli_w
 
 from fedpw_flwr import __version__
-
-RUN_CONFIG_KEYS = ("config-name", "overrides", "output-folder")
-"""The keys the staged app accepts in Flower's run config; all hold strings."""
+from fedpw_flwr.experiment.configuration import config_folder
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -32,7 +30,7 @@ def stage_app(destination: Path, extra_config_folder: Path | None = None) -> Pat
         The folder to create. Must not exist, or be empty.
     extra_config_folder : Path | None (default: None)
         A user's folder of hydra files, laid out as `conf/` (say `dataset/mine.yaml`). Its files
-        are added to the package's and replace those of the same name.
+        are added to the package's.
 
     Returns
     -------
@@ -51,37 +49,14 @@ def stage_app(destination: Path, extra_config_folder: Path | None = None) -> Pat
             "Give a folder that does not exist yet."
         )
     shutil.copytree(_PACKAGE, destination / _PACKAGE.name, ignore=_only_python, dirs_exist_ok=True)
-    shutil.copytree(package_config_folder(), destination / "conf", ignore=_only_yaml)
+    shutil.copytree(config_folder(), destination / "conf", ignore=_only_yaml)
     if extra_config_folder is not None:
         _overlay(extra_config_folder, destination / "conf")
     (destination / "pyproject.toml").write_text(_pyproject(), encoding="utf-8")
     return destination
 
 
-def package_config_folder() -> Path:
-    """Find the `conf/` folder that belongs to this copy of the package.
-
-    Returns
-    -------
-    Path
-        `fedpw_flwr/conf` (a wheel), or `conf` beside the package (a checkout).
-
-    Raises
-    ------
-    StagingError
-        If neither exists.
-    """
-    inside, beside = _PACKAGE / "conf", _PACKAGE.parent / "conf"
-    for folder in (inside, beside):
-        if folder.is_dir():
-            return folder
-    raise StagingError(
-        f"The configuration folder of fedpw_flwr is missing: looked for {inside} and {beside}. "
-        "Install the package again (`pip install --force-reinstall fedpw-flwr`)."
-    )
-
-
-def _overlay(source: Path, config_folder: Path) -> None:
+def _overlay(source: Path, destination: Path) -> None:
     if not source.is_dir():
         raise StagingError(f"The configuration folder {source} does not exist or is no folder.")
     files = sorted(path for path in source.rglob("*") if path.is_file())
@@ -96,8 +71,15 @@ def _overlay(source: Path, config_folder: Path) -> None:
             f"The configuration folder {source} holds no *.yaml file. Lay it out like the "
             "package's own conf/, for example dataset/mine.yaml."
         )
+    taken = [path for path in readable if (destination / path.relative_to(source)).exists()]
+    if taken:
+        names = ", ".join(str(path.relative_to(source)) for path in taken)
+        raise StagingError(
+            f"{source} holds files with names of the package's own: {names}. Give them names of "
+            "their own (dataset/mine.yaml is chosen by dataset=mine)."
+        )
     for path in readable:
-        target = config_folder / path.relative_to(source)
+        target = destination / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
 

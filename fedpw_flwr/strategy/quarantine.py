@@ -22,6 +22,7 @@ from fedpw_flwr.strategy.records import ArrayTensors
 
 __all__ = [
     "IDENTITY_KEY",
+    "IDENTITY_RECORD",
     "Asked",
     "BadReply",
     "EvaluateReply",
@@ -33,8 +34,8 @@ __all__ = [
     "screen_train_replies",
 ]
 
-IDENTITY_KEY = "client-id"
-"""ConfigRecord entry by which a client names itself for good: an integer, as its partition."""
+IDENTITY_RECORD, IDENTITY_KEY = "identity", "client-id"
+"""ConfigRecord of a reply, and its entry, by which a client names itself for good: an integer."""
 
 LARGEST_NORM = 1e16
 """Tensors of a larger Euclidean norm are refused: their inner products overflow float32."""
@@ -282,15 +283,13 @@ def _reports(content: RecordDict, key: str) -> bool:
 
 
 def _identity(content: RecordDict, node_id: int) -> int:
-    for record in content.config_records.values():
-        if IDENTITY_KEY in record:
-            identity = record[IDENTITY_KEY]
-            if isinstance(identity, bool) or not isinstance(identity, int) or identity < 0:
-                raise ValueError(
-                    f"its {IDENTITY_KEY!r} is {identity!r}, not a non-negative integer"
-                )
-            return identity
-    return node_id
+    record = content.config_records.get(IDENTITY_RECORD)
+    if record is None or IDENTITY_KEY not in record:
+        return node_id
+    identity = record[IDENTITY_KEY]
+    if isinstance(identity, bool) or not isinstance(identity, int) or identity < 0:
+        raise ValueError(f"its {IDENTITY_KEY!r} is {identity!r}, not a non-negative integer")
+    return identity
 
 
 def _only_metric_record(content: RecordDict) -> MetricRecord:

@@ -62,7 +62,8 @@ def test_run_with_nan_wrong_shape_and_a_raising_client_finishes_and_names_them(
 
     assert outcome.completed, outcome.error
     records = RunFolder(tmp_path / "run").read_rounds()
-    assert [record.quarantined for record in records[1:]] == [3, 3, 3]
+    assert [record.quarantined for record in records[1:]] == [2, 2, 2]
+    assert [record.failed for record in records[1:]] == [1, 1, 1]
     for record in records[1:]:
         assert record.clients is not None
         assert record.clients.id == [0, 4, 5, 6, 7]

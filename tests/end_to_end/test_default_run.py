@@ -1,9 +1,12 @@
 """The command a newcomer types, run for real: exit status, files, accuracy, plots, processes."""
 
+import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,26 +35,32 @@ class Finished:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Run the default experiment once, from a folder that is not the repository."""
     somewhere = tmp_path_factory.mktemp("somewhere")
-    before = {process.pid for process in psutil.process_iter()}
+    mark = uuid.uuid4().hex
     done = subprocess.run(
         [COMMANDS / "fedpw", "hydra.run.dir=the run"],
         cwd=somewhere,
+        env={**os.environ, "STARTED_BY_TEST": mark},
         capture_output=True,
         text=True,
         timeout=540,
         check=False,
     )
-    after = {
-        " ".join(process.cmdline())
-        for process in psutil.process_iter()
-        if process.pid not in before
-    }
     return Finished(
         done.returncode,
         done.stdout + done.stderr,
         RunFolder(somewhere / "the run"),
-        {line for line in after if "flower" in line or "ray" in line or "flwr" in line},
+        _started_with(mark),
     )
+
+
+def _started_with(mark: str) -> set[str]:
+    """Find what still runs of the processes that inherited the mark in their environment."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("STARTED_BY_TEST") == mark:
+                found.add(" ".join(process.cmdline()))
+    return found
 
 
 def test_the_command_succeeds_and_so_says_flower(run: Finished) -> None:

@@ -37,6 +37,7 @@ ROUND = RoundRecord(
     loss_term_share=0.4,
     amplification=1.3,
     quarantined=1,
+    failed=2,
 )
 
 
@@ -76,7 +77,7 @@ def test_a_line_has_the_documented_keys(folder: RunFolder) -> None:
         *("mean_accuracy", "std_accuracy", "worst_accuracy"),
     }
     assert set(second) - set(first) == {
-        *("train_loss", "clients", "loss_term_share", "amplification", "quarantined"),
+        *("train_loss", "clients", "loss_term_share", "amplification", "quarantined", "failed"),
     }
     assert second["mean_accuracy"] == pytest.approx(0.7)
     assert second["std_accuracy"] == pytest.approx(0.4 / math.sqrt(2))

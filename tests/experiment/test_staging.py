@@ -10,7 +10,8 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 
 import fedpw_flwr
-from fedpw_flwr.experiment.staging import StagingError, package_config_folder, stage_app
+from fedpw_flwr.experiment.configuration import config_folder
+from fedpw_flwr.experiment.staging import StagingError, stage_app
 
 PACKAGE = Path(fedpw_flwr.__file__).parent
 
@@ -22,7 +23,7 @@ def _files(folder: Path, pattern: str) -> set[str]:
 def test_every_module_and_configuration_file_is_staged(tmp_path: Path) -> None:
     app = stage_app(tmp_path / "app")
     assert _files(app / "fedpw_flwr", "*.py") == _files(PACKAGE, "*.py")
-    assert _files(app / "conf", "*.yaml") == _files(package_config_folder(), "*.yaml")
+    assert _files(app / "conf", "*.yaml") == _files(config_folder(), "*.yaml")
     assert {path.suffix for path in app.rglob("*") if path.is_file()} == {".py", ".yaml", ".toml"}
 
 
@@ -44,17 +45,23 @@ def test_the_app_is_described_as_in_the_repositorys_own_pyproject(tmp_path: Path
     assert staged["tool"]["flwr"]["app"] == tomllib.loads(own.read_text())["tool"]["flwr"]["app"]
 
 
-def test_a_users_files_are_added_and_replace_the_packages(tmp_path: Path) -> None:
+def test_a_users_files_are_added_to_the_packages(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     (mine / "dataset").mkdir(parents=True)
     (mine / "dataset" / "mine.yaml").write_text("mine: 1\n")
-    (mine / "model").mkdir()
-    (mine / "model" / "cnn.yaml").write_text("replaced: 1\n")
     (mine / "notes.txt").write_text("not a configuration")
     conf = stage_app(tmp_path / "app", mine) / "conf"
     assert (conf / "dataset" / "mine.yaml").read_text() == "mine: 1\n"
-    assert (conf / "model" / "cnn.yaml").read_text() == "replaced: 1\n"
+    assert (conf / "dataset" / "digits.yaml").is_file()
     assert not (conf / "notes.txt").exists()
+
+
+def test_a_users_file_with_a_name_of_the_packages_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "model").mkdir(parents=True)
+    (mine / "model" / "cnn.yaml").write_text("replaced: 1\n")
+    with pytest.raises(StagingError, match=r"model/cnn\.yaml.*names of their own"):
+        stage_app(tmp_path / "app", mine)
 
 
 def test_a_folder_that_hydra_would_not_read_is_refused(tmp_path: Path) -> None:
