@@ -1,0 +1,107 @@
+"""Short real runs of what is not the default: another strategy, a sweep, plain `flwr run`."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedpw_flwr.experiment.configuration import config_folder
+from fedpw_flwr.experiment.run_folder import RunFolder
+
+pytestmark = pytest.mark.long
+
+COMMANDS = Path(sys.executable).parent
+REPOSITORY = config_folder().parent
+
+
+def test_fedavg_weights_clients_by_their_number_of_pictures(tmp_path: Path) -> None:
+    subprocess.run(
+        [COMMANDS / "fedpw", "strategy=fedavg", "model=cnn", "rounds=2", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        check=True,
+        timeout=300,
+    )
+    folder = RunFolder(tmp_path / "run")
+    clients = folder.read_rounds()[-1].clients
+    assert clients is not None
+    pictures = [190, 190, 150, 150, 150, 150, 100, 100]
+    assert clients.weight == pytest.approx([count / sum(pictures) for count in pictures])
+    assert clients.p is None
+    assert folder.read_summary().strategy == "fedavg"
+    assert (folder.path / "weights.png").is_file()
+
+
+def test_a_sweep_goes_on_after_a_failed_run_and_says_so_at_its_end(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [COMMANDS / "fedpw", "-m", "client.epochs=0,1", "model=cnn", "rounds=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "client.epochs must be an integer of at least 1" in done.stderr
+    (summary,) = (tmp_path / "multirun").rglob("summary.json")
+    assert json.loads(summary.read_text())["rounds"] == 1
+
+
+@pytest.fixture
+def plain_flower(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Give an environment for `flwr` with a home of its own; end the SuperLink it leaves behind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mark = uuid.uuid4().hex
+    yield {
+        **os.environ,
+        "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path / "home"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "STARTED_BY_TEST": mark,
+    }
+    started = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("STARTED_BY_TEST") == mark:
+                process.terminate()
+                started.append(process)
+    for process in psutil.wait_procs(started, timeout=10)[1]:
+        process.kill()
+
+
+def test_plain_flwr_run_of_the_repository_trains_into_the_folder_asked_for(
+    tmp_path: Path, plain_flower: dict[str, str]
+) -> None:
+    subprocess.run(
+        [
+            *("flwr", "run", str(REPOSITORY), "--stream"),
+            *("--federation-config", "num-supernodes=8 client-resources-num-cpus=1"),
+            "--run-config",
+            f"overrides='rounds=1 model=cnn' output-folder='{tmp_path / 'run'}'",
+        ],
+        cwd=tmp_path,
+        env=plain_flower,
+        check=True,
+        timeout=300,
+    )
+    listed = subprocess.run(
+        ["flwr", "list", "--format", "json"],
+        cwd=tmp_path,
+        env=plain_flower,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "finished:completed" in listed.stdout
+    assert RunFolder(tmp_path / "run").read_summary().rounds == 1
