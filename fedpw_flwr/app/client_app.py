@@ -48,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
     )
     reply = RecordDict(
         {
-            "arrays": ArrayRecord(_contiguous(model)),
+            "arrays": ArrayRecord(model.state_dict()),
             "metrics": MetricRecord({"train_loss": loss, "num-examples": len(share.train)}),
             IDENTITY_RECORD: ConfigRecord({IDENTITY_KEY: share.client_id}),
         }
@@ -94,6 +94,10 @@ def _prepare(message: Message, context: Context) -> tuple[Experiment, nn.Module,
             f"the federation has {partitions} clients, the experiment {len(experiment.shares)}: "
             f"start it with num-supernodes={len(experiment.shares)}"
         )
+    if not 0 <= partition < partitions:
+        raise ConfigurationError(
+            f"partition-id={partition}: the {partitions} clients count from 0 to {partitions - 1}"
+        )
     model = _worker_model(config_name, overrides)
     (arrays,) = message.content.array_records.values()
     model.load_state_dict(arrays.to_torch_state_dict())
@@ -113,8 +117,3 @@ def _place(context: Context) -> tuple[int, int]:
 @lru_cache(maxsize=1)
 def _worker_model(config_name: str, overrides: str) -> nn.Module:
     return experiment_of(config_name, overrides).new_model()
-
-
-def _contiguous(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state in row-major layout: channels-last weights would be written transposed."""
-    return {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}

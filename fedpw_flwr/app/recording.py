@@ -143,6 +143,11 @@ class RunRecorder:
         RuntimeError
             If no round had a reply that could be used: the model is still the initial one.
         """
+        if not any(record.clients for record in self._records):
+            raise RuntimeError(
+                f"none of the {self._records[-1].round} rounds had a client's reply that could be "
+                "used, so nothing was trained: the log says for every reply what was wrong"
+            )
         configuration = self._experiment.configuration
         self._folder.write_summary(
             RunSummary.of_run(
@@ -152,11 +157,6 @@ class RunRecorder:
                 seed=self._experiment.seed,
             )
         )
-        if not any(record.clients for record in self._records):
-            raise RuntimeError(
-                f"none of the {self._records[-1].round} rounds had a client's reply that could be "
-                "used, so nothing was trained: flower.log says for every reply what was wrong"
-            )
 
     def _save_model(self, record: RoundRecord) -> None:
         state = {name: tensor.cpu() for name, tensor in self._model.state_dict().items()}

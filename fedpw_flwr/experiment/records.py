@@ -347,11 +347,15 @@ class RunSummary:
 
 
 def best_round(records: Sequence[RoundRecord]) -> RoundRecord | None:
-    """Return the first round with the highest worst-domain accuracy, None if no round has one."""
+    """Return the first round with the highest worst-domain accuracy, None if no round has one.
+
+    A model whose test loss is not finite is never the best: what it classifies right is chance.
+    """
     best: RoundRecord | None = None
     for record in records:
         worst = record.spread.worst
-        if math.isfinite(worst) and (best is None or worst > best.spread.worst):
+        usable = math.isfinite(worst) and all(map(math.isfinite, record.loss.values()))
+        if usable and (best is None or worst > best.spread.worst):
             best = record
     return best
 

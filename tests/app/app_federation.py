@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
@@ -55,10 +55,6 @@ def payloads(arrays: ArrayRecord) -> list[tuple[str, str, tuple[int, ...], bytes
     return [(name, array.dtype, array.shape, array.data) for name, array in arrays.items()]
 
 
-def row_major(array: Array) -> bool:
-    return array.numpy().flags.c_contiguous
-
-
 def client_context(
     client: int, num_clients: int = NUM_CLIENTS, overrides: str = OVERRIDES
 ) -> Context:
@@ -88,9 +84,7 @@ def server_context(folder: Path | str, overrides: str = OVERRIDES) -> Context:
 def message_to(
     client: int, arrays: ArrayRecord, kind: str = "train", server_round: int = 1
 ) -> Message:
-    content = RecordDict(
-        {"arrays": arrays, "config": ConfigRecord({"server-round": server_round})}
-    )
+    content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": server_round})})
     message = Message(content, dst_node_id=node_of(client), message_type=kind)
     message.metadata.__dict__["_message_id"] = f"{kind}-{server_round}-{client}"
     return message

@@ -20,7 +20,6 @@ from app_federation import (
     message_to,
     over_the_wire,
     payloads,
-    row_major,
 )
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
@@ -57,8 +56,6 @@ def test_a_training_reply_has_the_names_shapes_and_dtypes_that_were_sent(model: 
     assert [entry[:3] for entry in payloads(arrays)] == [entry[:3] for entry in payloads(sent)]
     assert payloads(arrays) != payloads(sent)
     assert all(np.isfinite(array.numpy()).all() for array in arrays.values())
-    # Kernels may come out of training in another layout in memory.
-    assert all(row_major(array) for array in arrays.values())
 
 
 def test_counters_of_batchnorm_stay_integers_and_count_the_batches() -> None:
@@ -120,7 +117,6 @@ def test_the_same_question_gives_the_same_bits_whatever_ran_before_in_the_proces
     evaluate_reply(0, arrays)
     # A run of another model and seed: the worker's caches belong to it now.
     train_reply(0, overrides=f"{OVERRIDES} seed=1 model.width=3")
-    np.random.default_rng(0)
     torch.manual_seed(99)
     torch.rand(5)
     second = train_reply(0, arrays, server_round=2).content
@@ -132,7 +128,8 @@ def test_the_same_question_gives_the_same_bits_whatever_ran_before_in_the_proces
 
 def test_a_model_that_draws_random_numbers_gives_the_same_bits_too() -> None:
     overrides = OVERRIDES.replace(
-        "model=cnn model.width=4", "model=cnn ~model.width model._target_=dropout_model.DropoutModel"
+        "model=cnn model.width=4",
+        "model=cnn ~model.width model._target_=dropout_model.DropoutModel",
     )
     torch.manual_seed(1)
     first = train_reply(0, overrides=overrides).content["arrays"]
@@ -170,12 +167,8 @@ def test_a_client_evaluates_on_the_test_pictures_of_its_domain(client: int) -> N
     arrays = train_reply(client).content["arrays"]
     model = built.new_model()
     model.load_state_dict(arrays.to_torch_state_dict())
-    (domain,) = (
-        domain for domain in built.data.domains if domain.name == DOMAIN_OF_CLIENT[client]
-    )
-    expected = evaluate(
-        model, domain.test, mean=built.data.mean, std=built.data.std, device="cpu"
-    )
+    (domain,) = (domain for domain in built.data.domains if domain.name == DOMAIN_OF_CLIENT[client])
+    expected = evaluate(model, domain.test, mean=built.data.mean, std=built.data.std, device="cpu")
 
     content = evaluate_reply(client, arrays).content
 

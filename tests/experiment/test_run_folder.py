@@ -360,3 +360,9 @@ def test_spread_does_not_depend_on_the_order_of_domains(values: list[float], ran
     assert spread == other
     assert spread.worst <= spread.mean + 1e-12
     assert spread.std >= 0
+
+
+def test_a_model_whose_test_loss_is_not_finite_is_never_the_best() -> None:
+    sound = initial({"scans": 0.1, "fonts": 0.1})
+    broken = replace(ROUND, loss={"scans": math.nan, "fonts": 1.0})
+    assert best_round([sound, broken]) is sound
