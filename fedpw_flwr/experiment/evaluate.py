@@ -150,10 +150,12 @@ def evaluate_run(
     name: ModelFile = "model_best.safetensors" if best else "model.safetensors"
     state, metadata = folder.load_model(name)
 
-    from fedpw_flwr.experiment.experiment import build_group, usable_device
+    from fedpw_flwr.device import available_device
+    from fedpw_flwr.experiment.experiment import build_group, named_part
     from fedpw_flwr.training.evaluation import evaluate
 
-    target = usable_device(device)
+    with named_part("--device"):
+        target = available_device(None if device == "auto" else device)
     data: DomainCollection = build_group("dataset", configuration)
     model: torch.nn.Module = build_group(
         "model", configuration, num_classes=data.num_classes, in_channels=data.in_channels

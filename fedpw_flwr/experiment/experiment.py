@@ -23,6 +23,7 @@ from torch import nn
 
 from fedpw_flwr.data.images import DomainCollection
 from fedpw_flwr.data.partition import ClientShare
+from fedpw_flwr.device import available_device
 from fedpw_flwr.experiment.configuration import (
     ConfigurationError,
     RuntimeSettings,
@@ -37,7 +38,6 @@ __all__ = [
     "build_group",
     "experiment_of",
     "named_part",
-    "usable_device",
 ]
 
 
@@ -145,7 +145,7 @@ def build_experiment(configuration: DictConfig) -> Experiment:
         shares = tuple(partition.split(data, seed))
     with named_part("runtime"):
         runtime = runtime_settings(configuration)
-        device = usable_device(runtime.device)
+        device = available_device(None if runtime.device == "auto" else runtime.device)
     return Experiment(
         configuration=configuration,
         seed=seed,
@@ -194,24 +194,3 @@ def named_part(part: str) -> Iterator[None]:
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise ConfigurationError(f"{part}: {cause}") from error
-
-
-def usable_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" takes CUDA when there is one.
-
-    Raises
-    ------
-    ConfigurationError
-        If PyTorch does not know it, or it is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        # Only an allocation tells whether the device is really there.
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigurationError(
-            f"device {name} cannot be used here ({str(error).splitlines()[0]}): use auto or cpu"
-        ) from error
-    return device

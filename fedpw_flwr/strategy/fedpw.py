@@ -22,6 +22,7 @@ from fedpw_flwr.algorithm import (
     server_step,
 )
 from fedpw_flwr.algorithm.settings import distinct_names
+from fedpw_flwr.device import available_device
 from fedpw_flwr.strategy.quarantine import (
     Asked,
     BadReply,
@@ -123,7 +124,7 @@ class FedPW(FedAvg):
         if not isinstance(train_loss_key, str) or not train_loss_key:
             raise ValueError(f"train_loss_key must name a metric, got {train_loss_key!r}")
         self.train_loss_key = train_loss_key
-        self.device = _available_device(device)
+        self.device = available_device(device)
         self.state = WeightingState()
         self._global_arrays: ArrayRecord | None = None
         self._dtypes: dict[str, torch.dtype] = {}
@@ -341,24 +342,6 @@ class FedPW(FedAvg):
                 "failed" if reply.failed else "quarantined",
                 reply.reason,
             )
-
-
-def _available_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is not a device of PyTorch: {error}") from error
-    try:
-        # Only a result that comes back tells whether the device is really there.
-        torch.zeros(1, device=chosen).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={device!r} cannot be used here ({reason}); use device='cpu'"
-        ) from error
-    return chosen
 
 
 def _without_uncounted(

@@ -93,7 +93,7 @@ def test_wrong_key_or_value_is_refused_by_name(overrides: str, message: str) -> 
         ("model.width=0", "model: .*width"),
         ("+model.depth=3", "model: .*depth"),
         ("partition.clients_per_domain=0", "partition: clients_per_domain"),
-        ("runtime.device=tpu9", "runtime: device tpu9"),
+        ("runtime.device=tpu9", "runtime: device='tpu9'"),
         ("experiment=four_domains dataset.folder=/nowhere", "dataset: .*/nowhere"),
     ],
 )

@@ -221,4 +221,6 @@ def test_a_mistyped_override_is_refused(
 
 
 def test_an_unknown_device_is_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "device abacus cannot be used" in refused([str(run.path), "--device", "abacus"], capsys)
+    assert "device='abacus' cannot be used" in refused(
+        [str(run.path), "--device", "abacus"], capsys
+    )
