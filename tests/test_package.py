@@ -1,0 +1,62 @@
+"""Claims about the package as people install it."""
+
+import json
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fedpw_flwr
+
+REPOSITORY = Path(fedpw_flwr.__file__).resolve().parents[1]
+
+APP_ONLY = {
+    *("datasets", "flwr_datasets", "hydra", "joblib", "matplotlib", "omegaconf", "psutil"),
+    *("ray", "safetensors", "scipy", "sklearn", "torchvision"),
+}
+
+
+def _imported(statement: str) -> set[str]:
+    code = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+def test_the_strategy_needs_nothing_of_the_app() -> None:
+    baseline = _imported("import flwr.serverapp, numpy, torch")
+    added = _imported("from fedpw_flwr import FedPW") - baseline
+    assert not added & APP_ONLY
+
+
+def test_importing_the_package_alone_does_not_import_pytorch() -> None:
+    assert "torch" not in _imported("import fedpw_flwr")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="FedPV"):
+        _ = fedpw_flwr.FedPV
+
+
+def test_version_is_that_of_pyproject() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert fedpw_flwr.__version__ == project["version"]
+
+
+@pytest.mark.long
+def test_wheel_holds_the_code_and_the_configuration(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, REPOSITORY],
+        check=True,
+        timeout=300,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    for folder, kind in (("fedpw_flwr", "*.py"), ("conf", "*.yaml")):
+        for path in (REPOSITORY / folder).rglob(kind):
+            name = path.relative_to(REPOSITORY).as_posix()
+            assert (name if folder == "fedpw_flwr" else f"fedpw_flwr/{name}") in packed
