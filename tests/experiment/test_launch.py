@@ -29,9 +29,14 @@ def _run(app: Path, output: Path, overrides: str, **resources: int) -> RunOutcom
     )
 
 
-def _start_script(app: Path, output: Path, overrides: str) -> "subprocess.Popen[str]":
+def _start_script(
+    app: Path, output: Path, overrides: str, hang_up: str = "SIG_DFL"
+) -> "subprocess.Popen[str]":
     script = (
-        "import sys; from pathlib import Path\n"
+        "import signal, sys; from pathlib import Path\n"
+        # As in a terminal, even where the tests themselves run in the background.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"signal.signal(signal.SIGHUP, signal.{hang_up})\n"
         "from fedpw_flwr.experiment.launch import ClientResources, launch\n"
         "app, output, overrides = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]\n"
         "outcome = launch({'overrides': overrides, 'output-folder': str(output)},\n"
@@ -178,11 +183,7 @@ def test_being_terminated_leaves_no_process(
 
 @pytest.mark.long
 def test_a_launch_under_nohup_survives_the_hang_up(tiny_app: Path, tmp_path: Path) -> None:
-    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = _start_script(tiny_app, tmp_path / "out", "ok")
-    finally:
-        signal.signal(signal.SIGHUP, ignored)
+    process = _start_script(tiny_app, tmp_path / "out", "ok", hang_up="SIG_IGN")
     _wait_for_ray(process)
     process.send_signal(signal.SIGHUP)
     output, _ = process.communicate(timeout=120)
