@@ -319,6 +319,9 @@ class _Run:
 
     def _outcome(self, lost: str | None) -> tuple[str, str, str]:
         record = self._recorded() if lost != "flower-superlink" else None
+        if record is None and lost is None:
+            # A killed SuperLink breaks the log stream off before the next look at the processes.
+            lost = self._superlink.lost_process()
         while record is not None and not record["status"].startswith("finished") and lost is None:
             # The log stream broke off before the run did.
             time.sleep(_CHECK_PROCESSES_SECONDS)
