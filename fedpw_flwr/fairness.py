@@ -1,0 +1,505 @@
+"""How evenly a model serves the clients, for any strategy: what fair-FL papers report.
+
+An average hides the clients that a model fails. The functions here take one value per client, the
+more the better (an accuracy, say), and tell how the values are spread; every client counts the
+same, however many examples it has. They need NumPy alone:
+
+    fairness_report([0.9, 0.8, 0.7]).worst_10
+
+The two aggregation functions put that report into the metrics of every evaluation round, beside
+the weighted averages, in strategies of either Flower API:
+
+    flwr.serverapp.strategy.FedAvg(
+        evaluate_metrics_aggr_fn=fairness.evaluate_metrics_aggr_fn("eval_acc")
+    )
+    flwr.server.strategy.FedAvg(
+        evaluate_metrics_aggregation_fn=fairness.evaluate_metrics_aggregation_fn("accuracy")
+    )
+
+For a value that is better when small, such as a loss, worst and best change places; everything
+else keeps its meaning.
+
+Sources: q-FFL is Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning",
+ICLR 2020; Jain's index is Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and Discrimination
+for Resource Allocation in Shared Computer Systems", DEC Research Report TR-301, 1984; FedPW is
+Guan, Huang, Guo, Yuan, Yang, Ye, "Rethinking Fair Federated Learning from Parameter and Client
+View", NeurIPS 2025.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from flwr.app import MetricRecord, MetricRecordValues, RecordDict
+    from flwr.common import Metrics
+
+__all__ = [
+    "FairnessReport",
+    "angle",
+    "best",
+    "entropy",
+    "evaluate_metrics_aggr_fn",
+    "evaluate_metrics_aggregation_fn",
+    "fairness_report",
+    "jain_index",
+    "mean",
+    "standard_deviation",
+    "worst",
+]
+
+EXAMPLES_KEY = "num-examples"
+
+
+@dataclass(frozen=True)
+class FairnessReport:
+    """How one value per client, the more the better, is spread over the clients.
+
+    Attributes
+    ----------
+    clients : int
+        n, the number of clients.
+    mean, std : float
+        Mean over clients, and standard deviation (ddof = 1 unless the report was asked for 0).
+    worst, best : float
+        The lowest and the highest value.
+    worst_5, worst_10, worst_20 : float
+        Mean of the lowest 5, 10 and 20 % of the clients, rounded up to whole clients.
+    best_5, best_10, best_20 : float
+        Mean of the highest 5, 10 and 20 %.
+    jain_index : float
+        Jain's index, in [1/n, 1]; 1 where all clients are equal.
+    entropy : float
+        Entropy of the clients' shares in nats, in [0, ln n]; ln n where all are equal.
+    angle : float
+        Angle to the all-equal vector in degrees, in [0, 90); 0 where all are equal.
+    """
+
+    clients: int
+    mean: float
+    std: float
+    worst: float
+    best: float
+    worst_5: float
+    worst_10: float
+    worst_20: float
+    best_5: float
+    best_10: float
+    best_20: float
+    jain_index: float
+    entropy: float
+    angle: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the figures by name, JSON-ready."""
+        return asdict(self)
+
+
+def fairness_report(values: ArrayLike, *, ddof: int = 1) -> FairnessReport:
+    """Compute every fairness metric of this module.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        One finite, non-negative value per client, shape (n,), n ≥ 1.
+    ddof : int (default: 1)
+        As in `standard_deviation`.
+
+    Raises
+    ------
+    ValueError
+        If `values` is empty, is not one-dimensional or holds anything but finite, non-negative
+        numbers.
+    """
+    return FairnessReport(
+        clients=len(_ordered(values)),
+        mean=mean(values),
+        std=standard_deviation(values, ddof=ddof),
+        worst=worst(values),
+        best=best(values),
+        worst_5=worst(values, percent=5),
+        worst_10=worst(values, percent=10),
+        worst_20=worst(values, percent=20),
+        best_5=best(values, percent=5),
+        best_10=best(values, percent=10),
+        best_20=best(values, percent=20),
+        jain_index=jain_index(values),
+        entropy=entropy(values),
+        angle=angle(values),
+    )
+
+
+def mean(values: ArrayLike) -> float:
+    """Compute the mean over clients, x̄ = Σ x_k / n, each counting the same.
+
+    The mean weighted by examples is another number, the one Flower reports by default.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        x, one finite value per client, shape (n,), n ≥ 1.
+    """
+    return _mean(_ordered(values))
+
+
+def standard_deviation(values: ArrayLike, *, ddof: int = 1) -> float:
+    """Compute the standard deviation over clients, √(Σ (x_k − x̄)² / (n − ddof)).
+
+    The default is the STD that FedPW (Guan et al., NeurIPS 2025) reports over domains. q-FFL (Li et
+    al., ICLR 2020) reports the variance of the accuracy over clients, the square of this; for the
+    population's variance take ddof = 0, which is NumPy's default.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        x, one finite value per client, shape (n,), n ≥ 1.
+    ddof : int (default: 1)
+        1 for the sample's standard deviation, 0 for the population's.
+
+    Returns
+    -------
+    float
+        0 for a single client, whatever ddof: it differs from nobody.
+    """
+    if ddof not in (0, 1):
+        raise ValueError(f"standard_deviation: ddof is {ddof!r}, choose 0 or 1")
+    ordered = _ordered(values)
+    largest = float(np.abs(ordered).max())
+    if len(ordered) == 1 or largest == 0:
+        return 0.0
+    return largest * float(np.std(ordered / largest, ddof=ddof))
+
+
+def worst(values: ArrayLike, percent: float = 0.0) -> float:
+    """Mean of the worst `percent` % of the clients; of the worst client alone by default.
+
+    The mean of the ⌈percent·n / 100⌉ lowest values, at least one. The worst client is what Mohri,
+    Sivek, Suresh, "Agnostic Federated Learning" (ICML 2019) optimise; q-FFL (Li et al., ICLR 2020)
+    reports the worst 10 %, other papers of the field 5 and 20 %.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        One finite value per client, the more the better, shape (n,), n ≥ 1.
+    percent : float (default: 0.0)
+        Share of the clients, in [0, 100].
+    """
+    ordered = _ordered(values)
+    return _mean(ordered[: _clients_in(percent, len(ordered))])
+
+
+def best(values: ArrayLike, percent: float = 0.0) -> float:
+    """Mean of the best `percent` % of the clients; of the best client alone by default.
+
+    The mean of the ⌈percent·n / 100⌉ highest values, at least one. q-FFL (Li et al., ICLR 2020)
+    reports the best 10 % beside the worst, to show what fairness takes from whom.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        One finite value per client, the more the better, shape (n,), n ≥ 1.
+    percent : float (default: 0.0)
+        Share of the clients, in [0, 100].
+    """
+    ordered = _ordered(values)
+    return _mean(ordered[-_clients_in(percent, len(ordered)) :])
+
+
+def jain_index(values: ArrayLike) -> float:
+    """Compute Jain's fairness index, (Σ x_k)² / (n · Σ x_k²).
+
+    From Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and Discrimination" (1984). It reads
+    as the share of clients that are served: k equal values among n − k zeros give k/n. It is the
+    squared cosine of `angle`.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        x, one finite, non-negative value per client, shape (n,), n ≥ 1.
+
+    Returns
+    -------
+    float
+        In [1/n, 1]; 1 where all values are equal, all zero among them.
+    """
+    scaled = _relative_to_best(values, "jain_index")
+    index = float(scaled.sum()) ** 2 / (len(scaled) * float(np.square(scaled).sum()))
+    return min(1.0, index)  # rounding may lift it by one digit
+
+
+def entropy(values: ArrayLike) -> float:
+    """Compute the entropy of the clients' shares, −Σ s_k ln s_k with s_k = x_k / Σ x_k, in nats.
+
+    One of the definitions of uniformity in q-FFL (Li et al., ICLR 2020); what its tables report,
+    the divergence KL(s ‖ uniform), is ln n − entropy. The maximum grows with n, so compare rounds
+    of the same number of clients, or that divergence.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        x, one finite, non-negative value per client, shape (n,), n ≥ 1.
+
+    Returns
+    -------
+    float
+        In [0, ln n]; ln n where all values are equal, all zero among them, so 0 for one client.
+    """
+    scaled = _relative_to_best(values, "entropy")
+    shares = scaled / scaled.sum()
+    positive = shares[shares > 0]
+    uncertainty = -float((positive * np.log(positive)).sum())
+    return min(max(0.0, uncertainty), math.log(len(shares)))
+
+
+def angle(values: ArrayLike) -> float:
+    """Compute the angle between the clients' values and the all-equal vector, in degrees.
+
+    arccos(Σ x_k / (√n · ‖x‖)): the cosine similarity to (1, …, 1) by which q-FFL (Li et al., ICLR
+    2020) defines uniformity, and reports as this angle.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        x, one finite, non-negative value per client, shape (n,), n ≥ 1.
+
+    Returns
+    -------
+    float
+        In [0, 90); 0 where all values are equal, all zero among them.
+    """
+    scaled = _relative_to_best(values, "angle")
+    # By its tangent: the arccos of a cosine near 1 loses half of the digits.
+    along = math.sqrt(len(scaled)) * float(scaled.mean())
+    across = float(np.linalg.norm(scaled - scaled.mean()))
+    return math.degrees(math.atan2(across, along))
+
+
+def evaluate_metrics_aggr_fn(
+    metric: str,
+) -> Callable[[list[RecordDict], str], MetricRecord]:
+    """Make an `evaluate_metrics_aggr_fn` for any strategy of `flwr.serverapp.strategy`.
+
+    A round's metrics are then what Flower reports by default, the average by `weighted_by_key` of
+    every metric that all clients share, and ``fairness-clients``, ``fairness-mean``,
+    ``fairness-std``, ``fairness-worst``, ``fairness-worst-5`` and so on: the entries of
+    `FairnessReport`, over the clients that reported `metric` as a number. Clients of weight 0
+    evaluated on nothing and count for nothing; there are no metrics where all of them did.
+
+    Parameters
+    ----------
+    metric : str
+        MetricRecord key to judge fairness by, such as "eval_acc".
+
+    Returns
+    -------
+    Callable[[list[RecordDict], str], MetricRecord]
+        Raises ValueError if no client reported `metric` as a number, if one of the reported
+        numbers is not finite or is negative, or if a client's weight is missing or cannot weight.
+    """
+    _check_metric_key(metric, "evaluate_metrics_aggr_fn", "eval_acc")
+
+    def averages_and_fairness(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+        records = [_only_metric_record(content) for content in contents]
+        return _averages_and_fairness(records, metric, weighted_by_key)
+
+    return averages_and_fairness
+
+
+def evaluate_metrics_aggregation_fn(
+    metric: str,
+) -> Callable[[list[tuple[int, Metrics]]], Metrics]:
+    """Make an `evaluate_metrics_aggregation_fn` for any strategy of `flwr.server.strategy`.
+
+    The same entries as from `evaluate_metrics_aggr_fn`, weighted by the number of examples that
+    each client returns. Metrics that are not numbers (strings, bytes, truth values) are left out.
+
+    Parameters
+    ----------
+    metric : str
+        Key in the clients' metrics to judge fairness by, such as "accuracy".
+
+    Returns
+    -------
+    Callable[[list[tuple[int, Metrics]]], Metrics]
+        Raises ValueError where `evaluate_metrics_aggr_fn`'s does.
+    """
+    _check_metric_key(metric, "evaluate_metrics_aggregation_fn", "accuracy")
+
+    def averages_and_fairness(metrics: list[tuple[int, Metrics]]) -> Metrics:
+        from flwr.app import MetricRecord
+
+        records = [
+            MetricRecord(_numbers({**reported, EXAMPLES_KEY: num_examples}))
+            for num_examples, reported in metrics
+        ]
+        aggregated = _averages_and_fairness(records, metric, EXAMPLES_KEY)
+        return {key: value for key, value in aggregated.items() if not isinstance(value, list)}
+
+    return averages_and_fairness
+
+
+def _ordered(values: ArrayLike) -> NDArray[np.float64]:
+    """Check one value per client and sort them, so that no sum depends on the clients' order."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"fairness needs one number per client, shape (n,): {error}") from error
+    if array.ndim != 1:
+        raise ValueError(
+            f"fairness needs one number per client, shape (n,), but got the shape {array.shape}: "
+            f"pass one row or column at a time"
+        )
+    if array.size == 0:
+        raise ValueError(
+            "fairness needs the value of at least one client, but got none: skip rounds in which "
+            "no client was evaluated"
+        )
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"fairness needs one number per client, but got entries of the type {array.dtype}: "
+            f"convert them with float(), and leave out clients without a value"
+        )
+    numbers = array.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError(
+            f"fairness needs finite values, but got {_listed(numbers, ~np.isfinite(numbers))}: "
+            f"look at those clients' evaluation, or leave them out and say so"
+        )
+    return np.sort(numbers)
+
+
+def _relative_to_best(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Scale values so that the largest is 1, where no square overflows; all 1 if all are zero."""
+    ordered = _ordered(values)
+    if ordered[0] < 0:
+        given = np.asarray(values, dtype=np.float64)
+        raise ValueError(
+            f"{name} compares the clients' shares of a whole, so it needs values of at least 0, "
+            f"but got {_listed(given, given < 0)}: measure something that cannot be negative, or "
+            f"use mean, standard_deviation, worst and best alone"
+        )
+    largest = ordered[-1]
+    return ordered / largest if largest > 0 else np.ones_like(ordered)
+
+
+def _listed(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> str:
+    positions = np.flatnonzero(chosen)
+    shown = ", ".join(f"{values[position]} at position {position}" for position in positions[:5])
+    return shown if len(positions) <= 5 else f"{shown} and {len(positions) - 5} more"
+
+
+def _mean(ordered: NDArray[np.float64]) -> float:
+    largest = float(np.abs(ordered).max())
+    # Scaled, the mean of equal values is exactly their value, and no sum overflows.
+    return largest * float((ordered / largest).mean()) if largest > 0 else 0.0
+
+
+def _clients_in(percent: float, clients: int) -> int:
+    if not 0 <= percent <= 100:
+        raise ValueError(f"percent is {percent!r}, choose a share of the clients from 0 to 100")
+    return max(1, math.ceil(percent * clients / 100))
+
+
+def _check_metric_key(metric: object, function: str, example: str) -> None:
+    # A strategy given the function itself would call it with a round's replies.
+    if not isinstance(metric, str):
+        raise TypeError(
+            f"{function} takes the name of the metric to judge fairness by and returns the "
+            f"function for the strategy: {function}=fairness.{function}({example!r})"
+        )
+
+
+def _only_metric_record(content: RecordDict) -> MetricRecord:
+    records = list(content.metric_records.values())
+    if len(records) != 1:
+        raise ValueError(
+            f"an evaluation reply holds {len(records)} MetricRecords: let every client return "
+            f"exactly one, as Flower's own strategies expect"
+        )
+    return records[0]
+
+
+def _numbers(metrics: Mapping[str, object]) -> dict[str, MetricRecordValues]:
+    # In a simulation, clients' NumPy scalars arrive as they are; a record takes Python's.
+    plain = {
+        key: value.item() if isinstance(value, np.generic) else value
+        for key, value in metrics.items()
+    }
+    return {
+        key: value
+        for key, value in plain.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _averages_and_fairness(
+    replies: Sequence[MetricRecord], metric: str, weighted_by_key: str
+) -> MetricRecord:
+    # Imported here, because the functions on arrays need no Flower.
+    from flwr.app import MetricRecord, RecordDict
+    from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+    counted = [record for record in replies if _weight(record, weighted_by_key) > 0]
+    if not counted:
+        return MetricRecord()
+    shared = [key for key in counted[0] if len({_length(record, key) for record in counted}) == 1]
+    alike = [
+        RecordDict({"metrics": MetricRecord({key: record[key] for key in shared})})
+        for record in counted
+    ]
+    aggregated = aggregate_metricrecords(alike, weighted_by_key)
+    report = _report_on(counted, metric)
+    aggregated.update(
+        {f"fairness-{name.replace('_', '-')}": value for name, value in report.to_dict().items()}
+    )
+    return aggregated
+
+
+def _report_on(records: Sequence[MetricRecord], metric: str) -> FairnessReport:
+    values = [value for record in records if (value := _number(record, metric)) is not None]
+    if not values:
+        reported = sorted(
+            {key for record in records for key in record if _number(record, key) is not None}
+        )
+        raise ValueError(
+            f"no client reported {metric!r} as a number, so there is nothing to judge fairness "
+            f"by. Numbers that clients reported: {reported}. Name one of those in place of "
+            f"{metric!r}, or let every client's evaluation return {metric!r}"
+        )
+    try:
+        return fairness_report(values)
+    except ValueError as error:
+        raise ValueError(f"metric {metric!r} of {len(values)} clients: {error}") from error
+
+
+def _number(record: MetricRecord, key: str) -> float | None:
+    value = record.get(key)
+    return None if value is None or isinstance(value, list) else float(value)
+
+
+def _length(record: MetricRecord, key: str) -> int | None:
+    """Tell apart what cannot be averaged: lists by their length, a number (-1), nothing (None)."""
+    value = record.get(key)
+    return len(value) if isinstance(value, list) else None if value is None else -1
+
+
+def _weight(record: MetricRecord, weighted_by_key: str) -> float:
+    weight = _number(record, weighted_by_key)
+    if weight is None:
+        raise ValueError(
+            f"an evaluation reply lacks the number {weighted_by_key!r} that weights the average; "
+            f"it has {sorted(record)}. Let every client report it, or name the right one: "
+            f'weighted_by_key="..." of the strategy'
+        )
+    if not math.isfinite(weight) or weight < 0:
+        raise ValueError(
+            f"an evaluation reply has {weighted_by_key!r} = {weight}, which cannot weight an "
+            f"average: let every client report a finite number of at least 0"
+        )
+    return weight
