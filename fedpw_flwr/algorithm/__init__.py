@@ -2,19 +2,30 @@
 
 Guan, Huang, Guo, Yuan, Yang, Ye, "Rethinking Fair Federated Learning from Parameter and Client
 View", NeurIPS 2025. Adaptive Weighted Aggregation is in `direction` and `weighting`, Parameter
-Adjustment in `adjustment`, and `server_step` puts both together.
+Adjustment in `adjustment`; `server_step` puts both together, `client_step` is the part of it that a
+client can do to its own update.
 """
 
+from fedpw_flwr.algorithm.client_step import (
+    AdjustmentState,
+    AppliedAdjustment,
+    Consensus,
+    SentAdjustment,
+)
 from fedpw_flwr.algorithm.server_step import ClientResult, RoundWeights, ServerStep, server_step
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
 from fedpw_flwr.algorithm.weighting import ClientSignal, SignalState, WeightingState
 
 __all__ = [
+    "AdjustmentState",
+    "AppliedAdjustment",
     "ClientResult",
     "ClientSignal",
+    "Consensus",
     "FedPWSettings",
     "RoundWeights",
+    "SentAdjustment",
     "ServerStep",
     "SignalState",
     "TensorKind",

@@ -11,6 +11,7 @@ score needs two running sums over the clients instead of an N×n matrix.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ __all__ = [
     "drop_rates",
     "entry_count",
     "mask_smallest_",
+    "requested_rates",
     "unit_normalise_",
 ]
 
@@ -46,6 +48,28 @@ def drop_rates(losses: Tensor, avg_drop_rate: float) -> Tensor:
     """
     inverse = 1.0 / floored_losses(losses)
     return (avg_drop_rate * inverse / inverse.mean()).clamp(max=1.0)
+
+
+def requested_rates(last_losses: Sequence[float | None], avg_drop_rate: float) -> list[float]:
+    """Drop rates for clients that are about to train, from the losses they reported last.
+
+    Parameters
+    ----------
+    last_losses : Sequence[float | None]
+        Last reported ℓ_k of each selected client; None for one never seen, which gets r̄.
+    avg_drop_rate : float
+        r̄.
+
+    Returns
+    -------
+    list[float]
+        r_k in the order of `last_losses`, in [0, 1].
+    """
+    known = [loss for loss in last_losses if loss is not None]
+    if not known:
+        return [avg_drop_rate] * len(last_losses)
+    rates = iter(drop_rates(torch.tensor(known, dtype=torch.float64), avg_drop_rate).tolist())
+    return [avg_drop_rate if loss is None else next(rates) for loss in last_losses]
 
 
 def entry_count(entries: int, rate: float) -> int:

@@ -46,8 +46,8 @@ def add_tensor_directions(
     dtype = working_dtype(global_tensor.dtype)
     products = _inner_products(global_tensor, client_tensors, dtype)
     doubtful = [
-        client
-        for client, product in zip(client_tensors, products, strict=True)
+        client_tensors[place]
+        for place, product in enumerate(products)
         if not SMALLEST_PRODUCT < abs(product) < LARGEST_PRODUCT
     ]
     # A tensor that was not trained has a product of 0 that is right.

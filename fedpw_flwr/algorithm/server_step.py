@@ -2,8 +2,11 @@
 
 The step walks over the model twice, one tensor at a time: once for the directions that decide the
 weights, once to mask, average, score and amplify. Clients' tensors are asked for by name when they
-are needed, so a caller may decode them lazily; beside them and the new model the step holds five
+are needed, so a caller may decode them lazily; beside them and the new model the step holds a few
 tensors of the size of the largest one, however many clients there are.
+
+Where the clients adjust their own updates, the same step averages what they sent and measures the
+consensus for the next round instead of amplifying.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +29,20 @@ from fedpw_flwr.algorithm.adjustment import (
     mask_smallest_,
     unit_normalise_,
 )
+from fedpw_flwr.algorithm.client_step import (
+    AdjustedTensors,
+    AppliedAdjustment,
+    Consensus,
+    SentAdjustment,
+    is_adjustable,
+)
 from fedpw_flwr.algorithm.direction import (
     add_tensor_directions,
     direction_shares,
     direction_size,
 )
 from fedpw_flwr.algorithm.settings import FedPWSettings
-from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors, working_dtype
+from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors, saturated, working_dtype
 from fedpw_flwr.algorithm.weighting import (
     WeightingState,
     clip_negative_weights,
@@ -59,12 +70,15 @@ class ClientResult:
         switched off.
     num_examples : float | None
         Number of training examples; only used where `adapt_weights` is off.
+    applied : AppliedAdjustment | None
+        What the client did to its update before sending; None where w_k is as trained.
     """
 
     client: int
     tensors: Mapping[str, Tensor]
     loss: float | None = None
     num_examples: float | None = None
+    applied: AppliedAdjustment | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,11 @@ class ServerStep:
         r_k with which updates were masked; None where nothing was (the first round, or Parameter
         Adjustment switched off).
     amplification : dict[str, float]
-        f of every trainable tensor; empty where nothing was adjusted.
+        f of every trainable tensor, applied by the server or by the clients; empty where nothing
+        was adjusted.
+    consensus : Consensus | None
+        What the clients rescale with from now on; None where the server adjusts, or nothing was
+        masked yet.
     """
 
     model: dict[str, Tensor]
@@ -114,6 +132,7 @@ class ServerStep:
     weights: RoundWeights
     drop_rates: tuple[float, ...] | None
     amplification: dict[str, float]
+    consensus: Consensus | None = None
 
 
 def server_step(
@@ -122,6 +141,7 @@ def server_step(
     state: WeightingState,
     settings: FedPWSettings,
     device: torch.device | str = "cpu",
+    sent: SentAdjustment | None = None,
 ) -> ServerStep:
     """Aggregate one round: weights by AWA, then masking, averaging and amplification by PA.
 
@@ -139,6 +159,9 @@ def server_step(
         The hyper-parameters.
     device : torch.device | str (default: "cpu")
         Where the arithmetic runs.
+    sent : SentAdjustment | None (default: None)
+        What the clients were asked to do to their updates. Results without `applied` are brought
+        into the same form first; g is then applied as it is. None: the server adjusts.
 
     Returns
     -------
@@ -148,47 +171,138 @@ def server_step(
     Raises
     ------
     ValueError
-        If there is no result, a client appears twice, or a loss is missing where it is needed.
+        If there is no result, a client appears twice, a loss is missing where it is needed, or a
+        client did something else to its update than it was asked to.
     """
     ordered = _in_order(results)
     kinds = classify_tensors(
         {name: tensor.dtype for name, tensor in global_model.items()}, settings.trainable
     )
     losses = _losses(ordered, settings)
-    weights, next_state = _weigh(global_model, ordered, losses, kinds, state, settings, device)
-
     rates: tuple[float, ...] | None = None
-    if settings.adjust_parameters and state.rounds > 0:
-        rates = tuple(drop_rates(losses, settings.avg_drop_rate).tolist())
+    if settings.adjust_parameters:
+        if sent is not None:
+            ordered = [_in_sent_form(result, sent, global_model, device) for result in ordered]
+            if sent.rates is not None:
+                rates = tuple(sent.rates[result.client] for result in ordered)
+        elif state.rounds > 0:
+            rates = tuple(drop_rates(losses, settings.avg_drop_rate).tolist())
+    weights, next_state = _weigh(global_model, ordered, losses, kinds, state, settings, device)
 
     model: dict[str, Tensor] = {}
     factors: dict[str, Tensor] = {}
+    members: dict[str, Tensor] = {}
     with torch.no_grad():
         for name, tensor in global_model.items():
+            trained = _LazyTensors(ordered, name)
             if tensor.numel() == 0:
                 model[name] = tensor.cpu()
                 continue
-            moved, factor = _move_tensor(
-                tensor,
-                [result.tensors[name] for result in ordered],
-                kinds[name],
-                weights.weights,
-                rates,
-                settings.avg_drop_rate,
-                device,
-            )
-            model[name] = moved.cpu()
-            if factor is not None:
-                factors[name] = factor
+            if kinds[name] is TensorKind.INTEGER:
+                model[name] = _weighted_integers(tensor, trained, weights.weights)
+                continue
+            start = tensor.reshape(-1).to(device, working_dtype(tensor.dtype))
+            consensus_rate = settings.avg_drop_rate if kinds[name] is TensorKind.TRAINABLE else None
+            if rates is None:
+                change = _average(start, trained, weights.weights)
+            elif sent is None:
+                change, factor = _average_adjusted(
+                    start, trained, weights.weights, rates, consensus_rate
+                )
+                if factor is not None:
+                    factors[name] = factor
+            elif consensus_rate is not None and is_adjustable(tensor):
+                change, measured = _average_and_measure(
+                    start,
+                    trained,
+                    weights.weights,
+                    rates,
+                    consensus_rate,
+                    [_discarded_magnitude(result, name) for result in ordered],
+                    _sent_scale(sent.consensus, name, start),
+                )
+                if measured is not None:
+                    members[name], factors[name] = measured
+            else:
+                change = _average(start, trained, weights.weights)
+            moved = torch.sub(start, change, out=change)
+            model[name] = saturated(moved, tensor.dtype).reshape(tensor.shape).cpu()
 
+    amplification = {name: float(factor) for name, factor in factors.items()}
+    consensus = None
+    if sent is not None and rates is not None:
+        rescaled = [name for name in members if amplification[name] > 1.0]
+        consensus = Consensus(
+            round=next_state.rounds,
+            members={name: members[name].cpu() for name in rescaled},
+            factors={name: amplification[name] for name in rescaled},
+        )
+        applied = {} if sent.consensus is None else sent.consensus.factors
+        amplification = {
+            name: applied.get(name, 1.0)
+            for name, kind in kinds.items()
+            if kind is TensorKind.TRAINABLE
+        }
     return ServerStep(
         model=model,
         state=next_state,
         clients=tuple(result.client for result in ordered),
         weights=weights,
         drop_rates=rates,
-        amplification={name: float(factor) for name, factor in factors.items()},
+        amplification=amplification,
+        consensus=consensus,
     )
+
+
+class _LazyTensors(Sequence[Tensor]):
+    """One tensor of every client, decoded each time it is asked for and never kept."""
+
+    def __init__(self, results: Sequence[ClientResult], name: str) -> None:
+        self._results = results
+        self._name = name
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._results[place].tensors[self._name]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+
+def _in_sent_form(
+    result: ClientResult,
+    sent: SentAdjustment,
+    global_model: Mapping[str, Tensor],
+    device: torch.device | str,
+) -> ClientResult:
+    """Adjust a result that came unadjusted; check that another was adjusted as it was asked."""
+    rate = None if sent.rates is None else sent.rates[result.client]
+    asked_round = None if sent.consensus is None else sent.consensus.round
+    if result.applied is not None:
+        done = (result.applied.rate, result.applied.consensus_round)
+        if done != (rate or 0.0, asked_round):
+            raise ValueError(
+                f"client {result.client} masked with the rate {done[0]} and the consensus of round "
+                f"{done[1]}; it was sent {rate} and {asked_round}"
+            )
+        return result
+    if rate is None:
+        return result
+    adjusted = AdjustedTensors(global_model, result.tensors, rate, sent.consensus, device)
+    return replace(result, tensors=adjusted)
+
+
+def _discarded_magnitude(result: ClientResult, name: str) -> float:
+    if isinstance(result.tensors, AdjustedTensors):
+        return result.tensors.discarded_magnitude(name)
+    return 0.0 if result.applied is None else result.applied.discarded[name]
+
+
+def _sent_scale(consensus: Consensus | None, name: str, start: Tensor) -> Tensor | None:
+    """Return what the clients multiplied each entry by: f on C, 1 elsewhere."""
+    if consensus is None or name not in consensus.members:
+        return None
+    factor = torch.tensor(consensus.factors[name], dtype=start.dtype, device=start.device)
+    return torch.where(consensus.members[name].to(start.device), factor, 1.0)
 
 
 def _in_order(results: Sequence[ClientResult]) -> list[ClientResult]:
@@ -272,7 +386,7 @@ def _directions(
                 add_tensor_directions(
                     directions,
                     tensor.to(device),
-                    [result.tensors[name] for result in results],
+                    _LazyTensors(results, name),
                 )
     return directions
 
@@ -291,29 +405,6 @@ def _weights_by_examples(results: Sequence[ClientResult]) -> tuple[float, ...]:
     if total <= 0:
         return tuple(1.0 / len(counts) for _ in counts)
     return tuple(count / total for count in known)
-
-
-def _move_tensor(
-    tensor: Tensor,
-    trained: Sequence[Tensor],
-    kind: TensorKind,
-    weights: Sequence[float],
-    rates: Sequence[float] | None,
-    avg_drop_rate: float,
-    device: torch.device | str,
-) -> tuple[Tensor, Tensor | None]:
-    """Compute one tensor of the new model, w − g, and its amplification f where it has one."""
-    if kind is TensorKind.INTEGER:
-        return _weighted_integers(tensor, trained, weights), None
-    start = tensor.reshape(-1).to(device, working_dtype(tensor.dtype))
-    factor = None
-    if rates is None:
-        change = _average(start, trained, weights)
-    else:
-        consensus_rate = avg_drop_rate if kind is TensorKind.TRAINABLE else None
-        change, factor = _average_adjusted(start, trained, weights, rates, consensus_rate)
-    moved = torch.sub(start, change, out=change)
-    return _saturated(moved, tensor.dtype).reshape(tensor.shape), factor
 
 
 def _average(start: Tensor, trained: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -338,43 +429,80 @@ def _average_adjusted(
     """
     entries = start.numel()
     counts = [entry_count(entries, rate) for rate in rates]
-    amplifies = consensus_rate is not None and all(counts)
+    agreement = _Agreement(start) if consensus_rate is not None and all(counts) else None
 
     change = torch.zeros_like(start)
     update, scratch = torch.empty_like(start), torch.empty_like(start)
-    total = torch.zeros_like(start) if amplifies else None
-    squares = torch.zeros_like(start) if amplifies else None
     discarded = start.new_zeros(())
     for tensor, weight, count in zip(trained, weights, counts, strict=True):
         _update_into(update, start, tensor)
         discarded = discarded + mask_smallest_(update, count, scratch)
         change.add_(update, alpha=weight)
-        if total is not None and squares is not None:
-            unit_normalise_(update)
-            total.add_(update)
-            squares.addcmul_(update, update)
+        if agreement is not None:
+            agreement.add_(update)
 
     if consensus_rate is None:
         return change, None
-    if total is None or squares is None:
+    if agreement is None:
         return change, start.new_ones(())
     size = entry_count(entries, consensus_rate)
-    members = consensus_set(consensus_score_(total, squares), size, scratch)
+    members = agreement.consensus_set(size, scratch)
     factor = amplification_factor(change, members, size, discarded / len(trained))
     return amplify_(change, members, factor), factor
+
+
+def _average_and_measure(
+    start: Tensor,
+    trained: Sequence[Tensor],
+    weights: Sequence[float],
+    rates: Sequence[float],
+    consensus_rate: float,
+    discarded: Sequence[float],
+    sent_scale: Tensor | None,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Aggregate g = Σ λ_k Δ̃_k of updates that are adjusted, and measure the next C and f.
+
+    For f alone the factor that the clients multiplied by (`sent_scale`) is divided out of g, else
+    f would feed on itself. Returns g, and C with f where every client masked an entry.
+    """
+    entries = start.numel()
+    if not all(entry_count(entries, rate) for rate in rates):
+        return _average(start, trained, weights), None
+    agreement = _Agreement(start)
+    change = torch.zeros_like(start)
+    update = torch.empty_like(start)
+    for tensor, weight in zip(trained, weights, strict=True):
+        change.add_(_update_into(update, start, tensor), alpha=weight)
+        agreement.add_(update)
+    size = entry_count(entries, consensus_rate)
+    members = agreement.consensus_set(size, update)
+    unscaled = change if sent_scale is None else torch.div(change, sent_scale, out=update)
+    mean_discarded = start.new_tensor(sum(discarded) / len(discarded))
+    factor = amplification_factor(unscaled, members, size, mean_discarded)
+    return change, (members, factor)
+
+
+class _Agreement:
+    """Running sums over the clients of the unit-normalised updates x_k of one tensor."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._total = torch.zeros_like(like)
+        self._squares = torch.zeros_like(like)
+
+    def add_(self, update: Tensor) -> None:
+        """Add x_k = Δ̃_k / ‖Δ̃_k‖; `update` is overwritten."""
+        unit_normalise_(update)
+        self._total.add_(update)
+        self._squares.addcmul_(update, update)
+
+    def consensus_set(self, size: int, scratch: Tensor) -> Tensor:
+        """Return membership of C, bool; the sums and `scratch` are overwritten."""
+        return consensus_set(consensus_score_(self._total, self._squares), size, scratch)
 
 
 def _update_into(update: Tensor, start: Tensor, trained: Tensor) -> Tensor:
     """Write Δ_k = w − w_k into `update`."""
     return torch.sub(start, trained.reshape(-1).to(start.device, start.dtype), out=update)
-
-
-def _saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert to `dtype`; what a half-precision dtype cannot hold becomes its largest value."""
-    if dtype == values.dtype:
-        return values
-    limit = torch.finfo(dtype).max
-    return values.clamp_(-limit, limit).to(dtype)
 
 
 def _weighted_integers(

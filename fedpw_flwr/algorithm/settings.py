@@ -72,8 +72,8 @@ class FedPWSettings:
             object.__setattr__(self, "trainable", distinct_names(self.trainable))
 
 
-def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Check names of trainable tensors and return them as a tuple.
+def distinct_names(names: Sequence[str], argument: str = "trainable") -> tuple[str, ...]:
+    """Check an argument that holds names of tensors and return them as a tuple.
 
     Raises
     ------
@@ -84,9 +84,9 @@ def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
     """
     listed = isinstance(names, Sequence) and not isinstance(names, str)
     if not listed or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"trainable must be a sequence of tensor names or None, got {names!r}")
+        raise TypeError(f"{argument} must be a sequence of tensor names or None, got {names!r}")
     if not names:
-        raise ValueError("trainable is empty: name at least one tensor, or pass None for the rule")
+        raise ValueError(f"{argument} is empty: name at least one tensor, or pass None")
     if len(set(names)) != len(names):
-        raise ValueError(f"trainable names a tensor twice: {sorted(names)}")
+        raise ValueError(f"{argument} names a tensor twice: {sorted(names)}")
     return tuple(names)

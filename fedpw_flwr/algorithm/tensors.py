@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping
 from enum import Enum
 
 import torch
+from torch import Tensor
 
-__all__ = ["TensorKind", "classify_tensors", "working_dtype"]
+__all__ = ["TensorKind", "classify_tensors", "saturated", "working_dtype"]
 
 _RUNNING_STATISTICS = (".running_mean", ".running_var")
 
@@ -73,6 +74,14 @@ def classify_tensors(
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Precision in which a tensor of `dtype` is computed: float64 for itself, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to `dtype`; what half precision cannot hold becomes its largest value, in place."""
+    if dtype == values.dtype:
+        return values
+    limit = torch.finfo(dtype).max
+    return values.clamp_(-limit, limit).to(dtype)
 
 
 def _is_running_statistic(name: str) -> bool:

@@ -6,37 +6,24 @@ back, hands the usable replies to the server step, and turns the result into Flo
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
-from fedpw_flwr.algorithm import (
-    FedPWSettings,
-    ServerStep,
-    WeightingState,
-    classify_tensors,
-    server_step,
-)
+from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
-from fedpw_flwr.device import available_device
-from fedpw_flwr.strategy.quarantine import (
-    Asked,
-    BadReply,
-    TrainReply,
-    check_finite,
-    screen_evaluate_replies,
-    screen_train_replies,
-)
-from fedpw_flwr.strategy.records import ArrayTensors, encode_arrays
+from fedpw_flwr.strategy.compatibility import refuse_incompatible_callers
+from fedpw_flwr.strategy.quarantine import answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import alike_metrics, round_metrics
+from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
+from fedpw_flwr.wire.adjustment import Upload
+from fedpw_flwr.wire.packing import UploadDtype
 
 __all__ = ["FedPW"]
-
-logger = logging.getLogger("flwr")
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -77,6 +64,14 @@ class FedPW(FedAvg):
         statistics.
     device : str | torch.device | None (default: None)
         Where the server step runs; None takes CUDA when there is one.
+    adjustment : "server" | "client" (default: "server")
+        Where Parameter Adjustment runs. "server": the paper's formulas, with any clients. "client":
+        each client masks and rescales its own update, with what the server knew before the round
+        (`FedPWClient` or `fedpw_mod`); the server adjusts the updates of clients that do not.
+    upload : "dense" | "packed" (default: "dense")
+        How clients send adjusted updates: as arrays, or as bit masks with the kept values.
+    upload_dtype : "float32" | "float16" | "bfloat16" (default: "float32")
+        Type of packed values.
 
     Raises
     ------
@@ -112,8 +107,11 @@ class FedPW(FedAvg):
         adapt_weights: bool = True,
         trainable: Sequence[str] | None = None,
         device: str | torch.device | None = None,
+        adjustment: Adjustment = "server",
+        upload: Upload = "dense",
+        upload_dtype: UploadDtype = "float32",
     ) -> None:
-        self.settings = FedPWSettings(
+        settings = FedPWSettings(
             avg_drop_rate=avg_drop_rate,
             beta=beta,
             clip_weights=clip_weights,
@@ -121,16 +119,16 @@ class FedPW(FedAvg):
             adjust_parameters=adjust_parameters,
             trainable=None if trainable is None else distinct_names(trainable),
         )
-        if not isinstance(train_loss_key, str) or not train_loss_key:
-            raise ValueError(f"train_loss_key must name a metric, got {train_loss_key!r}")
-        self.train_loss_key = train_loss_key
-        self.device = available_device(device)
-        self.state = WeightingState()
-        self._global_arrays: ArrayRecord | None = None
-        self._dtypes: dict[str, torch.dtype] = {}
-        self._asked_to_train = Asked()
-        self._asked_to_evaluate: Asked | None = None
-        self._owners: dict[int, int] = {}
+        self.rounds = ServerRounds(
+            settings,
+            train_loss_key=train_loss_key,
+            device=device,
+            adjustment=adjustment,
+            upload=upload,
+            upload_dtype=upload_dtype,
+        )
+        self._asked_to_train: tuple[Message, ...] = ()
+        self._asked_to_evaluate: tuple[Message, ...] | None = None
         super().__init__(
             fraction_train=fraction_train,
             fraction_evaluate=fraction_evaluate,
@@ -144,49 +142,61 @@ class FedPW(FedAvg):
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
         )
 
+    @property
+    def settings(self) -> FedPWSettings:
+        """The method's hyper-parameters."""
+        return self.rounds.settings
+
+    @property
+    def state(self) -> WeightingState:
+        """The method's memory of the clients."""
+        return self.rounds.state
+
+    @state.setter
+    def state(self, state: WeightingState) -> None:
+        self.rounds.state = state
+
     def summary(self) -> None:
-        """Log the method's settings and those of FedAvg."""
-        settings = self.settings
-        trainable = settings.trainable
-        lines = (
-            "├──> FedPW settings:",
-            f"│\t├── Adaptive weights: {'on' if settings.adapt_weights else 'off'}"
-            f" | beta ({settings.beta:g}) | clip negative ({settings.clip_weights})",
-            f"│\t├── Parameter adjustment: {'on' if settings.adjust_parameters else 'off'}"
-            f" | average drop rate ({settings.avg_drop_rate:g})",
-            f"│\t├── Training loss key: '{self.train_loss_key}'",
-            "│\t├── Trainable arrays: "
-            + ("all but running statistics" if trainable is None else f"{len(trainable)} named"),
-            f"│\t└── Server step on: {self.device}",
-        )
-        for line in lines:
-            logger.info("\t%s", line)
+        """Log the method's settings and those of FedAvg.
+
+        Raises
+        ------
+        ValueError
+            If the strategy stands inside a wrapper that FedPW cannot work with.
+        """
+        refuse_incompatible_callers()
+        self.rounds.log_settings()
         super().summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample nodes and send them the model, as FedAvg; remember what was sent to whom.
+        """Sample nodes and send them the model, as FedAvg, with what they are to do to updates.
 
         Raises
         ------
         ValueError
-            If `trainable` names an array the model does not have, or an array of the model cannot
-            be decoded or is not finite.
+            If `trainable` names an array the model does not have, an array of the model cannot be
+            decoded or is not finite, or something around the strategy or in `config` cannot work
+            with it.
         TypeError
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
-        arrays = self._in_model_dtypes(arrays)
-        model = ArrayTensors(arrays)
-        classify_tensors({name: model[name].dtype for name in model}, self.settings.trainable)
-        for name in model:
-            try:
-                check_finite(name, model[name])
-            except ValueError as error:
-                raise ValueError(f"the global model of round {server_round}: {error}") from error
+        refuse_incompatible_callers()
+        if self.rounds.upload == "packed" and KEY_CLIPPING_NORM in config:
+            raise ValueError(
+                f"the configuration holds {KEY_CLIPPING_NORM!r} for Flower's clipping mods, which "
+                'need the arrays of an update: use FedPW(upload="dense") with them'
+            )
+        arrays = self.rounds.checked_model(server_round, arrays)
         messages = list(super().configure_train(server_round, arrays, config, grid))
-        self._global_arrays = arrays
-        self._asked_to_train = Asked(tuple(messages))
+        nodes = [message.metadata.dst_node_id for message in messages]
+        for message, entries in zip(
+            messages, self.rounds.begin(arrays, nodes).values(), strict=True
+        ):
+            if entries:
+                message.content = _with_entries(message.content, self.configrecord_key, entries)
+        self._asked_to_train = tuple(messages)
         return messages
 
     def aggregate_train(
@@ -217,53 +227,28 @@ class FedPW(FedAvg):
         RuntimeError
             If `configure_train` was not called before.
         """
-        if self._global_arrays is None:
-            raise RuntimeError(
-                "aggregate_train was called before configure_train: FedPW needs the model that "
-                "the clients started from"
-            )
-        if not self._asked_to_train.messages:
-            return self._global_arrays.copy(), None
-        global_model = ArrayTensors(self._global_arrays)
-        needs_loss = self.settings.adapt_weights or self.settings.adjust_parameters
-        good, bad = screen_train_replies(
-            replies,
-            asked=self._asked_to_train,
-            owners=self._owners,
-            global_model=global_model,
-            loss_key=self.train_loss_key if needs_loss else None,
-            examples_key=self.weighted_by_key,
+        aggregated = self.rounds.finish(
+            "aggregate_train",
+            server_round,
+            answers_of_messages(replies, self._asked_to_train),
+            self.weighted_by_key,
         )
-        if not self.settings.adapt_weights:
-            good, uncounted = _without_uncounted(good, self.weighted_by_key)
-            bad += uncounted
-        self._log_replies("aggregate_train", server_round, len(good), bad)
-        if not good:
-            logger.warning(
-                "aggregate_train: round %s has no reply that can be used; the model stays as it is",
-                server_round,
-            )
-            return self._global_arrays.copy(), round_metrics(None, [], bad)
-
-        step = server_step(
-            global_model,
-            [reply.result for reply in good],
-            self.state,
-            self.settings,
-            self.device,
-        )
-        arrays = encode_arrays(step.model)
-        metrics = self._train_metrics(good, step, bad)
-        self.state = step.state
-        self._owners.update({reply.result.client: reply.node_id for reply in good})
-        return arrays, metrics
+        if not aggregated.asked:
+            return aggregated.arrays, None
+        metrics = MetricRecord()
+        contents = alike_metrics([reply.content for reply in aggregated.good], self.weighted_by_key)
+        if contents:
+            metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        results = [reply.result for reply in aggregated.good]
+        metrics.update(round_metrics(aggregated.step, results, aggregated.bad))
+        return aggregated.arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes for evaluation, as FedAvg; remember whom."""
-        messages = list(super().configure_evaluate(server_round, arrays, config, grid))
-        self._asked_to_evaluate = Asked(tuple(messages))
+        messages = tuple(super().configure_evaluate(server_round, arrays, config, grid))
+        self._asked_to_evaluate = messages
         return messages
 
     def aggregate_evaluate(
@@ -277,12 +262,16 @@ class FedPW(FedAvg):
             The averaged metrics with ``fedpw-quarantined`` and ``fedpw-failed``; None where nobody
             was asked.
         """
-        if self._asked_to_evaluate is not None and not self._asked_to_evaluate.messages:
+        asked = self._asked_to_evaluate
+        if asked is not None and not asked:
             return None
-        good, bad = screen_evaluate_replies(
-            replies, self._asked_to_evaluate, self._owners, self.weighted_by_key
+        good, bad = self.rounds.screen_evaluation(
+            "aggregate_evaluate",
+            server_round,
+            answers_of_messages(replies, asked or ()),
+            None if asked is None else {message.metadata.dst_node_id for message in asked},
+            self.weighted_by_key,
         )
-        self._log_replies("aggregate_evaluate", server_round, len(good), bad)
         metrics = MetricRecord()
         contents = alike_metrics([reply.content for reply in good], self.weighted_by_key)
         if contents:
@@ -290,70 +279,8 @@ class FedPW(FedAvg):
         metrics.update(round_metrics(None, [], bad))
         return metrics
 
-    def _in_model_dtypes(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Give the arrays the dtypes they had in the first round.
 
-        A server optimizer on top of this strategy computes in float64 and turns counters into
-        floats; clients answer in the model's own dtypes.
-        """
-        model = ArrayTensors(arrays)
-        dtypes = {name: model[name].dtype for name in model}
-        if self._dtypes.keys() != dtypes.keys():
-            self._dtypes = dtypes
-        if self._dtypes == dtypes:
-            return arrays
-        return encode_arrays(
-            {
-                name: (model[name] if dtype.is_floating_point else model[name].round()).to(dtype)
-                for name, dtype in self._dtypes.items()
-            }
-        )
-
-    def _train_metrics(
-        self, good: list[TrainReply], step: ServerStep, bad: list[BadReply]
-    ) -> MetricRecord:
-        metrics = MetricRecord()
-        contents = alike_metrics([reply.content for reply in good], self.weighted_by_key)
-        if contents:
-            metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        metrics.update(round_metrics(step, [reply.result for reply in good], bad))
-        return metrics
-
-    def _log_replies(
-        self, phase: str, server_round: int, usable: int, bad: Sequence[BadReply]
-    ) -> None:
-        failed = sum(reply.failed for reply in bad)
-        logger.info(
-            "%s: Received %s usable results, %s quarantined and %s failures",
-            phase,
-            usable,
-            len(bad) - failed,
-            failed,
-        )
-        for reply in bad:
-            who = f"node {reply.node_id}"
-            if reply.client != reply.node_id:
-                who = f"client {reply.client} ({who})"
-            logger.warning(
-                "%s: round %s, %s %s: %s",
-                phase,
-                server_round,
-                who,
-                "failed" if reply.failed else "quarantined",
-                reply.reason,
-            )
-
-
-def _without_uncounted(
-    replies: list[TrainReply], examples_key: str
-) -> tuple[list[TrainReply], list[BadReply]]:
-    """Set aside replies without a number of examples where others have one."""
-    counted = [reply for reply in replies if reply.result.num_examples is not None]
-    if not counted:
-        return replies, []
-    reason = f"its metrics lack {examples_key!r}, which weights the clients"
-    return counted, [
-        BadReply(reply.node_id, reply.result.client, reason)
-        for reply in replies
-        if reply.result.num_examples is None
-    ]
+def _with_entries(content: RecordDict, config_key: str, entries: Mapping[str, bytes]) -> RecordDict:
+    """Return a message's records with entries added to its configuration, nothing else copied."""
+    config = content.config_records[config_key]
+    return RecordDict({**content, config_key: ConfigRecord({**config, **entries})})

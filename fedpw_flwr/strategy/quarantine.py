@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,25 +17,23 @@ import torch
 from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
 from torch import Tensor
 
-from fedpw_flwr.algorithm import ClientResult
-from fedpw_flwr.strategy.records import ArrayTensors
+from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult
+from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport, AdjustmentRequest
+from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors
+from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
 
 __all__ = [
-    "IDENTITY_KEY",
-    "IDENTITY_RECORD",
-    "Asked",
+    "Answer",
     "BadReply",
     "EvaluateReply",
     "MissingLossError",
     "TrainReply",
     "all_finite",
+    "answers_of_messages",
     "check_finite",
     "screen_evaluate_replies",
     "screen_train_replies",
 ]
-
-IDENTITY_RECORD, IDENTITY_KEY = "identity", "client-id"
-"""ConfigRecord of a reply, and its entry, by which a client names itself for good: an integer."""
 
 LARGEST_NORM = 1e16
 """Tensors of a larger Euclidean norm are refused: their inner products overflow float32."""
@@ -46,28 +44,50 @@ class MissingLossError(ValueError):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Whom the messages of one phase of a round went to.
+class Answer:
+    """What came back from one node, whichever of Flower's APIs carried it.
 
     Attributes
     ----------
-    messages : tuple[Message, ...]
-        The messages; the grid gives them their ids when it sends them.
+    node_id : int
+        Flower's id of the node.
+    content : RecordDict | None
+        The reply's records; None where the client failed.
+    error : str
+        Why it failed.
     """
 
-    messages: tuple[Message, ...] = ()
+    node_id: int
+    content: RecordDict | None
+    error: str = ""
 
-    def nodes(self) -> frozenset[int]:
-        """Return the ids of the nodes that were asked."""
-        return frozenset(message.metadata.dst_node_id for message in self.messages)
 
-    def node_of_failures(self) -> dict[str, int]:
-        """Return the node each message went to: Flower reports a lost node's error as node 1's."""
-        return {
-            message.metadata.message_id: message.metadata.dst_node_id
-            for message in self.messages
-            if message.metadata.message_id
-        }
+def answers_of_messages(replies: Iterable[Message], asked: Sequence[Message]) -> list[Answer]:
+    """Turn the replies of a round into answers.
+
+    Parameters
+    ----------
+    replies : Iterable[Message]
+        Everything the grid returned.
+    asked : Sequence[Message]
+        The round's messages; the grid gave them their ids when it sent them. They tell which node
+        was lost: Flower reports its error as node 1's.
+    """
+    nodes = {
+        message.metadata.message_id: message.metadata.dst_node_id
+        for message in asked
+        if message.metadata.message_id
+    }
+    answers = []
+    for message in replies:
+        metadata = message.metadata
+        if message.has_error():
+            node_id = nodes.get(metadata.reply_to_message_id, metadata.src_node_id)
+            reason = f"error {message.error.code}: {message.error.reason}"
+            answers.append(Answer(node_id, None, reason))
+        else:
+            answers.append(Answer(metadata.src_node_id, message.content))
+    return answers
 
 
 @dataclass(frozen=True)
@@ -95,11 +115,15 @@ class BadReply:
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A training reply that passed, and what the algorithm needs of it."""
+    """A training reply that passed, and what the algorithm needs of it.
+
+    `trainable` are the places of the trainable arrays, where the client says it was told.
+    """
 
     node_id: int
     result: ClientResult
     content: RecordDict
+    trainable: tuple[int, ...] | None = None
 
     @property
     def client(self) -> int:
@@ -120,8 +144,8 @@ Reply = TypeVar("Reply", TrainReply, EvaluateReply)
 
 
 def screen_train_replies(
-    replies: Iterable[Message],
-    asked: Asked,
+    answers: Iterable[Answer],
+    asked: Mapping[int, AdjustmentRequest | None],
     owners: Mapping[int, int],
     global_model: Mapping[str, Tensor],
     loss_key: str | None,
@@ -131,10 +155,10 @@ def screen_train_replies(
 
     Parameters
     ----------
-    replies : Iterable[Message]
-        Everything the grid returned for the round.
-    asked : Asked
-        The round's training messages.
+    answers : Iterable[Answer]
+        Everything that came back in the round.
+    asked : Mapping[int, AdjustmentRequest | None]
+        The nodes that were asked to train, and what each was asked to do to its update.
     owners : Mapping[int, int]
         Which node answered last for a client identity; decides between two that claim the same.
     global_model : Mapping[str, Tensor]
@@ -156,36 +180,40 @@ def screen_train_replies(
     """
     good: list[TrainReply] = []
     bad: list[BadReply] = []
-    name_failure = _FailureNames(asked, owners)
-    nodes = asked.nodes()
+    client_of = {node: client for client, node in owners.items()}
     answered = without_loss = 0
-    for message in replies:
-        node_id = message.metadata.src_node_id
-        if message.has_error():
-            bad.append(name_failure(message))
+    for answer in answers:
+        node_id, content = answer.node_id, answer.content
+        if content is None:
+            client = client_of.get(node_id, node_id)
+            bad.append(BadReply(node_id, client, answer.error, failed=True))
             continue
         answered += 1
-        without_loss += loss_key is not None and not _reports(message.content, loss_key)
+        without_loss += loss_key is not None and not _reports(content, loss_key)
         client = node_id
         try:
-            client = _identity(message.content, node_id)
-            if node_id not in nodes:
+            client = _identity(content, node_id)
+            if node_id not in asked:
                 raise ValueError("it was not asked to train in this round")
-            metrics = _only_metric_record(message.content)
+            metrics = _only_metric_record(content)
             if loss_key is not None and loss_key not in metrics:
                 raise ValueError(f"its metrics lack the training loss {loss_key!r}")
+            request = asked[node_id]
+            report = _report(content, request, len(global_model))
             result = ClientResult(
                 client=client,
-                tensors=_checked_tensors(message.content, global_model),
+                tensors=_checked_tensors(content, global_model, request, report),
                 loss=None if loss_key is None else _non_negative(metrics, loss_key),
                 num_examples=(
                     _non_negative(metrics, examples_key) if examples_key in metrics else None
                 ),
+                applied=None if report is None else _applied(report, global_model),
             )
         except ValueError as error:
             bad.append(BadReply(node_id, client, str(error)))
         else:
-            good.append(TrainReply(node_id, result, message.content))
+            trainable = None if report is None else report.trainable
+            good.append(TrainReply(node_id, result, content, trainable))
     if answered and without_loss == answered:
         raise MissingLossError(
             f"no client reported its training loss: FedPW weights clients by it and reads it from "
@@ -199,8 +227,8 @@ def screen_train_replies(
 
 
 def screen_evaluate_replies(
-    replies: Iterable[Message],
-    asked: Asked | None,
+    answers: Iterable[Answer],
+    asked: Collection[int] | None,
     owners: Mapping[int, int],
     examples_key: str,
 ) -> tuple[list[EvaluateReply], list[BadReply]]:
@@ -210,10 +238,10 @@ def screen_evaluate_replies(
 
     Parameters
     ----------
-    replies : Iterable[Message]
-        Everything the grid returned for the round.
-    asked : Asked | None
-        The round's evaluation messages; None where they are not known, as in a strategy that
+    answers : Iterable[Answer]
+        Everything that came back in the round.
+    asked : Collection[int] | None
+        The nodes that were asked to evaluate; None where they are not known, as in a strategy that
         sends its own.
     owners : Mapping[int, int]
         Which node answered last for a client identity; names a node that failed.
@@ -227,19 +255,19 @@ def screen_evaluate_replies(
     """
     good: list[EvaluateReply] = []
     bad: list[BadReply] = []
-    name_failure = _FailureNames(asked or Asked(), owners)
-    nodes = None if asked is None else asked.nodes()
-    for message in replies:
-        node_id = message.metadata.src_node_id
-        if message.has_error():
-            bad.append(name_failure(message))
+    client_of = {node: client for client, node in owners.items()}
+    for answer in answers:
+        node_id, content = answer.node_id, answer.content
+        if content is None:
+            client = client_of.get(node_id, node_id)
+            bad.append(BadReply(node_id, client, answer.error, failed=True))
             continue
         client = node_id
         try:
-            client = _identity(message.content, node_id)
-            if nodes is not None and node_id not in nodes:
+            client = _identity(content, node_id)
+            if asked is not None and node_id not in asked:
                 raise ValueError("it was not asked to evaluate in this round")
-            metrics = _only_metric_record(message.content)
+            metrics = _only_metric_record(content)
             for key in metrics:
                 _finite(metrics, key)
             if examples_key in metrics:
@@ -247,7 +275,7 @@ def screen_evaluate_replies(
         except ValueError as error:
             bad.append(BadReply(node_id, client, str(error)))
         else:
-            good.append(EvaluateReply(node_id, client, message.content))
+            good.append(EvaluateReply(node_id, client, content))
 
     shapes = Counter(_metric_shape(reply.content) for reply in good)
     if len(shapes) > 1:
@@ -262,20 +290,6 @@ def screen_evaluate_replies(
 
     unique, duplicates = _one_reply_per_client(good, owners)
     return unique, bad + duplicates
-
-
-class _FailureNames:
-    """Names the client behind an error that Flower reports in place of a reply."""
-
-    def __init__(self, asked: Asked, owners: Mapping[int, int]) -> None:
-        self._node_of = asked.node_of_failures()
-        self._client_of = {node: client for client, node in owners.items()}
-
-    def __call__(self, message: Message) -> BadReply:
-        metadata = message.metadata
-        node_id = self._node_of.get(metadata.reply_to_message_id, metadata.src_node_id)
-        reason = f"error {message.error.code}: {message.error.reason}"
-        return BadReply(node_id, self._client_of.get(node_id, node_id), reason, failed=True)
 
 
 def _reports(content: RecordDict, key: str) -> bool:
@@ -299,15 +313,51 @@ def _only_metric_record(content: RecordDict) -> MetricRecord:
     return records[0]
 
 
-def _checked_tensors(content: RecordDict, global_model: Mapping[str, Tensor]) -> ArrayTensors:
+def _report(
+    content: RecordDict, request: AdjustmentRequest | None, arrays: int
+) -> AdjustmentReport | None:
+    """Read what a client says it did to its update; it must be what it was asked to do."""
+    record = content.config_records.get(REPORT_KEY)
+    if record is None or REPORT_KEY not in record:
+        return None
+    report = AdjustmentReport.decode(record[REPORT_KEY], arrays)
+    if request is None:
+        raise ValueError("it adjusted its update, which it was not asked to")
+    if report.rate != request.rate:
+        raise ValueError(f"it masked with the rate {report.rate}, asked was {request.rate}")
+    if report.consensus_round != request.consensus_round:
+        raise ValueError(
+            f"it rescaled with the consensus of round {report.consensus_round}, sent was that of "
+            f"round {request.consensus_round}"
+        )
+    if report.packed and request.upload != "packed":
+        raise ValueError("it packed its update, which it was not asked to")
+    return report
+
+
+def _applied(report: AdjustmentReport, global_model: Mapping[str, Tensor]) -> AppliedAdjustment:
+    discarded = dict(zip(global_model, report.discarded, strict=True))
+    return AppliedAdjustment(report.rate, discarded, report.consensus_round)
+
+
+def _checked_tensors(
+    content: RecordDict,
+    global_model: Mapping[str, Tensor],
+    request: AdjustmentRequest | None,
+    report: AdjustmentReport | None,
+) -> Mapping[str, Tensor]:
     records = list(content.array_records.values())
     if len(records) != 1:
         raise ValueError(f"it holds {len(records)} ArrayRecords instead of one")
-    tensors = ArrayTensors(records[0])
+    tensors: Mapping[str, Tensor] = ArrayTensors(records[0])
     if set(tensors) != set(global_model):
         missing = sorted(set(global_model) - set(tensors))
         extra = sorted(set(tensors) - set(global_model))
         raise ValueError(f"its arrays are not the model's: missing {missing}, unknown {extra}")
+    if request is not None and report is not None and report.packed:
+        names = list(global_model)
+        packed = {names[place] for place in report.packed}
+        tensors = PackedTensors(records[0], packed, global_model, request.upload_dtype, report.rate)
     for name, expected in global_model.items():
         tensor = tensors[name]
         if tensor.shape != expected.shape:

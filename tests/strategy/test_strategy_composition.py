@@ -15,7 +15,6 @@ from federation import (
 )
 from flwr.app import Message
 from flwr.serverapp.strategy import (
-    DifferentialPrivacyServerSideFixedClipping,
     FedAdagrad,
     FedAdam,
     FedAvgM,
@@ -100,15 +99,3 @@ def test_round_without_usable_replies_leaves_the_initial_arrays_whole_under_mome
     grid = ClientsGrid(dict.fromkeys(NODES, client))
     FedPWMomentum().start(grid=grid, initial_arrays=initial, num_rounds=1)
     assert payloads(initial) == payloads(array_record(MODEL))
-
-
-def test_server_side_differential_privacy_wraps_it() -> None:
-    strategy = DifferentialPrivacyServerSideFixedClipping(
-        FedPW(), noise_multiplier=0.01, clipping_norm=1.0, num_sampled_clients=4
-    )
-    grid = ClientsGrid(dict.fromkeys(NODES, torch_client))
-    result = strategy.start(grid=grid, initial_arrays=array_record(FLOATS), num_rounds=3)
-    for metrics in result.train_metrics_clientapp.values():
-        assert metrics["fedpw-quarantined"] == 0
-        assert metrics["fedpw-client-id"] == NODES
-    assert {array.dtype for array in result.arrays.values()} == {"float32"}

@@ -56,6 +56,9 @@ def test_its_arguments_begin_with_fedavgs_in_name_order_and_default() -> None:
         "adapt_weights": True,
         "trainable": None,
         "device": None,
+        "adjustment": "server",
+        "upload": "dense",
+        "upload_dtype": "float32",
     }
 
 

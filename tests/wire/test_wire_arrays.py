@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedpw_flwr.strategy.records import ArrayTensors, decode_array, encode_arrays
+from fedpw_flwr.wire.arrays import ArrayTensors, decode_array, encode_arrays
 
 ARRAYS = {
     "row-major": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -1,0 +1,227 @@
+"""Parameter Adjustment on the client: mask the update, rescale it where the clients agreed before.
+
+A client can only use what the server knew before the round, so everything is one round late: its
+drop rate comes from the losses reported last, and instead of amplifying the aggregated update the
+clients multiply their own by the factors f of the last round on its consensus sets C. The server
+applies the same two steps to the update of a client that did not, so that both may meet in a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedpw_flwr.algorithm.adjustment import amplify_, entry_count, mask_smallest_
+from fedpw_flwr.algorithm.tensors import saturated, working_dtype
+
+__all__ = [
+    "AdjustedTensors",
+    "AdjustmentState",
+    "AppliedAdjustment",
+    "Consensus",
+    "SentAdjustment",
+    "adjust_tensor",
+    "is_adjustable",
+    "subtract_update",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Consensus:
+    """Where the clients of a round agreed, and by how much to rescale there in the next one.
+
+    Attributes
+    ----------
+    round : int
+        Number of the aggregated round it was measured in, counting from 1.
+    members : Mapping[str, Tensor]
+        Membership of the consensus set C of each rescaled tensor: bool, shape (n,), on the CPU.
+    factors : Mapping[str, float]
+        f of the same tensors, each above 1 and below 2. Tensors with f = 1 are left out.
+    """
+
+    round: int
+    members: Mapping[str, Tensor]
+    factors: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class AdjustmentState:
+    """What the server carries from round to round for clients that adjust their own updates.
+
+    Attributes
+    ----------
+    losses : Mapping[int, float]
+        ℓ_k last reported by each client ever seen, by identity.
+    consensus : Consensus | None
+        C and f of the last aggregated round with masked updates.
+    """
+
+    losses: Mapping[int, float] = field(default_factory=dict)
+    consensus: Consensus | None = None
+
+
+@dataclass(frozen=True)
+class SentAdjustment:
+    """What the server asked the clients of a round to do.
+
+    Attributes
+    ----------
+    rates : Mapping[int, float] | None
+        Drop rate r_k sent to each client, by identity; None in the first round, in which updates
+        stay as they are.
+    consensus : Consensus | None
+        C and f sent to all of them; None until a round with masked updates was aggregated.
+    """
+
+    rates: Mapping[int, float] | None = None
+    consensus: Consensus | None = None
+
+
+@dataclass(frozen=True)
+class AppliedAdjustment:
+    """What a client says it did to its update.
+
+    Attributes
+    ----------
+    rate : float
+        The drop rate r_k it masked with.
+    discarded : Mapping[str, float]
+        m_k of every tensor: the mean magnitude of the entries it masked, 0 where there are none.
+    consensus_round : int | None
+        The round of the consensus it rescaled with; None where it did not.
+    """
+
+    rate: float
+    discarded: Mapping[str, float]
+    consensus_round: int | None = None
+
+
+def is_adjustable(tensor: Tensor) -> bool:
+    """Say whether a client may adjust a tensor: floating, and not a single number (0-d)."""
+    return tensor.is_floating_point() and tensor.dim() > 0 and tensor.numel() > 0
+
+
+def adjust_tensor(
+    start: Tensor,
+    trained: Tensor,
+    rate: float,
+    members: Tensor | None = None,
+    factor: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """Mask one tensor of an update and rescale it on the consensus set.
+
+    Parameters
+    ----------
+    start, trained : Tensor
+        w and w_k, floating, the same shape and dtype. Not modified.
+    rate : float
+        r_k: the ⌊n·r_k⌋ entries of Δ_k = w − w_k of smallest magnitude become 0.
+    members : Tensor | None (default: None)
+        Membership of C, bool, shape (n,); None where the tensor is not rescaled.
+    factor : float (default: 1.0)
+        f, by which entries in C are multiplied after masking.
+    device : torch.device | str (default: "cpu")
+        Where the arithmetic runs.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Δ̃_k, flat, on `device`, in float32 (float64 for float64 tensors), and m_k, 0-d.
+    """
+    with torch.no_grad():
+        dtype = working_dtype(start.dtype)
+        update = torch.sub(
+            start.reshape(-1).to(device, dtype), trained.reshape(-1).to(device, dtype)
+        )
+        count = entry_count(update.numel(), rate)
+        discarded = mask_smallest_(update, count, torch.empty_like(update) if count else update)
+        if members is not None:
+            amplify_(update, members.to(device), torch.tensor(factor, dtype=dtype, device=device))
+        return update, discarded
+
+
+def subtract_update(start: Tensor, update: Tensor) -> Tensor:
+    """Return w − Δ̃_k on the CPU, in the shape and dtype of w; half precision saturates.
+
+    Parameters
+    ----------
+    start : Tensor
+        w.
+    update : Tensor
+        Δ̃_k, flat, float32 (float64 for float64 tensors), on any device; not modified.
+    """
+    with torch.no_grad():
+        moved = torch.sub(start.reshape(-1).to(update.device, update.dtype), update)
+        return saturated(moved, start.dtype).reshape(start.shape).cpu()
+
+
+class AdjustedTensors(Mapping[str, Tensor]):
+    """A trained model that came unadjusted, seen as the client would have sent it.
+
+    Tensors are adjusted when they are asked for, and again when they are asked for again: nothing
+    of the size of a model is kept.
+
+    Parameters
+    ----------
+    global_model : Mapping[str, Tensor]
+        w.
+    trained : Mapping[str, Tensor]
+        w_k.
+    rate : float
+        The drop rate the client was sent.
+    consensus : Consensus | None
+        C and f it was sent.
+    device : torch.device | str
+        Where the arithmetic runs.
+    """
+
+    def __init__(
+        self,
+        global_model: Mapping[str, Tensor],
+        trained: Mapping[str, Tensor],
+        rate: float,
+        consensus: Consensus | None,
+        device: torch.device | str,
+    ) -> None:
+        self._global_model = global_model
+        self._trained = trained
+        self._rate = rate
+        self._members = {} if consensus is None else consensus.members
+        self._factors = {} if consensus is None else consensus.factors
+        self._device = device
+        self._discarded: dict[str, float] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Adjust one tensor; integer and 0-d ones are given as they are."""
+        start, trained = self._global_model[name], self._trained[name]
+        if not is_adjustable(start):
+            return trained
+        update, discarded = adjust_tensor(
+            start,
+            trained,
+            self._rate,
+            self._members.get(name),
+            self._factors.get(name, 1.0),
+            self._device,
+        )
+        self._discarded[name] = float(discarded)
+        return subtract_update(start, update)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self._trained)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self._trained)
+
+    def discarded_magnitude(self, name: str) -> float:
+        """Return m_k of one tensor, 0 where nothing was masked."""
+        if name not in self._discarded:
+            self[name]
+        return self._discarded.get(name, 0.0)

@@ -1,0 +1,56 @@
+"""What FedPW cannot be combined with, noticed before anyone trains.
+
+Flower's central-DP wrappers and its secure aggregation stand around a strategy, which is not told.
+They can be seen in one place only: among the callers of its methods.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from flwr.server import strategy as legacy
+from flwr.server.workflow import SecAggPlusWorkflow
+from flwr.serverapp import strategy as message
+
+__all__ = ["refuse_incompatible_callers"]
+
+_CENTRAL_DP = (
+    message.DifferentialPrivacyServerSideFixedClipping,
+    message.DifferentialPrivacyServerSideAdaptiveClipping,
+    message.DifferentialPrivacyClientSideFixedClipping,
+    message.DifferentialPrivacyClientSideAdaptiveClipping,
+    legacy.DifferentialPrivacyServerSideFixedClipping,
+    legacy.DifferentialPrivacyServerSideAdaptiveClipping,
+    legacy.DifferentialPrivacyClientSideFixedClipping,
+    legacy.DifferentialPrivacyClientSideAdaptiveClipping,
+    legacy.DPFedAvgFixed,
+)
+
+
+def refuse_incompatible_callers() -> None:
+    """Look for a wrapper or workflow that called the strategy and cannot work with it.
+
+    Raises
+    ------
+    ValueError
+        If a central-DP wrapper stands around the strategy (its noise is sized for equal weights
+        1/N), or secure aggregation runs it (it hides the updates that the weights come from).
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, _CENTRAL_DP):
+            raise ValueError(
+                f"FedPW cannot run inside {type(caller).__name__}: central differential privacy "
+                "sizes its noise for equal weights 1/N, and FedPW's weights are unequal, so the "
+                "guarantee would be wrong. Use local differential privacy on the clients "
+                "(flwr.clientapp.mod.LocalDpMod), or the wrapper round FedAvg"
+            )
+        if isinstance(caller, SecAggPlusWorkflow):
+            raise ValueError(
+                f"FedPW cannot run inside {type(caller).__name__}: secure aggregation hides the "
+                "individual updates, and FedPW's weights come from them. Use the default fit "
+                "workflow, or secure aggregation with FedAvg"
+            )
+        frame = frame.f_back

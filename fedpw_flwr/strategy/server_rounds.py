@@ -1,0 +1,433 @@
+"""FedPW's rounds on the server, whichever of Flower's two APIs carries the messages.
+
+Here is everything FedPW keeps from round to round and everything it does with a round's answers:
+the strategies only sample clients, and turn Flower's arguments into records and back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from flwr.app import ArrayRecord
+
+from fedpw_flwr.algorithm import (
+    AdjustmentState,
+    FedPWSettings,
+    SentAdjustment,
+    ServerStep,
+    WeightingState,
+    classify_tensors,
+    server_step,
+)
+from fedpw_flwr.algorithm.adjustment import requested_rates
+from fedpw_flwr.device import available_device
+from fedpw_flwr.strategy.quarantine import (
+    Answer,
+    BadReply,
+    EvaluateReply,
+    TrainReply,
+    check_finite,
+    screen_evaluate_replies,
+    screen_train_replies,
+)
+from fedpw_flwr.wire.adjustment import (
+    CONSENSUS_KEY,
+    REQUEST_KEY,
+    AdjustmentRequest,
+    Upload,
+    pack_consensus,
+)
+from fedpw_flwr.wire.arrays import ArrayTensors, encode_arrays
+from fedpw_flwr.wire.packing import UPLOAD_DTYPES, UploadDtype
+
+__all__ = ["Adjustment", "Aggregated", "ServerRounds"]
+
+logger = logging.getLogger("flwr")
+
+Adjustment = Literal["server", "client"]
+
+_CONFIGURED_BY = {"aggregate_train": "configure_train", "aggregate_fit": "configure_fit"}
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """What became of a round.
+
+    Attributes
+    ----------
+    arrays : ArrayRecord
+        The next global model; the old one where no reply could be used.
+    step : ServerStep | None
+        What was decided; None where no reply could be used.
+    good, bad : Sequence[TrainReply], Sequence[BadReply]
+        Replies that were aggregated, and those set aside.
+    asked : int
+        Number of clients that were asked to train.
+    """
+
+    arrays: ArrayRecord
+    step: ServerStep | None = None
+    good: Sequence[TrainReply] = ()
+    bad: Sequence[BadReply] = ()
+    asked: int = 0
+
+
+class ServerRounds:
+    """FedPW's state on the server, and what it does at the start and the end of a round.
+
+    Parameters
+    ----------
+    settings : FedPWSettings
+        The method's hyper-parameters.
+    train_loss_key : str
+        Metric under which clients report their mean training loss.
+    device : str | torch.device | None
+        Where the server step runs; None takes CUDA when there is one.
+    adjustment : Adjustment
+        Where Parameter Adjustment runs.
+    upload : Upload
+        How adjusted updates travel.
+    upload_dtype : UploadDtype
+        Type of packed values.
+    knows_names : bool (default: True)
+        Whether the arrays' names are the model's own. Where they are not, the clients may say
+        which arrays are trainable.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown, contradicts another, or `device` is not there.
+    """
+
+    def __init__(
+        self,
+        settings: FedPWSettings,
+        *,
+        train_loss_key: str,
+        device: str | torch.device | None,
+        adjustment: Adjustment,
+        upload: Upload,
+        upload_dtype: UploadDtype,
+        knows_names: bool = True,
+    ) -> None:
+        if not isinstance(train_loss_key, str) or not train_loss_key:
+            raise ValueError(f"train_loss_key must name a metric, got {train_loss_key!r}")
+        _check_choice("adjustment", adjustment, get_args(Adjustment))
+        _check_choice("upload", upload, get_args(Upload))
+        _check_choice("upload_dtype", upload_dtype, tuple(UPLOAD_DTYPES))
+        self.on_clients = adjustment == "client" and settings.adjust_parameters
+        if upload == "packed" and not self.on_clients:
+            raise ValueError(
+                'upload="packed" sends the updates that clients masked: it needs '
+                'adjustment="client" and adjust_parameters=True'
+            )
+        if upload == "dense" and upload_dtype != "float32":
+            raise ValueError(
+                f'upload_dtype={upload_dtype!r} is the type of packed values: add upload="packed"'
+            )
+        self.settings = settings
+        self.train_loss_key = train_loss_key
+        self.device = available_device(device)
+        self.adjustment = adjustment
+        self.upload: Upload = upload
+        self.upload_dtype = upload_dtype
+        self.state = WeightingState()
+        self.adjustment_state = AdjustmentState()
+        self._knows_names = knows_names
+        self._global_arrays: ArrayRecord | None = None
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._asked: dict[int, AdjustmentRequest | None] = {}
+        self._owners: dict[int, int] = {}
+
+    @property
+    def asked_nodes(self) -> frozenset[int]:
+        """Ids of the nodes that were asked to train in this round."""
+        return frozenset(self._asked)
+
+    def log_settings(self) -> None:
+        """Log the method's settings."""
+        settings = self.settings
+        trainable = settings.trainable
+        place = f"on the {'clients' if self.on_clients else 'server'}"
+        if self.upload == "packed":
+            place += f", packed uploads of {self.upload_dtype} values"
+        lines = (
+            "├──> FedPW settings:",
+            f"│\t├── Adaptive weights: {'on' if settings.adapt_weights else 'off'}"
+            f" | beta ({settings.beta:g}) | clip negative ({settings.clip_weights})",
+            f"│\t├── Parameter adjustment: {place if settings.adjust_parameters else 'off'}"
+            f" | average drop rate ({settings.avg_drop_rate:g})",
+            f"│\t├── Training loss key: '{self.train_loss_key}'",
+            "│\t├── Trainable arrays: "
+            + ("all but running statistics" if trainable is None else f"{len(trainable)} named"),
+            f"│\t└── Server step on: {self.device}",
+        )
+        for line in lines:
+            logger.info("\t%s", line)
+
+    def checked_model(self, server_round: int, arrays: ArrayRecord) -> ArrayRecord:
+        """Check the model of a round, and give its arrays the dtypes of the first round.
+
+        A server optimizer on top of the strategy computes in float64 and turns counters into
+        floats; clients answer in the model's own dtypes.
+
+        Raises
+        ------
+        ValueError
+            If `trainable` names an array the model does not have, or an array cannot be decoded
+            or is not finite.
+        TypeError
+            If the model holds complex arrays, or `trainable` names one that is not floating.
+        """
+        model = ArrayTensors(arrays)
+        dtypes = {name: model[name].dtype for name in model}
+        if self._dtypes.keys() != dtypes.keys():
+            self._dtypes = dtypes
+        if self._dtypes != dtypes:
+            arrays = encode_arrays(
+                {
+                    name: (model[name] if dtype.is_floating_point else model[name].round()).to(
+                        dtype
+                    )
+                    for name, dtype in self._dtypes.items()
+                }
+            )
+            model = ArrayTensors(arrays)
+        classify_tensors(self._dtypes, self.settings.trainable)
+        for name in model:
+            try:
+                check_finite(name, model[name])
+            except ValueError as error:
+                raise ValueError(f"the global model of round {server_round}: {error}") from error
+        return arrays
+
+    def begin(self, arrays: ArrayRecord, nodes: Sequence[int]) -> dict[int, dict[str, bytes]]:
+        """Begin a round: say what the nodes are to be asked beside training the model.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord
+            The global model that is sent to them.
+        nodes : Sequence[int]
+            Ids of the sampled nodes.
+
+        Returns
+        -------
+        dict[int, dict[str, bytes]]
+            Entries for each node's configuration; empty where the server adjusts.
+        """
+        self._global_arrays = arrays
+        self._asked = dict.fromkeys(nodes)
+        if not self.on_clients:
+            return {node: {} for node in nodes}
+        rates = [0.0] * len(nodes)
+        if self.state.rounds > 0:
+            client_of = {node: client for client, node in self._owners.items()}
+            losses = self.adjustment_state.losses
+            rates = requested_rates(
+                [losses.get(client_of.get(node, node)) for node in nodes],
+                self.settings.avg_drop_rate,
+            )
+        consensus = self.adjustment_state.consensus
+        places = {name: place for place, name in enumerate(arrays)}
+        shared: dict[str, bytes] = {}
+        factors: dict[int, float] = {}
+        if consensus is not None and consensus.factors:
+            ordered = sorted(consensus.factors, key=places.__getitem__)
+            factors = {places[name]: consensus.factors[name] for name in ordered}
+            shared = {CONSENSUS_KEY: pack_consensus([consensus.members[name] for name in ordered])}
+        entries = {}
+        for node, rate in zip(nodes, rates, strict=True):
+            request = AdjustmentRequest(
+                rate=rate,
+                consensus_round=None if consensus is None else consensus.round,
+                factors=factors,
+                upload=self.upload,
+                upload_dtype=self.upload_dtype,
+            )
+            self._asked[node] = request
+            entries[node] = {REQUEST_KEY: request.encode(), **shared}
+        return entries
+
+    def finish(
+        self, phase: str, server_round: int, answers: Iterable[Answer], examples_key: str
+    ) -> Aggregated:
+        """End a round: screen the answers and aggregate those that can be used.
+
+        Parameters
+        ----------
+        phase : str
+            Name of the strategy's method, for the log.
+        server_round : int
+            Flower's round number, for the log.
+        answers : Iterable[Answer]
+            Everything that came back, in any order.
+        examples_key : str
+            Metric with the number of training examples.
+
+        Returns
+        -------
+        Aggregated
+            The next model, and how it came about.
+
+        Raises
+        ------
+        MissingLossError
+            If replies came and none of them reports the training loss.
+        RuntimeError
+            If no round was begun.
+        """
+        if self._global_arrays is None:
+            raise RuntimeError(
+                f"{phase} was called before {_CONFIGURED_BY[phase]}: FedPW needs the model that "
+                "the clients started from"
+            )
+        if not self._asked:
+            return Aggregated(self._global_arrays.copy())
+        global_model = ArrayTensors(self._global_arrays)
+        needs_loss = self.settings.adapt_weights or self.settings.adjust_parameters
+        good, bad = screen_train_replies(
+            answers,
+            asked=self._asked,
+            owners=self._owners,
+            global_model=global_model,
+            loss_key=self.train_loss_key if needs_loss else None,
+            examples_key=examples_key,
+        )
+        if not self.settings.adapt_weights:
+            good, uncounted = _without_uncounted(good, examples_key)
+            bad += uncounted
+        if not self._knows_names:
+            good, odd = self._take_trainable(good, global_model)
+            bad += odd
+        log_replies(phase, server_round, len(good), bad)
+        if not good:
+            logger.warning(
+                "%s: round %s has no reply that can be used; the model stays as it is",
+                phase,
+                server_round,
+            )
+            return Aggregated(self._global_arrays.copy(), None, good, bad, len(self._asked))
+
+        step = server_step(
+            global_model,
+            [reply.result for reply in good],
+            self.state,
+            self.settings,
+            self.device,
+            self._sent(good) if self.on_clients else None,
+        )
+        arrays = encode_arrays(step.model)
+        self.state = step.state
+        self._owners.update({reply.client: reply.node_id for reply in good})
+        if self.on_clients:
+            losses = {
+                reply.client: reply.result.loss for reply in good if reply.result.loss is not None
+            }
+            self.adjustment_state = AdjustmentState(
+                losses={**self.adjustment_state.losses, **losses}, consensus=step.consensus
+            )
+        return Aggregated(arrays, step, good, bad, len(self._asked))
+
+    def screen_evaluation(
+        self,
+        phase: str,
+        server_round: int,
+        answers: Iterable[Answer],
+        asked: Collection[int] | None,
+        examples_key: str,
+    ) -> tuple[list[EvaluateReply], list[BadReply]]:
+        """Separate a round's evaluation replies, and log what is wrong with the bad ones."""
+        good, bad = screen_evaluate_replies(answers, asked, self._owners, examples_key)
+        log_replies(phase, server_round, len(good), bad)
+        return good, bad
+
+    def _sent(self, good: Sequence[TrainReply]) -> SentAdjustment:
+        rates = {}
+        for reply in good:
+            request = self._asked[reply.node_id]
+            assert request is not None
+            rates[reply.client] = request.rate
+        return SentAdjustment(
+            rates=rates if self.state.rounds > 0 else None,
+            consensus=self.adjustment_state.consensus,
+        )
+
+    def _take_trainable(
+        self, good: list[TrainReply], global_model: ArrayTensors
+    ) -> tuple[list[TrainReply], list[BadReply]]:
+        """Learn from the clients which arrays are trainable; set aside replies that disagree.
+
+        Once known it stays: the directions of all rounds are over the same arrays.
+        """
+        names = list(global_model)
+        places = {name: place for place, name in enumerate(names)}
+        agreed = self.settings.trainable
+        if agreed is None:
+            told = [reply.trainable for reply in good if reply.trainable is not None]
+            if not told:
+                return good, []
+            common = max(sorted(set(told)), key=told.count)
+            agreed = tuple(names[place] for place in common)
+            classify_tensors(self._dtypes, agreed)
+            self.settings = replace(self.settings, trainable=agreed)
+        expected = tuple(sorted(places[name] for name in agreed))
+        odd = [reply for reply in good if reply.trainable not in (None, expected)]
+        return [reply for reply in good if reply not in odd], [
+            BadReply(
+                reply.node_id,
+                reply.client,
+                f"it takes arrays {list(reply.trainable or ())} as trainable, the others "
+                f"{list(expected)}",
+            )
+            for reply in odd
+        ]
+
+
+def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadReply]) -> None:
+    """Log how many replies a phase of a round had, and what was wrong with each bad one."""
+    failed = sum(reply.failed for reply in bad)
+    logger.info(
+        "%s: Received %s usable results, %s quarantined and %s failures",
+        phase,
+        usable,
+        len(bad) - failed,
+        failed,
+    )
+    for reply in bad:
+        who = f"node {reply.node_id}"
+        if reply.client != reply.node_id:
+            who = f"client {reply.client} ({who})"
+        logger.warning(
+            "%s: round %s, %s %s: %s",
+            phase,
+            server_round,
+            who,
+            "failed" if reply.failed else "quarantined",
+            reply.reason,
+        )
+
+
+def _without_uncounted(
+    replies: list[TrainReply], examples_key: str
+) -> tuple[list[TrainReply], list[BadReply]]:
+    """Set aside replies without a number of examples where others have one."""
+    counted = [reply for reply in replies if reply.result.num_examples is not None]
+    if not counted:
+        return replies, []
+    reason = f"its metrics lack {examples_key!r}, which weights the clients"
+    return counted, [
+        BadReply(reply.node_id, reply.result.client, reason)
+        for reply in replies
+        if reply.result.num_examples is None
+    ]
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        allowed = " or ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}={value!r}: choose {allowed}")

@@ -1,0 +1,139 @@
+"""Packed updates: one bit an entry says whether it was kept, then the kept values.
+
+A masked update is mostly worth sending without its zeros. One flat update becomes one array of
+bytes: a header of 12 bytes (the mark ``FPW1``, the value type, a scale), the bit mask, the values.
+Values may be halved to float16 or bfloat16; float16 values are scaled by a power of two first, so
+that small updates keep their precision and large ones do not overflow.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["UPLOAD_DTYPES", "UploadDtype", "pack_update", "packed_size", "unpack_update"]
+
+UploadDtype = Literal["float32", "float16", "bfloat16"]
+UPLOAD_DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+"""Types of packed values, in the order of their code in the header."""
+
+_MARK = b"FPW1"
+_HEADER = struct.Struct("<4sB3xf")
+
+
+def packed_size(entries: int, kept: int, dtype: str) -> int:
+    """Return the bytes that a packed update of `entries` entries with `kept` values takes."""
+    return _HEADER.size + (entries + 7) // 8 + kept * UPLOAD_DTYPES[dtype].itemsize
+
+
+def pack_update(update: Tensor, dtype: str) -> npt.NDArray[np.uint8]:
+    """Pack one flat update; entries that are 0 travel as a bit only.
+
+    Parameters
+    ----------
+    update : Tensor
+        Δ̃_k of one tensor, flat, floating, on the CPU, every entry finite. Not modified.
+    dtype : str
+        Type of the values on the way: "float32", "float16" or "bfloat16".
+
+    Returns
+    -------
+    NDArray[np.uint8]
+        The payload, shape (bytes,).
+    """
+    entries = update.numpy()
+    kept_entries = entries != 0
+    kept = torch.from_numpy(np.compress(kept_entries, entries))
+    scale = _float16_scale(kept) if dtype == "float16" else 1.0
+    values = (kept / scale if scale != 1.0 else kept).to(UPLOAD_DTYPES[dtype])
+    bits = np.packbits(kept_entries)
+    payload = np.empty(packed_size(len(entries), len(kept), dtype), dtype=np.uint8)
+    _HEADER.pack_into(payload.data, 0, _MARK, list(UPLOAD_DTYPES).index(dtype), scale)
+    payload[_HEADER.size : _HEADER.size + len(bits)] = bits
+    payload[_HEADER.size + len(bits) :] = values.view(torch.uint8).numpy()
+    return payload
+
+
+def unpack_update(
+    payload: npt.NDArray[np.uint8], entries: int, dtype: str, most_kept: int | None = None
+) -> Tensor:
+    """Unpack one flat update.
+
+    Parameters
+    ----------
+    payload : NDArray[np.uint8]
+        What `pack_update` returned, shape (bytes,).
+    entries : int
+        Number of entries of the tensor it belongs to.
+    dtype : str
+        The type of values that was asked for.
+    most_kept : int | None (default: None)
+        Entries that the drop rate leaves; None where any number will do.
+
+    Returns
+    -------
+    Tensor
+        The update, float32, shape (entries,).
+
+    Raises
+    ------
+    ValueError
+        If the payload is not one of this many entries and this type, or contradicts itself.
+    """
+    bytes_of_bits = (entries + 7) // 8
+    if payload.dtype != np.uint8 or payload.ndim != 1:
+        raise ValueError(
+            f"a packed update is one row of bytes, not {payload.dtype} {payload.shape}"
+        )
+    if payload.size < _HEADER.size + bytes_of_bits:
+        raise ValueError(
+            f"{payload.size} bytes are too few for a packed update of {entries} entries"
+        )
+    mark, code, scale = _HEADER.unpack_from(payload.data)
+    if mark != _MARK:
+        raise ValueError(f"a packed update begins with {_MARK!r}, not {mark!r}")
+    if code != list(UPLOAD_DTYPES).index(dtype):
+        raise ValueError(f"the packed values are of type {code}, not {dtype} as asked for")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"the scale of the packed values is {scale}")
+    bits = payload[_HEADER.size : _HEADER.size + bytes_of_bits]
+    unpacked = np.unpackbits(bits)
+    if unpacked[entries:].any():
+        raise ValueError(f"the bit mask has bits behind its {entries} entries")
+    kept = np.flatnonzero(unpacked[:entries])
+    if payload.size != packed_size(entries, len(kept), dtype):
+        raise ValueError(
+            f"the bit mask keeps {len(kept)} of {entries} entries, which does not agree with the "
+            f"{payload.size} bytes of the payload"
+        )
+    if most_kept is not None and len(kept) > most_kept:
+        raise ValueError(
+            f"the bit mask keeps {len(kept)} of {entries} entries, the drop rate leaves {most_kept}"
+        )
+    # A copy, because values behind a mask of odd length are not aligned.
+    raw = payload[_HEADER.size + bytes_of_bits :].copy()
+    values = torch.from_numpy(raw).view(UPLOAD_DTYPES[dtype]).float()
+    if scale != 1.0:
+        values.mul_(scale)
+    update = np.zeros(entries, dtype=np.float32)
+    update[kept] = values.numpy()
+    return torch.from_numpy(update)
+
+
+def _float16_scale(values: Tensor) -> float:
+    """Return the power of two that brings the largest magnitude into [1, 2)."""
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if largest == 0.0:
+        return 1.0
+    # float32 holds the scale; beyond its range the values are float64's own and stay unscaled.
+    return math.ldexp(1.0, max(-126, min(127, math.frexp(largest)[1] - 1)))
