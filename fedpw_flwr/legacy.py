@@ -1,0 +1,413 @@
+"""FedPW for Flower's legacy server: a strategy of ``flwr.server.strategy`` for NumPyClients.
+
+Projects with ``client_fn`` and ``ServerAppComponents`` change one line. The rounds are those of
+`fedpw_flwr.FedPW`: the same screening, the same state, the same results.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.common import (
+    EvaluateRes,
+    FitIns,
+    FitRes,
+    MetricsAggregationFn,
+    NDArrays,
+    Parameters,
+    Scalar,
+)
+from flwr.server.client_manager import ClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.strategy import FedAvg
+
+from fedpw_flwr.algorithm import FedPWSettings, WeightingState
+from fedpw_flwr.algorithm.settings import distinct_names
+from fedpw_flwr.strategy.compatibility import refuse_incompatible_callers
+from fedpw_flwr.strategy.quarantine import Answer, MissingLossError
+from fedpw_flwr.strategy.reply_metrics import round_metrics
+from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
+from fedpw_flwr.wire.adjustment import REPORT_KEY, Upload
+from fedpw_flwr.wire.arrays import array_of_npy
+from fedpw_flwr.wire.metrics import records_of_metrics
+from fedpw_flwr.wire.packing import UploadDtype
+
+__all__ = ["FedPW", "MissingLossError"]
+
+logger = logging.getLogger("flwr")
+
+_TENSOR_TYPE = "numpy.ndarray"
+_EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
+
+EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
+
+
+class FedPW(FedAvg):
+    """Fair federated learning for NumPyClients under Flower's legacy server.
+
+    Implementation of FedPW (Guan et al., "Rethinking Fair Federated Learning from Parameter and
+    Client View", NeurIPS 2025), with the arguments, the state and the results of
+    `fedpw_flwr.FedPW`. Clients report the mean training loss in the metrics of ``fit``; one in
+    `FedPWClient` can also adjust its own update. A client is known by the metric ``client-id`` of
+    ``fit``, an integer, else by Flower's node id.
+
+    Parameters
+    ----------
+    fraction_fit, fraction_evaluate, min_fit_clients, min_evaluate_clients, min_available_clients
+        Sampling of clients, as in Flower's FedAvg.
+    evaluate_fn, on_fit_config_fn, on_evaluate_config_fn, accept_failures, initial_parameters
+        As in Flower's FedAvg.
+    fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : optional
+        As in Flower's FedAvg; they get the metrics of the replies that can be used.
+    avg_drop_rate, beta, train_loss_key, clip_weights, adjust_parameters, adapt_weights
+        The method, as in `fedpw_flwr.FedPW`. Where `adapt_weights` is False, clients are weighted
+        by their number of examples.
+    trainable : Sequence[str] | None (default: None)
+        Names of the trainable arrays; needs `array_names`.
+    device, adjustment, upload, upload_dtype
+        As in `fedpw_flwr.FedPW`.
+    array_names : Sequence[str] | None (default: None)
+        Names of the parameters in their order, such as ``list(model.state_dict())``: lists of
+        parameters have none, and BatchNorm's running statistics are known by theirs. None: every
+        floating array is trainable, unless the clients say which are
+        (``FedPWClient(trainable=...)``).
+
+    Raises
+    ------
+    ValueError
+        If a setting is outside its range or contradicts another, or `device` is not there.
+    TypeError
+        If a setting has the wrong type.
+
+    Examples
+    --------
+    >>> from fedpw_flwr.legacy import FedPW
+    >>> strategy = FedPW(min_available_clients=4, initial_parameters=parameters)
+    """
+
+    def __init__(
+        self,
+        *,
+        fraction_fit: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_fit_clients: int = 2,
+        min_evaluate_clients: int = 2,
+        min_available_clients: int = 2,
+        evaluate_fn: EvaluateFn | None = None,
+        on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None = None,
+        on_evaluate_config_fn: Callable[[int], dict[str, Scalar]] | None = None,
+        accept_failures: bool = True,
+        initial_parameters: Parameters | None = None,
+        fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        avg_drop_rate: float = 0.3,
+        beta: float = 0.3,
+        train_loss_key: str = "train_loss",
+        clip_weights: bool = True,
+        adjust_parameters: bool = True,
+        adapt_weights: bool = True,
+        trainable: Sequence[str] | None = None,
+        device: str | torch.device | None = None,
+        adjustment: Adjustment = "server",
+        upload: Upload = "dense",
+        upload_dtype: UploadDtype = "float32",
+        array_names: Sequence[str] | None = None,
+    ) -> None:
+        if trainable is not None and array_names is None:
+            raise ValueError(
+                "trainable names arrays, but lists of parameters have no names: give "
+                "array_names=list(model.state_dict()) with it"
+            )
+        self.rounds = ServerRounds(
+            FedPWSettings(
+                avg_drop_rate=avg_drop_rate,
+                beta=beta,
+                clip_weights=clip_weights,
+                adapt_weights=adapt_weights,
+                adjust_parameters=adjust_parameters,
+                trainable=None if trainable is None else distinct_names(trainable),
+            ),
+            train_loss_key=train_loss_key,
+            device=device,
+            adjustment=adjustment,
+            upload=upload,
+            upload_dtype=upload_dtype,
+            knows_names=array_names is not None,
+        )
+        self.array_names = (
+            None if array_names is None else distinct_names(array_names, "array_names")
+        )
+        self._asked_to_evaluate: frozenset[int] | None = None
+        super().__init__(
+            fraction_fit=fraction_fit,
+            fraction_evaluate=fraction_evaluate,
+            min_fit_clients=min_fit_clients,
+            min_evaluate_clients=min_evaluate_clients,
+            min_available_clients=min_available_clients,
+            evaluate_fn=evaluate_fn,
+            on_fit_config_fn=on_fit_config_fn,
+            on_evaluate_config_fn=on_evaluate_config_fn,
+            accept_failures=accept_failures,
+            initial_parameters=initial_parameters,
+            fit_metrics_aggregation_fn=fit_metrics_aggregation_fn,
+            evaluate_metrics_aggregation_fn=evaluate_metrics_aggregation_fn,
+        )
+
+    def __repr__(self) -> str:
+        """Name the strategy, as Flower's log shows it."""
+        return f"FedPW(accept_failures={self.accept_failures})"
+
+    @property
+    def settings(self) -> FedPWSettings:
+        """The method's hyper-parameters."""
+        return self.rounds.settings
+
+    @property
+    def state(self) -> WeightingState:
+        """The method's memory of the clients."""
+        return self.rounds.state
+
+    @state.setter
+    def state(self, state: WeightingState) -> None:
+        self.rounds.state = state
+
+    def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
+        """Log the settings, then as FedAvg.
+
+        Raises
+        ------
+        ValueError
+            If the strategy stands inside a wrapper that FedPW cannot work with.
+        """
+        refuse_incompatible_callers()
+        self.rounds.log_settings()
+        if self.array_names is None:
+            logger.info(
+                "\tThe parameters have no names, so every floating array counts as trainable "
+                "unless the clients say otherwise. A model with BatchNorm needs "
+                "FedPW(array_names=list(model.state_dict()))"
+            )
+        return super().initialize_parameters(client_manager)
+
+    def configure_fit(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, FitIns]]:
+        """Sample clients and send them the model, as FedAvg, with what they are to do to updates.
+
+        Raises
+        ------
+        ValueError
+            If the parameters are not those of `array_names`, cannot be decoded or are not finite,
+            or something around the strategy cannot work with it.
+        TypeError
+            If the model holds complex arrays, or `trainable` names one that is not floating.
+        """
+        refuse_incompatible_callers()
+        named = self._named(parameters)
+        arrays = self.rounds.checked_model(server_round, named)
+        if arrays is not named:
+            parameters = _parameters(arrays)
+        instructions = super().configure_fit(server_round, parameters, client_manager)
+        nodes = [proxy.node_id for proxy, _ in instructions]
+        entries = self.rounds.begin(arrays, nodes)
+        return [
+            (proxy, FitIns(ins.parameters, {**ins.config, **entries[proxy.node_id]}))
+            for proxy, ins in instructions
+        ]
+
+    def aggregate_fit(
+        self,
+        server_round: int,
+        results: list[tuple[ClientProxy, FitRes]],
+        failures: list[tuple[ClientProxy, FitRes] | BaseException],
+    ) -> tuple[Parameters | None, dict[str, Scalar]]:
+        """Aggregate the round's results into the next model.
+
+        Parameters
+        ----------
+        server_round : int
+            Flower's round number, for the log.
+        results : list[tuple[ClientProxy, FitRes]]
+            Results, in any order.
+        failures : list[tuple[ClientProxy, FitRes] | BaseException]
+            Clients that failed.
+
+        Returns
+        -------
+        tuple[Parameters | None, dict[str, Scalar]]
+            The next model (the current one where no result can be used; None where failures are
+            not accepted), and the aggregated metrics with FedPW's own, as in `fedpw_flwr.FedPW`;
+            lists are JSON texts, because this API takes no lists.
+
+        Raises
+        ------
+        MissingLossError
+            If results came and none of them reports the training loss.
+        RuntimeError
+            If `configure_fit` was not called before, or the clients are ClientApp functions.
+        """
+        _refuse_client_app_functions(results, failures)
+        if failures and not self.accept_failures:
+            return None, {}
+        answered = {proxy.node_id for proxy, _ in results}
+        aggregated = self.rounds.finish(
+            "aggregate_fit",
+            server_round,
+            [
+                *(Answer(proxy.node_id, self._content(result)) for proxy, result in results),
+                *_answers_of_failures(failures, self.rounds.asked_nodes - answered),
+            ],
+            _EXAMPLES_KEY,
+        )
+        if not aggregated.asked:
+            return _parameters(aggregated.arrays), {}
+        metrics: dict[str, Scalar] = {}
+        used = {reply.node_id for reply in aggregated.good}
+        usable = [
+            (result.num_examples, _users_metrics(result))
+            for proxy, result in results
+            if proxy.node_id in used
+        ]
+        if usable and self.fit_metrics_aggregation_fn is not None:
+            metrics.update(self.fit_metrics_aggregation_fn(usable))
+        round_results = [reply.result for reply in aggregated.good]
+        metrics.update(_scalars(round_metrics(aggregated.step, round_results, aggregated.bad)))
+        return _parameters(aggregated.arrays), metrics
+
+    def configure_evaluate(
+        self, server_round: int, parameters: Parameters, client_manager: ClientManager
+    ) -> list[tuple[ClientProxy, Any]]:
+        """Sample clients for evaluation, as FedAvg; remember whom."""
+        instructions = super().configure_evaluate(server_round, parameters, client_manager)
+        self._asked_to_evaluate = frozenset(proxy.node_id for proxy, _ in instructions)
+        return instructions
+
+    def aggregate_evaluate(
+        self,
+        server_round: int,
+        results: list[tuple[ClientProxy, EvaluateRes]],
+        failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
+    ) -> tuple[float | None, dict[str, Scalar]]:
+        """Average the evaluation results that can be used, as FedAvg.
+
+        Returns
+        -------
+        tuple[float | None, dict[str, Scalar]]
+            The weighted loss (None where no result can be used), and the aggregated metrics with
+            ``fedpw-quarantined`` and ``fedpw-failed``.
+        """
+        if failures and not self.accept_failures:
+            return None, {}
+        asked = self._asked_to_evaluate
+        missing = (asked or frozenset()) - {proxy.node_id for proxy, _ in results}
+        good, bad = self.rounds.screen_evaluation(
+            "aggregate_evaluate",
+            server_round,
+            [
+                *(Answer(proxy.node_id, _evaluation(result)) for proxy, result in results),
+                *_answers_of_failures(failures, missing),
+            ],
+            asked,
+            _EXAMPLES_KEY,
+        )
+        used = {reply.node_id for reply in good}
+        usable = [(proxy, result) for proxy, result in results if proxy.node_id in used]
+        loss: float | None = None
+        metrics: dict[str, Scalar] = {}
+        if any(result.num_examples for _, result in usable):
+            loss, metrics = super().aggregate_evaluate(server_round, usable, [])
+        return loss, {**metrics, **_scalars(round_metrics(None, [], bad))}
+
+    def _named(self, parameters: Parameters) -> ArrayRecord:
+        """See parameters as arrays by name, without copying them."""
+        if parameters.tensor_type != _TENSOR_TYPE or not parameters.tensors:
+            raise ValueError(
+                f"the global model has {len(parameters.tensors)} tensors of the type "
+                f"{parameters.tensor_type!r}: give FedPW(initial_parameters="
+                "ndarrays_to_parameters(arrays)), or let the clients implement get_parameters"
+            )
+        if self.array_names is not None and len(self.array_names) != len(parameters.tensors):
+            raise ValueError(
+                f"array_names has {len(self.array_names)} names, the model "
+                f"{len(parameters.tensors)} arrays: name every one, in the order of the parameters"
+            )
+        return ArrayRecord(dict(self._arrays(parameters)))
+
+    def _arrays(self, parameters: Parameters) -> Iterator[tuple[str, Any]]:
+        names = self.array_names or ()
+        for place, data in enumerate(parameters.tensors):
+            name = names[place] if place < len(names) else str(place)
+            yield name, array_of_npy(data)
+
+    def _content(self, result: FitRes) -> RecordDict:
+        content = records_of_metrics({**result.metrics, _EXAMPLES_KEY: result.num_examples})
+        content["arrays"] = ArrayRecord(dict(self._arrays(result.parameters)))
+        return content
+
+
+def _evaluation(result: EvaluateRes) -> RecordDict:
+    own = {_EVALUATION_LOSS_KEY: result.loss, _EXAMPLES_KEY: result.num_examples}
+    return records_of_metrics({**result.metrics, **own})
+
+
+def _scalars(metrics: MetricRecord) -> dict[str, Scalar]:
+    return {
+        key: json.dumps(value) if isinstance(value, list) else value
+        for key, value in metrics.items()
+    }
+
+
+def _users_metrics(result: FitRes) -> dict[str, Scalar]:
+    return {key: value for key, value in result.metrics.items() if key != REPORT_KEY}
+
+
+def _parameters(arrays: ArrayRecord) -> Parameters:
+    return Parameters(tensors=[array.data for array in arrays.values()], tensor_type=_TENSOR_TYPE)
+
+
+def _answers_of_failures(
+    failures: Sequence[tuple[ClientProxy, Any] | BaseException], missing: frozenset[int]
+) -> list[Answer]:
+    """Turn failures into answers. Flower gives exceptions without saying whose they are."""
+    answers, nameless = [], []
+    for failure in failures:
+        if isinstance(failure, BaseException):
+            nameless.append(failure)
+            continue
+        proxy, result = failure
+        answers.append(Answer(proxy.node_id, None, f"{result.status.message}"))
+        missing = missing - {proxy.node_id}
+    for node_id, failure in zip(sorted(missing), nameless, strict=False):
+        who = "" if len(missing) == 1 else f"one of the nodes {sorted(missing)}: "
+        answers.append(Answer(node_id, None, f"{who}{type(failure).__name__}: {failure}"))
+    return answers
+
+
+def _refuse_client_app_functions(
+    results: Sequence[object], failures: Sequence[tuple[ClientProxy, Any] | BaseException]
+) -> None:
+    """Notice clients that a legacy server cannot talk to: ``@app.train`` functions.
+
+    Raises
+    ------
+    RuntimeError
+        If every client failed, and in the way in which those functions fail.
+    """
+    if results or not failures:
+        return
+    text = [f"{type(failure).__name__}: {failure}" for failure in failures]
+    if all("fitres." in line or "fitins." in line or _missing_records(line) for line in text):
+        raise RuntimeError(
+            "the clients are ClientApp functions (@app.train), which Flower's legacy server cannot "
+            "talk to: run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give "
+            "the clients a NumPyClient: ClientApp(client_fn=...). The first failure was: " + text[0]
+        )
+
+
+def _missing_records(line: str) -> bool:
+    return "KeyError" in line and any(f"'{name}'" in line for name in ("arrays", "config"))
