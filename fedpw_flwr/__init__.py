@@ -4,19 +4,28 @@ Guan, Huang, Guo, Yuan, Yang, Ye, "Rethinking Fair Federated Learning from Param
 View", NeurIPS 2025.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedpw_flwr.client import FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
     from fedpw_flwr.strategy import FedPW, MissingLossError
 
-__all__ = ["FedPW", "MissingLossError"]
+__all__ = [
+    "FedPW",
+    "FedPWClient",
+    "FedPWMod",
+    "MissingLossError",
+    "fedpw_mod",
+    "numpy_client_app",
+]
 __version__ = "0.1.0"
+
+_MODULES = {"FedPW": "fedpw_flwr.strategy", "MissingLossError": "fedpw_flwr.strategy"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the strategy when it is asked for: the command's first second needs no PyTorch."""
+    """Import a part when it is asked for: the command's first second needs no PyTorch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fedpw_flwr import strategy
-
-    return getattr(strategy, name)
+    return getattr(import_module(_MODULES.get(name, "fedpw_flwr.client")), name)

@@ -1,5 +1,8 @@
 """The ClientApp: one client's part of a round, trained on the pictures of its partition.
 
+The client is an ordinary NumPyClient inside `FedPWClient`, which masks and rescales its update on
+the device it trains on when the strategy asks for that.
+
 Ray keeps a worker process for the whole run and gives it any client in any round: data and model
 are built once a worker, and the model is reloaded in place.
 """
@@ -7,84 +10,97 @@ are built once a worker, and the model is reloaded in place.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
+import numpy.typing as npt
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context
+from flwr.client import NumPyClient
+from flwr.common import Scalar
 from torch import nn
 
+from fedpw_flwr.client import FedPWClient, numpy_client_app
 from fedpw_flwr.data.partition import ClientShare
 from fedpw_flwr.experiment.configuration import ConfigurationError
 from fedpw_flwr.experiment.experiment import Experiment, experiment_of
-from fedpw_flwr.strategy.quarantine import IDENTITY_KEY, IDENTITY_RECORD
 from fedpw_flwr.training.evaluation import evaluate as evaluate_model
 from fedpw_flwr.training.loop import client_generator
 from fedpw_flwr.training.loop import train as train_model
 
-__all__ = ["app"]
+__all__ = ["DomainClient", "app", "client_fn"]
 
-app = ClientApp()
+NDArrays = list[npt.NDArray[Any]]
 
 
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train the global model on this client's pictures; reply with it and the mean training loss.
+class DomainClient(NumPyClient):
+    """A client that trains on its share of one domain.
 
-    The reply names the client by its partition, so that it stays the same client from run to run.
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment it takes part in.
+    model : nn.Module
+        The worker's model; reloaded in every message.
+    share : ClientShare
+        Its pictures.
     """
-    experiment, model, share = _prepare(message, context)
-    server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
-    generator = client_generator(experiment.seed, server_round, share.client_id)
-    # A model with dropout draws from the global source.
-    torch.manual_seed(generator.initial_seed())
-    loss = train_model(
-        model,
-        share.train,
-        experiment.client,
-        mean=experiment.data.mean,
-        std=experiment.data.std,
-        device=experiment.device,
-        generator=generator,
-    )
-    reply = RecordDict(
-        {
-            "arrays": ArrayRecord(model.state_dict()),
-            "metrics": MetricRecord({"train_loss": loss, "num-examples": len(share.train)}),
-            IDENTITY_RECORD: ConfigRecord({IDENTITY_KEY: share.client_id}),
-        }
-    )
-    return Message(reply, reply_to=message)
+
+    def __init__(self, experiment: Experiment, model: nn.Module, share: ClientShare) -> None:
+        self.experiment = experiment
+        self.model = model
+        self.share = share
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train the global model on this client's pictures; report the mean training loss."""
+        experiment, share = self.experiment, self.share
+        self._load(parameters)
+        generator = client_generator(experiment.seed, int(config["server-round"]), share.client_id)
+        # A model with dropout draws from the global source.
+        torch.manual_seed(generator.initial_seed())
+        loss = train_model(
+            self.model,
+            share.train,
+            experiment.client,
+            mean=experiment.data.mean,
+            std=experiment.data.std,
+            device=experiment.device,
+            generator=generator,
+        )
+        trained = [tensor.cpu().numpy() for tensor in self.model.state_dict().values()]
+        return trained, len(share.train), {"train_loss": loss}
+
+    def evaluate(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate the global model on the test pictures of this client's domain."""
+        data = self.experiment.data
+        self._load(parameters)
+        domain = next(domain for domain in data.domains if domain.name == self.share.domain)
+        result = evaluate_model(
+            self.model,
+            domain.test,
+            mean=data.mean,
+            std=data.std,
+            device=self.experiment.device,
+        )
+        return result.loss, result.num_examples, {"eval_acc": result.accuracy}
+
+    def _load(self, parameters: NDArrays) -> None:
+        names = self.model.state_dict()
+        tensors = (torch.from_numpy(array) for array in parameters)
+        self.model.load_state_dict(dict(zip(names, tensors, strict=True)))
 
 
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the global model on the test pictures of this client's domain."""
-    experiment, model, share = _prepare(message, context)
-    domain = next(domain for domain in experiment.data.domains if domain.name == share.domain)
-    result = evaluate_model(
-        model,
-        domain.test,
-        mean=experiment.data.mean,
-        std=experiment.data.std,
-        device=experiment.device,
-    )
-    metrics = MetricRecord(
-        {
-            "eval_loss": result.loss,
-            "eval_acc": result.accuracy,
-            "num-examples": result.num_examples,
-        }
-    )
-    reply = RecordDict(
-        {
-            "metrics": metrics,
-            IDENTITY_RECORD: ConfigRecord({IDENTITY_KEY: share.client_id}),
-        }
-    )
-    return Message(reply, reply_to=message)
+def client_fn(context: Context) -> FedPWClient:
+    """Build the client of a node, named by its partition: the same client from run to run.
 
-
-def _prepare(message: Message, context: Context) -> tuple[Experiment, nn.Module, ClientShare]:
+    Raises
+    ------
+    ConfigurationError
+        If the configuration cannot be used, or the federation has another number of clients.
+    """
     config_name = str(context.run_config["config-name"])
     overrides = str(context.run_config["overrides"])
     experiment = experiment_of(config_name, overrides)
@@ -99,9 +115,11 @@ def _prepare(message: Message, context: Context) -> tuple[Experiment, nn.Module,
             f"partition-id={partition}: the {partitions} clients count from 0 to {partitions - 1}"
         )
     model = _worker_model(config_name, overrides)
-    (arrays,) = message.content.array_records.values()
-    model.load_state_dict(arrays.to_torch_state_dict())
-    return experiment, model, experiment.shares[partition]
+    client = DomainClient(experiment, model, experiment.shares[partition])
+    return FedPWClient(client, device=experiment.device, client_id=partition)
+
+
+app = numpy_client_app(client_fn)
 
 
 def _place(context: Context) -> tuple[int, int]:

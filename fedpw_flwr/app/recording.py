@@ -18,8 +18,8 @@ from fedpw_flwr.experiment.configuration import resolved_yaml
 from fedpw_flwr.experiment.experiment import Experiment
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, best_round
 from fedpw_flwr.experiment.run_folder import RunFolder
-from fedpw_flwr.strategy.quarantine import IDENTITY_KEY, IDENTITY_RECORD
 from fedpw_flwr.training.evaluation import evaluate
+from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
 
 __all__ = ["RecordedStrategy", "RunRecorder", "client_metrics"]
 

@@ -1,0 +1,129 @@
+"""FedPW for an existing ClientApp: one entry in its list of mods."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
+from flwr.app.message_type import MessageType
+from flwr.client.mod import secagg_mod, secaggplus_mod
+from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
+from flwr.clientapp.typing import ClientAppCallable
+
+from fedpw_flwr.client.records import (
+    only_array_record,
+    only_config_record,
+    refuse_legacy,
+)
+from fedpw_flwr.client.reply import adjust_reply, take_request
+from fedpw_flwr.device import available_device
+from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
+from fedpw_flwr.wire.arrays import ArrayTensors
+
+__all__ = ["FedPWMod", "fedpw_mod"]
+
+_NEED_DENSE = {
+    fixedclipping_mod.__code__: "fixedclipping_mod",
+    adaptiveclipping_mod.__code__: "adaptiveclipping_mod",
+    LocalDpMod.__call__.__code__: "LocalDpMod",
+}
+_HIDE_UPDATES = {
+    secagg_mod.__code__: "secagg_mod",
+    secaggplus_mod.__code__: "secaggplus_mod",
+}
+
+
+class FedPWMod:
+    """A ClientApp mod that adjusts the update of a train function as FedPW's server asks.
+
+    Messages of other types, and those in which the server asks for nothing, pass untouched. The
+    train function sees the configuration without FedPW's entries.
+
+    Order: FedPW has to see the trained update, and what clips or adds noise has to see FedPW's, so
+    it stands *last* in the list: ``mods=[fixedclipping_mod, fedpw_mod]``. Packed updates cannot
+    pass through mods that need arrays (clipping, local DP); that is an error before training.
+
+    Parameters
+    ----------
+    device : str | torch.device | None (default: None)
+        Where masking and rescaling run; None takes CUDA when there is one, when the first message
+        comes.
+
+    Examples
+    --------
+    >>> app = ClientApp(mods=[fedpw_mod])
+    """
+
+    def __init__(self, device: str | torch.device | None = None) -> None:
+        self._device = device if device is None else available_device(device)
+
+    def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        """Train, then adjust the update.
+
+        Raises
+        ------
+        ValueError
+            If the request cannot be read or carried out, a mod in front of this one needs what is
+            not sent, or the server runs a legacy strategy.
+        """
+        if message.metadata.message_type.split(".")[0] != MessageType.TRAIN:
+            return call_next(message, context)
+        refuse_legacy(message.content)
+        if not any(REQUEST_KEY in record for record in message.content.config_records.values()):
+            return call_next(message, context)
+        _, global_arrays = only_array_record(message.content)
+        config = only_config_record(message.content)
+        _, received = take_request(config)
+        assert received is not None
+        _refuse_outer_mods(received.request.upload == "packed")
+        for key in (REQUEST_KEY, CONSENSUS_KEY):
+            config.pop(key, None)
+
+        reply = call_next(message, context)
+        if reply.has_error():
+            return reply
+        name, trained = only_array_record(reply.content)
+        if set(trained) != set(global_arrays):
+            raise ValueError(
+                f"the train function returned the arrays {sorted(trained)}, the server sent "
+                f"{sorted(global_arrays)}: return every array under the name under which it came"
+            )
+        start, end = ArrayTensors(global_arrays), ArrayTensors(trained)
+        sent, report = adjust_reply(
+            [start[key].numpy() for key in global_arrays],
+            [end[key].numpy() for key in global_arrays],
+            received,
+            available_device(self._device),
+        )
+        if report is not None:
+            reply.content[name] = ArrayRecord(
+                {key: Array(array) for key, array in zip(global_arrays, sent, strict=True)}
+            )
+            reply.content[REPORT_KEY] = ConfigRecord({REPORT_KEY: report})
+        return reply
+
+
+fedpw_mod = FedPWMod()
+"""`FedPWMod` on CUDA when there is one: ``ClientApp(mods=[fedpw_mod])``."""
+
+
+def _refuse_outer_mods(packed: bool) -> None:
+    """Look at the mods that this one was called through: they get what it returns.
+
+    A mod knows nothing of the others, but those in front of it are waiting on the stack.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in _HIDE_UPDATES:
+            raise ValueError(
+                f"{_HIDE_UPDATES[frame.f_code]} hides the individual updates, by which FedPW "
+                "weights clients: use FedPW without secure aggregation"
+            )
+        if packed and frame.f_code in _NEED_DENSE:
+            raise ValueError(
+                f"{_NEED_DENSE[frame.f_code]} needs the arrays of the update, but the server asks "
+                'for packed ones: use FedPW(upload="dense") with it'
+            )
+        frame = frame.f_back

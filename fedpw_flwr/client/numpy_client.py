@@ -1,0 +1,239 @@
+"""FedPW for an existing NumPyClient: one wrapper round it, under either of Flower's server APIs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.client import Client, NumPyClient
+from flwr.common import Scalar
+
+from fedpw_flwr.client.reply import adjust_reply, take_request
+from fedpw_flwr.device import available_device
+from fedpw_flwr.wire.adjustment import REPORT_KEY
+from fedpw_flwr.wire.identity import IDENTITY_KEY
+
+__all__ = ["LOSS_KEY", "FedPWClient", "LossSource"]
+
+NDArrays = list[npt.NDArray[Any]]
+
+LossSource = Literal["fit", "evaluate"]
+
+LOSS_KEY = "train_loss"
+"""Metric under which the wrapper reports ℓ_k: the default of ``FedPW(train_loss_key=...)``."""
+
+_OPTIONAL = ("get_properties", "get_parameters", "fit", "evaluate")
+
+
+class FedPWClient(NumPyClient):
+    """A NumPyClient round a NumPyClient that adjusts its updates as FedPW's server asks.
+
+    The inner client trains as ever. Of its update Δ_k = w − w_k the entries of smallest magnitude
+    are masked and those of the last round's consensus rescaled, on this client's own device
+    (``FedPW(adjustment="client")``). Arrays come back in the shapes and dtypes in which they came,
+    so any strategy can aggregate them; a server that asks for nothing gets them as trained.
+
+    Nothing is kept between calls: Flower may build a new client for every message.
+
+    Parameters
+    ----------
+    client : NumPyClient
+        The client to wrap. All its methods and attributes stay reachable.
+    device : str | torch.device | None (default: None)
+        Where masking and rescaling run; None takes CUDA when there is one.
+    loss_key : str (default: "train_loss")
+        Metric of the inner ``fit`` that holds its mean training loss over all local batches.
+    loss_source : "fit" | "evaluate" (default: "fit")
+        Where the loss comes from when ``fit`` reports none under `loss_key`. "fit": nowhere, an
+        error says so. "evaluate": from the inner ``evaluate``, called on the received model.
+    client_id : int | None (default: None)
+        Stable identity of this client, for example its partition: FedPW's memory follows it over
+        restarts and runs. None: Flower's node id.
+    trainable : Sequence[int] | None (default: None)
+        Places of the trainable arrays in the list of parameters, for a server that does not know
+        their names. None: the server decides.
+
+    Raises
+    ------
+    TypeError
+        If `client` is no NumPyClient, or an argument has the wrong type.
+    ValueError
+        If `device` is not there, or `loss_source` is unknown.
+
+    Examples
+    --------
+    >>> def client_fn(context):
+    ...     return FedPWClient(FlowerClient(context)).to_client()
+    """
+
+    def __init__(
+        self,
+        client: NumPyClient,
+        *,
+        device: str | torch.device | None = None,
+        loss_key: str = LOSS_KEY,
+        loss_source: LossSource = "fit",
+        client_id: int | None = None,
+        trainable: Sequence[int] | None = None,
+    ) -> None:
+        if not isinstance(client, NumPyClient):
+            hint = (
+                "wrap it before .to_client(): FedPWClient(MyClient()).to_client()"
+                if isinstance(client, Client)
+                else "give the object whose class inherits from flwr.client.NumPyClient"
+            )
+            raise TypeError(f"FedPWClient wraps a NumPyClient, got {type(client).__name__}: {hint}")
+        if isinstance(client, FedPWClient):
+            raise TypeError("FedPWClient is already round this client: wrap it once")
+        if loss_source not in get_args(LossSource):
+            raise ValueError(
+                f'loss_source={loss_source!r}: choose "fit" (the metric {loss_key!r} of fit) or '
+                '"evaluate" (the loss of evaluate on the received model)'
+            )
+        if not isinstance(loss_key, str) or not loss_key:
+            raise TypeError(f"loss_key must name a metric, got {loss_key!r}")
+        if client_id is not None and (
+            isinstance(client_id, bool) or not isinstance(client_id, int) or client_id < 0
+        ):
+            raise TypeError(f"client_id must be a non-negative integer or None, got {client_id!r}")
+        self.client = client
+        self.device = available_device(device)
+        self.loss_key = loss_key
+        self.loss_source = loss_source
+        self.client_id = client_id
+        self.trainable = _places(trainable)
+
+    def __getattr__(self, name: str) -> Any:
+        """Give every other attribute as the inner client has it."""
+        if name == "client" or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)
+        return getattr(self.client, name)
+
+    def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
+        """As the inner client does."""
+        return self.client.get_properties(config)
+
+    def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
+        """As the inner client does."""
+        return self.client.get_parameters(config)
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train the inner client, then adjust its update as the server asked.
+
+        Parameters
+        ----------
+        parameters : list[NDArray]
+            w, the global model.
+        config : dict[str, Scalar]
+            The server's configuration. FedPW's entries are taken out before the inner client
+            sees it.
+
+        Returns
+        -------
+        tuple[list[NDArray], int, dict[str, Scalar]]
+            w − Δ̃_k in the shapes and dtypes of w (rows of bytes where the server asked for packed
+            updates), the number of examples, and the inner client's metrics with the training loss
+            ``train_loss``, ``client-id`` where it was given, and the report ``fedpw`` (bytes)
+            where the server asked for an adjustment.
+
+        Raises
+        ------
+        ValueError
+            If there is no training loss, or the inner client returned another model than it was
+            sent.
+        TypeError
+            If the inner ``fit`` returns something else than arrays, a count and metrics.
+        """
+        config, received = take_request(config)
+        needs_received = received is not None or self.loss_source == "evaluate"
+        # The inner client may train in place, on the very arrays it was given.
+        start = [array.copy() for array in parameters] if needs_received else parameters
+        trained, num_examples, metrics = _checked_fit(self.client.fit(parameters, config))
+        if self.loss_key not in metrics and self.loss_source == "evaluate":
+            # Arrays often are views of the model that evaluate is about to overwrite.
+            trained = [np.array(array) for array in trained]
+        metrics = self._with_loss(metrics, start, config)
+        if self.client_id is not None:
+            metrics[IDENTITY_KEY] = self.client_id
+        if received is None:
+            return trained, num_examples, metrics
+        sent, report = adjust_reply(start, trained, received, self.device, self.trainable)
+        if report is not None:
+            metrics[REPORT_KEY] = report
+        return sent, num_examples, metrics
+
+    def evaluate(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """As the inner client does, with ``client-id`` added where it was given."""
+        loss, num_examples, metrics = self.client.evaluate(parameters, config)
+        if self.client_id is not None:
+            metrics = {**metrics, IDENTITY_KEY: self.client_id}
+        return loss, num_examples, metrics
+
+    def to_client(self) -> Client:
+        """Return the client for ``client_fn``; it can do what the inner client can do.
+
+        Flower asks a class which of its methods are there, and asks another client (or the
+        strategy) for the initial parameters where ``get_parameters`` is not.
+        """
+        missing = {
+            name: getattr(NumPyClient, name)
+            for name in _OPTIONAL
+            if getattr(type(self.client), name) is getattr(NumPyClient, name)
+        }
+        faithful = copy.copy(self)
+        faithful.__class__ = type("FedPWClient", (FedPWClient,), missing)
+        return NumPyClient.to_client(faithful)
+
+    def _with_loss(
+        self, metrics: Mapping[str, Scalar], received: NDArrays, config: dict[str, Scalar]
+    ) -> dict[str, Scalar]:
+        """Add ℓ_k under the key that FedPW reads, where it is not there yet."""
+        if self.loss_key in metrics:
+            return {LOSS_KEY: metrics[self.loss_key], **metrics}
+        if self.loss_source == "evaluate":
+            loss, _, _ = self.client.evaluate(received, config)
+            return {**metrics, LOSS_KEY: float(loss)}
+        raise ValueError(
+            f"fit of {type(self.client).__name__} reports {sorted(metrics) or 'no metrics'}, not "
+            f"its training loss {self.loss_key!r}, by which FedPW weights clients. Return it from "
+            f'fit:\n    return parameters, num_examples, {{"{self.loss_key}": mean_loss}}\n'
+            'or name the metric you have: FedPWClient(client, loss_key="..."),\n'
+            'or let evaluate give it: FedPWClient(client, loss_source="evaluate")'
+        )
+
+
+def _checked_fit(result: Any) -> tuple[NDArrays, int, dict[str, Scalar]]:
+    if not (isinstance(result, tuple | list) and len(result) == 3):
+        raise TypeError(
+            "fit of the inner client must return (parameters, num_examples, metrics), got "
+            f"{type(result).__name__}"
+        )
+    trained, num_examples, metrics = result
+    if not isinstance(trained, list | tuple) or not isinstance(metrics, dict):
+        raise TypeError(
+            "fit of the inner client must return a list of arrays, an int and a dict, got "
+            f"{type(trained).__name__}, {type(num_examples).__name__}, {type(metrics).__name__}"
+        )
+    return [np.asarray(array) for array in trained], num_examples, metrics
+
+
+def _places(trainable: Sequence[int] | None) -> tuple[int, ...] | None:
+    if trainable is None:
+        return None
+    places = tuple(trainable)
+    if not places or not all(
+        isinstance(place, int) and not isinstance(place, bool) and place >= 0 for place in places
+    ):
+        raise TypeError(
+            "trainable must hold the places of the trainable arrays in the list of parameters, "
+            f"counted from 0, got {trainable!r}"
+        )
+    return tuple(sorted(set(places)))

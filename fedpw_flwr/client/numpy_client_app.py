@@ -1,0 +1,116 @@
+"""A ClientApp for Message-API strategies out of a NumPyClient: the bridge that Flower lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    RecordDict,
+)
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+
+from fedpw_flwr.client.records import only_array_record, only_config_record
+from fedpw_flwr.wire.metrics import records_of_metrics
+
+__all__ = ["numpy_client_app"]
+
+
+def numpy_client_app(
+    client_fn: Callable[[Context], NumPyClient], *, mods: list[Mod] | None = None
+) -> ClientApp:
+    """Make a ClientApp that any Message-API strategy can talk to out of a NumPyClient factory.
+
+    Training messages become ``fit``, evaluation messages ``evaluate``, queries ``get_properties``.
+    The arrays reach the client as a list in the order of the server's ArrayRecord and go back
+    under the same names; every entry of the ConfigRecord reaches it, and every metric goes back:
+    numbers in the MetricRecord ``metrics`` (with ``num-examples`` and, from evaluation,
+    ``eval_loss``), what a MetricRecord refuses in the ConfigRecord ``other-metrics``, and the
+    client's identity ``client-id`` in the ConfigRecord ``identity``.
+
+    Parameters
+    ----------
+    client_fn : Callable[[Context], NumPyClient]
+        Builds the client of a node; called for every message. Return a `FedPWClient` for FedPW's
+        adjustment on the client; any other NumPyClient works, too.
+    mods : list[Mod] | None (default: None)
+        Flower's mods for training and evaluation. The first in the list is the outermost.
+
+    Returns
+    -------
+    ClientApp
+        The app to name in ``pyproject.toml``.
+
+    Examples
+    --------
+    >>> app = numpy_client_app(lambda context: FedPWClient(FlowerClient(context)))
+    """
+    if not callable(client_fn):
+        raise TypeError(
+            f"numpy_client_app takes a function from Context to NumPyClient, got {client_fn!r}"
+        )
+    app = ClientApp()
+
+    @app.train(mods=mods)
+    def train(message: Message, context: Context) -> Message:
+        client = _client(client_fn, context)
+        _, arrays = only_array_record(message.content)
+        config = only_config_record(message.content)
+        result = client.fit(arrays.to_numpy_ndarrays(), _scalars(config))
+        if not (isinstance(result, tuple) and len(result) == 3):
+            raise TypeError("fit must return (parameters, num_examples, metrics)")
+        parameters, num_examples, metrics = result
+        if len(parameters) != len(arrays):
+            raise ValueError(
+                f"fit returned {len(parameters)} arrays, the server sent {len(arrays)}: return "
+                "every array of the model, in the order in which they came"
+            )
+        named = zip(arrays, parameters, strict=True)
+        content = records_of_metrics({"num-examples": num_examples, **metrics})
+        content["arrays"] = ArrayRecord({name: Array(np.asarray(array)) for name, array in named})
+        return Message(content, reply_to=message)
+
+    @app.evaluate(mods=mods)
+    def evaluate(message: Message, context: Context) -> Message:
+        client = _client(client_fn, context)
+        _, arrays = only_array_record(message.content)
+        config = only_config_record(message.content)
+        result = client.evaluate(arrays.to_numpy_ndarrays(), _scalars(config))
+        if not (isinstance(result, tuple) and len(result) == 3):
+            raise TypeError("evaluate must return (loss, num_examples, metrics)")
+        loss, num_examples, metrics = result
+        content = records_of_metrics({"eval_loss": loss, "num-examples": num_examples, **metrics})
+        return Message(content, reply_to=message)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        config: dict[str, Any] = {}
+        for record in message.content.config_records.values():
+            config.update(record)
+        properties = _client(client_fn, context).get_properties(config)
+        content = RecordDict({"properties": ConfigRecord({**properties})})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def _client(client_fn: Callable[[Context], NumPyClient], context: Context) -> NumPyClient:
+    client = client_fn(context)
+    if not isinstance(client, NumPyClient):
+        raise TypeError(
+            f"the function given to numpy_client_app returned {type(client).__name__}: return the "
+            "NumPyClient itself, without .to_client()"
+        )
+    return client
+
+
+def _scalars(config: ConfigRecord) -> dict[str, Any]:
+    return dict(config)

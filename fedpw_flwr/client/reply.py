@@ -1,0 +1,188 @@
+"""From a trained model to what the client sends: the part that both edges to Flower share.
+
+`FedPWClient` and `fedpw_mod` only take their records apart and put them together again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
+from fedpw_flwr.wire.adjustment import (
+    CONSENSUS_KEY,
+    REQUEST_KEY,
+    AdjustmentReport,
+    AdjustmentRequest,
+    consensus_members,
+)
+from fedpw_flwr.wire.arrays import view_tensor
+from fedpw_flwr.wire.packing import pack_update, packed_size
+
+__all__ = ["ReceivedRequest", "adjust_reply", "take_request"]
+
+NDArrays = list[npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ReceivedRequest:
+    """The server's request as it came: what to do, and the bits of the consensus sets."""
+
+    request: AdjustmentRequest
+    consensus: object
+
+
+def take_request(config: Mapping[str, Any]) -> tuple[dict[str, Any], ReceivedRequest | None]:
+    """Separate FedPW's entries of a configuration from those of the user.
+
+    Returns
+    -------
+    tuple[dict[str, Any], ReceivedRequest | None]
+        The configuration without FedPW's entries, and the request; None where the server asks for
+        nothing.
+
+    Raises
+    ------
+    ValueError
+        If the request cannot be read.
+    """
+    plain = {key: value for key, value in config.items() if key not in (REQUEST_KEY, CONSENSUS_KEY)}
+    if REQUEST_KEY not in config:
+        return plain, None
+    request = AdjustmentRequest.decode(config[REQUEST_KEY])
+    return plain, ReceivedRequest(request, config.get(CONSENSUS_KEY))
+
+
+def adjust_reply(
+    global_arrays: Sequence[npt.NDArray[Any]],
+    trained: Sequence[npt.NDArray[Any]],
+    received: ReceivedRequest,
+    device: torch.device | str,
+    trainable: Sequence[int] | None = None,
+) -> tuple[NDArrays, bytes | None]:
+    """Mask, rescale and, where asked, pack a client's update.
+
+    Parameters
+    ----------
+    global_arrays, trained : Sequence[NDArray]
+        w and w_k, in the server's order. Not modified.
+    received : ReceivedRequest
+        The server's request.
+    device : torch.device | str
+        Where the arithmetic runs.
+    trainable : Sequence[int] | None (default: None)
+        Places of the trainable arrays, for the report; None where the client was not told.
+
+    Returns
+    -------
+    tuple[NDArrays, bytes | None]
+        w − Δ̃_k, the same shapes and dtypes (packed arrays: rows of bytes), and the report. The
+        arrays as trained and None where the server has to adjust them itself: masking would leave
+        an update of zeros, by whose norm Flower's clipping divides, or training diverged.
+
+    Raises
+    ------
+    ValueError
+        If `trained` is no such model, the request does not fit it, or a place in `trainable` is
+        not there.
+    """
+    _check_alike(global_arrays, trained)
+    _check_places(trainable, trained)
+    request = received.request
+    members = consensus_members(request, received.consensus, [a.size for a in global_arrays])
+    discarded = [0.0] * len(trained)
+    sent: NDArrays = []
+    packed: list[int] = []
+    moved = False
+    for place, (start, end) in enumerate(zip(global_arrays, trained, strict=True)):
+        before, after = _tensor(start), _tensor(end)
+        if before is None or after is None or not is_adjustable(before):
+            sent.append(end)
+            moved = moved or not np.array_equal(start, end)
+            continue
+        untouched = request.rate == 0 and place not in members
+        if untouched and request.upload == "dense":
+            sent.append(end)
+            moved = True
+            continue
+        update, magnitude = adjust_tensor(
+            before,
+            after,
+            request.rate,
+            members.get(place),
+            request.factors.get(place, 1.0),
+            device,
+        )
+        if not bool(torch.isfinite(update.sum())):
+            return list(trained), None
+        discarded[place] = float(magnitude)
+        moved = moved or bool(update.any())
+        payload = _packed(update, end, request) if request.upload == "packed" else None
+        if payload is not None:
+            packed.append(place)
+            sent.append(payload)
+        else:
+            sent.append(end if untouched else subtract_update(before, update).numpy())
+    if request.upload == "dense" and not moved:
+        return list(trained), None
+    report = AdjustmentReport(
+        rate=request.rate,
+        consensus_round=request.consensus_round,
+        discarded=tuple(discarded),
+        packed=tuple(packed),
+        trainable=None if trainable is None else tuple(trainable),
+    )
+    return sent, report.encode()
+
+
+def _packed(
+    update: torch.Tensor, dense: npt.NDArray[Any], request: AdjustmentRequest
+) -> npt.NDArray[np.uint8] | None:
+    """Pack an update; None where the array itself is no larger."""
+    kept = int(torch.count_nonzero(update))
+    if packed_size(dense.size, kept, request.upload_dtype) >= dense.nbytes:
+        return None
+    return pack_update(update.cpu(), request.upload_dtype)
+
+
+def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | None:
+    """View an array as a tensor; None for dtypes that are not floating or unknown to PyTorch."""
+    if not np.issubdtype(array.dtype, np.floating):
+        return None
+    try:
+        return view_tensor(np.ascontiguousarray(array))
+    except TypeError:
+        return None
+
+
+def _check_alike(
+    global_arrays: Sequence[npt.NDArray[Any]], trained: Sequence[npt.NDArray[Any]]
+) -> None:
+    if len(trained) != len(global_arrays):
+        raise ValueError(
+            f"training returned {len(trained)} arrays, the server sent {len(global_arrays)}: "
+            "return every array of the model, in the order in which they came"
+        )
+    for place, (start, end) in enumerate(zip(global_arrays, trained, strict=True)):
+        if start.shape != end.shape or start.dtype != end.dtype:
+            raise ValueError(
+                f"training returned array {place} as {end.dtype} {end.shape}, the server sent "
+                f"{start.dtype} {start.shape}: return the arrays in the shapes, dtypes and order "
+                "in which they came"
+            )
+
+
+def _check_places(trainable: Sequence[int] | None, trained: Sequence[npt.NDArray[Any]]) -> None:
+    for place in trainable or ():
+        if not 0 <= place < len(trained):
+            raise ValueError(
+                f"trainable names array {place}, but the model has {len(trained)} arrays, counted "
+                "from 0"
+            )
+        if not np.issubdtype(trained[place].dtype, np.floating):
+            raise ValueError(f"trainable names array {place}, which is {trained[place].dtype}")
