@@ -11,7 +11,7 @@ consensus for the next round instead of amplifying.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -189,60 +189,31 @@ def server_step(
             rates = tuple(drop_rates(losses, settings.avg_drop_rate).tolist())
     weights, next_state = _weigh(global_model, ordered, losses, kinds, state, settings, device)
 
+    cohort = _Cohort(ordered, weights.weights, rates, sent, settings.avg_drop_rate, device)
     model: dict[str, Tensor] = {}
-    factors: dict[str, Tensor] = {}
-    members: dict[str, Tensor] = {}
+    measured: dict[str, _Measured] = {}
     with torch.no_grad():
         for name, tensor in global_model.items():
-            trained = _LazyTensors(ordered, name)
-            if tensor.numel() == 0:
-                model[name] = tensor.cpu()
-                continue
-            if kinds[name] is TensorKind.INTEGER:
-                model[name] = _weighted_integers(tensor, trained, weights.weights)
-                continue
-            start = tensor.reshape(-1).to(device, working_dtype(tensor.dtype))
-            consensus_rate = settings.avg_drop_rate if kinds[name] is TensorKind.TRAINABLE else None
-            if rates is None:
-                change = _average(start, trained, weights.weights)
-            elif sent is None:
-                change, factor = _average_adjusted(
-                    start, trained, weights.weights, rates, consensus_rate
-                )
-                if factor is not None:
-                    factors[name] = factor
-            elif consensus_rate is not None and is_adjustable(tensor):
-                change, measured = _average_and_measure(
-                    start,
-                    trained,
-                    weights.weights,
-                    rates,
-                    consensus_rate,
-                    [_discarded_magnitude(result, name) for result in ordered],
-                    _sent_scale(sent.consensus, name, start),
-                )
-                if measured is not None:
-                    members[name], factors[name] = measured
-            else:
-                change = _average(start, trained, weights.weights)
-            moved = torch.sub(start, change, out=change)
-            model[name] = saturated(moved, tensor.dtype).reshape(tensor.shape).cpu()
+            model[name], found = _move_tensor(name, tensor, kinds[name], cohort)
+            if found is not None:
+                measured[name] = found
 
-    amplification = {name: float(factor) for name, factor in factors.items()}
+    amplification = {name: float(found.factor) for name, found in measured.items()}
     consensus = None
     if sent is not None and rates is not None:
-        rescaled = [name for name in members if amplification[name] > 1.0]
+        members = {
+            name: found.members.cpu()
+            for name, found in measured.items()
+            if found.members is not None and amplification[name] > 1.0
+        }
         consensus = Consensus(
             round=next_state.rounds,
-            members={name: members[name].cpu() for name in rescaled},
-            factors={name: amplification[name] for name in rescaled},
+            members=members,
+            factors={name: amplification[name] for name in members},
         )
         applied = {} if sent.consensus is None else sent.consensus.factors
-        amplification = {
-            name: applied.get(name, 1.0)
-            for name, kind in kinds.items()
-            if kind is TensorKind.TRAINABLE
-        }
+        trainable = [name for name, kind in kinds.items() if kind is TensorKind.TRAINABLE]
+        amplification = {name: applied.get(name, 1.0) for name in trainable}
     return ServerStep(
         model=model,
         state=next_state,
@@ -252,6 +223,58 @@ def server_step(
         amplification=amplification,
         consensus=consensus,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Cohort:
+    """The participants of a round, with what was decided for all tensors alike."""
+
+    results: Sequence[ClientResult]
+    weights: Sequence[float]
+    rates: Sequence[float] | None
+    sent: SentAdjustment | None
+    avg_drop_rate: float
+    device: torch.device | str
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """Factor f (0-d) of one tensor; its C (bool, shape (n,)) where the clients will need it."""
+
+    factor: Tensor
+    members: Tensor | None = None
+
+
+def _move_tensor(
+    name: str, tensor: Tensor, kind: TensorKind, cohort: _Cohort
+) -> tuple[Tensor, _Measured | None]:
+    """Compute one tensor of the new model, w − g, and what it says about consensus."""
+    if tensor.numel() == 0:
+        return tensor.cpu(), None
+    trained, weights = _LazyTensors(cohort.results, name), cohort.weights
+    if kind is TensorKind.INTEGER:
+        return _weighted_integers(tensor, trained, weights), None
+    start = tensor.reshape(-1).to(cohort.device, working_dtype(tensor.dtype))
+    measured = None
+    consensus_rate = cohort.avg_drop_rate if kind is TensorKind.TRAINABLE else None
+    if cohort.rates is None:
+        change = _average(start, trained, weights)
+    elif cohort.sent is None:
+        change, measured = _average_adjusted(start, trained, weights, cohort.rates, consensus_rate)
+    elif consensus_rate is not None and is_adjustable(tensor):
+        change, measured = _average_and_measure(
+            start,
+            trained,
+            weights,
+            cohort.rates,
+            consensus_rate,
+            lambda: [_discarded_magnitude(result, name) for result in cohort.results],
+            _sent_scale(cohort.sent.consensus, name, start),
+        )
+    else:
+        change = _average(start, trained, weights)
+    moved = torch.sub(start, change, out=change)
+    return saturated(moved, tensor.dtype).reshape(tensor.shape).cpu(), measured
 
 
 class _LazyTensors(Sequence[Tensor]):
@@ -422,7 +445,7 @@ def _average_adjusted(
     weights: Sequence[float],
     rates: Sequence[float],
     consensus_rate: float | None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, _Measured | None]:
     """Mask each Δ_k, aggregate g = Σ λ_k Δ̃_k, and amplify g where the clients agree.
 
     `consensus_rate` is r̄, or None for a tensor without consensus (a buffer). Returns g and f.
@@ -444,11 +467,11 @@ def _average_adjusted(
     if consensus_rate is None:
         return change, None
     if agreement is None:
-        return change, start.new_ones(())
+        return change, _Measured(start.new_ones(()))
     size = entry_count(entries, consensus_rate)
     members = agreement.consensus_set(size, scratch)
     factor = amplification_factor(change, members, size, discarded / len(trained))
-    return amplify_(change, members, factor), factor
+    return amplify_(change, members, factor), _Measured(factor)
 
 
 def _average_and_measure(
@@ -457,9 +480,9 @@ def _average_and_measure(
     weights: Sequence[float],
     rates: Sequence[float],
     consensus_rate: float,
-    discarded: Sequence[float],
+    discarded: Callable[[], Sequence[float]],
     sent_scale: Tensor | None,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+) -> tuple[Tensor, _Measured | None]:
     """Aggregate g = Σ λ_k Δ̃_k of updates that are adjusted, and measure the next C and f.
 
     For f alone the factor that the clients multiplied by (`sent_scale`) is divided out of g, else
@@ -477,9 +500,10 @@ def _average_and_measure(
     size = entry_count(entries, consensus_rate)
     members = agreement.consensus_set(size, update)
     unscaled = change if sent_scale is None else torch.div(change, sent_scale, out=update)
-    mean_discarded = start.new_tensor(sum(discarded) / len(discarded))
+    # Asked for last: an update that the server adjusted has its m_k only now.
+    mean_discarded = start.new_tensor(sum(discarded()) / len(trained))
     factor = amplification_factor(unscaled, members, size, mean_discarded)
-    return change, (members, factor)
+    return change, _Measured(factor, members)
 
 
 class _Agreement:
