@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,11 +25,14 @@ from flwr.common import (
 )
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
-from flwr.server.strategy import FedAvg
+from flwr.server.strategy import FedAvg, FedOpt
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
-from fedpw_flwr.strategy.compatibility import refuse_incompatible_callers
+from fedpw_flwr.strategy.compatibility import (
+    refuse_clipping_of_packed,
+    refuse_incompatible_callers,
+)
 from fedpw_flwr.strategy.quarantine import Answer, MissingLossError
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
@@ -43,6 +47,12 @@ logger = logging.getLogger("flwr")
 
 _TENSOR_TYPE = "numpy.ndarray"
 _EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
+
+# Records that a reply or a message lacks, as exceptions, tracebacks and SuperNodes tell it, and
+# what FedPW's own bridge and mod say.
+_OF_FUNCTIONS = re.compile(
+    r"KeyError(: '|'>:<'')(arrays'|config'|fitres\.|fitins\.)|the server runs a legacy strategy"
+)
 
 EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
 
@@ -74,7 +84,7 @@ class FedPW(FedAvg):
     array_names : Sequence[str] | None (default: None)
         Names of the parameters in their order, such as ``list(model.state_dict())``: lists of
         parameters have none, and BatchNorm's running statistics are known by theirs. None: every
-        floating array is trainable, unless the clients say which are
+        floating array is trainable, unless `adjustment` is "client" and the clients say which are
         (``FedPWClient(trainable=...)``).
 
     Raises
@@ -158,6 +168,24 @@ class FedPW(FedAvg):
             evaluate_metrics_aggregation_fn=evaluate_metrics_aggregation_fn,
         )
 
+    def __init_subclass__(cls) -> None:
+        """Refuse one of Flower's strategies on top that would never let FedPW aggregate.
+
+        Raises
+        ------
+        TypeError
+            If it aggregates by itself. Those on FedOpt step on the aggregate of the class below.
+        """
+        super().__init_subclass__()
+        for base in cls.__mro__[: cls.__mro__.index(FedPW)]:
+            by_itself = "aggregate_fit" in vars(base) and not issubclass(base, FedOpt)
+            if by_itself and base.__module__.startswith("flwr."):
+                raise TypeError(
+                    f"{cls.__name__} would aggregate with {base.__name__} alone: of Flower's "
+                    "legacy strategies only FedAdam, FedAdagrad and FedYogi can stand on top of "
+                    "FedPW"
+                )
+
     def __repr__(self) -> str:
         """Name the strategy, as Flower's log shows it."""
         return f"FedPW(accept_failures={self.accept_failures})"
@@ -213,6 +241,9 @@ class FedPW(FedAvg):
         if arrays is not named:
             parameters = _parameters(arrays)
         instructions = super().configure_fit(server_round, parameters, client_manager)
+        if self.rounds.upload == "packed":
+            for _, ins in instructions:
+                refuse_clipping_of_packed(ins.config)
         nodes = [proxy.node_id for proxy, _ in instructions]
         entries = self.rounds.begin(arrays, nodes)
         return [
@@ -341,8 +372,11 @@ class FedPW(FedAvg):
     def _arrays(self, parameters: Parameters) -> Iterator[tuple[str, Any]]:
         names = self.array_names or ()
         for place, data in enumerate(parameters.tensors):
-            name = names[place] if place < len(names) else str(place)
-            yield name, array_of_npy(data)
+            if place < len(names):
+                name = names[place]
+            else:
+                name = f"surplus array {place}" if names else str(place)
+            yield name, array_of_npy(data, parameters.tensor_type)
 
     def _content(self, result: FitRes) -> RecordDict:
         content = records_of_metrics({**result.metrics, _EXAMPLES_KEY: result.num_examples})
@@ -382,8 +416,10 @@ def _answers_of_failures(
         proxy, result = failure
         answers.append(Answer(proxy.node_id, None, f"{result.status.message}"))
         missing = missing - {proxy.node_id}
-    for node_id, failure in zip(sorted(missing), nameless, strict=False):
-        who = "" if len(missing) == 1 else f"one of the nodes {sorted(missing)}: "
+    nodes = sorted(missing)
+    for place, failure in enumerate(nameless):
+        node_id = nodes[place] if place < len(nodes) else 0
+        who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
         answers.append(Answer(node_id, None, f"{who}{type(failure).__name__}: {failure}"))
     return answers
 
@@ -400,14 +436,13 @@ def _refuse_client_app_functions(
     """
     if results or not failures:
         return
+    # A result with a status that is not OK comes from a Client of the legacy API.
+    if not all(isinstance(failure, BaseException) for failure in failures):
+        return
     text = [f"{type(failure).__name__}: {failure}" for failure in failures]
-    if all("fitres." in line or "fitins." in line or _missing_records(line) for line in text):
+    if all(_OF_FUNCTIONS.search(line) for line in text):
         raise RuntimeError(
             "the clients are ClientApp functions (@app.train), which Flower's legacy server cannot "
             "talk to: run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give "
             "the clients a NumPyClient: ClientApp(client_fn=...). The first failure was: " + text[0]
         )
-
-
-def _missing_records(line: str) -> bool:
-    return "KeyError" in line and any(f"'{name}'" in line for name in ("arrays", "config"))

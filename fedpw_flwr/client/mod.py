@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.app.message_type import MessageType
-from flwr.client.mod import secagg_mod, secaggplus_mod
-from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
 
+from fedpw_flwr.client.outer_mods import refuse_outer_mods
 from fedpw_flwr.client.records import (
     only_array_record,
     only_config_record,
@@ -23,16 +19,6 @@ from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
 from fedpw_flwr.wire.arrays import ArrayTensors
 
 __all__ = ["FedPWMod", "fedpw_mod"]
-
-_NEED_DENSE = {
-    fixedclipping_mod.__code__: "fixedclipping_mod",
-    adaptiveclipping_mod.__code__: "adaptiveclipping_mod",
-    LocalDpMod.__call__.__code__: "LocalDpMod",
-}
-_HIDE_UPDATES = {
-    secagg_mod.__code__: "secagg_mod",
-    secaggplus_mod.__code__: "secaggplus_mod",
-}
 
 
 class FedPWMod:
@@ -77,9 +63,11 @@ class FedPWMod:
         config = only_config_record(message.content)
         _, received = take_request(config)
         assert received is not None
-        _refuse_outer_mods(received.request.upload == "packed")
+        refuse_outer_mods(packed=received.request.upload == "packed")
         for key in (REQUEST_KEY, CONSENSUS_KEY):
             config.pop(key, None)
+        # Training may empty or refill the record it was sent; its arrays stay as they are.
+        global_arrays = ArrayRecord(dict(global_arrays))
 
         reply = call_next(message, context)
         if reply.has_error():
@@ -107,23 +95,3 @@ class FedPWMod:
 
 fedpw_mod = FedPWMod()
 """`FedPWMod` on CUDA when there is one: ``ClientApp(mods=[fedpw_mod])``."""
-
-
-def _refuse_outer_mods(packed: bool) -> None:
-    """Look at the mods that this one was called through: they get what it returns.
-
-    A mod knows nothing of the others, but those in front of it are waiting on the stack.
-    """
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code in _HIDE_UPDATES:
-            raise ValueError(
-                f"{_HIDE_UPDATES[frame.f_code]} hides the individual updates, by which FedPW "
-                "weights clients: use FedPW without secure aggregation"
-            )
-        if packed and frame.f_code in _NEED_DENSE:
-            raise ValueError(
-                f"{_NEED_DENSE[frame.f_code]} needs the arrays of the update, but the server asks "
-                'for packed ones: use FedPW(upload="dense") with it'
-            )
-        frame = frame.f_back

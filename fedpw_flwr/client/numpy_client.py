@@ -12,12 +12,13 @@ import torch
 from flwr.client import Client, NumPyClient
 from flwr.common import Scalar
 
+from fedpw_flwr.client.outer_mods import refuse_outer_mods
 from fedpw_flwr.client.reply import adjust_reply, take_request
 from fedpw_flwr.device import available_device
 from fedpw_flwr.wire.adjustment import REPORT_KEY
 from fedpw_flwr.wire.identity import IDENTITY_KEY
 
-__all__ = ["LOSS_KEY", "FedPWClient", "LossSource"]
+__all__ = ["LOSS_KEY", "FedPWClient", "LossSource", "can"]
 
 NDArrays = list[npt.NDArray[Any]]
 
@@ -54,8 +55,9 @@ class FedPWClient(NumPyClient):
         Stable identity of this client, for example its partition: FedPW's memory follows it over
         restarts and runs. None: Flower's node id.
     trainable : Sequence[int] | None (default: None)
-        Places of the trainable arrays in the list of parameters, for a server that does not know
-        their names. None: the server decides.
+        Places of the trainable arrays in the list of parameters, for a server that asks clients to
+        adjust their updates and does not know the arrays' names (a legacy one without
+        ``array_names``). None: the server decides.
 
     Raises
     ------
@@ -151,6 +153,8 @@ class FedPWClient(NumPyClient):
             If the inner ``fit`` returns something else than arrays, a count and metrics.
         """
         config, received = take_request(config)
+        if received is not None:
+            refuse_outer_mods(packed=received.request.upload == "packed")
         needs_received = received is not None or self.loss_source == "evaluate"
         # The inner client may train in place, on the very arrays it was given.
         start = [array.copy() for array in parameters] if needs_received else parameters
@@ -183,13 +187,9 @@ class FedPWClient(NumPyClient):
         Flower asks a class which of its methods are there, and asks another client (or the
         strategy) for the initial parameters where ``get_parameters`` is not.
         """
-        missing = {
-            name: getattr(NumPyClient, name)
-            for name in _OPTIONAL
-            if getattr(type(self.client), name) is getattr(NumPyClient, name)
-        }
+        missing = {name: getattr(NumPyClient, name) for name in _OPTIONAL if not can(self, name)}
         faithful = copy.copy(self)
-        faithful.__class__ = type("FedPWClient", (FedPWClient,), missing)
+        faithful.__class__ = type(type(self).__name__, (type(self),), missing)
         return NumPyClient.to_client(faithful)
 
     def _with_loss(
@@ -197,9 +197,14 @@ class FedPWClient(NumPyClient):
     ) -> dict[str, Scalar]:
         """Add ℓ_k under the key that FedPW reads, where it is not there yet."""
         if self.loss_key in metrics:
-            return {LOSS_KEY: metrics[self.loss_key], **metrics}
+            return {**metrics, LOSS_KEY: metrics[self.loss_key]}
         if self.loss_source == "evaluate":
-            loss, _, _ = self.client.evaluate(received, config)
+            if not can(self.client, "evaluate"):
+                raise ValueError(
+                    f"{type(self.client).__name__} has no evaluate to take the loss from: write "
+                    f"one, or return {self.loss_key!r} in the metrics of fit"
+                )
+            loss, _, _ = self.client.evaluate([array.copy() for array in received], config)
             return {**metrics, LOSS_KEY: float(loss)}
         raise ValueError(
             f"fit of {type(self.client).__name__} reports {sorted(metrics) or 'no metrics'}, not "
@@ -208,6 +213,14 @@ class FedPWClient(NumPyClient):
             'or name the metric you have: FedPWClient(client, loss_key="..."),\n'
             'or let evaluate give it: FedPWClient(client, loss_source="evaluate")'
         )
+
+
+def can(client: NumPyClient, method: str) -> bool:
+    """Say whether a client has a method of its own; a wrapped one, whether the inner client has."""
+    own = getattr(type(client), method)
+    if isinstance(client, FedPWClient) and own is getattr(FedPWClient, method):
+        return can(client.client, method)
+    return own is not getattr(NumPyClient, method)
 
 
 def _checked_fit(result: Any) -> tuple[NDArrays, int, dict[str, Scalar]]:

@@ -18,6 +18,7 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
+from fedpw_flwr.client.numpy_client import can
 from fedpw_flwr.client.records import only_array_record, only_config_record
 from fedpw_flwr.wire.metrics import records_of_metrics
 
@@ -61,7 +62,7 @@ def numpy_client_app(
 
     @app.train(mods=mods)
     def train(message: Message, context: Context) -> Message:
-        client = _client(client_fn, context)
+        client = _client(client_fn, context, "fit")
         _, arrays = only_array_record(message.content)
         config = only_config_record(message.content)
         result = client.fit(arrays.to_numpy_ndarrays(), _scalars(config))
@@ -80,7 +81,7 @@ def numpy_client_app(
 
     @app.evaluate(mods=mods)
     def evaluate(message: Message, context: Context) -> Message:
-        client = _client(client_fn, context)
+        client = _client(client_fn, context, "evaluate")
         _, arrays = only_array_record(message.content)
         config = only_config_record(message.content)
         result = client.evaluate(arrays.to_numpy_ndarrays(), _scalars(config))
@@ -95,20 +96,25 @@ def numpy_client_app(
         config: dict[str, Any] = {}
         for record in message.content.config_records.values():
             config.update(record)
-        properties = _client(client_fn, context).get_properties(config)
+        properties = _client(client_fn, context, "get_properties").get_properties(config)
         content = RecordDict({"properties": ConfigRecord({**properties})})
         return Message(content, reply_to=message)
 
     return app
 
 
-def _client(client_fn: Callable[[Context], NumPyClient], context: Context) -> NumPyClient:
+def _client(
+    client_fn: Callable[[Context], NumPyClient], context: Context, method: str
+) -> NumPyClient:
+    """Build the client of a message, which has to have the method that answers it."""
     client = client_fn(context)
     if not isinstance(client, NumPyClient):
         raise TypeError(
             f"the function given to numpy_client_app returned {type(client).__name__}: return the "
             "NumPyClient itself, without .to_client()"
         )
+    if not can(client, method):
+        raise NotImplementedError(f"{type(client).__name__} has no {method}")
     return client
 
 

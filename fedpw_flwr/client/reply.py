@@ -118,11 +118,11 @@ def adjust_reply(
             request.factors.get(place, 1.0),
             device,
         )
-        if not bool(torch.isfinite(update.sum())):
+        if not bool(torch.isfinite(update.sum() + magnitude)):
             return list(trained), None
         discarded[place] = float(magnitude)
         moved = moved or bool(update.any())
-        payload = _packed(update, end, request) if request.upload == "packed" else None
+        payload = _packed(update, end, place, request) if request.upload == "packed" else None
         if payload is not None:
             packed.append(place)
             sent.append(payload)
@@ -141,13 +141,13 @@ def adjust_reply(
 
 
 def _packed(
-    update: torch.Tensor, dense: npt.NDArray[Any], request: AdjustmentRequest
+    update: torch.Tensor, dense: npt.NDArray[Any], place: int, request: AdjustmentRequest
 ) -> npt.NDArray[np.uint8] | None:
     """Pack an update; None where the array itself is no larger."""
     kept = int(torch.count_nonzero(update))
     if packed_size(dense.size, kept, request.upload_dtype) >= dense.nbytes:
         return None
-    return pack_update(update.cpu(), request.upload_dtype)
+    return pack_update(update.cpu(), request.upload_dtype, place)
 
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | None:
@@ -155,7 +155,7 @@ def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | None:
     if not np.issubdtype(array.dtype, np.floating):
         return None
     try:
-        return view_tensor(np.ascontiguousarray(array))
+        return view_tensor(array if array.flags.c_contiguous else array.copy(order="C"))
     except TypeError:
         return None
 

@@ -7,13 +7,15 @@ They can be seen in one place only: among the callers of its methods.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.server import strategy as legacy
 from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.serverapp import strategy as message
+from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
-__all__ = ["refuse_incompatible_callers"]
+__all__ = ["refuse_clipping_of_packed", "refuse_incompatible_callers"]
 
 _CENTRAL_DP = (
     message.DifferentialPrivacyServerSideFixedClipping,
@@ -26,6 +28,21 @@ _CENTRAL_DP = (
     legacy.DifferentialPrivacyClientSideAdaptiveClipping,
     legacy.DPFedAvgFixed,
 )
+
+
+def refuse_clipping_of_packed(config: Mapping[str, object]) -> None:
+    """Refuse a configuration for Flower's clipping mods where updates travel packed.
+
+    Raises
+    ------
+    ValueError
+        If it holds a clipping norm.
+    """
+    if KEY_CLIPPING_NORM in config:
+        raise ValueError(
+            f"the configuration holds {KEY_CLIPPING_NORM!r} for Flower's clipping mods, which need "
+            'the arrays of an update: use FedPW(upload="dense") with them'
+        )
 
 
 def refuse_incompatible_callers() -> None:

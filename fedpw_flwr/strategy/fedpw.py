@@ -12,11 +12,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
-from fedpw_flwr.strategy.compatibility import refuse_incompatible_callers
+from fedpw_flwr.strategy.compatibility import (
+    refuse_clipping_of_packed,
+    refuse_incompatible_callers,
+)
 from fedpw_flwr.strategy.quarantine import answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import alike_metrics, round_metrics
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
@@ -183,19 +185,17 @@ class FedPW(FedAvg):
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
         refuse_incompatible_callers()
-        if self.rounds.upload == "packed" and KEY_CLIPPING_NORM in config:
-            raise ValueError(
-                f"the configuration holds {KEY_CLIPPING_NORM!r} for Flower's clipping mods, which "
-                'need the arrays of an update: use FedPW(upload="dense") with them'
-            )
+        if self.rounds.upload == "packed":
+            refuse_clipping_of_packed(config)
         arrays = self.rounds.checked_model(server_round, arrays)
         messages = list(super().configure_train(server_round, arrays, config, grid))
         nodes = [message.metadata.dst_node_id for message in messages]
-        for message, entries in zip(
-            messages, self.rounds.begin(arrays, nodes).values(), strict=True
-        ):
-            if entries:
-                message.content = _with_entries(message.content, self.configrecord_key, entries)
+        entries = self.rounds.begin(arrays, nodes)
+        for message, node in zip(messages, nodes, strict=True):
+            if entries[node]:
+                message.content = _with_entries(
+                    message.content, self.configrecord_key, entries[node]
+                )
         self._asked_to_train = tuple(messages)
         return messages
 

@@ -220,6 +220,8 @@ def screen_train_replies(
             f"the metric {loss_key!r}. Let every client's train function return it, for example\n"
             f'    MetricRecord({{"{loss_key}": mean_loss_over_all_batches, '
             f'"{examples_key}": len(trainset)}})\n'
+            f"or, from a NumPyClient,\n"
+            f'    return parameters, num_examples, {{"{loss_key}": mean_loss_over_all_batches}}\n'
             f'or name the metric your clients report: FedPW(train_loss_key="...")'
         )
     unique, duplicates = _one_reply_per_client(good, owners)

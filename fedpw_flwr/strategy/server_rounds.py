@@ -226,7 +226,9 @@ class ServerRounds:
             return {node: {} for node in nodes}
         rates = [0.0] * len(nodes)
         if self.state.rounds > 0:
+            # In the order of identity: the last bit of a mean depends on the order of its terms.
             client_of = {node: client for client, node in self._owners.items()}
+            nodes = sorted(nodes, key=lambda node: client_of.get(node, node))
             losses = self.adjustment_state.losses
             rates = requested_rates(
                 [losses.get(client_of.get(node, node)) for node in nodes],
@@ -358,34 +360,39 @@ class ServerRounds:
         )
 
     def _take_trainable(
-        self, good: list[TrainReply], global_model: ArrayTensors
+        self, replies: Sequence[TrainReply], global_model: ArrayTensors
     ) -> tuple[list[TrainReply], list[BadReply]]:
         """Learn from the clients which arrays are trainable; set aside replies that disagree.
 
         Once known it stays: the directions of all rounds are over the same arrays.
         """
         names = list(global_model)
-        places = {name: place for place, name in enumerate(names)}
-        agreed = self.settings.trainable
-        if agreed is None:
-            told = [reply.trainable for reply in good if reply.trainable is not None]
-            if not told:
-                return good, []
-            common = max(sorted(set(told)), key=told.count)
-            agreed = tuple(names[place] for place in common)
-            classify_tensors(self._dtypes, agreed)
-            self.settings = replace(self.settings, trainable=agreed)
-        expected = tuple(sorted(places[name] for name in agreed))
-        odd = [reply for reply in good if reply.trainable not in (None, expected)]
-        return [reply for reply in good if reply not in odd], [
-            BadReply(
-                reply.node_id,
-                reply.client,
-                f"it takes arrays {list(reply.trainable or ())} as trainable, the others "
-                f"{list(expected)}",
-            )
-            for reply in odd
+        floating = {
+            place for place, name in enumerate(names) if self._dtypes[name].is_floating_point
+        }
+        told = [
+            reply.trainable
+            for reply in replies
+            if reply.trainable and floating.issuperset(reply.trainable)
         ]
+        if self.settings.trainable is None and told:
+            common = max(sorted(set(told)), key=told.count)
+            trainable = tuple(names[place] for place in common)
+            self.settings = replace(self.settings, trainable=trainable)
+        agreed = self.settings.trainable
+        expected = None if agreed is None else tuple(sorted(names.index(name) for name in agreed))
+        good, odd = [], []
+        for reply in replies:
+            if reply.trainable in (None, expected):
+                good.append(reply)
+                continue
+            reason = f"it takes the arrays {list(reply.trainable or ())} as trainable, "
+            if expected is None:
+                reason += "which are not floating arrays of the model"
+            else:
+                reason += f"the others {list(expected)}"
+            odd.append(BadReply(reply.node_id, reply.client, reason))
+        return good, odd
 
 
 def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadReply]) -> None:

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -92,9 +92,9 @@ class AdjustmentRequest:
         entries = _decode(data, what)
         factors = _entry(entries, "factors", what)
         upload, dtype = _entry(entries, "upload", what), _entry(entries, "upload-dtype", what)
-        if upload not in ("dense", "packed") or dtype not in UPLOAD_DTYPES:
+        if upload not in get_args(Upload) or dtype not in tuple(UPLOAD_DTYPES):
             raise ValueError(f"{what} asks for the upload {upload!r} in {dtype!r}")
-        if not isinstance(factors, dict) or not all(place.isdecimal() for place in factors):
+        if not isinstance(factors, dict) or not all(_is_place(place) for place in factors):
             raise ValueError(f"{what} has no factors by place: {factors!r}")
         return cls(
             rate=_rate(entries, what),
@@ -166,7 +166,7 @@ class AdjustmentReport:
             consensus_round=_round(entries, what),
             discarded=magnitudes,
             packed=_places(_entry(entries, "packed", what), arrays, what),
-            trainable=None if trainable is None else _places(trainable, arrays, what),
+            trainable=None if trainable is None else _sorted_places(trainable, arrays, what),
         )
 
 
@@ -228,7 +228,7 @@ def _decode(data: object, what: str) -> Mapping[str, Any]:
     if not isinstance(data, bytes):
         raise ValueError(f"{what} is {type(data).__name__}, not bytes")
     try:
-        entries = json.loads(data)
+        entries = json.loads(data, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} cannot be read: {error}") from error
     if not isinstance(entries, dict):
@@ -239,6 +239,17 @@ def _decode(data: object, what: str) -> Mapping[str, Any]:
             f"{_VERSION}: install the same version on server and clients"
         )
     return entries
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("an entry is there twice")
+    return entries
+
+
+def _is_place(text: str) -> bool:
+    return text.isdecimal() and text.isascii() and len(text) < 10
 
 
 def _entry(entries: Mapping[str, Any], key: str, what: str) -> Any:
@@ -273,6 +284,10 @@ def _round(entries: Mapping[str, Any], what: str) -> int | None:
     if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
         raise ValueError(f"{what} has the consensus round {number!r}")
     return number
+
+
+def _sorted_places(places: object, arrays: int, what: str) -> tuple[int, ...]:
+    return tuple(sorted(set(_places(places, arrays, what))))
 
 
 def _places(places: object, arrays: int, what: str) -> tuple[int, ...]:

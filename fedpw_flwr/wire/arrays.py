@@ -157,6 +157,7 @@ class PackedTensors(ArrayTensors):
     ) -> None:
         super().__init__(arrays)
         self._packed = packed
+        self._places = {name: place for place, name in enumerate(global_model)}
         self._global_model = global_model
         self._dtype = dtype
         self._rate = rate
@@ -175,12 +176,12 @@ class PackedTensors(ArrayTensors):
         entries = self._global_model[name].numel()
         most_kept = entries - entry_count(entries, self._rate)
         try:
-            return unpack_update(payload, entries, self._dtype, most_kept)
+            return unpack_update(payload, entries, self._dtype, most_kept, self._places[name])
         except ValueError as error:
             raise ValueError(f"tensor {name!r}: {error}") from error
 
 
-def array_of_npy(data: bytes) -> Array:
+def array_of_npy(data: bytes, stype: str = _STYPE) -> Array:
     """Wrap an npy payload, as Flower's legacy API carries arrays, without copying it.
 
     A payload that cannot be read is wrapped, too: `decode_array` says what is wrong with it.
@@ -190,8 +191,8 @@ def array_of_npy(data: bytes) -> Array:
         version = npy.read_magic(header)
         shape, _, dtype = _READ_HEADER[version](header)
     except Exception:
-        return Array(dtype="unknown", shape=(), stype=_STYPE, data=data)
-    return Array(dtype=str(dtype), shape=tuple(shape), stype=_STYPE, data=data)
+        return Array(dtype="unknown", shape=(), stype=stype, data=data)
+    return Array(dtype=str(dtype), shape=tuple(shape), stype=stype, data=data)
 
 
 def encode_arrays(model: Mapping[str, Tensor]) -> ArrayRecord:

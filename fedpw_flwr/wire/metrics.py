@@ -35,26 +35,31 @@ def records_of_metrics(metrics: Mapping[str, Any]) -> RecordDict:
     numbers: dict[str, MetricRecordValues] = {}
     others: dict[str, Any] = {}
     content = RecordDict()
-    for key, value in metrics.items():
-        number = _number(value)
+    for key, given in metrics.items():
+        value = _of_python(given)
         if key == REPORT_KEY and isinstance(value, bytes):
             content[REPORT_KEY] = ConfigRecord({REPORT_KEY: value})
         elif key == IDENTITY_KEY:
             content[IDENTITY_RECORD] = ConfigRecord({IDENTITY_KEY: value})
-        elif number is None:
-            others[key] = value
+        elif _is_metric(value):
+            numbers[key] = value
         else:
-            numbers[key] = number
+            others[key] = value
     content[METRICS_RECORD] = MetricRecord(numbers)
     if others:
         content[OTHER_METRICS_RECORD] = ConfigRecord(others)
     return content
 
 
-def _number(value: Any) -> int | float | None:
-    """Return a number as MetricRecord takes it; NumPy's and 0-d arrays are numbers, too."""
+def _of_python(value: Any) -> Any:
+    """Turn NumPy's scalars and 0-d arrays, which no record takes, into Python's numbers."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
+        return value.item()
     return value
+
+
+def _is_metric(value: Any) -> bool:
+    """Say whether a MetricRecord takes a value: a number, or a list of ints or of floats."""
+    if isinstance(value, list):
+        return bool(value) and {type(entry) for entry in value} in ({int}, {float})
+    return isinstance(value, int | float) and not isinstance(value, bool)

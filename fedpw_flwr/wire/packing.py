@@ -1,9 +1,10 @@
 """Packed updates: one bit an entry says whether it was kept, then the kept values.
 
 A masked update is mostly worth sending without its zeros. One flat update becomes one array of
-bytes: a header of 12 bytes (the mark ``FPW1``, the value type, a scale), the bit mask, the values.
-Values may be halved to float16 or bfloat16; float16 values are scaled by a power of two first, so
-that small updates keep their precision and large ones do not overflow.
+bytes: a header of 24 bytes (the mark ``FPW1``, the value type, a scale, the array's place in the
+model and its number of entries), the bit mask, the values. Values may be halved to float16 or
+bfloat16; float16 values are scaled by a power of two first, so that small updates keep their
+precision and large ones do not overflow.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ UPLOAD_DTYPES: dict[str, torch.dtype] = {
 """Types of packed values, in the order of their code in the header."""
 
 _MARK = b"FPW1"
-_HEADER = struct.Struct("<4sB3xf")
+_HEADER = struct.Struct("<4sB3xfIQ")
 
 
 def packed_size(entries: int, kept: int, dtype: str) -> int:
@@ -36,7 +37,7 @@ def packed_size(entries: int, kept: int, dtype: str) -> int:
     return _HEADER.size + (entries + 7) // 8 + kept * UPLOAD_DTYPES[dtype].itemsize
 
 
-def pack_update(update: Tensor, dtype: str) -> npt.NDArray[np.uint8]:
+def pack_update(update: Tensor, dtype: str, place: int = 0) -> npt.NDArray[np.uint8]:
     """Pack one flat update; entries that are 0 travel as a bit only.
 
     Parameters
@@ -45,6 +46,8 @@ def pack_update(update: Tensor, dtype: str) -> npt.NDArray[np.uint8]:
         Δ̃_k of one tensor, flat, floating, on the CPU, every entry finite. Not modified.
     dtype : str
         Type of the values on the way: "float32", "float16" or "bfloat16".
+    place : int (default: 0)
+        Place of the array in the model.
 
     Returns
     -------
@@ -58,14 +61,20 @@ def pack_update(update: Tensor, dtype: str) -> npt.NDArray[np.uint8]:
     values = (kept / scale if scale != 1.0 else kept).to(UPLOAD_DTYPES[dtype])
     bits = np.packbits(kept_entries)
     payload = np.empty(packed_size(len(entries), len(kept), dtype), dtype=np.uint8)
-    _HEADER.pack_into(payload.data, 0, _MARK, list(UPLOAD_DTYPES).index(dtype), scale)
+    code = list(UPLOAD_DTYPES).index(dtype)
+    _HEADER.pack_into(payload.data, 0, _MARK, code, scale, place, len(entries))
     payload[_HEADER.size : _HEADER.size + len(bits)] = bits
-    payload[_HEADER.size + len(bits) :] = values.view(torch.uint8).numpy()
+    if len(kept):
+        payload[_HEADER.size + len(bits) :] = values.view(torch.uint8).numpy()
     return payload
 
 
 def unpack_update(
-    payload: npt.NDArray[np.uint8], entries: int, dtype: str, most_kept: int | None = None
+    payload: npt.NDArray[np.uint8],
+    entries: int,
+    dtype: str,
+    most_kept: int | None = None,
+    place: int = 0,
 ) -> Tensor:
     """Unpack one flat update.
 
@@ -79,6 +88,8 @@ def unpack_update(
         The type of values that was asked for.
     most_kept : int | None (default: None)
         Entries that the drop rate leaves; None where any number will do.
+    place : int (default: 0)
+        Place of the array in the model.
 
     Returns
     -------
@@ -88,7 +99,8 @@ def unpack_update(
     Raises
     ------
     ValueError
-        If the payload is not one of this many entries and this type, or contradicts itself.
+        If the payload is not that of this array in this type, contradicts itself, or holds values
+        that are not finite.
     """
     bytes_of_bits = (entries + 7) // 8
     if payload.dtype != np.uint8 or payload.ndim != 1:
@@ -99,13 +111,16 @@ def unpack_update(
         raise ValueError(
             f"{payload.size} bytes are too few for a packed update of {entries} entries"
         )
-    mark, code, scale = _HEADER.unpack_from(payload.data)
+    mark, code, scale, its_place, its_entries = _HEADER.unpack_from(payload.data)
     if mark != _MARK:
         raise ValueError(f"a packed update begins with {_MARK!r}, not {mark!r}")
     if code != list(UPLOAD_DTYPES).index(dtype):
         raise ValueError(f"the packed values are of type {code}, not {dtype} as asked for")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"the scale of the packed values is {scale}")
+    if (its_place, its_entries) != (place, entries):
+        raise ValueError(
+            f"the packed update is that of array {its_place} with {its_entries} entries, not of "
+            f"array {place} with {entries}"
+        )
     bits = payload[_HEADER.size : _HEADER.size + bytes_of_bits]
     unpacked = np.unpackbits(bits)
     if unpacked[entries:].any():
@@ -122,7 +137,14 @@ def unpack_update(
         )
     # A copy, because values behind a mask of odd length are not aligned.
     raw = payload[_HEADER.size + bytes_of_bits :].copy()
-    values = torch.from_numpy(raw).view(UPLOAD_DTYPES[dtype]).float()
+    values = torch.zeros(0)
+    if len(kept):
+        values = torch.from_numpy(raw).view(UPLOAD_DTYPES[dtype]).float()
+    largest = float(values.abs().max()) if len(kept) else 0.0
+    if not math.isfinite(largest):
+        raise ValueError("the packed values are not finite")
+    if not _is_scale_of(scale, largest, dtype):
+        raise ValueError(f"the packed values, up to {largest}, cannot have the scale {scale}")
     if scale != 1.0:
         values.mul_(scale)
     update = np.zeros(entries, dtype=np.float32)
@@ -137,3 +159,13 @@ def _float16_scale(values: Tensor) -> float:
         return 1.0
     # float32 holds the scale; beyond its range the values are float64's own and stay unscaled.
     return math.ldexp(1.0, max(-126, min(127, math.frexp(largest)[1] - 1)))
+
+
+def _is_scale_of(scale: float, largest: float, dtype: str) -> bool:
+    """Say whether packing would have chosen this scale for values of this largest magnitude."""
+    if dtype != "float16" or largest == 0.0:
+        return scale == 1.0
+    if not math.isfinite(scale) or scale <= 0 or math.frexp(scale)[0] != 0.5:
+        return False
+    at_the_end = scale == math.ldexp(1.0, -126)
+    return (largest >= 1.0 or at_the_end) and largest <= 2.0

@@ -1,0 +1,59 @@
+"""Mods in front of FedPW on a client that cannot take what it returns.
+
+A mod knows nothing of the others, but those in front of it are waiting on the stack.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from flwr.client import mod as legacy
+from flwr.clientapp import mod as message
+
+__all__ = ["refuse_outer_mods"]
+
+_NEED_DENSE = {
+    mod.__code__: name
+    for name, mod in (
+        ("fixedclipping_mod", message.fixedclipping_mod),
+        ("adaptiveclipping_mod", message.adaptiveclipping_mod),
+        ("LocalDpMod", message.LocalDpMod.__call__),
+        ("fixedclipping_mod", legacy.fixedclipping_mod),
+        ("adaptiveclipping_mod", legacy.adaptiveclipping_mod),
+        ("LocalDpMod", legacy.LocalDpMod.__call__),
+    )
+}
+_HIDE_UPDATES = {
+    legacy.secagg_mod.__code__: "secagg_mod",
+    legacy.secaggplus_mod.__code__: "secaggplus_mod",
+}
+
+
+def refuse_outer_mods(*, packed: bool) -> None:
+    """Look at the mods through which the caller was called: they get what it returns.
+
+    Parameters
+    ----------
+    packed : bool
+        Whether the update will be packed.
+
+    Raises
+    ------
+    ValueError
+        If one of them hides the individual updates, or needs the arrays of an update that will be
+        packed.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in _HIDE_UPDATES:
+            raise ValueError(
+                f"{_HIDE_UPDATES[frame.f_code]} hides the individual updates, by which FedPW "
+                "weights clients: use FedPW without secure aggregation"
+            )
+        if packed and frame.f_code in _NEED_DENSE:
+            raise ValueError(
+                f"{_NEED_DENSE[frame.f_code]} needs the arrays of the update, but the server asks "
+                'for packed ones: use FedPW(upload="dense") with it'
+            )
+        frame = frame.f_back
