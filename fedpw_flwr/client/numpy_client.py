@@ -64,7 +64,8 @@ class FedPWClient(NumPyClient):
     TypeError
         If `client` is no NumPyClient, or an argument has the wrong type.
     ValueError
-        If `device` is not there, or `loss_source` is unknown.
+        If `device` is not there, `loss_source` is unknown, or the client has no ``evaluate`` where
+        the loss is to come from it.
 
     Examples
     --------
@@ -95,6 +96,11 @@ class FedPWClient(NumPyClient):
             raise ValueError(
                 f'loss_source={loss_source!r}: choose "fit" (the metric {loss_key!r} of fit) or '
                 '"evaluate" (the loss of evaluate on the received model)'
+            )
+        if loss_source == "evaluate" and not can(client, "evaluate"):
+            raise ValueError(
+                f"{type(client).__name__} has no evaluate to take the loss from: write one, or "
+                f"return {loss_key!r} in the metrics of fit"
             )
         if not isinstance(loss_key, str) or not loss_key:
             raise TypeError(f"loss_key must name a metric, got {loss_key!r}")
@@ -141,8 +147,8 @@ class FedPWClient(NumPyClient):
         tuple[list[NDArray], int, dict[str, Scalar]]
             w − Δ̃_k in the shapes and dtypes of w (rows of bytes where the server asked for packed
             updates), the number of examples, and the inner client's metrics with the training loss
-            ``train_loss``, ``client-id`` where it was given, and the report ``fedpw`` (bytes)
-            where the server asked for an adjustment.
+            ``train_loss`` (and under `loss_key`), ``client-id`` where it was given, and the report
+            ``fedpw`` (bytes) where the server asked for an adjustment.
 
         Raises
         ------
@@ -199,13 +205,8 @@ class FedPWClient(NumPyClient):
         if self.loss_key in metrics:
             return {**metrics, LOSS_KEY: metrics[self.loss_key]}
         if self.loss_source == "evaluate":
-            if not can(self.client, "evaluate"):
-                raise ValueError(
-                    f"{type(self.client).__name__} has no evaluate to take the loss from: write "
-                    f"one, or return {self.loss_key!r} in the metrics of fit"
-                )
             loss, _, _ = self.client.evaluate([array.copy() for array in received], config)
-            return {**metrics, LOSS_KEY: float(loss)}
+            return {**metrics, self.loss_key: float(loss), LOSS_KEY: float(loss)}
         raise ValueError(
             f"fit of {type(self.client).__name__} reports {sorted(metrics) or 'no metrics'}, not "
             f"its training loss {self.loss_key!r}, by which FedPW weights clients. Return it from "

@@ -22,7 +22,7 @@ from fedpw_flwr.wire.adjustment import (
     consensus_members,
 )
 from fedpw_flwr.wire.arrays import view_tensor
-from fedpw_flwr.wire.packing import pack_update, packed_size
+from fedpw_flwr.wire.packing import MOST_ENTRIES, pack_update, packed_size
 
 __all__ = ["ReceivedRequest", "adjust_reply", "take_request"]
 
@@ -145,7 +145,8 @@ def _packed(
 ) -> npt.NDArray[np.uint8] | None:
     """Pack an update; None where the array itself is no larger."""
     kept = int(torch.count_nonzero(update))
-    if packed_size(dense.size, kept, request.upload_dtype) >= dense.nbytes:
+    size = packed_size(dense.size, kept, request.upload_dtype)
+    if size >= dense.nbytes or dense.size > MOST_ENTRIES:
         return None
     return pack_update(update.cpu(), request.upload_dtype, place)
 

@@ -2,15 +2,16 @@
 
 A masked update is mostly worth sending without its zeros. One flat update becomes one array of
 bytes: a header of 24 bytes (the mark ``FPW1``, the value type, a scale, the array's place in the
-model and its number of entries), the bit mask, the values. Values may be halved to float16 or
-bfloat16; float16 values are scaled by a power of two first, so that small updates keep their
-precision and large ones do not overflow.
+model, its number of entries, a CRC-32 of all the rest), the bit mask, the values. Values may be
+halved to float16 or bfloat16; float16 values are scaled by a power of two first, so that small
+updates keep their precision and large ones do not overflow.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+import zlib
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["UPLOAD_DTYPES", "UploadDtype", "pack_update", "packed_size", "unpack_update"]
+__all__ = [
+    "MOST_ENTRIES",
+    "UPLOAD_DTYPES",
+    "UploadDtype",
+    "pack_update",
+    "packed_size",
+    "unpack_update",
+]
 
 UploadDtype = Literal["float32", "float16", "bfloat16"]
 UPLOAD_DTYPES: dict[str, torch.dtype] = {
@@ -28,8 +36,12 @@ UPLOAD_DTYPES: dict[str, torch.dtype] = {
 }
 """Types of packed values, in the order of their code in the header."""
 
+MOST_ENTRIES = 2**32 - 1
+"""Larger arrays than the header can count travel dense."""
+
 _MARK = b"FPW1"
-_HEADER = struct.Struct("<4sB3xfIQ")
+_HEADER = struct.Struct("<4sB3xfIII")
+_CHECKSUM = slice(_HEADER.size - 4, _HEADER.size)
 
 
 def packed_size(entries: int, kept: int, dtype: str) -> int:
@@ -62,10 +74,11 @@ def pack_update(update: Tensor, dtype: str, place: int = 0) -> npt.NDArray[np.ui
     bits = np.packbits(kept_entries)
     payload = np.empty(packed_size(len(entries), len(kept), dtype), dtype=np.uint8)
     code = list(UPLOAD_DTYPES).index(dtype)
-    _HEADER.pack_into(payload.data, 0, _MARK, code, scale, place, len(entries))
+    _HEADER.pack_into(payload.data, 0, _MARK, code, scale, place, len(entries), 0)
     payload[_HEADER.size : _HEADER.size + len(bits)] = bits
     if len(kept):
         payload[_HEADER.size + len(bits) :] = values.view(torch.uint8).numpy()
+    payload[_CHECKSUM] = _checksum(payload)
     return payload
 
 
@@ -111,9 +124,11 @@ def unpack_update(
         raise ValueError(
             f"{payload.size} bytes are too few for a packed update of {entries} entries"
         )
-    mark, code, scale, its_place, its_entries = _HEADER.unpack_from(payload.data)
+    mark, code, scale, its_place, its_entries, _ = _HEADER.unpack_from(payload.data)
     if mark != _MARK:
         raise ValueError(f"a packed update begins with {_MARK!r}, not {mark!r}")
+    if not np.array_equal(payload[_CHECKSUM], _checksum(payload)):
+        raise ValueError("the checksum of the packed update does not agree with its content")
     if code != list(UPLOAD_DTYPES).index(dtype):
         raise ValueError(f"the packed values are of type {code}, not {dtype} as asked for")
     if (its_place, its_entries) != (place, entries):
@@ -150,6 +165,13 @@ def unpack_update(
     update = np.zeros(entries, dtype=np.float32)
     update[kept] = values.numpy()
     return torch.from_numpy(update)
+
+
+def _checksum(payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the bytes of the CRC-32 of everything but themselves."""
+    head = zlib.crc32(payload[: _CHECKSUM.start].data)
+    body = zlib.crc32(payload[_CHECKSUM.stop :].data, head)
+    return np.frombuffer(struct.pack("<I", body), dtype=np.uint8)
 
 
 def _float16_scale(values: Tensor) -> float:

@@ -1,0 +1,437 @@
+"""fedpw_mod: one entry in the mods of a ClientApp whose train function knows nothing of FedPW."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from client_federation import (
+    NODES,
+    NoisyClient,
+    answer,
+    arrays_of,
+    config_of,
+    context_of,
+    functions_app,
+    grid_of,
+    message_to,
+    metrics_of,
+    noisy_train,
+    request_entries,
+    train_message,
+    train_metrics,
+)
+from federation import MODEL, array_record, ndarrays, payloads
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from fedpw_flwr import FedPW, FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
+from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
+
+Config = dict[str, Any]
+
+WEIGHT = next(iter(MODEL.values()))
+ADJUSTMENT = {0: (np.arange(WEIGHT.size) % 3 == 0, 1.5)}
+REQUESTS = {
+    "first round": request_entries(0.0),
+    "mask": request_entries(0.3),
+    "mask and rescale": request_entries(0.3, ADJUSTMENT),
+    "packed": request_entries(0.3, ADJUSTMENT, "packed"),
+    "packed as float16": request_entries(0.3, ADJUSTMENT, "packed", "float16"),
+}
+asked = pytest.mark.parametrize("entries", REQUESTS.values(), ids=REQUESTS)
+of_function = pytest.mark.parametrize("of_function", [False, True], ids=["app", "function"])
+
+
+def mod_app(
+    train: ClientAppCallable = noisy_train, mod: FedPWMod = fedpw_mod, of_function: bool = False
+) -> ClientApp:
+    return functions_app([mod], train, of_function)
+
+
+def replying(content: Callable[[Message], RecordDict | Error]) -> ClientAppCallable:
+    def train(message: Message, context: Context) -> Message:
+        return Message(content(message), reply_to=message)
+
+    return train
+
+
+def never(message: Message, context: Context) -> Message:
+    raise AssertionError("the train function was called")
+
+
+def trained_record(message: Message) -> ArrayRecord:
+    return arrays_of(noisy_train(message, context_of(NODES[0])))
+
+
+# What it sends
+
+
+@asked
+@of_function
+def test_the_mod_sends_what_the_wrapper_sends(entries: Config, of_function: bool) -> None:
+    message = train_message(MODEL, entries)
+    wrapped = numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id)))
+    expected = answer(wrapped, message)
+    reply = answer(mod_app(of_function=of_function), train_message(MODEL, entries))
+    assert set(reply.content) == {"arrays", "metrics", REPORT_KEY}
+    assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
+    assert reply.content[REPORT_KEY] == expected.content[REPORT_KEY]
+    assert metrics_of(reply) == metrics_of(expected)
+
+
+@asked
+def test_the_mod_keeps_nothing_between_messages(entries: Config) -> None:
+    app, mod = mod_app(), FedPWMod()
+    kept = mod_app(mod=mod)
+    before = dict(vars(mod))
+    configs = [{**entries, "server-round": number} for number in (1, 2, 1)]
+    fresh = [answer(mod_app(mod=FedPWMod()), train_message(MODEL, each)) for each in configs]
+    for same in (app, kept):
+        replies = [answer(same, train_message(MODEL, config)) for config in configs]
+        assert [reply.content for reply in replies] == [reply.content for reply in fresh]
+    assert vars(mod) == before
+
+
+@asked
+def test_the_train_function_sees_the_configuration_without_fedpws_entries(entries: Config) -> None:
+    seen: list[Config] = []
+
+    def train(message: Message, context: Context) -> Message:
+        seen.append(config_of(message))
+        return noisy_train(message, context)
+
+    config = {"lr": 0.1, "name": "x", "blob": b"\0", "sizes": [1, 2], "flag": True}
+    answer(mod_app(train), train_message(MODEL, {**config, **entries}))
+    assert seen == [{"server-round": 1, **config}]
+
+
+def test_other_records_of_a_reply_are_untouched() -> None:
+    def content(message: Message) -> RecordDict:
+        return RecordDict(
+            {
+                "new-model": trained_record(message),
+                "numbers": MetricRecord({"train_loss": 0.5, "per-class": [0.5, 0.25]}),
+                "more-numbers": MetricRecord({"seconds": 3}),
+                "identity": ConfigRecord({"client-id": 4}),
+                "notes": ConfigRecord({"text": "x", "blob": b"\0"}),
+            }
+        )
+
+    message = train_message(MODEL, REQUESTS["mask"])
+    expected = content(message)
+    reply = answer(mod_app(replying(content)), message).content
+    assert set(reply) == {*expected, REPORT_KEY}
+    for name in set(expected) - {"new-model"}:
+        assert reply[name] == expected[name]
+    assert reply["new-model"] != expected["new-model"]
+    assert list(reply["new-model"]) == list(MODEL)
+
+
+def test_arrays_may_come_back_in_any_order() -> None:
+    def content(message: Message) -> RecordDict:
+        arrays = trained_record(message)
+        return RecordDict({"arrays": ArrayRecord({name: arrays[name] for name in [*arrays][::-1]})})
+
+    reply = answer(mod_app(replying(content)), train_message(MODEL, REQUESTS["mask"]))
+    expected = answer(mod_app(), train_message(MODEL, REQUESTS["mask"]))
+    assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
+
+
+@asked
+def test_the_train_function_may_consume_the_arrays_it_was_sent(entries: Config) -> None:
+    def train(message: Message, context: Context) -> Message:
+        reply = noisy_train(message, context)
+        arrays_of(message).to_torch_state_dict(keep_input=False)
+        return reply
+
+    reply = answer(mod_app(train), train_message(MODEL, entries)).content
+    assert reply == answer(mod_app(), train_message(MODEL, entries)).content
+
+
+@asked
+def test_the_train_function_may_write_into_the_record_it_was_sent(entries: Config) -> None:
+    def train(message: Message, context: Context) -> Message:
+        reply = noisy_train(message, context)
+        arrays = arrays_of(message)
+        arrays.update(arrays_of(reply))
+        return Message(RecordDict({**reply.content, "arrays": arrays}), reply_to=message)
+
+    reply = answer(mod_app(train), train_message(MODEL, entries)).content
+    assert reply == answer(mod_app(), train_message(MODEL, entries)).content
+
+
+def test_an_update_masked_to_nothing_goes_to_the_server_as_trained() -> None:
+    floats = {name: array for name, array in MODEL.items() if array.dtype.kind == "f"}
+    message = train_message(floats, request_entries(1.0))
+    expected = noisy_train(message, context_of(NODES[0]))
+    reply = answer(mod_app(), message)
+    assert set(reply.content) == {"arrays", "metrics"}
+    assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
+
+
+def test_a_0d_array_is_never_adjusted() -> None:
+    model = {"weight": np.zeros(100, np.float32), "temperature": np.array(0.5, np.float32)}
+    message = train_message(model, request_entries(0.5))
+    expected = arrays_of(noisy_train(message, context_of(NODES[0])))
+    reply = arrays_of(answer(mod_app(), message))
+    assert payloads(reply)[1] == payloads(expected)[1]
+    assert np.count_nonzero(ndarrays(reply)["weight"]) == 50
+
+
+# What it leaves alone
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "query"])
+def test_messages_of_other_kinds_pass_untouched(kind: str) -> None:
+    seen: list[Message] = []
+    app = ClientApp(mods=[fedpw_mod])
+
+    @app.evaluate()
+    @app.query()
+    def function(message: Message, context: Context) -> Message:
+        seen.append(message)
+        return Message(RecordDict({"answer": ConfigRecord({"a": 1})}), reply_to=message)
+
+    message = train_message(MODEL, {**REQUESTS["mask"], "lr": 0.1}, kind)
+    before = payloads(arrays_of(message)), config_of(message)
+    reply = app(message, context_of(NODES[0]))
+    assert seen == [message]
+    assert (payloads(arrays_of(message)), config_of(message)) == before
+    assert dict(reply.content) == {"answer": ConfigRecord({"a": 1})}
+
+
+def test_training_that_asks_for_nothing_passes_untouched() -> None:
+    replies: list[Message] = []
+
+    def train(message: Message, context: Context) -> Message:
+        assert config_of(message) == {"server-round": 1, "lr": 0.1}
+        replies.append(noisy_train(message, context))
+        return replies[0]
+
+    reply = mod_app(train)(train_message(MODEL, {"lr": 0.1}), context_of(NODES[0]))
+    assert reply is replies[0]
+    assert set(reply.content) == {"arrays", "metrics"}
+
+
+def test_training_without_model_and_configuration_passes_untouched() -> None:
+    train = replying(lambda message: RecordDict({"answer": ConfigRecord({"a": 1})}))
+    reply = answer(mod_app(train), message_to(RecordDict()))
+    assert dict(reply.content) == {"answer": ConfigRecord({"a": 1})}
+
+
+def test_an_action_of_ones_own_is_adjusted_like_any_training() -> None:
+    app = ClientApp(mods=[fedpw_mod])
+    app.train("again")(noisy_train)
+    reply = answer(app, train_message(MODEL, REQUESTS["mask"], "train.again"))
+    expected = answer(mod_app(), train_message(MODEL, REQUESTS["mask"]))
+    assert reply.content == expected.content
+
+
+def test_an_error_reply_passes_untouched() -> None:
+    train = replying(lambda message: Error(77, "no data"))
+    reply = mod_app(train)(train_message(MODEL, REQUESTS["mask"]), context_of(NODES[0]))
+    assert reply.has_error()
+    assert (reply.error.code, reply.error.reason) == (77, "no data")
+
+
+def test_what_the_train_function_raises_comes_through() -> None:
+    def train(message: Message, context: Context) -> Message:
+        raise OSError("no data")
+
+    with pytest.raises(OSError, match="no data"):
+        answer(mod_app(train), train_message(MODEL, REQUESTS["mask"]))
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize("kind", ["client_fn", "functions"])
+def test_a_legacy_servers_message_is_an_error_before_training_that_says_what_to_do(
+    kind: str,
+) -> None:
+    def no_client(context: Context) -> Any:
+        raise AssertionError("the client was built")
+
+    app = mod_app(never) if kind == "functions" else ClientApp(no_client, mods=[fedpw_mod])
+    content = RecordDict(
+        {
+            "fitins.parameters": array_record(MODEL),
+            "fitins.config": ConfigRecord(dict(REQUESTS["mask"])),
+        }
+    )
+    with pytest.raises(ValueError, match="legacy strategy") as raised:
+        answer(app, message_to(content))
+    assert "FedPWClient(client).to_client()" in str(raised.value)
+    assert "fedpw_flwr.FedPW" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        (b"?", "cannot be read"),
+        ("text", "not bytes"),
+        (b'{"version": 2}', "same version on server and clients"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_an_error_before_training(
+    entry: Any, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        answer(mod_app(never), train_message(MODEL, {REQUEST_KEY: entry}))
+
+
+def test_a_second_configuration_record_is_an_error_before_training() -> None:
+    message = train_message(MODEL, REQUESTS["mask"])
+    content = RecordDict({**message.content, "more": ConfigRecord({"a": 1})})
+    with pytest.raises(ValueError, match=r"ConfigRecords.*config.*more"):
+        answer(mod_app(never), message_to(content))
+
+
+def test_a_second_model_is_an_error_before_training() -> None:
+    message = train_message(MODEL, REQUESTS["mask"])
+    content = RecordDict({**message.content, "more": array_record(MODEL)})
+    with pytest.raises(ValueError, match=r"2 ArrayRecords.*arrays.*more"):
+        answer(mod_app(never), message_to(content))
+
+
+def renamed(message: Message) -> ArrayRecord:
+    return ArrayRecord({f"model.{name}": array for name, array in trained_record(message).items()})
+
+
+def too_few(message: Message) -> ArrayRecord:
+    arrays = trained_record(message)
+    return ArrayRecord({name: arrays[name] for name in [*arrays][1:]})
+
+
+def with_weight(change: Callable[[Any], Any]) -> Callable[[Message], ArrayRecord]:
+    def arrays(message: Message) -> ArrayRecord:
+        model = trained_record(message)
+        name = next(iter(model))
+        return ArrayRecord({**model, name: Array(change(model[name].numpy()))})
+
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        (renamed, "under the name under which it came"),
+        (too_few, "under the name under which it came"),
+        (with_weight(lambda array: array.T.copy()), r"array 0 as float32 \(4, 6\)"),
+        (with_weight(lambda array: array.astype(np.float64)), "array 0 as float64"),
+        (with_weight(lambda array: np.full((6, 4), "w")), "tensor 'body.weight'"),
+    ],
+)
+def test_another_model_than_was_sent_is_an_error(
+    arrays: Callable[[Message], ArrayRecord], complaint: str
+) -> None:
+    train = replying(lambda message: RecordDict({"arrays": arrays(message)}))
+    with pytest.raises(ValueError, match=complaint):
+        answer(mod_app(train), train_message(MODEL, REQUESTS["mask"]))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_reply_must_hold_one_model(count: int) -> None:
+    train = replying(
+        lambda message: RecordDict({str(i): trained_record(message) for i in range(count)})
+    )
+    with pytest.raises(ValueError, match=f"{count} ArrayRecords"):
+        answer(mod_app(train), train_message(MODEL, REQUESTS["mask"]))
+
+
+def test_consensus_bits_of_another_model_are_an_error() -> None:
+    entries = {**REQUESTS["mask and rescale"], CONSENSUS_KEY: b"\0"}
+    with pytest.raises(ValueError, match="consensus sets take 3 bytes, 1 came"):
+        answer(mod_app(), train_message(MODEL, entries))
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:77", "meta"])
+def test_a_device_that_is_not_there_is_refused_at_once(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used here"):
+        FedPWMod(device=device)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), None], ids=str)
+def test_the_device_changes_nothing_about_the_result(device: Any) -> None:
+    message = train_message(MODEL, REQUESTS["mask and rescale"])
+    expected = answer(mod_app(mod=FedPWMod(device="cpu")), message)
+    message = train_message(MODEL, REQUESTS["mask and rescale"])
+    reply = answer(mod_app(mod=FedPWMod(device=device)), message)
+    assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
+
+
+# Whole federations
+
+
+def run(app: Any, **arguments: Any) -> tuple[list[Any], list[Any]]:
+    """The model after four rounds of FedPW, and the weights that led there."""
+    random.seed(0)
+    grid = grid_of(app)
+    grid.arrange = lambda replies: sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+    strategy = FedPW(min_available_nodes=len(NODES), fraction_evaluate=0.0, **arguments)
+    result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=4)
+    rounds = train_metrics(result).values()
+    assert all(metrics["fedpw-quarantined"] == 0 for metrics in rounds)
+    assert all(metrics["fedpw-client-id"] == NODES for metrics in rounds)
+    return payloads(result.arrays), [metrics["fedpw-weight"] for metrics in rounds]
+
+
+def plain_app() -> ClientApp:
+    return functions_app([])
+
+
+@pytest.mark.parametrize("upload", ["dense", "packed"])
+@of_function
+def test_a_whole_run_does_not_depend_on_where_updates_were_adjusted(
+    upload: str, of_function: bool
+) -> None:
+    def wrapper_app() -> ClientApp:
+        return numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id)))
+
+    def mixed(node: int) -> ClientApp:
+        kinds = [plain_app(), wrapper_app(), mod_app(of_function=of_function)]
+        return kinds[node % 3]
+
+    arguments = {"adjustment": "client", "upload": upload}
+    expected = run(plain_app(), **arguments)
+    assert run(mod_app(of_function=of_function), **arguments) == expected
+    assert run(mixed, **arguments) == expected
+
+
+def test_a_run_with_adjustment_on_the_server_does_not_notice_the_mod() -> None:
+    assert run(mod_app()) == run(plain_app())
+
+
+def test_the_mod_may_stand_round_a_numpy_client_without_wrapper() -> None:
+    def inner(context: Context) -> NumPyClient:
+        return NoisyClient(context.node_id)
+
+    app = numpy_client_app(inner, mods=[fedpw_mod])
+    arguments = {"adjustment": "client", "upload": "packed"}
+    assert run(app, **arguments) == run(mod_app(), **arguments)
+
+
+def test_whoever_takes_the_request_first_adjusts_and_nobody_else() -> None:
+    arguments = {"adjustment": "client", "upload": "packed"}
+    expected = run(mod_app(), **arguments)
+    wrapped = numpy_client_app(
+        lambda context: FedPWClient(NoisyClient(context.node_id)), mods=[fedpw_mod]
+    )
+    assert run(wrapped, **arguments) == expected
+    assert run(functions_app([fedpw_mod, fedpw_mod]), **arguments) == expected

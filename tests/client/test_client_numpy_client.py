@@ -1,0 +1,794 @@
+"""FedPWClient: a NumPyClient round a NumPyClient, called by Flower's legacy message handler."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from client_federation import (
+    NODES,
+    Arrays,
+    NoisyClient,
+    answer,
+    as_list,
+    grid_of,
+    message_to,
+    reference_sent,
+    reference_update,
+    request_entries,
+)
+from federation import MODEL, array_record, ndarrays
+from flwr.app import Message
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import (
+    Code,
+    EvaluateIns,
+    FitIns,
+    FitRes,
+    GetParametersIns,
+    GetPropertiesIns,
+    ndarrays_to_parameters,
+    parameters_to_ndarrays,
+)
+from flwr.common.constant import MessageTypeLegacy
+from flwr.compat.common import recorddict_compat as compat
+from flwr.server import Server, SimpleClientManager
+from flwr.server.compat.grid_client_proxy import GridClientProxy
+from flwr.server.history import History
+from flwr.server.strategy import FedAvg as LegacyFedAvg
+from flwr.server.strategy import Strategy as LegacyStrategy
+
+from fedpw_flwr import FedPW, FedPWClient, numpy_client_app
+from fedpw_flwr.legacy import FedPW as LegacyFedPW
+from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY, AdjustmentReport
+
+Config = dict[str, Any]
+Fitted = tuple[Arrays, int, Config]
+
+CONFIG: Config = {"server-round": 1, "lr": 0.1, "name": "x", "flag": True, "blob": b"\0\1"}
+
+
+class FullClient(NoisyClient):
+    """Implements everything, remembers what it was called with, and has attributes of its own."""
+
+    def __init__(self, node: int = NODES[0]) -> None:
+        super().__init__(node)
+        self.calls: list[tuple[str, Config]] = []
+        self._secret = 7
+
+    @property
+    def doubled(self) -> int:
+        return 2 * self.node
+
+    def get_properties(self, config: Config) -> Config:
+        self.calls.append(("get_properties", config))
+        return {"node": self.node, "kind": "full", **config}
+
+    def get_parameters(self, config: Config) -> Arrays:
+        self.calls.append(("get_parameters", config))
+        return as_list(MODEL)
+
+    def fit(self, parameters: Arrays, config: Config) -> Fitted:
+        self.calls.append(("fit", config))
+        return super().fit(parameters, config)
+
+    def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Config]:
+        self.calls.append(("evaluate", config))
+        return super().evaluate(parameters, config)
+
+
+class Trained(NumPyClient):
+    """Returns what a function makes of its parameters, with the metrics it was given."""
+
+    def __init__(self, train: Callable[[Arrays], Any], **metrics: Any) -> None:
+        self._train = train
+        self._metrics = metrics
+
+    def fit(self, parameters: Arrays, config: Config) -> Fitted:
+        return self._train(parameters), 10, dict(self._metrics)
+
+
+def moved(parameters: Arrays) -> Arrays:
+    return NoisyClient(NODES[0]).fit(parameters, {"server-round": 1})[0]
+
+
+def moved_in_place(parameters: Arrays) -> Arrays:
+    for array, after in zip(parameters, moved(parameters), strict=True):
+        array[...] = after
+    return parameters
+
+
+def members(place: int) -> Any:
+    size = list(MODEL.values())[place].size
+    return np.arange(size) % 3 == 0
+
+
+ADJUSTMENT = {0: (members(0), 1.5), 1: (members(1), 1.25)}
+REQUESTS = {
+    "nothing": {},
+    "first round": request_entries(0.0),
+    "mask": request_entries(0.3),
+    "mask and rescale": request_entries(0.3, ADJUSTMENT),
+    "packed": request_entries(0.3, ADJUSTMENT, "packed"),
+}
+asked = pytest.mark.parametrize("entries", REQUESTS.values(), ids=REQUESTS)
+
+
+def app_of(client_fn: Callable[[], NumPyClient]) -> ClientApp:
+    """A ClientApp of the legacy API."""
+    return ClientApp(client_fn=lambda context: client_fn().to_client())
+
+
+def fitted(app: ClientApp, config: Config, model: Arrays | None = None) -> FitRes:
+    """What Flower's legacy message handler makes of a training message."""
+    parameters = ndarrays_to_parameters(as_list(MODEL) if model is None else model)
+    content = compat.fitins_to_recorddict(FitIns(parameters, config), keep_input=True)
+    reply = answer(app, message_to(content))
+    return compat.recorddict_to_fitres(reply.content, keep_input=True)
+
+
+def bits(arrays: Arrays) -> list[tuple[Any, ...]]:
+    return [(array.shape, array.dtype, array.tobytes()) for array in arrays]
+
+
+def without_report(metrics: Config) -> Config:
+    return {key: value for key, value in metrics.items() if key != REPORT_KEY}
+
+
+# What it does
+
+
+def test_the_update_is_masked_and_rescaled_as_the_server_asks() -> None:
+    result = fitted(app_of(lambda: FedPWClient(NoisyClient(11))), {**CONFIG, **REQUESTS["mask"]})
+    sent = parameters_to_ndarrays(result.parameters)
+    start, after = as_list(MODEL), moved(as_list(MODEL))
+    discarded = []
+    for place in range(3):
+        update, magnitude = reference_update(start[place], after[place], 0.3)
+        assert bits([sent[place]]) == bits([reference_sent(start[place], update)])
+        discarded.append(magnitude)
+    assert bits(sent[3:]) == bits(after[3:])
+    report = AdjustmentReport.decode(result.metrics[REPORT_KEY], 4)
+    assert report.rate == 0.3
+    assert report.discarded == pytest.approx([*discarded, 0.0], rel=1e-6)
+
+
+@asked
+def test_arrays_come_back_in_their_shapes_and_dtypes(entries: Config) -> None:
+    result = fitted(app_of(lambda: FedPWClient(NoisyClient(11))), {**CONFIG, **entries})
+    sent = parameters_to_ndarrays(result.parameters)
+    report = result.metrics.get(REPORT_KEY)
+    packed = () if report is None else AdjustmentReport.decode(report, 4).packed
+    assert packed == ((0,) if entries is REQUESTS["packed"] else ())
+    for place, (array, expected) in enumerate(zip(sent, MODEL.values(), strict=True)):
+        if place in packed:
+            assert array.dtype == np.uint8
+        else:
+            assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
+
+
+def test_where_the_server_asks_for_nothing_the_reply_is_the_inner_clients() -> None:
+    wrapped = fitted(app_of(lambda: FedPWClient(NoisyClient(11))), CONFIG)
+    assert wrapped == fitted(app_of(lambda: NoisyClient(11)), CONFIG)
+
+
+@asked
+def test_a_client_that_trains_in_place_sends_the_same(entries: Config) -> None:
+    results = [
+        fitted(app_of(lambda: FedPWClient(Trained(train, train_loss=0.5))), {**CONFIG, **entries})  # noqa: B023
+        for train in (moved, moved_in_place)
+    ]
+    assert results[0] == results[1]
+
+
+@asked
+def test_a_wrapper_built_for_every_message_sends_the_same_as_one_that_stays(
+    entries: Config,
+) -> None:
+    kept = FedPWClient(NoisyClient(11))
+    configs = [{**CONFIG, **entries, "server-round": number} for number in (1, 2, 3)]
+    fresh = [fitted(app_of(lambda: FedPWClient(NoisyClient(11))), config) for config in configs]
+    before = dict(vars(kept))
+    assert [fitted(app_of(lambda: kept), config) for config in configs] == fresh
+    assert [fitted(app_of(lambda: kept), config) for config in configs[::-1]] == fresh[::-1]
+    assert vars(kept) == before
+
+
+ODD_LAYOUTS: dict[str, Callable[[Any], Any]] = {
+    "Fortran order": np.asfortranarray,
+    "every other entry": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+    "read-only": lambda array: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape),
+}
+
+
+@asked
+@pytest.mark.parametrize("layout", ODD_LAYOUTS)
+def test_the_layout_of_what_the_inner_client_returns_does_not_matter(
+    layout: str, entries: Config
+) -> None:
+    lay = ODD_LAYOUTS[layout]
+
+    def odd(parameters: Arrays) -> Arrays:
+        return [lay(array) if array.ndim else array for array in moved(parameters)]
+
+    config = {**CONFIG, **entries}
+    results = [
+        fitted(app_of(lambda: FedPWClient(Trained(train, train_loss=0.5))), config)  # noqa: B023
+        for train in (moved, odd)
+    ]
+    assert bits(parameters_to_ndarrays(results[0].parameters)) == bits(
+        parameters_to_ndarrays(results[1].parameters)
+    )
+    assert results[0].metrics == results[1].metrics
+
+
+@asked
+def test_arrays_of_every_kind_are_carried(entries: Config) -> None:
+    start: Arrays = [
+        np.linspace(0, 1, 24, dtype=np.float64).reshape(6, 4),
+        np.linspace(0, 1, 4, dtype=np.float16),
+        np.array(0.5, dtype=np.float32),
+        np.zeros((0, 3), dtype=np.float32),
+        np.array([True, False]),
+        np.array([[3, 4]], dtype=np.uint8),
+        np.array(2**60, dtype=np.int64),
+    ]
+    after = [
+        *[start[0] + 0.1, start[1] * 2, np.array(0.75, dtype=np.float32), start[3]],
+        *[~start[4], start[5] + 1, np.array(2**60 + 1)],
+    ]
+    result = fitted(
+        app_of(lambda: FedPWClient(Trained(lambda _: after, train_loss=0.5))),
+        {**CONFIG, **entries},
+        start,
+    )
+    sent = parameters_to_ndarrays(result.parameters)
+    assert bits(sent[2:]) == bits(after[2:])
+    if entries is not REQUESTS["packed"]:
+        assert [array.dtype for array in sent[:2]] == [np.float64, np.float16]
+        assert [array.shape for array in sent[:2]] == [(6, 4), (4,)]
+
+
+def test_numbers_in_place_of_0d_arrays_are_taken() -> None:
+    start = [np.zeros(10), np.array(1.5), np.array(3)]
+    client = FedPWClient(Trained(lambda _: [np.ones(10), np.float64(2.5), 4], train_loss=0.5))
+    sent, _, _ = client.fit(start, dict(REQUESTS["first round"]))
+    assert bits(sent) == bits([np.ones(10), np.array(2.5), np.array(4)])
+
+
+@pytest.mark.parametrize(
+    ("train", "complaint"),
+    [
+        (lambda arrays: arrays[:-1], "returned 3 arrays, the server sent 4"),
+        (lambda arrays: [*arrays, arrays[0]], "returned 5 arrays, the server sent 4"),
+        (lambda arrays: [arrays[0].T, *arrays[1:]], r"array 0 as float32 \(4, 6\)"),
+        (lambda arrays: [arrays[0].astype(np.float64), *arrays[1:]], "array 0 as float64"),
+        (lambda arrays: arrays[::-1], "array 0 as int64"),
+    ],
+)
+def test_another_model_than_was_sent_is_an_error(
+    train: Callable[[Arrays], Arrays], complaint: str
+) -> None:
+    client = FedPWClient(Trained(train, train_loss=0.5))
+    with pytest.raises(ValueError, match=complaint):
+        client.fit(as_list(MODEL), {**CONFIG, **REQUESTS["mask"]})
+
+
+@pytest.mark.parametrize(
+    "result",
+    [None, (), ([], 1), ([], 1, {}, 2), ({}, 1, {}), ([], 1, None), (None, 1, {})],
+    ids=repr,
+)
+def test_something_else_than_arrays_count_and_metrics_is_an_error(result: Any) -> None:
+    class Odd(NumPyClient):
+        def fit(self, parameters: Arrays, config: Config) -> Any:
+            return result
+
+    with pytest.raises(TypeError, match="inner client must return"):
+        FedPWClient(Odd()).fit(as_list(MODEL), dict(CONFIG))
+
+
+def test_what_the_inner_client_raises_comes_through() -> None:
+    class Broken(NumPyClient):
+        def fit(self, parameters: Arrays, config: Config) -> Fitted:
+            raise OSError("no data")
+
+    with pytest.raises(OSError, match="no data"):
+        FedPWClient(Broken()).fit(as_list(MODEL), {**CONFIG, **REQUESTS["mask"]})
+
+
+def test_a_diverged_model_goes_to_the_server_as_trained() -> None:
+    def diverged(parameters: Arrays) -> Arrays:
+        return [np.full_like(array, np.nan) if array.dtype.kind == "f" else array
+                for array in parameters]  # fmt: skip
+
+    for name in ("mask", "mask and rescale", "packed"):
+        app = app_of(lambda: FedPWClient(Trained(diverged, train_loss=0.5)))
+        result = fitted(app, {**CONFIG, **REQUESTS[name]})
+        assert bits(parameters_to_ndarrays(result.parameters)) == bits(diverged(as_list(MODEL)))
+        assert REPORT_KEY not in result.metrics
+
+
+# The loss
+
+
+def test_the_loss_is_the_metric_that_loss_key_names() -> None:
+    client = FedPWClient(Trained(moved, ce=0.25, accuracy=0.5), loss_key="ce")
+    _, _, metrics = client.fit(as_list(MODEL), dict(CONFIG))
+    assert metrics == {"train_loss": 0.25, "ce": 0.25, "accuracy": 0.5}
+
+
+def test_the_metric_that_loss_key_names_wins_over_one_called_train_loss() -> None:
+    client = FedPWClient(Trained(moved, ce=0.25, train_loss=9.0), loss_key="ce")
+    _, _, metrics = client.fit(as_list(MODEL), dict(CONFIG))
+    assert metrics["train_loss"] == 0.25
+
+
+def test_a_missing_loss_is_an_error_that_shows_both_ways_out() -> None:
+    client = FedPWClient(Trained(moved, accuracy=0.5), loss_key="ce")
+    with pytest.raises(ValueError, match=r"Trained reports.*accuracy.*'ce'") as raised:
+        client.fit(as_list(MODEL), dict(CONFIG))
+    message = str(raised.value)
+    assert 'return parameters, num_examples, {"ce": mean_loss}' in message
+    assert 'FedPWClient(client, loss_key="...")' in message
+    assert 'FedPWClient(client, loss_source="evaluate")' in message
+
+
+class ModelOfItsOwn(NumPyClient):
+    """Keeps one model, returns its very arrays, and evaluates by loading what it is given."""
+
+    def __init__(self, metrics: Config | None = None) -> None:
+        self.model = as_list(MODEL)
+        self.metrics = metrics or {}
+        self.evaluated: list[tuple[Arrays, Config]] = []
+
+    def _load(self, parameters: Arrays) -> None:
+        for array, given in zip(self.model, parameters, strict=True):
+            array[...] = given
+
+    def fit(self, parameters: Arrays, config: Config) -> Fitted:
+        self._load(parameters)
+        return moved_in_place(self.model), 10, dict(self.metrics)
+
+    def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Config]:
+        self.evaluated.append(([array.copy() for array in parameters], config))
+        self._load(parameters)
+        return float(sum(np.abs(array).sum() for array in parameters)), 10, {"accuracy": 0.5}
+
+
+RECEIVED_LOSS = float(sum(np.abs(array).sum() for array in MODEL.values()))
+
+
+@asked
+def test_evaluate_gives_the_loss_of_the_received_model(entries: Config) -> None:
+    inner = ModelOfItsOwn({"accuracy": 0.25})
+    app = app_of(lambda: FedPWClient(inner, loss_source="evaluate"))
+    result = fitted(app, {**CONFIG, **entries})
+    assert without_report(result.metrics) == {"train_loss": RECEIVED_LOSS, "accuracy": 0.25}
+    ((parameters, config),) = inner.evaluated
+    assert bits(parameters) == bits(as_list(MODEL))
+    assert config == CONFIG
+
+
+@asked
+def test_evaluate_may_overwrite_the_arrays_that_fit_returned(entries: Config) -> None:
+    config = {**CONFIG, **entries}
+    evaluated = fitted(app_of(lambda: FedPWClient(ModelOfItsOwn(), loss_source="evaluate")), config)
+    reported = fitted(app_of(lambda: FedPWClient(ModelOfItsOwn({"train_loss": 0.5}))), config)
+    assert evaluated.parameters == reported.parameters
+    assert evaluated.metrics.get(REPORT_KEY) == reported.metrics.get(REPORT_KEY)
+
+
+@asked
+def test_evaluate_may_overwrite_the_arrays_that_it_is_given(entries: Config) -> None:
+    class Overwrites(ModelOfItsOwn):
+        def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Config]:
+            for array in parameters:
+                array[...] = 0
+            return 1.0, 10, {}
+
+    config = {**CONFIG, **entries}
+    evaluated = fitted(app_of(lambda: FedPWClient(Overwrites(), loss_source="evaluate")), config)
+    reported = fitted(app_of(lambda: FedPWClient(ModelOfItsOwn({"train_loss": 1.0}))), config)
+    assert evaluated == reported
+
+
+def test_evaluate_is_not_called_where_fit_reports_the_loss() -> None:
+    inner = ModelOfItsOwn({"ce": 0.5})
+    client = FedPWClient(inner, loss_key="ce", loss_source="evaluate")
+    _, _, metrics = client.fit(as_list(MODEL), dict(CONFIG))
+    assert metrics == {"train_loss": 0.5, "ce": 0.5}
+    assert inner.evaluated == []
+
+
+def test_evaluate_is_not_asked_unless_the_wrapper_was_told_to() -> None:
+    inner = ModelOfItsOwn()
+    with pytest.raises(ValueError, match="loss_source"):
+        FedPWClient(inner).fit(as_list(MODEL), dict(CONFIG))
+    assert inner.evaluated == []
+
+
+def test_the_loss_of_evaluate_may_be_a_numpy_number() -> None:
+    class Numpy(ModelOfItsOwn):
+        def evaluate(self, parameters: Arrays, config: Config) -> Any:
+            return np.float32(0.5), 10, {}
+
+    app = app_of(lambda: FedPWClient(Numpy(), loss_source="evaluate"))
+    assert fitted(app, CONFIG).metrics == {"train_loss": 0.5}
+
+
+def test_a_client_that_cannot_evaluate_has_no_loss_to_give() -> None:
+    # Flower's NumPyClient.evaluate returns a loss of 0.0, which would make it the best client.
+    with pytest.raises((TypeError, ValueError), match="evaluate"):
+        FedPWClient(Trained(moved), loss_source="evaluate").fit(as_list(MODEL), dict(CONFIG))
+
+
+# What passes through
+
+
+@asked
+def test_the_inner_client_sees_the_configuration_without_fedpws_entries(entries: Config) -> None:
+    inner = FullClient()
+    fitted(app_of(lambda: FedPWClient(inner)), {**CONFIG, **entries})
+    ((method, config),) = inner.calls
+    assert method == "fit"
+    assert dict(config) == CONFIG
+    assert {key: type(value) for key, value in config.items()} == {
+        key: type(value) for key, value in CONFIG.items()
+    }
+
+
+@asked
+def test_every_metric_of_the_inner_client_comes_back_as_it_is(entries: Config) -> None:
+    metrics = {
+        **{"train_loss": 0.5, "f1": -0.25, "count": 3, "name": "x", "blob": b"\0", "flag": True},
+        **{"nan": float("inf"), "empty": "", "num-examples": 99},
+    }
+    app = app_of(lambda: FedPWClient(Trained(moved, **metrics)))
+    result = fitted(app, {**CONFIG, **entries})
+    assert without_report(result.metrics) == metrics
+    assert {key: type(result.metrics[key]) for key in metrics} == {
+        key: type(value) for key, value in metrics.items()
+    }
+    assert result.num_examples == 10
+
+
+def test_other_methods_are_the_inner_clients() -> None:
+    inner = FullClient()
+    client = FedPWClient(inner)
+    assert client.get_properties({"a": 1}) == {"node": 11, "kind": "full", "a": 1}
+    assert bits(client.get_parameters({"b": 2})) == bits(as_list(MODEL))
+    config = {**CONFIG, REQUEST_KEY: b"as it is"}
+    assert client.evaluate(as_list(MODEL), config) == inner.evaluate(as_list(MODEL), config)
+    expected = [("get_properties", {"a": 1}), ("get_parameters", {"b": 2})]
+    assert inner.calls == [*expected, ("evaluate", config), ("evaluate", config)]
+
+
+def test_attributes_are_the_inner_clients() -> None:
+    inner = FullClient(12)
+    client: Any = FedPWClient(inner)
+    assert client.client is inner
+    assert client.node == 12
+    assert client.doubled == 24
+    assert client._secret == 7
+    assert client.calls is inner.calls
+    inner.node = 13
+    assert client.doubled == 26
+
+
+def test_an_attribute_that_the_inner_client_lacks_is_an_attribute_error() -> None:
+    client: Any = FedPWClient(FullClient())
+    with pytest.raises(AttributeError, match="tripled"):
+        _ = client.tripled
+    assert not hasattr(client, "__array__")
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda client: pickle.loads(pickle.dumps(client))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_of_the_wrapper_does_the_same(copied: Callable[[Any], Any]) -> None:
+    client = FedPWClient(NoisyClient(12), device="cpu", client_id=3, trainable=[0, 1])
+    twin = copied(client)
+    config = {**CONFIG, **REQUESTS["mask and rescale"]}
+    assert isinstance(twin, FedPWClient)
+    assert fitted(app_of(lambda: twin), config) == fitted(app_of(lambda: client), config)
+    assert {**vars(twin), "client": None} == {**vars(client), "client": None}
+
+
+class OnlyFit(NumPyClient):
+    def fit(self, parameters: Arrays, config: Config) -> Fitted:
+        return parameters, 10, {"train_loss": 0.5}
+
+
+class AllButFit(FullClient):
+    fit = NumPyClient.fit
+
+
+class InheritsFit(OnlyFit):
+    def get_parameters(self, config: Config) -> Arrays:
+        return as_list(MODEL)
+
+
+def codes(client: NumPyClient) -> dict[str, Code]:
+    """What Flower's message handler says about each method, over legacy messages."""
+    app = app_of(lambda: client)
+    parameters = ndarrays_to_parameters(as_list(MODEL))
+
+    def reply(content: Any, kind: str) -> Any:
+        return answer(app, message_to(content, kind)).content
+
+    properties = compat.getpropertiesins_to_recorddict(GetPropertiesIns({}))
+    arrays = compat.getparametersins_to_recorddict(GetParametersIns({}))
+    evaluation = compat.evaluateins_to_recorddict(EvaluateIns(parameters, {}), keep_input=True)
+    return {
+        "get_properties": compat.recorddict_to_getpropertiesres(
+            reply(properties, MessageTypeLegacy.GET_PROPERTIES)
+        ).status.code,
+        "get_parameters": compat.recorddict_to_getparametersres(
+            reply(arrays, MessageTypeLegacy.GET_PARAMETERS), keep_input=False
+        ).status.code,
+        "fit": fitted(app, CONFIG).status.code,
+        "evaluate": compat.recorddict_to_evaluateres(reply(evaluation, "evaluate")).status.code,
+    }
+
+
+@pytest.mark.parametrize(
+    ("inner", "missing"),
+    [
+        (FullClient, set()),
+        (OnlyFit, {"get_properties", "get_parameters", "evaluate"}),
+        (AllButFit, {"fit"}),
+        (InheritsFit, {"get_properties", "evaluate"}),
+        (NumPyClient, {"get_properties", "get_parameters", "fit", "evaluate"}),
+    ],
+)
+def test_it_can_do_what_the_inner_client_can_do(
+    inner: type[NumPyClient], missing: set[str]
+) -> None:
+    wrapped = codes(FedPWClient(inner()))
+    assert {name for name, code in wrapped.items() if code is not Code.OK} == missing
+    assert wrapped == codes(inner())
+
+
+def test_to_client_leaves_the_wrapper_as_it_is() -> None:
+    client = FedPWClient(OnlyFit())
+    before = dict(vars(client))
+    first, second = client.to_client(), client.to_client()
+    assert isinstance(first, Client)
+    assert first is not second
+    assert type(client) is FedPWClient
+    assert vars(client) == before
+
+
+def test_client_fn_may_return_the_wrapper_itself() -> None:
+    app = ClientApp(client_fn=lambda context: FedPWClient(NoisyClient(11)))  # type: ignore[arg-type, return-value]
+    config = {**CONFIG, **REQUESTS["mask"]}
+    expected = fitted(app_of(lambda: FedPWClient(NoisyClient(11))), config)
+    assert fitted(app, config) == expected
+
+
+def test_to_client_keeps_what_a_subclass_of_the_wrapper_does() -> None:
+    class Counting(FedPWClient):
+        rounds = 0
+
+        @property
+        def label(self) -> str:
+            return f"client {self.client_id}"
+
+        def fit(self, parameters: Arrays, config: Config) -> Fitted:
+            inner.calls.append(("counted", {"label": self.label}))
+            return super().fit(parameters, config)
+
+        def get_properties(self, config: Config) -> Config:
+            return {"label": self.label}
+
+    inner = FullClient()
+    client = Counting(inner, client_id=5)
+    expected = FedPWClient(NoisyClient(11), client_id=5)
+    assert client.label == "client 5"
+    result = fitted(app_of(lambda: client), CONFIG)
+    assert inner.calls == [("counted", {"label": "client 5"}), ("fit", CONFIG)]
+    assert result == fitted(app_of(lambda: expected), CONFIG)
+
+
+# Its arguments
+
+
+class FlowerClient(Client):
+    """A client of the other kind."""
+
+
+def test_a_client_of_the_other_kind_is_refused_with_the_order_that_works() -> None:
+    for other in (FlowerClient(), NoisyClient(11).to_client()):
+        with pytest.raises(TypeError, match=r"FedPWClient\(MyClient\(\)\).to_client\(\)"):
+            FedPWClient(other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", [None, NoisyClient, object(), lambda context: None], ids=str)
+def test_something_that_is_no_client_is_refused(other: Any) -> None:
+    with pytest.raises(TypeError, match=r"inherits from flwr\.client\.NumPyClient"):
+        FedPWClient(other)
+
+
+def test_wrapping_twice_is_refused() -> None:
+    with pytest.raises(TypeError, match="wrap it once"):
+        FedPWClient(FedPWClient(NoisyClient(11)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "complaint"),
+    [
+        ({"loss_source": "train"}, ValueError, "loss_source='train': choose \"fit\""),
+        ({"loss_source": None}, ValueError, "loss_source=None"),
+        ({"loss_key": ""}, TypeError, "loss_key"),
+        ({"loss_key": None}, TypeError, "loss_key"),
+        ({"client_id": -1}, TypeError, "client_id.*-1"),
+        ({"client_id": "3"}, TypeError, "client_id.*'3'"),
+        ({"client_id": True}, TypeError, "client_id.*True"),
+        ({"client_id": 1.0}, TypeError, "client_id.*1.0"),
+        ({"trainable": []}, TypeError, "trainable"),
+        ({"trainable": [0, -1]}, TypeError, "trainable.*-1"),
+        ({"trainable": ["weight"]}, TypeError, "trainable.*weight"),
+        ({"trainable": "01"}, TypeError, "trainable"),
+        ({"trainable": [True, False]}, TypeError, "trainable"),
+        ({"trainable": [1.0]}, TypeError, "trainable"),
+        ({"device": "abacus"}, ValueError, "device='abacus' cannot be used here"),
+        ({"device": "cuda:77"}, ValueError, "device='cuda:77' cannot be used here"),
+        ({"device": "meta"}, ValueError, "device='meta' cannot be used here"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_makes_no_sense_is_refused(
+    arguments: Config, error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint):
+        FedPWClient(NoisyClient(11), **arguments)
+
+
+def test_the_device_is_cuda_where_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert FedPWClient(NoisyClient(11)).device.type == expected
+    assert FedPWClient(NoisyClient(11), device="cpu").device == torch.device("cpu")
+
+
+def test_without_client_id_a_client_names_no_identity() -> None:
+    client = FedPWClient(FullClient())
+    assert "client-id" not in client.fit(as_list(MODEL), dict(CONFIG))[2]
+    assert "client-id" not in client.evaluate(as_list(MODEL), dict(CONFIG))[2]
+
+
+def test_client_id_is_reported_from_training_and_evaluation() -> None:
+    client = FedPWClient(FullClient(), client_id=0)
+    assert client.fit(as_list(MODEL), dict(CONFIG))[2]["client-id"] == 0
+    loss, num_examples, metrics = client.evaluate(as_list(MODEL), dict(CONFIG))
+    expected = FullClient().evaluate(as_list(MODEL), dict(CONFIG))
+    assert (loss, num_examples) == expected[:2]
+    assert metrics == {**expected[2], "client-id": 0}
+
+
+@pytest.mark.parametrize("trainable", [[1, 0], (0, 1, 1), range(2)], ids=repr)
+def test_places_of_trainable_arrays_are_reported_in_order(trainable: Any) -> None:
+    client = FedPWClient(NoisyClient(11), trainable=trainable)
+    _, _, metrics = client.fit(as_list(MODEL), {**CONFIG, **REQUESTS["first round"]})
+    assert AdjustmentReport.decode(metrics[REPORT_KEY], 4).trainable == (0, 1)
+
+
+@pytest.mark.parametrize(("place", "complaint"), [(4, "has 4 arrays"), (3, "which is int64")])
+def test_a_trainable_place_must_be_one_of_a_floating_array(place: int, complaint: str) -> None:
+    client = FedPWClient(NoisyClient(11), trainable=[0, place])
+    with pytest.raises(ValueError, match=f"trainable names array {place}.*{complaint}"):
+        client.fit(as_list(MODEL), {**CONFIG, **REQUESTS["mask"]})
+
+
+def test_a_request_that_cannot_be_read_is_an_error_before_training() -> None:
+    inner = FullClient()
+    with pytest.raises(ValueError, match="the server's FedPW request"):
+        FedPWClient(inner).fit(as_list(MODEL), {**CONFIG, REQUEST_KEY: b"?"})
+    assert inner.calls == []
+
+
+def test_consensus_bits_of_another_model_are_an_error() -> None:
+    entries = {**REQUESTS["mask and rescale"], CONSENSUS_KEY: b"\0"}
+    with pytest.raises(ValueError, match="consensus sets take 4 bytes, 1 came"):
+        FedPWClient(NoisyClient(11)).fit(as_list(MODEL), {**CONFIG, **entries})
+
+
+# Under Flower's legacy server
+
+
+def legacy_run(
+    strategy: LegacyStrategy, app: ClientApp | Callable[[int], ClientApp], rounds: int = 4
+) -> tuple[Arrays, History]:
+    """Flower's own server and proxies; only the network is missing."""
+    grid, manager = grid_of(app), SimpleClientManager()
+    for node in NODES:
+        manager.register(GridClientProxy(node, grid, run_id=1))
+    server = Server(client_manager=manager, strategy=strategy)
+    history, _ = server.fit(rounds, timeout=None)
+    return parameters_to_ndarrays(server.parameters), history
+
+
+def legacy_arguments(**more: Any) -> Config:
+    return {
+        "initial_parameters": ndarrays_to_parameters(as_list(MODEL)),
+        "min_available_clients": len(NODES),
+        "on_fit_config_fn": lambda server_round: {"server-round": server_round},
+        **more,
+    }
+
+
+def legacy_app(wrap: Callable[[NumPyClient], NumPyClient] = FedPWClient) -> ClientApp:
+    return ClientApp(client_fn=lambda context: wrap(NoisyClient(context.node_id)).to_client())
+
+
+def test_flowers_legacy_fedavg_averages_wrapped_clients_as_plain_ones() -> None:
+    finals = []
+    for wrap in (FedPWClient, lambda client: client):
+        strategy = LegacyFedAvg(**legacy_arguments(inplace=False))
+        arrays, history = legacy_run(strategy, legacy_app(wrap))
+        finals.append(arrays)
+        assert len(history.losses_distributed) == 4
+    for wrapped, plain in zip(*finals, strict=True):
+        # Flower sums in the order in which its threads end.
+        np.testing.assert_allclose(wrapped, plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"adjustment": "server"},
+        {"adjustment": "client"},
+        {"adjustment": "client", "upload": "packed"},
+        {"adjustment": "client", "upload": "packed", "upload_dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_wrapped_clients_train_the_same_model_under_both_of_flowers_servers(
+    arguments: Config,
+) -> None:
+    strategy = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), **arguments))
+    legacy, history = legacy_run(strategy, legacy_app())
+    grid = grid_of(numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id))))
+    result = FedPW(**arguments, min_available_nodes=len(NODES)).start(
+        grid=grid, initial_arrays=array_record(MODEL), num_rounds=4
+    )
+    assert bits(legacy) == bits(list(ndarrays(result.arrays).values()))
+    quarantined = history.metrics_distributed_fit["fedpw-quarantined"]
+    assert quarantined == [(1, 0), (2, 0), (3, 0), (4, 0)]
+
+
+def test_a_client_that_returns_another_model_costs_only_itself() -> None:
+    def app_on(node: int) -> ClientApp:
+        train = (lambda arrays: arrays[:-1]) if node == 12 else moved
+        return app_of(lambda: FedPWClient(Trained(train, train_loss=0.5)))
+
+    strategy = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), adjustment="client"))
+    _, history = legacy_run(strategy, app_on, rounds=2)
+    metrics = history.metrics_distributed_fit
+    assert [failed for _, failed in metrics["fedpw-failed"]] == [1, 1]
+    assert [clients for _, clients in metrics["fedpw-client-id"]] == ["[11, 13, 14]"] * 2
+
+
+def test_a_server_without_names_learns_from_the_clients_which_arrays_are_trainable() -> None:
+    named = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), adjustment="client"))
+    expected, _ = legacy_run(named, legacy_app())
+    nameless = LegacyFedPW(**legacy_arguments(adjustment="client"))
+    app = legacy_app(lambda client: FedPWClient(client, trainable=[0, 1]))
+    arrays, _ = legacy_run(nameless, app)
+    assert bits(arrays) == bits(expected)
+
+
+def test_a_message_of_another_kind_is_flowers_error() -> None:
+    content = compat.getparametersins_to_recorddict(GetParametersIns({}))
+    message: Message = message_to(content, "query.other")
+    with pytest.raises(ValueError, match=re.escape("query.other")):
+        answer(legacy_app(), message)

@@ -1,0 +1,196 @@
+"""ClientApp functions cannot talk to a legacy server: the run ends, and the error says what to do.
+
+Failing NumPyClients are something else: they are failures, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from federation import Client as GridClient
+from federation import ClientsGrid
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client import Client, NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import Code, FitIns, FitRes, NDArrays, Parameters, Scalar, Status
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.compat.grid_client_proxy import GridClientProxy
+from legacy_federation import (
+    INITIAL,
+    NoiseClient,
+    app_grid,
+    fit_round,
+    plain_clients,
+    run_server,
+)
+
+from fedpw_flwr import fedpw_mod, numpy_client_app
+from fedpw_flwr.legacy import FedPW
+
+NODES = [1, 2, 3]
+Wire = Callable[[GridClient], GridClient]
+
+
+def in_process(client: GridClient) -> GridClient:
+    return client
+
+
+def as_ray_reports(client: GridClient) -> GridClient:
+    """In a simulation an exception arrives as the text of its whole traceback."""
+
+    def answer(message: Message) -> list[Message]:
+        try:
+            return list(client(message))
+        except Exception:
+            raise RuntimeError(traceback.format_exc()) from None
+
+    return answer
+
+
+def as_supernodes_report(client: GridClient) -> GridClient:
+    """From a SuperNode an exception arrives as its class and its text."""
+
+    def answer(message: Message) -> list[Message]:
+        try:
+            return list(client(message))
+        except Exception as error:
+            raise RuntimeError(f"{type(error)}:<'{error}'>") from None
+
+    return answer
+
+
+WIRES: list[Wire] = [in_process, as_ray_reports, as_supernodes_report]
+
+
+def clients_of(app: ClientApp, wire: Wire) -> list[ClientProxy]:
+    grid = ClientsGrid(
+        {node: wire(client) for node, client in app_grid(app, NODES).clients.items()}
+    )
+    return [GridClientProxy(node, grid, run_id=1) for node in NODES]
+
+
+def reply(message: Message, arrays: ArrayRecord) -> Message:
+    metrics = MetricRecord({"train_loss": 0.5, "num-examples": 3})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+def functions_by_name(**arguments: Any) -> ClientApp:
+    app = ClientApp()
+
+    @app.train(**arguments)
+    def train(message: Message, context: Context) -> Message:
+        return reply(message, cast(ArrayRecord, message.content["arrays"]))
+
+    return app
+
+
+def functions_by_configuration() -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        assert message.content["config"]["lr"]
+        return reply(message, ArrayRecord())
+
+    return app
+
+
+def functions_by_kind() -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return reply(message, next(iter(message.content.array_records.values())))
+
+    return app
+
+
+def functions_that_echo() -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(message.content, reply_to=message)
+
+    return app
+
+
+FUNCTIONS: dict[str, ClientApp] = {
+    "read content['arrays']": functions_by_name(),
+    "read content['config']": functions_by_configuration(),
+    "take the first ArrayRecord": functions_by_kind(),
+    "echo": functions_that_echo(),
+    "have fedpw_mod": functions_by_name(mods=[fedpw_mod]),
+    "come from numpy_client_app": numpy_client_app(lambda context: NoiseClient(1)),
+}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("functions", FUNCTIONS)
+def test_functions_end_the_run_with_the_fix(functions: str, wire: Wire) -> None:
+    strategy = FedPW(initial_parameters=INITIAL)
+    with pytest.raises(RuntimeError, match=r"ClientApp functions \(@app.train\)") as raised:
+        run_server(strategy, clients_of(FUNCTIONS[functions], wire), 2)
+    assert "from fedpw_flwr import FedPW" in str(raised.value)
+    assert "ClientApp(client_fn=...)" in str(raised.value)
+
+
+def test_one_numpy_client_among_them_is_enough_to_go_on() -> None:
+    odd = clients_of(FUNCTIONS["read content['arrays']"], in_process)
+    _, metrics = fit_round(FedPW(), [*odd, *plain_clients([9])])
+    assert metrics["fedpw-client-id"] == "[9]"
+    assert metrics["fedpw-failed"] == len(NODES)
+
+
+class Broken(NumPyClient):
+    """A NumPyClient with a mistake in its fit."""
+
+    def __init__(self, mistake: Callable[[NDArrays], tuple[NDArrays, int, Any]]) -> None:
+        self.mistake = mistake
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        return self.mistake(parameters)
+
+
+def wrong_key(parameters: NDArrays) -> tuple[NDArrays, int, Any]:
+    data: dict[str, NDArrays] = {"labels": parameters}
+    return data["images"], 1, {}
+
+
+def wrong_metric(parameters: NDArrays) -> tuple[NDArrays, int, Any]:
+    return parameters, 1, {"train_loss": np.float32(0.5)}
+
+
+def wrong_type(parameters: NDArrays) -> tuple[NDArrays, int, Any]:
+    return tuple(parameters), 1, {"train_loss": 0.5}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("mistake", [wrong_key, wrong_metric, wrong_type])
+def test_numpy_clients_that_all_fail_are_failures(
+    mistake: Callable[[NDArrays], tuple[NDArrays, int, Any]], wire: Wire
+) -> None:
+    def client_fn(context: Context) -> Client:
+        return Broken(mistake).to_client()
+
+    clients = clients_of(ClientApp(client_fn=client_fn), wire)
+    parameters, metrics = fit_round(FedPW(), clients)
+    assert parameters == INITIAL
+    assert metrics == {"fedpw-quarantined": 0, "fedpw-failed": len(NODES)}
+
+
+def test_results_that_say_why_they_failed_are_no_functions() -> None:
+    """Only a Client of the legacy API gives a status."""
+
+    def caught(node: int, ins: FitIns) -> FitRes:
+        status = Status(Code.FIT_NOT_IMPLEMENTED, "KeyError: 'config'")
+        return FitRes(status, Parameters([], ""), 0, {})
+
+    _, metrics = fit_round(FedPW(), plain_clients(NODES, dict.fromkeys(NODES, caught)))
+    assert metrics["fedpw-failed"] == len(NODES)

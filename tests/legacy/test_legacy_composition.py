@@ -1,0 +1,153 @@
+"""Server optimizers work on top; privacy wrappers and secure aggregation are refused at start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from federation import MODEL, ClientsGrid
+from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.common import FitIns, FitRes, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import LegacyContext, ServerConfig
+from flwr.server import strategy as flowers
+from flwr.server.strategy import FedAdagrad, FedAdam, FedYogi, Strategy
+from flwr.server.workflow import SecAggPlusWorkflow, SecAggWorkflow
+from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, Key
+from flwr.server.workflow.default_workflows import default_init_params_workflow
+from legacy_federation import (
+    INITIAL,
+    NAMES,
+    PlainClient,
+    good_fit,
+    manager_of,
+    plain_clients,
+    run_server,
+)
+
+from fedpw_flwr.legacy import FedPW
+
+NODES = [1, 2, 3, 4]
+
+
+class FedPWAdam(FedAdam, FedPW):
+    """FedPW's aggregate as the gradient of Adam."""
+
+
+class FedPWAdagrad(FedAdagrad, FedPW):
+    """FedPW's aggregate as the gradient of Adagrad."""
+
+
+class FedPWYogi(FedYogi, FedPW):
+    """FedPW's aggregate as the gradient of Yogi."""
+
+
+OPTIMIZERS = [FedPWAdam, FedPWAdagrad, FedPWYogi]
+
+
+def torch_fit(node: int, ins: FitIns) -> FitRes:
+    """As every PyTorch client: what arrives is loaded into the model's own dtypes, then trained."""
+    loaded = [
+        array.astype(MODEL[name].dtype)
+        for name, array in zip(NAMES, parameters_to_ndarrays(ins.parameters), strict=True)
+    ]
+    return good_fit(node, FitIns(ndarrays_to_parameters(loaded), ins.config))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_server_optimizer_on_top_trains_every_round(optimizer: type[FedAdam]) -> None:
+    strategy = optimizer(initial_parameters=INITIAL)
+    assert isinstance(strategy, FedPW)
+    clients = [PlainClient(node, torch_fit) for node in NODES]
+    history, parameters = run_server(strategy, clients, 3)
+    told = history.metrics_distributed_fit
+    assert [text for _, text in told["fedpw-client-id"]] == [str(NODES)] * 3
+    assert [count for _, count in told["fedpw-quarantined"]] == [0, 0, 0]
+    assert strategy.state.rounds == 3
+    arrays = parameters_to_ndarrays(parameters)
+    assert all(np.isfinite(array).all() for array in arrays)
+    assert not np.array_equal(arrays[0], MODEL["body.weight"])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_clients_of_a_server_optimizer_get_the_models_own_dtypes(
+    optimizer: type[FedAdam],
+) -> None:
+    received: list[list[str]] = []
+
+    def note(node: int, ins: FitIns) -> FitRes:
+        arrays = parameters_to_ndarrays(ins.parameters)
+        received.append([str(array.dtype) for array in arrays])
+        return good_fit(node, ins)
+
+    strategy = optimizer(initial_parameters=INITIAL)
+    run_server(strategy, [PlainClient(node, note) for node in NODES], 3)
+    assert len(received) == 3 * len(NODES)
+    assert all(dtypes == [str(array.dtype) for array in MODEL.values()] for dtypes in received)
+
+
+WRAPPERS: dict[str, Callable[[FedPW], Strategy]] = {
+    "DifferentialPrivacyServerSideFixedClipping": lambda strategy: (
+        flowers.DifferentialPrivacyServerSideFixedClipping(strategy, 1.0, 0.5, 4)
+    ),
+    "DifferentialPrivacyClientSideFixedClipping": lambda strategy: (
+        flowers.DifferentialPrivacyClientSideFixedClipping(strategy, 1.0, 0.5, 4)
+    ),
+    "DifferentialPrivacyServerSideAdaptiveClipping": lambda strategy: (
+        flowers.DifferentialPrivacyServerSideAdaptiveClipping(
+            strategy, 1.0, 4, clipped_count_stddev=1.0
+        )
+    ),
+    "DifferentialPrivacyClientSideAdaptiveClipping": lambda strategy: (
+        flowers.DifferentialPrivacyClientSideAdaptiveClipping(
+            strategy, 1.0, 4, clipped_count_stddev=1.0
+        )
+    ),
+    "DPFedAvgFixed": lambda strategy: flowers.DPFedAvgFixed(strategy, 4, 0.5),
+    "DPFedAvgAdaptive": lambda strategy: flowers.DPFedAvgAdaptive(
+        strategy, 4, clip_count_stddev=1.0
+    ),
+}
+
+
+def test_every_privacy_wrapper_of_flower_is_tried_here() -> None:
+    assert set(WRAPPERS) == {
+        name for name in flowers.__all__ if name.startswith(("DifferentialPrivacy", "DPFedAvg"))
+    }
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_central_privacy_is_refused_when_the_server_starts(wrapper: str) -> None:
+    strategy = WRAPPERS[wrapper](FedPW(initial_parameters=INITIAL))
+    with pytest.raises(ValueError, match=f"inside {wrapper}: .*LocalDpMod"):
+        run_server(strategy, plain_clients(NODES), 1)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_central_privacy_is_refused_before_a_client_is_asked(wrapper: str) -> None:
+    strategy = WRAPPERS[wrapper](FedPW())
+    with pytest.raises(ValueError, match=f"inside {wrapper}: .*equal weights 1/N"):
+        strategy.configure_fit(1, INITIAL, manager_of(plain_clients(NODES)))
+
+
+@pytest.mark.parametrize(
+    "workflow",
+    [SecAggPlusWorkflow(num_shares=3, reconstruction_threshold=2), SecAggWorkflow(0.7)],
+    ids=lambda workflow: type(workflow).__name__,
+)
+def test_secure_aggregation_is_refused_before_a_client_is_asked(
+    workflow: SecAggPlusWorkflow,
+) -> None:
+    grid = ClientsGrid({})
+    context = LegacyContext(
+        Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}),
+        config=ServerConfig(num_rounds=1),
+        strategy=FedPW(initial_parameters=INITIAL),
+        client_manager=manager_of(plain_clients(NODES)),
+    )
+    default_init_params_workflow(grid, context)
+    context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: 1})
+    refused = f"inside {type(workflow).__name__}: .*secure aggregation with FedAvg"
+    with pytest.raises(ValueError, match=refused):
+        workflow(grid, context)
+    assert grid.sent == []

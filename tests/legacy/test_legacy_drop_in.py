@@ -1,0 +1,301 @@
+"""One changed line in a project with Flower's legacy FedAvg, and everything around it stays."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from federation import MODEL
+from flwr.app import Context
+from flwr.client import Client
+from flwr.clientapp import ClientApp
+from flwr.common import FitIns, FitRes, NDArrays, Parameters, Scalar, ndarrays_to_parameters
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.strategy import FedAvg
+from legacy_federation import (
+    INITIAL,
+    NAMES,
+    Metrics,
+    NoiseClient,
+    PlainClient,
+    app_clients,
+    fit_result,
+    fit_round,
+    good_fit,
+    manager_of,
+    named,
+    plain_clients,
+    run_server,
+    with_server_round,
+)
+
+import fedpw_flwr
+from fedpw_flwr import FedPWClient
+from fedpw_flwr.legacy import FedPW
+from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
+
+NODES = [11, 12, 13, 14]
+
+
+def test_it_is_a_fedavg() -> None:
+    assert issubclass(FedPW, FedAvg)
+    assert isinstance(FedPW(), FedAvg)
+    assert repr(FedPW(accept_failures=False)) == "FedPW(accept_failures=False)"
+
+
+def test_its_arguments_are_fedavgs_and_the_methods_in_name_and_default() -> None:
+    ours = dict(inspect.signature(FedPW).parameters)
+    flowers = dict(inspect.signature(FedAvg).parameters)
+    # How Flower sums results; FedPW sums them itself, a tensor at a time.
+    del flowers["inplace"]
+    methods = {
+        name: parameter
+        for name, parameter in inspect.signature(fedpw_flwr.FedPW).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    expected = {**flowers, **methods}
+    names = ours.pop("array_names")
+    assert names.default is None
+    assert list(ours) == list(expected)
+    assert {name: p.default for name, p in ours.items()} == {
+        name: p.default for name, p in expected.items()
+    }
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours.values())
+
+
+def test_arguments_reach_fedavg() -> None:
+    def evaluate(
+        server_round: int, arrays: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, dict[str, Scalar]]:
+        return 0.0, {}
+
+    arguments: dict[str, Any] = {
+        "fraction_fit": 0.5,
+        "fraction_evaluate": 0.25,
+        "min_fit_clients": 3,
+        "min_evaluate_clients": 4,
+        "min_available_clients": 5,
+        "evaluate_fn": evaluate,
+        "on_fit_config_fn": with_server_round,
+        "on_evaluate_config_fn": with_server_round,
+        "accept_failures": False,
+        "initial_parameters": INITIAL,
+        "fit_metrics_aggregation_fn": lambda metrics: {},
+        "evaluate_metrics_aggregation_fn": lambda metrics: {},
+    }
+    strategy = FedPW(**arguments)
+    assert {name: getattr(strategy, name) for name in arguments} == arguments
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"avg_drop_rate": 1.0}, "avg_drop_rate"),
+        ({"beta": 0.0}, "beta"),
+        ({"train_loss_key": ""}, "train_loss_key"),
+        ({"adjustment": "clients"}, "'server' or 'client'"),
+        ({"upload": "packed"}, 'adjustment="client"'),
+        ({"adjustment": "client", "upload_dtype": "float16"}, 'upload="packed"'),
+        ({"device": "nowhere"}, "nowhere"),
+    ],
+)
+def test_impossible_setting_is_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FedPW(**setting)
+
+
+def test_history_holds_the_rounds_of_a_whole_run() -> None:
+    evaluated: list[int] = []
+
+    def evaluate(
+        server_round: int, arrays: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, dict[str, Scalar]]:
+        evaluated.append(server_round)
+        return float(np.abs(arrays[0]).mean()), {}
+
+    strategy = FedPW(array_names=NAMES, initial_parameters=INITIAL, evaluate_fn=evaluate)
+    history, parameters = run_server(strategy, plain_clients(NODES), 3)
+    assert evaluated == [0, 1, 2, 3]
+    assert len(history.losses_distributed) == 3
+    told = history.metrics_distributed_fit
+    lists = {"client-id", "weight", "p", "q", "drop-rate", "loss"}
+    numbers = {"loss-term-share", "amplification", "quarantined", "failed"}
+    assert set(told) == {f"fedpw-{name}" for name in lists | numbers}
+    assert all(
+        [server_round for server_round, _ in entries] == [1, 2, 3] for entries in told.values()
+    )
+    for name in lists:
+        for _, text in told[f"fedpw-{name}"]:
+            assert len(json.loads(str(text))) == len(NODES)
+    for name in ("weight", "p", "q"):
+        for _, text in told[f"fedpw-{name}"]:
+            assert math.fsum(json.loads(str(text))) == pytest.approx(1)
+    assert [json.loads(str(text)) for _, text in told["fedpw-client-id"]] == [NODES] * 3
+    first, *later = [json.loads(str(text)) for _, text in told["fedpw-drop-rate"]]
+    assert first == [0.0] * len(NODES)
+    assert all(np.mean(rates) == pytest.approx(0.3) for rates in later)
+    assert strategy.state.rounds == 3
+    assert [tensor[:8] for tensor in parameters.tensors] == [
+        tensor[:8] for tensor in INITIAL.tensors
+    ]
+
+
+def test_run_without_initial_parameters_asks_a_client_for_them() -> None:
+    def client_fn(context: Context) -> Client:
+        return FedPWClient(NoiseClient(int(context.node_config["partition-id"]))).to_client()
+
+    strategy = FedPW(on_fit_config_fn=with_server_round)
+    clients = app_clients(ClientApp(client_fn=client_fn), NODES)
+    history, _ = run_server(strategy, clients, 2)
+    assert len(history.metrics_distributed_fit["fedpw-weight"]) == 2
+
+
+@pytest.mark.parametrize("model", [Parameters([], ""), Parameters([b"x"], "torch.tensor")])
+def test_run_without_a_model_says_how_to_give_one(model: Parameters) -> None:
+    with pytest.raises(ValueError, match="initial_parameters=ndarrays_to_parameters"):
+        run_server(FedPW(initial_parameters=model), plain_clients(NODES), 1)
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "reason"),
+    [
+        (np.nan, ValueError, "global model of round 1.*'body.weight'.*not finite"),
+        (1e30, ValueError, "global model of round 1.*'body.weight'.*diverged"),
+        (1j, TypeError, "complex"),
+    ],
+)
+def test_model_no_result_could_match_is_refused(
+    edit: complex, error: type[Exception], reason: str
+) -> None:
+    weight = MODEL["body.weight"] + np.array(edit).astype(np.complex64 if edit == 1j else "f4")
+    model = ndarrays_to_parameters([weight, *list(MODEL.values())[1:]])
+    with pytest.raises(error, match=reason):
+        fit_round(FedPW(array_names=NAMES), plain_clients(NODES), model)
+
+
+@pytest.mark.parametrize("adjustment", ["server", "client"])
+def test_clients_get_the_users_configuration_beside_what_fedpw_asks(adjustment: Any) -> None:
+    shared: dict[str, Scalar] = {"lr": 0.1, "epochs": 3, "note": "warm-up"}
+    seen: dict[int, dict[str, Scalar]] = {}
+
+    def note(node: int, ins: FitIns) -> FitRes:
+        seen[node] = dict(ins.config)
+        return good_fit(node, ins)
+
+    strategy = FedPW(
+        array_names=NAMES, on_fit_config_fn=lambda server_round: shared, adjustment=adjustment
+    )
+    clients: list[ClientProxy] = [PlainClient(node, note) for node in NODES]
+    parameters = INITIAL
+    for server_round in (1, 2, 3):
+        parameters, _ = fit_round(strategy, clients, parameters, server_round)
+        for config in seen.values():
+            assert {key: config[key] for key in shared} == shared
+            asked = {REQUEST_KEY, CONSENSUS_KEY} if server_round == 3 else {REQUEST_KEY}
+            assert set(config) - set(shared) == (asked if adjustment == "client" else set())
+    assert shared == {"lr": 0.1, "epochs": 3, "note": "warm-up"}
+    if adjustment == "client":
+        assert len({bytes(str(config[REQUEST_KEY]), "ascii") for config in seen.values()}) == 4
+
+
+def test_only_sampled_clients_are_asked() -> None:
+    strategy = FedPW(fraction_fit=0.5, min_fit_clients=1)
+    instructions = strategy.configure_fit(1, INITIAL, manager_of(plain_clients(NODES)))
+    assert len(instructions) == 2
+    _, metrics = fit_round(strategy, plain_clients(NODES))
+    assert len(json.loads(str(metrics["fedpw-client-id"]))) == 2
+
+
+def test_when_nobody_is_sampled_the_model_stays() -> None:
+    strategy = FedPW(min_fit_clients=9, min_available_clients=2, initial_parameters=INITIAL)
+    history, parameters = run_server(strategy, plain_clients(NODES), 2)
+    assert parameters == INITIAL
+    assert history.metrics_distributed_fit == {}
+
+
+def test_users_metrics_are_aggregated_over_usable_results_without_fedpws_report() -> None:
+    given: list[list[tuple[int, Metrics]]] = []
+
+    def note(metrics: list[tuple[int, Metrics]]) -> Metrics:
+        given.append(metrics)
+        return {"examples": sum(count for count, _ in metrics)}
+
+    class ReportingClient(NoiseClient):
+        def fit(
+            self, parameters: NDArrays, config: dict[str, Scalar]
+        ) -> tuple[NDArrays, int, Metrics]:
+            arrays, count, metrics = super().fit(parameters, config)
+            if self.number == 3:
+                arrays[0][0, 0] = np.nan
+            return arrays, count, {**metrics, "note": "abc", "raw": b"12", "number": self.number}
+
+    def client_fn(context: Context) -> Client:
+        number = int(context.node_config["partition-id"])
+        return FedPWClient(ReportingClient(number), device="cpu").to_client()
+
+    strategy = FedPW(
+        adjustment="client",
+        on_fit_config_fn=with_server_round,
+        fit_metrics_aggregation_fn=note,
+    )
+    clients = app_clients(ClientApp(client_fn=client_fn), [1, 2, 3])
+    _, metrics = fit_round(strategy, clients)
+    (seen,) = given
+    assert sorted(count for count, _ in seen) == [11, 12]
+    assert sorted(int(one["number"]) for _, one in seen) == [1, 2]
+    for _, one in seen:
+        assert set(one) == {"train_loss", "note", "raw", "number"}
+        assert REPORT_KEY not in one
+    assert metrics["examples"] == 23
+    assert metrics["fedpw-quarantined"] == 1
+
+
+def test_users_metrics_are_not_asked_for_where_no_result_can_be_used() -> None:
+    def fail(metrics: list[tuple[int, Metrics]]) -> Metrics:
+        raise AssertionError("called without results")
+
+    def broken(node: int, ins: FitIns) -> FitRes:
+        return fit_result(named(ins.parameters), math.nan)
+
+    strategy = FedPW(fit_metrics_aggregation_fn=fail)
+    _, metrics = fit_round(strategy, plain_clients(NODES, dict.fromkeys(NODES, broken)))
+    assert metrics["fedpw-quarantined"] == len(NODES)
+
+
+def test_without_adapted_weights_clients_count_by_their_examples() -> None:
+    counts = dict(zip(NODES, (10, 30, 0, 60), strict=True))
+
+    def fit(node: int, ins: FitIns) -> FitRes:
+        return fit_result(named(ins.parameters), 1.0, counts[node])
+
+    strategy = FedPW(adapt_weights=False)
+    _, metrics = fit_round(strategy, [PlainClient(node, fit) for node in NODES])
+    assert json.loads(str(metrics["fedpw-weight"])) == pytest.approx([0.1, 0.3, 0.0, 0.6])
+
+
+def test_both_ablations_off_is_flowers_fedavg_on_floating_arrays() -> None:
+    ours, _ = fit_round(FedPW(adapt_weights=False, adjust_parameters=False), plain_clients(NODES))
+    flowers, _ = fit_round(FedAvg(inplace=False), plain_clients(NODES))
+    expected = named(flowers)
+    for name, array in named(ours).items():
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-6)
+        else:
+            assert array == np.rint(expected[name])
+
+
+def test_state_can_be_saved_and_a_run_continued_from_it() -> None:
+    whole = FedPW(array_names=NAMES)
+    parameters = INITIAL
+    for server_round in (1, 2):
+        parameters, _ = fit_round(whole, plain_clients(NODES), parameters, server_round)
+    continued = FedPW(array_names=NAMES)
+    continued.state = copy.deepcopy(whole.state)
+    expected = fit_round(whole, plain_clients(NODES), parameters, 3)
+    assert fit_round(continued, plain_clients(NODES), parameters, 3) == expected
+    assert continued.state == whole.state
