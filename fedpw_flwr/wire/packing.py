@@ -68,7 +68,7 @@ def pack_update(update: Tensor, dtype: str, place: int = 0) -> npt.NDArray[np.ui
     """
     entries = update.numpy()
     kept_entries = entries != 0
-    kept = torch.from_numpy(np.compress(kept_entries, entries))
+    kept = torch.from_numpy(np.compress(kept_entries, entries)).float()
     scale = _float16_scale(kept) if dtype == "float16" else 1.0
     values = (kept / scale if scale != 1.0 else kept).to(UPLOAD_DTYPES[dtype])
     bits = np.packbits(kept_entries)
