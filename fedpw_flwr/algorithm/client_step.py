@@ -199,7 +199,8 @@ class AdjustedTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """Adjust one tensor; integer and 0-d ones are given as they are."""
         start, trained = self._global_model[name], self._trained[name]
-        if not is_adjustable(start):
+        untouched = self._rate == 0 and name not in self._members
+        if untouched or not is_adjustable(start):
             return trained
         update, discarded = adjust_tensor(
             start,

@@ -106,7 +106,8 @@ def adjust_reply(
             moved = moved or not np.array_equal(start, end)
             continue
         untouched = request.rate == 0 and place not in members
-        if untouched and request.upload == "dense":
+        exact = request.upload == "dense" or request.upload_dtype == "float32"
+        if untouched and exact:
             sent.append(end)
             moved = True
             continue

@@ -306,8 +306,11 @@ class ServerRounds:
         if not self._knows_names:
             good, odd = self._take_trainable(good, global_model)
             bad += odd
+        step, overgrown = self._step(good, global_model)
+        good = [reply for reply in good if reply.client in step.clients] if step else []
+        bad += overgrown
         log_replies(phase, server_round, len(good), bad)
-        if not good:
+        if step is None:
             logger.warning(
                 "%s: round %s has no reply that can be used; the model stays as it is",
                 phase,
@@ -315,14 +318,6 @@ class ServerRounds:
             )
             return Aggregated(self._global_arrays.copy(), None, good, bad, len(self._asked))
 
-        step = server_step(
-            global_model,
-            [reply.result for reply in good],
-            self.state,
-            self.settings,
-            self.device,
-            self._sent(good) if self.on_clients else None,
-        )
         arrays = encode_arrays(step.model)
         self.state = step.state
         self._owners.update({reply.client: reply.node_id for reply in good})
@@ -347,6 +342,32 @@ class ServerRounds:
         good, bad = screen_evaluate_replies(answers, asked, self._owners, examples_key)
         log_replies(phase, server_round, len(good), bad)
         return good, bad
+
+    def _step(
+        self, good: Sequence[TrainReply], global_model: ArrayTensors
+    ) -> tuple[ServerStep | None, list[BadReply]]:
+        """Aggregate; set aside a reply that would make a model no next round could begin with."""
+        overgrown: list[BadReply] = []
+        while good:
+            step = server_step(
+                global_model,
+                [reply.result for reply in good],
+                self.state,
+                self.settings,
+                self.device,
+                self._sent(good) if self.on_clients else None,
+            )
+            name = next((name for name in step.model if _too_large(name, step.model[name])), None)
+            if name is None:
+                return step, overgrown
+            start = global_model[name].double()
+            largest = max(
+                good, key=lambda reply: float((reply.result.tensors[name] - start).norm())
+            )
+            reason = f"with it, tensor {name!r} of the next model would be too large to go on from"
+            overgrown.append(BadReply(largest.node_id, largest.client, reason))
+            good = [reply for reply in good if reply is not largest]
+        return None, overgrown
 
     def _sent(self, good: Sequence[TrainReply]) -> SentAdjustment:
         rates = {}
@@ -393,6 +414,14 @@ class ServerRounds:
                 reason += f"the others {list(expected)}"
             odd.append(BadReply(reply.node_id, reply.client, reason))
         return good, odd
+
+
+def _too_large(name: str, tensor: torch.Tensor) -> bool:
+    try:
+        check_finite(name, tensor)
+    except ValueError:
+        return True
+    return False
 
 
 def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadReply]) -> None:

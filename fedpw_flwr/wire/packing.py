@@ -156,7 +156,7 @@ def unpack_update(
     if len(kept):
         values = torch.from_numpy(raw).view(UPLOAD_DTYPES[dtype]).float()
     largest = float(values.abs().max()) if len(kept) else 0.0
-    if not math.isfinite(largest):
+    if not largest * scale <= torch.finfo(torch.float32).max:
         raise ValueError("the packed values are not finite")
     if not _is_scale_of(scale, largest, dtype):
         raise ValueError(f"the packed values, up to {largest}, cannot have the scale {scale}")

@@ -1,0 +1,264 @@
+"""Clients of FedPW(adjustment="client"): they train, and follow the server's request or ignore it.
+
+A train function is what a user wrote: from the message to the reply, with no thought of FedPW.
+`following` puts the real `FedPWMod` round it; `ignoring` is the same client without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from federation import Client, ClientsGrid, NDArrays, ndarrays, payloads, train_content, train_reply
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from fedpw_flwr import FedPW, FedPWMod
+from fedpw_flwr.algorithm import AdjustmentState
+from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
+
+Train = Callable[[Message], Message]
+Plan = Mapping[tuple[int, int], tuple[Mapping[str, np.ndarray], float]]
+"""By round and node: Δ_k by tensor, and the loss that is reported."""
+
+
+def ignoring(train: Train = train_reply) -> Client:
+    """A client that has never heard of FedPW."""
+    return lambda message: [train(message)]
+
+
+def following(train: Train = train_reply) -> Client:
+    """The same client with `fedpw_mod`."""
+    mod = FedPWMod("cpu")
+
+    def client(message: Message) -> list[Message]:
+        context = Context(1, message.metadata.dst_node_id, {}, RecordDict(), {})
+        # As over the network: what the mod takes out of its message stays in the sender's.
+        return [mod(copy.deepcopy(message), context, lambda inner, _: train(inner))]
+
+    return client
+
+
+def failing(message: Message) -> list[Message]:
+    """A client that is lost in the middle of the round."""
+    raise RuntimeError("the battery is empty")
+
+
+def silent(message: Message) -> list[Message]:
+    """A client that never answers."""
+    return []
+
+
+def altered(client: Client, change: Callable[[RecordDict], None]) -> Client:
+    """A client whose replies are changed on the way."""
+
+    def altered_client(message: Message) -> list[Message]:
+        replies = list(client(message))
+        for reply in replies:
+            change(reply.content)
+        return replies
+
+    return altered_client
+
+
+def round_of(message: Message) -> int:
+    server_round = message.content.config_records["config"]["server-round"]
+    assert isinstance(server_round, int)
+    return server_round
+
+
+def model_of(message: Message) -> NDArrays:
+    return ndarrays(message.content.array_records["arrays"])
+
+
+def report_of(content: RecordDict) -> dict[str, Any]:
+    """A reply's report, as plain JSON."""
+    entries = json.loads(_bytes(content.config_records[REPORT_KEY], REPORT_KEY))
+    assert isinstance(entries, dict)
+    return entries
+
+
+def _bytes(config: ConfigRecord, key: str) -> bytes:
+    value = config[key]
+    assert isinstance(value, bytes)
+    return value
+
+
+def with_report(**changes: Any) -> Callable[[RecordDict], None]:
+    """Change entries of a reply's report; a reply without one gets an invented one."""
+
+    def change(content: RecordDict) -> None:
+        arrays = next(iter(content.array_records.values()))
+        entries: dict[str, Any] = {
+            "version": 1,
+            "rate": 0.0,
+            "consensus-round": None,
+            "discarded": [0.0] * len(arrays),
+            "packed": [],
+            "trainable": None,
+        }
+        if REPORT_KEY in content.config_records:
+            entries = report_of(content)
+        report = json.dumps({**entries, **changes}).encode()
+        content[REPORT_KEY] = ConfigRecord({REPORT_KEY: report})
+
+    return change
+
+
+def planned(plan: Plan, examples: Mapping[int, int] | None = None) -> Train:
+    """Train by a plan: w_k = w − Δ_k, whatever w is; counters move by −Δ_k as well."""
+
+    def train(message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        server_round = round_of(message)
+        updates, loss = plan[server_round, node]
+        model = {
+            name: (array - updates[name]).astype(array.dtype)
+            for name, array in model_of(message).items()
+        }
+        num_examples = 10 if examples is None else examples[node]
+        return Message(train_content(model, loss, num_examples), reply_to=message)
+
+    return train
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one client was asked to do, read from its message as plain data.
+
+    `members` are the indices of C of the tensors that are rescaled.
+    """
+
+    rate: float
+    consensus_round: int | None
+    factors: dict[str, float]
+    members: dict[str, list[int]]
+    upload: str
+    upload_dtype: str
+
+
+def request_of(message: Message) -> Request:
+    config = message.content.config_records["config"]
+    entries = json.loads(_bytes(config, REQUEST_KEY))
+    bits = _bytes(config, CONSENSUS_KEY) if CONSENSUS_KEY in config else b""
+    sizes = {name: array.size for name, array in model_of(message).items()}
+    names = list(sizes)
+    factors = {names[int(place)]: factor for place, factor in entries["factors"].items()}
+    members, offset = {}, 0
+    for name in (name for name in names if name in factors):
+        whole = np.frombuffer(bits, np.uint8, (sizes[name] + 7) // 8, offset)
+        members[name] = np.flatnonzero(np.unpackbits(whole)[: sizes[name]]).tolist()
+        offset += whole.size
+    assert offset == len(bits)
+    return Request(
+        rate=entries["rate"],
+        consensus_round=entries["consensus-round"],
+        factors=factors,
+        members=members,
+        upload=entries["upload"],
+        upload_dtype=entries["upload-dtype"],
+    )
+
+
+@dataclass(frozen=True)
+class Round:
+    """A training round as it went: what was sent to each node, and what came of it."""
+
+    messages: dict[int, Message]
+    replies: dict[int, RecordDict]
+    arrays: ArrayRecord
+    metrics: MetricRecord
+
+    @property
+    def model(self) -> NDArrays:
+        return ndarrays(self.arrays)
+
+    @property
+    def requests(self) -> dict[int, Request]:
+        return {node: request_of(message) for node, message in self.messages.items()}
+
+    @property
+    def rates(self) -> dict[int, float]:
+        return {node: request.rate for node, request in self.requests.items()}
+
+    def reply_arrays(self, node: int) -> NDArrays:
+        return ndarrays(next(iter(self.replies[node].array_records.values())))
+
+
+def play_round(
+    strategy: FedPW,
+    clients: Mapping[int, Client],
+    arrays: ArrayRecord,
+    server_round: int,
+    arrange: Callable[[list[Message]], Sequence[Message]] = list,
+) -> Round:
+    """One training round of the clients that are there, as `Strategy.start` runs it."""
+    grid = ClientsGrid(clients, arrange=arrange)
+    sent = list(strategy.configure_train(server_round, arrays, ConfigRecord(), grid))
+    messages = {message.metadata.dst_node_id: message for message in sent}
+    answers = list(grid.send_and_receive(sent))
+    replies = {
+        reply.metadata.src_node_id: reply.content for reply in answers if reply.has_content()
+    }
+    new_arrays, metrics = strategy.aggregate_train(server_round, answers)
+    assert new_arrays is not None
+    assert metrics is not None
+    return Round(messages, replies, new_arrays, metrics)
+
+
+def play(
+    strategy: FedPW,
+    clients_by_round: Sequence[Mapping[int, Client]],
+    arrays: ArrayRecord,
+    first_round: int = 1,
+) -> list[Round]:
+    """Rounds in a row, each from the model of the one before."""
+    rounds: list[Round] = []
+    for server_round, clients in enumerate(clients_by_round, start=first_round):
+        rounds.append(play_round(strategy, clients, arrays, server_round))
+        arrays = rounds[-1].arrays
+    return rounds
+
+
+def assert_quarantined(
+    strategy: FedPW,
+    arrays: ArrayRecord,
+    clients: Mapping[int, Client],
+    liar: int,
+    reason: str,
+    log: pytest.LogCaptureFixture,
+    server_round: int,
+) -> None:
+    """The round is that in which the liar is silent, but for the count and a line in the log."""
+    strategy, without = copy.deepcopy(strategy), copy.deepcopy(strategy)
+    expected = play_round(without, {**clients, liar: silent}, arrays, server_round)
+    log.clear()
+    each = play_round(strategy, clients, arrays, server_round)
+    assert each.metrics["fedpw-client-id"] == sorted(set(clients) - {liar})
+    assert each.metrics["fedpw-quarantined"] == 1
+    assert payloads(each.arrays) == payloads(expected.arrays)
+    assert strategy.state == without.state
+    assert memory(strategy.rounds.adjustment_state) == memory(without.rounds.adjustment_state)
+    told = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert re.search(rf"round {server_round}, node {liar} quarantined: .*({reason})", told[0])
+
+
+def memory(state: AdjustmentState) -> dict[str, Any]:
+    """What the server carries over for the next request, in a form that compares by value."""
+    consensus = state.consensus
+    return {
+        "losses": dict(state.losses),
+        "consensus": None
+        if consensus is None
+        else {
+            "round": consensus.round,
+            "factors": dict(consensus.factors),
+            "members": {name: chosen.tolist() for name, chosen in consensus.members.items()},
+        },
+    }
