@@ -155,9 +155,8 @@ class AdjustmentReport:
         discarded = _entry(entries, "discarded", what)
         if not isinstance(discarded, list) or len(discarded) != arrays:
             raise ValueError(f"{what} gives no discarded magnitude for each of {arrays} arrays")
-        magnitudes = tuple(
-            _number(dict(enumerate(discarded)), place, what) for place in range(arrays)
-        )
+        by_place = dict(enumerate(discarded))
+        magnitudes = tuple(_number(by_place, place, what) for place in range(arrays))
         if any(magnitude < 0 for magnitude in magnitudes):
             raise ValueError(f"{what} has a negative discarded magnitude")
         trainable = _entry(entries, "trainable", what)

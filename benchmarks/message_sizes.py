@@ -1,0 +1,348 @@
+"""Print what FedPW's messages weigh on the wire, against plain FedAvg's, as Markdown tables.
+
+    python benchmarks/message_sizes.py --drop-rates 0.3 0.5 0.9
+
+Three rounds of the real strategy with two real ClientApps, the paper's ResNet-10 and updates of
+noise, half of which the clients share. The third round is the first that has everything: masks,
+consensus bits and factors. Its messages are weighed as a SuperNode and its SuperLink exchange
+them: one protobuf message with the metadata and the tree of objects, then one for every object
+(records, arrays and their chunks). Flower does not compress them, and sends equal objects once.
+"Down" is what a SuperNode pulls for one training message, "up" what it pushes for the reply; HTTP
+headers, acknowledgements and heartbeats are left out.
+
+Times are medians on one thread, for the whole update. Flower's is what it does to the same update
+when it travels dense, both ends together: npy, chunks, SHA-256, protobuf, and back to tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app.message.message import remove_content_from_message
+from flwr.clientapp import ClientApp
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
+from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedpw_flwr import FedPW, FedPWMod
+from fedpw_flwr.algorithm.client_step import adjust_tensor
+from fedpw_flwr.models.resnet import ResNet10
+from fedpw_flwr.wire.arrays import decode_array
+from fedpw_flwr.wire.packing import UPLOAD_DTYPES, pack_update, unpack_update
+
+RUN_ID = 2**61 + 1
+NODES = (2**63 + 1, 2**63 + 3)
+"""Flower draws ids of 64 bits; small ones would take fewer bytes."""
+
+SESSION_ID = "0" * 32
+ROUNDS = 3
+UPDATE_SIZE = 1e-3
+
+Model = dict[str, torch.Tensor]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a training message of the last round, and of its reply."""
+
+    down: int
+    up: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=64, help="of the ResNet-10; the paper's is 64")
+    parser.add_argument("--drop-rates", type=float, nargs="+", default=[0.3, 0.5, 0.9])
+    parser.add_argument("--repeats", type=int, default=9, help="of every timing")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    parameters = sum(parameter.numel() for parameter in _network(arguments.width).parameters())
+    print(f"ResNet-10 of width {arguments.width}, {parameters:,} parameters\n")
+    print(sizes_table(arguments.width, arguments.drop_rates))
+    print()
+    print(times_table(arguments.width, arguments.drop_rates, arguments.repeats))
+
+
+def sizes_table(width: int, drop_rates: Iterable[float]) -> str:
+    """Weigh FedAvg's messages and FedPW's with every kind of upload."""
+    plain = measure_sizes(FedAvg(fraction_evaluate=0.0), width)
+    lines = [
+        "| drop rate | strategy | upload | down, bytes | / FedAvg | up, bytes | / FedAvg |",
+        "|---|---|---|--:|--:|--:|--:|",
+        _size_row("", "FedAvg", "dense", plain, plain),
+    ]
+    for rate in drop_rates:
+        sizes = measure_sizes(fedpw(rate, "dense"), width)
+        lines.append(_size_row(f"{rate:g}", "FedPW", "dense", sizes, plain))
+        for dtype in UPLOAD_DTYPES:
+            sizes = measure_sizes(fedpw(rate, "packed", dtype), width)
+            lines.append(_size_row(f"{rate:g}", "FedPW", f"packed {dtype}", sizes, plain))
+    return "\n".join(lines)
+
+
+def times_table(width: int, drop_rates: Iterable[float], repeats: int) -> str:
+    """Time packing and unpacking, and what Flower does anyway."""
+    flower = measure_flower(width, repeats)
+    lines = [
+        "| drop rate | values | pack, ms | unpack, ms | both, ms | / Flower's "
+        f"{1e3 * flower:.0f} ms |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for rate in drop_rates:
+        for dtype in UPLOAD_DTYPES:
+            pack, unpack = measure_packing(width, rate, dtype, repeats)
+            lines.append(
+                f"| {rate:g} | {dtype} | {1e3 * pack:.0f} | {1e3 * unpack:.0f} "
+                f"| {1e3 * (pack + unpack):.0f} | {(pack + unpack) / flower:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def fedpw(drop_rate: float, upload: str, dtype: str = "float32") -> FedPW:
+    return FedPW(
+        fraction_evaluate=0.0,
+        avg_drop_rate=drop_rate,
+        device="cpu",
+        adjustment="client",
+        upload=upload,  # type: ignore[arg-type]
+        upload_dtype=dtype,  # type: ignore[arg-type]
+    )
+
+
+def measure_sizes(strategy: Strategy, width: int) -> Sizes:
+    """Weigh the last of three rounds of a strategy; the heavier of the two clients counts."""
+    _identify()
+    grid = WeighingGrid(_client_app(width))
+    arrays = ArrayRecord(_network(width).state_dict())
+    strategy.start(grid, initial_arrays=arrays, num_rounds=ROUNDS)
+    if any(len(sizes) != ROUNDS for sizes in grid.sizes.values()):
+        raise RuntimeError("a client was left out of a round")
+    last = [sizes[-1] for sizes in grid.sizes.values()]
+    return Sizes(max(sizes.down for sizes in last), max(sizes.up for sizes in last))
+
+
+def measure_packing(width: int, drop_rate: float, dtype: str, repeats: int) -> tuple[float, float]:
+    """Return the seconds in which a whole masked update is packed, and unpacked."""
+    start = _network(width).state_dict()
+    end = _trained(start, (1, 2))
+    updates = [
+        adjust_tensor(tensor, end[name], drop_rate)[0]
+        for name, tensor in start.items()
+        if tensor.is_floating_point()
+    ]
+    payloads = [pack_update(update, dtype) for update in updates]
+    packing = _median_seconds(repeats, lambda: [pack_update(update, dtype) for update in updates])
+    unpacking = _median_seconds(
+        repeats,
+        lambda: [
+            unpack_update(payload, update.numel(), dtype)
+            for payload, update in zip(payloads, updates, strict=True)
+        ],
+    )
+    return packing, unpacking
+
+
+def measure_flower(width: int, repeats: int) -> float:
+    """Return the seconds in which Flower writes and reads the same update as dense arrays."""
+    _identify()
+    arrays = {name: tensor.numpy() for name, tensor in _network(width).state_dict().items()}
+    question = Message(RecordDict(), dst_node_id=NODES[0], message_type="train")
+
+    def there_and_back() -> list[torch.Tensor]:
+        record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        reply, _ = carry_up(Message(RecordDict({"arrays": record}), reply_to=question))
+        return [decode_array(array) for array in reply.content.array_records["arrays"].values()]
+
+    return _median_seconds(repeats, there_and_back)
+
+
+def carry_down(message: Message) -> tuple[Message, int]:
+    """Take a message to a SuperNode; return what arrives there, and its weight."""
+    with no_object_id_recompute():
+        contents = _contents(message)
+        head = PullMessagesResponse(
+            messages_list=[message_to_proto(remove_content_from_message(message))],
+            message_object_trees=[get_object_tree(message)],
+        )
+    written = [head.SerializeToString(deterministic=True)]
+    arrived = {}
+    for object_id, content in contents.items():
+        response = PullObjectResponse(
+            object_found=True, object_available=True, object_content=content
+        )
+        written.append(response.SerializeToString(deterministic=True))
+        arrived[object_id] = PullObjectResponse.FromString(written[-1]).object_content
+    return _read(arrived), sum(map(len, written))
+
+
+def carry_up(message: Message) -> tuple[Message, int]:
+    """Take a reply to the SuperLink; return what arrives there, and its weight."""
+    node = Node(node_id=message.metadata.src_node_id)
+    with no_object_id_recompute():
+        contents = _contents(message)
+        head = PushMessagesRequest(
+            node=node,
+            messages_list=[message_to_proto(remove_content_from_message(message))],
+            message_object_trees=[get_object_tree(message)],
+            clientapp_runtime_list=[1.0],
+        )
+    written = [head.SerializeToString(deterministic=True)]
+    arrived = {}
+    for object_id, content in contents.items():
+        request = PushObjectRequest(
+            node=node,
+            run_id=RUN_ID,
+            object_id=object_id,
+            object_content=content,
+            session_id=SESSION_ID,
+        )
+        written.append(request.SerializeToString(deterministic=True))
+        arrived[object_id] = PushObjectRequest.FromString(written[-1]).object_content
+    return _read(arrived), sum(map(len, written))
+
+
+@dataclass
+class WeighingGrid(Grid):
+    """Take each message to a ClientApp and its reply back, and note what they weigh."""
+
+    app: ClientApp
+    sizes: dict[int, list[Sizes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return NODES
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        pushed = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            message.metadata.__dict__["_message_id"] = message.object_id
+            received, down = carry_down(message)
+            context = Context(RUN_ID, node, {}, state=RecordDict(), run_config={})
+            reply, up = carry_up(self.app(received, context))
+            self.sizes.setdefault(node, []).append(Sizes(down, up))
+            self._replies[message.metadata.message_id] = reply
+            pushed.append(message.metadata.message_id)
+        return pushed
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(message_id) for message_id in message_ids]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def _client_app(width: int) -> ClientApp:
+    """Return a ClientApp whose training is noise, with FedPW's mod; losses are always equal."""
+    app = ClientApp(mods=[FedPWMod(device="cpu")])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        server_round = int(str(message.content.config_records["config"]["server-round"]))
+        own = 1 + NODES.index(context.node_id)
+        network = _network(width)
+        network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+        end = _trained(network.state_dict(), (100 * server_round, 100 * server_round + own))
+        metrics = MetricRecord({"train_loss": 1.0, "num-examples": 100})
+        content = RecordDict({"arrays": ArrayRecord(end), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def _trained(start: Mapping[str, torch.Tensor], seeds: Iterable[int]) -> Model:
+    """Move floating tensors by noise of every seed, and counters by one."""
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    end = {}
+    for name, tensor in start.items():
+        end[name] = tensor.clone() if tensor.is_floating_point() else tensor + 1
+        if tensor.is_floating_point():
+            for source in sources:
+                end[name] += UPDATE_SIZE * torch.randn(tensor.shape, generator=source)
+    return end
+
+
+def _network(width: int) -> ResNet10:
+    torch.manual_seed(0)
+    return ResNet10(num_classes=10, width=width)
+
+
+def _identify() -> None:
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, 1
+
+
+def _contents(message: Message) -> dict[str, bytes]:
+    """Return the objects of a message by id, as Flower writes them."""
+    objects = get_all_nested_objects(message)
+    return {object_id: nested.deflate() for object_id, nested in objects.items()}
+
+
+def _read(contents: dict[str, bytes]) -> Message:
+    message_id = next(reversed(contents))
+    read = inflate_object_from_contents(message_id, contents)
+    if not isinstance(read, Message):
+        raise TypeError(f"{message_id} is {type(read).__name__}, not a Message")
+    read.metadata.__dict__["_message_id"] = message_id
+    return read
+
+
+def _size_row(rate: str, strategy: str, upload: str, sizes: Sizes, plain: Sizes) -> str:
+    return (
+        f"| {rate} | {strategy} | {upload} | {sizes.down:,} | {sizes.down / plain.down:.3f} "
+        f"| {sizes.up:,} | {sizes.up / plain.up:.3f} |"
+    )
+
+
+def _median_seconds(repeats: int, run: Callable[[], T]) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""Packed and adjusted replies may arrive in any state: the run goes on with a sound model.
+
+Either a reply is set aside with a reason, and the round is the one without that client to the last
+bit, or what it says is finite and within what a client may choose.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from adjusting_clients import following
+from federation import (
+    Client,
+    ClientsGrid,
+    NDArrays,
+    array_record,
+    ask,
+    evaluate_reply,
+    ndarrays,
+    payloads,
+    train_content,
+    train_reply,
+)
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tampered_replies import TAMPERED, Fate, Honest, Outcome
+
+from fedpw_flwr import FedPW
+from fedpw_flwr.strategy.server_rounds import Adjustment
+from fedpw_flwr.wire.packing import UPLOAD_DTYPES, UploadDtype
+
+MODEL: NDArrays = {
+    "conv.weight": np.linspace(-1.0, 1.0, 96, dtype=np.float32).reshape(6, 4, 4),
+    "twin.weight": np.linspace(1.0, -1.0, 96, dtype=np.float32).reshape(6, 4, 4),
+    "other.weight": np.linspace(-0.5, 0.5, 94, dtype=np.float32),
+    "head.bias": np.linspace(0.0, 0.3, 3, dtype=np.float32),
+    "norm.running_mean": np.linspace(0.5, 0.8, 70, dtype=np.float32),
+    "norm.running_var": np.linspace(0.8, 0.5, 70, dtype=np.float32),
+    "norm.num_batches_tracked": np.array(10, dtype=np.int64),
+}
+"""Twins of one size, a tensor whose mask takes as many bytes, one too small to pack, buffers."""
+
+HONEST_NODES = [21, 22, 23]
+LIAR = 24
+ROUNDS = 3
+DTYPES: list[UploadDtype] = list(UPLOAD_DTYPES)  # type: ignore[arg-type]
+
+honest_client = following()
+
+
+def a_strategy(dtype: UploadDtype) -> FedPW:
+    return FedPW(
+        fraction_evaluate=0.0,
+        avg_drop_rate=0.5,
+        adjustment="client",
+        upload="packed",
+        upload_dtype=dtype,
+        device="cpu",
+    )
+
+
+@dataclass
+class Liar:
+    """A client that follows the server's request; what it sends arrives as somebody wants it."""
+
+    dtype: str
+    earlier: list[RecordDict] = field(default_factory=list)
+
+    def reply(self, message: Message, kind: str, seed: int) -> tuple[Message, Message, Fate]:
+        """The reply as it was sent, as it arrives, and what may become of it."""
+        [sent] = honest_client(message)
+        honest = Honest(
+            content=sent.content,
+            global_model=ndarrays(message.content.array_records["arrays"]),
+            dtype=self.dtype,
+            earlier=tuple(self.earlier),
+            chance=random.Random(seed),
+        )
+        outcome: Outcome = TAMPERED[kind](honest) or (sent.content, Fate.UNCHANGED)
+        self.earlier.append(sent.content)
+        return sent, Message(outcome[0], reply_to=message), outcome[1]
+
+
+def aggregated(
+    strategy: FedPW, server_round: int, replies: Sequence[Message]
+) -> tuple[ArrayRecord, MetricRecord]:
+    arrays, metrics = strategy.aggregate_train(server_round, replies)
+    assert arrays is not None
+    assert metrics is not None
+    return arrays, metrics
+
+
+def assert_sound(arrays: ArrayRecord, metrics: MetricRecord | None = None) -> None:
+    assert list(arrays) == list(MODEL)
+    for name, array in ndarrays(arrays).items():
+        assert (array.shape, array.dtype) == (MODEL[name].shape, MODEL[name].dtype)
+        assert np.isfinite(array).all()
+    for value in (metrics or {}).values():
+        assert np.isfinite(value).all()
+
+
+def assert_same(first: FedPW, second: FedPW) -> None:
+    """Two strategies remember the same, consensus and all."""
+    assert first.state == second.state
+    one, other = first.rounds.adjustment_state, second.rounds.adjustment_state
+    assert one.losses == other.losses
+    assert (one.consensus is None) == (other.consensus is None)
+    if one.consensus is not None and other.consensus is not None:
+        assert one.consensus.round == other.consensus.round
+        assert one.consensus.factors == other.consensus.factors
+        assert one.consensus.members.keys() == other.consensus.members.keys()
+        for name, members in one.consensus.members.items():
+            assert members.equal(other.consensus.members[name])
+
+
+@dataclass
+class Federation:
+    """A strategy, three honest clients and one whose replies are tampered with."""
+
+    log: pytest.LogCaptureFixture
+    strategy: FedPW
+    liar: Liar
+    arrays: ArrayRecord = field(default_factory=lambda: array_record(MODEL))
+    round: int = 0
+
+    @classmethod
+    def new(cls, dtype: UploadDtype, log: pytest.LogCaptureFixture) -> Federation:
+        return cls(log, a_strategy(dtype), Liar(dtype))
+
+    def play(self, kind: str, seed: int) -> bool:
+        """Play a round in which the liar's reply arrives changed; say whether it was believed."""
+        self.round += 1
+        silent = ClientsGrid(
+            {**dict.fromkeys(HONEST_NODES, honest_client), LIAR: lambda message: []}
+        )
+        replies = ask(self.strategy, silent, self.arrays, self.round)
+        [message] = [sent for sent in silent.sent if sent.metadata.dst_node_id == LIAR]
+        sent, arrives, fate = self.liar.reply(message, kind, seed)
+        without, as_sent = copy.deepcopy(self.strategy), copy.deepcopy(self.strategy)
+
+        self.log.clear()
+        arrays, metrics = aggregated(self.strategy, self.round, [*replies, arrives])
+        reasons = [
+            record.getMessage() for record in self.log.records if record.levelname == "WARNING"
+        ]
+        assert_sound(arrays, metrics)
+        believed = LIAR in metrics["fedpw-client-id"]  # type: ignore[operator]
+        if believed:
+            assert fate is not Fate.REFUSED, f"{kind}, seed {seed}: believed in round {self.round}"
+            assert metrics["fedpw-quarantined"] == 0
+            if fate is Fate.UNCHANGED:
+                expected, expected_metrics = aggregated(as_sent, self.round, [*replies, sent])
+                assert payloads(arrays) == payloads(expected)
+                assert metrics == expected_metrics
+                assert_same(self.strategy, as_sent)
+        else:
+            assert kind != "nothing"
+            assert metrics["fedpw-quarantined"] == 1
+            [reason] = reasons
+            assert f"round {self.round}, node {LIAR} quarantined: " in reason
+            assert len(reason.split("quarantined: ")[1]) > 10
+            expected, _ = aggregated(without, self.round, replies)
+            assert payloads(arrays) == payloads(expected)
+            assert_same(self.strategy, without)
+        self.arrays = arrays
+        return believed
+
+
+_TWO_ROUNDS: dict[str, Federation] = {}
+
+
+def after_two_rounds(dtype: UploadDtype, log: pytest.LogCaptureFixture) -> Federation:
+    """A federation that masked once: from here on there is a consensus, too."""
+    if dtype not in _TWO_ROUNDS:
+        federation = Federation.new(dtype, log)
+        assert federation.play("nothing", 0)
+        assert federation.play("nothing", 0)
+        assert federation.strategy.rounds.adjustment_state.consensus is not None
+        _TWO_ROUNDS[dtype] = federation
+    known = _TWO_ROUNDS[dtype]
+    liar = Liar(dtype, list(known.liar.earlier))
+    return Federation(log, copy.deepcopy(known.strategy), liar, known.arrays, known.round)
+
+
+FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+SEEDS = st.integers(0, 2**32)
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", TAMPERED)
+def test_tampered_reply_is_set_aside_or_harmless(
+    kind: str, seed: int, flower_log: pytest.LogCaptureFixture
+) -> None:
+    dtype = DTYPES[(list(TAMPERED).index(kind) + seed) % len(DTYPES)]
+    after_two_rounds(dtype, flower_log).play(kind, seed)
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")
+@FUZZ
+@given(
+    dtype=st.sampled_from(DTYPES),
+    rounds=st.lists(st.tuples(st.sampled_from(sorted(TAMPERED)), SEEDS), min_size=1, max_size=4),
+)
+def test_no_history_of_tampered_replies_ends_a_run_or_reaches_the_others(
+    flower_log: pytest.LogCaptureFixture, dtype: UploadDtype, rounds: list[tuple[str, int]]
+) -> None:
+    federation = Federation.new(dtype, flower_log)
+    for kind, seed in rounds:
+        federation.play(kind, seed)
+
+
+def tampering(dtype: UploadDtype, kinds: Sequence[str], seed: int) -> Client:
+    """The liar as a client of a whole run; each round something else happens to its reply."""
+    liar = Liar(dtype)
+
+    def client(message: Message) -> list[Message]:
+        if message.metadata.message_type != "train":
+            return [evaluate_reply(message)]
+        kind = kinds[len(liar.earlier) % len(kinds)]
+        _, arrives, _ = liar.reply(message, kind, seed + len(liar.earlier))
+        return [arrives]
+
+    return client
+
+
+def honest_in_both(message: Message) -> list[Message]:
+    if message.metadata.message_type == "train":
+        return list(honest_client(message))
+    return [evaluate_reply(message)]
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_run_of_liars_of_every_kind_ends_as_it_should(dtype: UploadDtype) -> None:
+    crowd = {
+        100 + place: tampering(dtype, [kind], seed=place) for place, kind in enumerate(TAMPERED)
+    }
+    clients: dict[int, Client] = {**dict.fromkeys(HONEST_NODES, honest_in_both), **crowd}
+    strategy = a_strategy(dtype)
+    strategy.fraction_evaluate = 1.0
+    result = strategy.start(
+        grid=ClientsGrid(clients), initial_arrays=array_record(MODEL), num_rounds=ROUNDS
+    )
+    assert_sound(result.arrays)
+    assert list(result.train_metrics_clientapp) == list(range(1, ROUNDS + 1))
+    for metrics in result.train_metrics_clientapp.values():
+        assert set(HONEST_NODES) <= set(metrics["fedpw-client-id"])  # type: ignore[arg-type]
+        believed = len(metrics["fedpw-client-id"])  # type: ignore[arg-type]
+        assert metrics["fedpw-quarantined"] == len(clients) - believed
+        assert metrics["fedpw-failed"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy`")
+@settings(FUZZ, max_examples=12)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    kinds=st.lists(st.sampled_from(sorted(TAMPERED)), min_size=1, max_size=4),
+    seed=SEEDS,
+)
+def test_whatever_all_clients_send_a_run_returns_a_sound_model(
+    dtype: UploadDtype, kinds: list[str], seed: int
+) -> None:
+    clients = {
+        node: tampering(dtype, kinds[place:] + kinds[:place], seed + 100 * place)
+        for place, node in enumerate([*HONEST_NODES, LIAR])
+    }
+    result = a_strategy(dtype).start(
+        grid=ClientsGrid(clients), initial_arrays=array_record(MODEL), num_rounds=ROUNDS
+    )
+    assert_sound(result.arrays)
+
+
+LIES = {
+    "packed header, bytes flipped": "tensor '.*': .*(checksum|begins with)",
+    "mask, bytes flipped": "tensor '.*': .*checksum",
+    "mask, bytes flipped and sealed": r"tensor '.*': .*keeps \d+ of \d+|bits behind",
+    "packed values, bytes flipped": "tensor '.*': .*checksum",
+    "array truncated": "tensor '.*': ",
+    "packed payload of another length": "tensor '.*': .*(bytes|checksum)",
+    "another tensor's payload": r"tensor '.*': .*array \d with 96 entries, not of array \d with",
+    "array renamed": "its arrays are not the model's: missing .*, unknown ",
+    "dense where the report says packed": "tensor '.*': a packed update is one row of bytes",
+    "report truncated": "its FedPW report cannot be read",
+    "report of another round": "it (masked with the rate|rescaled with the consensus)",
+    "report missing": r"tensor '.*' has the shape \(\d+,\) instead of|uint8 instead of",
+    "packed list too short": r"tensor '.*' has the shape \(\d+,\) instead of|uint8 instead of",
+    "more kept than the rate leaves": r"tensor '.*': .*keeps \d+ of \d+.*leaves \d+",
+    "packed NaN": "tensor '.*not finite",
+    "packed infinity": "tensor '.*not finite",
+    "packed value that has diverged": "tensor '.*diverged",
+    "negative discarded magnitude": "its FedPW report has a negative discarded magnitude",
+    "discarded magnitude that is NaN": "its FedPW report has nan for .*not a finite number",
+    "discarded magnitudes of another model": "gives no discarded magnitude for each of 7 arrays",
+    "another version": "install the same version on server and clients",
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_the_log_says_what_was_wrong_with_the_reply(
+    kind: str, flower_log: pytest.LogCaptureFixture
+) -> None:
+    federation = after_two_rounds("float32", flower_log)
+    assert not federation.play(kind, 1)
+    [warning] = [entry for entry in flower_log.messages if "quarantined: " in entry]
+    assert_matches(warning, LIES[kind])
+
+
+def assert_matches(text: str, pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(text)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_that_nobody_trains_travels_packed_and_stays_as_it_is(dtype: UploadDtype) -> None:
+    def train(message: Message) -> Message:
+        reply = train_reply(message)
+        frozen = message.content.array_records["arrays"]["conv.weight"]
+        reply.content.array_records["arrays"]["conv.weight"] = frozen
+        return reply
+
+    client = following(train)
+    grid = ClientsGrid(dict.fromkeys(HONEST_NODES, client))
+    result = a_strategy(dtype).start(grid, array_record(MODEL), num_rounds=ROUNDS)
+    for metrics in result.train_metrics_clientapp.values():
+        assert (metrics["fedpw-failed"], metrics["fedpw-quarantined"]) == (0, 0)
+    np.testing.assert_array_equal(ndarrays(result.arrays)["conv.weight"], MODEL["conv.weight"])
+
+
+@pytest.mark.parametrize("adjustment", ["server", "client"])
+def test_a_client_that_sends_the_largest_values_let_through_does_not_end_the_run(
+    adjustment: Adjustment,
+) -> None:
+    # Replies within the limit, amplified, may add up to a model beyond it.
+    def liar(message: Message) -> list[Message]:
+        model = ndarrays(message.content.array_records["arrays"])
+        turned = np.where(model["conv.weight"] > 0, -1.0, 1.0) * 0.99e16 / np.sqrt(96)
+        model["conv.weight"] = turned.astype(np.float32)
+        return [Message(train_content(model, loss=1.0), reply_to=message)]
+
+    grid = ClientsGrid({**dict.fromkeys(HONEST_NODES, honest_client), LIAR: liar})
+    strategy = FedPW(fraction_evaluate=0.0, adjustment=adjustment, device="cpu")
+    result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=12)
+    assert_sound(result.arrays)

@@ -1,0 +1,122 @@
+"""Any metrics of the legacy API travel in Flower's new records, each in one that takes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpw_flwr.wire.adjustment import REPORT_KEY
+from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
+from fedpw_flwr.wire.metrics import METRICS_RECORD, OTHER_METRICS_RECORD, records_of_metrics
+
+WHOLE = st.integers(-(2**63), 2**63 - 1)
+NUMBERS = WHOLE | st.floats()
+OTHERS = st.booleans() | st.text(max_size=9) | st.binary(max_size=9)
+KEYS = st.text(max_size=6).filter(lambda key: key not in (REPORT_KEY, IDENTITY_KEY))
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal in value and type, NaN included."""
+    both_nan = first != first and second != second
+    return type(first) is type(second) and (first == second or both_nan)
+
+
+def inflated(content: RecordDict) -> dict[str, dict[str, Any]]:
+    """Every record as the other side of a network reads it."""
+    read: dict[str, dict[str, Any]] = {}
+    for name, record in content.items():
+        assert isinstance(record, MetricRecord | ConfigRecord)
+        read[name] = dict(type(record).inflate(record.deflate()))
+    return read
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(KEYS, NUMBERS | OTHERS, max_size=6))
+def test_every_metric_arrives_in_one_record_with_its_value_and_type(
+    metrics: dict[str, Any],
+) -> None:
+    records = inflated(records_of_metrics(metrics))
+    assert set(records) <= {METRICS_RECORD, OTHER_METRICS_RECORD}
+    arrived = {key: value for record in records.values() for key, value in record.items()}
+    assert arrived.keys() == metrics.keys()
+    assert sum(len(record) for record in records.values()) == len(metrics)
+    for key, value in metrics.items():
+        assert same(arrived[key], value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        assert (key in records[METRICS_RECORD]) == is_number
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.float16(0.5), 0.5),
+        (np.float32(0.1), float(np.float32(0.1))),
+        (np.float64(0.1), 0.1),
+        (np.int8(-3), -3),
+        (np.int64(2**62), 2**62),
+        (np.uint8(3), 3),
+        (np.array(0.25), 0.25),
+        (np.array(7), 7),
+    ],
+    ids=repr,
+)
+def test_numpy_numbers_are_numbers(value: Any, plain: float) -> None:
+    records = inflated(records_of_metrics({"value": value}))
+    assert same(records[METRICS_RECORD]["value"], plain)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (np.bool_(True), True),
+        (np.array(False), False),
+        (np.str_("text"), "text"),
+        (np.bytes_(b"bytes"), b"bytes"),
+    ],
+    ids=repr,
+)
+def test_numpy_text_bytes_and_truth_are_what_they_are_in_python(value: Any, plain: Any) -> None:
+    records = inflated(records_of_metrics({"value": value}))
+    assert same(records[OTHER_METRICS_RECORD]["value"], plain)
+
+
+def test_truth_is_no_number() -> None:
+    content = records_of_metrics({"converged": True, "epochs": 1})
+    assert dict(content.metric_records[METRICS_RECORD]) == {"epochs": 1}
+    assert dict(content.config_records[OTHER_METRICS_RECORD]) == {"converged": True}
+
+
+def test_there_is_one_metric_record_even_without_metrics() -> None:
+    content = records_of_metrics({})
+    assert list(content) == [METRICS_RECORD]
+    assert dict(content.metric_records[METRICS_RECORD]) == {}
+
+
+def test_report_and_identity_have_records_of_their_own() -> None:
+    content = records_of_metrics({REPORT_KEY: b"report", IDENTITY_KEY: 3, "train_loss": 0.5})
+    assert inflated(content) == {
+        REPORT_KEY: {REPORT_KEY: b"report"},
+        IDENTITY_RECORD: {IDENTITY_KEY: 3},
+        METRICS_RECORD: {"train_loss": 0.5},
+    }
+
+
+def test_an_identity_may_be_a_numpy_number() -> None:
+    content = records_of_metrics({IDENTITY_KEY: np.int64(3)})
+    assert same(inflated(content)[IDENTITY_RECORD][IDENTITY_KEY], 3)
+
+
+@pytest.mark.parametrize("value", [1, 0.5, "text", True])
+def test_a_users_own_metric_under_the_reports_key_is_no_report(value: Any) -> None:
+    assert REPORT_KEY not in records_of_metrics({REPORT_KEY: value})
+
+
+@pytest.mark.parametrize("value", [None, {}, object(), np.zeros(2), [None], 1j], ids=repr)
+def test_what_no_record_takes_is_a_type_error_of_flower(value: Any) -> None:
+    with pytest.raises(TypeError):
+        records_of_metrics({"value": value})

@@ -1,0 +1,398 @@
+"""A packed update comes back as it was, or as near as its type allows; a broken one is refused."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zlib
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedpw_flwr.wire.packing import UPLOAD_DTYPES, pack_update, packed_size, unpack_update
+
+Floats = npt.NDArray[np.floating[Any]]
+Payload = npt.NDArray[np.uint8]
+
+HEADER = packed_size(0, 0, "float32")
+TYPE_CODE, SCALE, CHECKSUM = slice(4, 5), slice(8, 12), slice(HEADER - 4, HEADER)
+"""Parts of the header."""
+
+PROPERTY = settings(max_examples=150, deadline=None)
+
+
+def unpacked(update: Floats, dtype: str) -> Floats:
+    payload = pack_update(torch.from_numpy(update), dtype)
+    return unpack_update(payload, update.size, dtype).numpy()
+
+
+def updates(largest: float, width: Literal[32, 64] = 32) -> st.SearchStrategy[Floats]:
+    """Flat updates of any size, many of their entries masked."""
+    dtype = np.dtype(f"float{width}")
+    bound = float(np.asarray(largest, dtype=dtype))
+    values = st.floats(-bound, bound, width=width)
+    return hnp.arrays(dtype, st.integers(0, 70), elements=st.one_of(st.just(0.0), values))
+
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@PROPERTY
+@given(updates(FLOAT32_MAX))
+@example(np.zeros(0, dtype=np.float32))
+@example(np.zeros(1, dtype=np.float32))
+@example(np.ones(7, dtype=np.float32))
+@example(np.zeros(8, dtype=np.float32))
+@example(np.arange(9, dtype=np.float32))
+@example(np.array([1e-45, -1e-45, 1.2e-38, 0.0], dtype=np.float32))
+@example(np.array([FLOAT32_MAX, -FLOAT32_MAX], dtype=np.float32))
+def test_float32_comes_back_bit_for_bit(update: Floats) -> None:
+    received = unpacked(update, "float32")
+    assert received.dtype == np.float32
+    # x + 0 is x for every x but -0, which is masked like any other zero.
+    assert received.tobytes() == (update + np.float32(0)).tobytes()
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_float64_updates_too_small_for_single_precision_arrive_as_zeros(dtype: str) -> None:
+    update = np.array([1e-60, -5e-324, 0.0, 1e-46])
+    np.testing.assert_array_equal(unpacked(update, dtype), np.zeros(4))
+
+
+def test_minus_zero_is_a_masked_entry() -> None:
+    update = np.array([-0.0, 1.0, -0.0], dtype=np.float32)
+    assert pack_update(torch.from_numpy(update), "float32").size == packed_size(3, 1, "float32")
+    assert not np.signbit(unpacked(update, "float32")[[0, 2]]).any()
+
+
+@PROPERTY
+@given(updates(1e38))
+@example(np.array([1e38, 1e30, 1e-45], dtype=np.float32))
+@example(np.array([2.0**-126, 1e-45], dtype=np.float32))
+def test_float16_is_off_by_at_most_2_to_the_minus_11_of_the_largest_entry(update: Floats) -> None:
+    received = unpacked(update, "float16")
+    largest = float(np.abs(update).max(initial=0.0))
+    difference = np.abs(received.astype(np.float64) - update.astype(np.float64))
+    if largest >= 2.0**-126:
+        assert (difference <= largest * 2.0**-11).all()
+    assert not received[update == 0].any()
+
+
+@PROPERTY
+@given(updates(1e38))
+def test_float16_keeps_eleven_bits_of_every_entry_not_much_smaller_than_the_largest(
+    update: Floats,
+) -> None:
+    magnitude = np.abs(update.astype(np.float64))
+    largest = magnitude.max(initial=0.0)
+    large = (magnitude >= largest * 2.0**-13) & (magnitude >= 2.0**-100)
+    difference = np.abs(unpacked(update, "float16").astype(np.float64) - update)
+    assert (difference[large] <= magnitude[large] * 2.0**-11).all()
+
+
+@pytest.mark.parametrize("exponent", range(-126, 127, 11))
+def test_float16_is_as_exact_for_small_and_large_updates(exponent: int) -> None:
+    mantissas = np.array([1.0, -1.5, 1.25, 0.125, 2.0**-10, 0.0], dtype=np.float32)
+    update = np.ldexp(mantissas, exponent)
+    np.testing.assert_array_equal(unpacked(update, "float16"), update)
+
+
+@PROPERTY
+@given(updates(1e38))
+@example(np.array([1e38, -1e38, 1e-30], dtype=np.float32))
+def test_bfloat16_is_off_by_at_most_2_to_the_minus_8_of_every_entry(update: Floats) -> None:
+    magnitude = np.abs(update.astype(np.float64))
+    difference = np.abs(unpacked(update, "bfloat16").astype(np.float64) - update)
+    normal = magnitude >= 2.0**-126
+    assert (difference[normal] <= magnitude[normal] * 2.0**-8).all()
+    assert (difference[~normal] <= 2.0**-133).all()
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_nothing_overflows_up_to_1e38(dtype: str, precision: type[np.floating[Any]]) -> None:
+    update = np.array([1e38, -1e38, 65504.0, 65536.0, -7e4, 1e-8, 0.0], dtype=precision)
+    received = unpacked(update, dtype)
+    assert np.isfinite(received).all()
+    assert (np.sign(received[:2]) == [1, -1]).all()
+    assert np.abs(received[:2] / update[:2].astype(np.float64) - 1).max() <= 2.0**-8
+
+
+@PROPERTY
+@given(updates(1e38, 64))
+def test_float64_updates_arrive_in_single_precision(update: Floats) -> None:
+    received = unpacked(update, "float32")
+    assert received.dtype == np.float32
+    np.testing.assert_array_equal(received, update.astype(np.float32))
+
+
+@PROPERTY
+@given(updates(FLOAT32_MAX), st.sampled_from(list(UPLOAD_DTYPES)))
+def test_a_payload_takes_a_bit_an_entry_and_a_value_for_each_that_is_kept(
+    update: Floats, dtype: str
+) -> None:
+    before = update.copy()
+    payload = pack_update(torch.from_numpy(update), dtype)
+    assert payload.dtype == np.uint8
+    width = 4 if dtype == "float32" else 2
+    kept = int(np.count_nonzero(update))
+    size = HEADER + (update.size + 7) // 8 + width * kept
+    assert payload.shape == (size,)
+    assert packed_size(update.size, kept, dtype) == size
+    np.testing.assert_array_equal(update, before)
+
+
+def test_the_header_is_small_beside_a_bias_of_ten_entries() -> None:
+    assert HEADER <= 32
+
+
+SPARSE = np.array([0.0, 1.5, 0.0, -2.25, 0.5, 0.0, 0.0, 3.0, -0.75, 0.0, 0.0, 1.0, 0.0])
+SPARSE = SPARSE.astype(np.float32)
+"""13 entries, 6 kept: the mask takes two bytes, the second with three bits to spare."""
+
+MASK = slice(HEADER, HEADER + 2)
+
+
+def good_payload(dtype: str) -> Payload:
+    return pack_update(torch.from_numpy(SPARSE), dtype).copy()
+
+
+def sealed(payload: Payload) -> Payload:
+    """The same payload with the checksum of what it holds: a lie, and no accident."""
+    lie = payload.copy()
+    rest = np.delete(lie, np.arange(CHECKSUM.start, CHECKSUM.stop))
+    lie[CHECKSUM] = np.frombuffer(struct.pack("<I", zlib.crc32(rest.data)), dtype=np.uint8)
+    return lie
+
+
+def refused(payload: npt.NDArray[Any], entries: int = SPARSE.size, dtype: str = "float32") -> str:
+    with pytest.raises(ValueError, match=r"\w+ \w+ \w+") as raised:
+        unpack_update(payload, entries, dtype)
+    return str(raised.value)
+
+
+def accepted(payload: Payload, dtype: str) -> Floats | None:
+    """What the payload is read as; None where it is refused as it should be."""
+    try:
+        update = unpack_update(payload, SPARSE.size, dtype)
+    except ValueError:
+        return None
+    assert update.dtype == torch.float32
+    assert update.shape == (SPARSE.size,)
+    return update.numpy()
+
+
+def test_the_checksum_is_that_of_everything_else() -> None:
+    good = good_payload("float32")
+    np.testing.assert_array_equal(sealed(good), good)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_every_changed_byte_is_noticed(dtype: str) -> None:
+    good = good_payload(dtype)
+    for place, change in itertools.product(range(good.size), range(1, 256)):
+        payload = good.copy()
+        payload[place] ^= change
+        assert accepted(payload, dtype) is None, f"byte {place} ^ {change}"
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_a_lie_of_one_byte_is_noticed_or_about_values_only(dtype: str) -> None:
+    # What a client says of its own values cannot be known to be wrong; nothing else may pass.
+    good = good_payload(dtype)
+    expected = unpacked(SPARSE, dtype)
+    for place, change in itertools.product(range(good.size), range(1, 256)):
+        payload = good.copy()
+        payload[place] ^= change
+        update = accepted(sealed(payload), dtype)
+        if update is None:
+            continue
+        assert np.isfinite(update).all()
+        if MASK.start <= place < MASK.stop:
+            # As many entries as before, elsewhere.
+            kept = np.unpackbits(payload[MASK], count=SPARSE.size).astype(bool)
+            np.testing.assert_array_equal(update[kept], expected[SPARSE != 0])
+            assert not update[~kept].any()
+        elif place < HEADER and not (dtype == "float16" and place in range(*SCALE.indices(99))):
+            np.testing.assert_array_equal(update, expected, f"byte {place} ^ {change}")
+        else:
+            assert not update[SPARSE == 0].any()
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_every_flipped_bit_of_the_mask_is_noticed(dtype: str) -> None:
+    for entry in range(16):
+        payload = good_payload(dtype)
+        payload[HEADER + entry // 8] ^= 128 >> entry % 8
+        refused(payload, dtype=dtype)
+        refused(sealed(payload), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_a_kept_entry_and_a_masked_one_that_change_places_are_noticed(dtype: str) -> None:
+    payload = good_payload(dtype)
+    bits = np.unpackbits(payload[MASK])
+    bits[[0, 1]] = bits[[1, 0]]
+    payload[MASK] = np.packbits(bits)
+    refused(payload, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_every_truncation_is_noticed(dtype: str) -> None:
+    good = good_payload(dtype)
+    for size in range(good.size):
+        refused(good[:size].copy(), dtype=dtype)
+        if size >= HEADER:
+            refused(sealed(good[:size]), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+@pytest.mark.parametrize("surplus", [1, 2, 3, 4, 8, 1000])
+def test_every_extension_is_noticed(dtype: str, surplus: int) -> None:
+    payload = np.append(good_payload(dtype), np.zeros(surplus, dtype=np.uint8))
+    refused(payload, dtype=dtype)
+    refused(sealed(payload), dtype=dtype)
+
+
+@PROPERTY
+@given(
+    dtype=st.sampled_from(list(UPLOAD_DTYPES)),
+    changes=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 255)), max_size=6),
+    cut=st.integers(-3, 3),
+)
+def test_any_bytes_are_an_update_of_the_right_shape_or_a_value_error(
+    dtype: str, changes: list[tuple[int, int]], cut: int
+) -> None:
+    payload = good_payload(dtype)
+    for place, value in changes:
+        payload[place % payload.size] = value
+    payload = np.resize(payload, payload.size + cut)
+    accepted(payload, dtype)
+    accepted(sealed(payload), dtype)
+
+
+@PROPERTY
+@given(st.binary(max_size=60), st.integers(0, 100), st.sampled_from(list(UPLOAD_DTYPES)))
+def test_noise_is_a_value_error(noise: bytes, entries: int, dtype: str) -> None:
+    refused(np.frombuffer(noise, dtype=np.uint8), entries, dtype)
+
+
+@pytest.mark.parametrize("entry", [13, 14, 15])
+def test_bits_behind_the_last_entry_are_noticed(entry: int) -> None:
+    payload = np.append(good_payload("float32"), np.ones(4, dtype=np.uint8))
+    payload[HEADER + 1] |= 128 >> entry % 8
+    assert "bits behind its 13 entries" in refused(sealed(payload))
+
+
+@pytest.mark.parametrize(("sent", "asked"), list(itertools.permutations(UPLOAD_DTYPES, 2)))
+def test_values_of_another_type_than_asked_for_are_refused(sent: str, asked: str) -> None:
+    assert f"not {asked} as asked for" in refused(good_payload(sent), dtype=asked)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_unknown_types_are_refused(dtype: str) -> None:
+    for code in range(len(UPLOAD_DTYPES), 256):
+        payload = good_payload(dtype)
+        payload[TYPE_CODE] = code
+        refused(sealed(payload), dtype=dtype)
+
+
+def scaled(dtype: str, scale: float) -> Payload:
+    payload = good_payload(dtype)
+    payload[SCALE] = np.frombuffer(struct.pack("<f", scale), dtype=np.uint8)
+    return sealed(payload)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+@pytest.mark.parametrize(
+    "scale", [np.nan, np.inf, -np.inf, 0.0, -0.0, -1.0, -1e-45, 1.5, 1.0000001, 3e38]
+)
+def test_scale_that_packing_never_chooses_is_refused(dtype: str, scale: float) -> None:
+    refused(scaled(dtype, scale), dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("exponent", [-126, -1, 1, 127])
+def test_only_float16_values_are_scaled(dtype: str, exponent: int) -> None:
+    refused(scaled(dtype, 2.0**exponent), dtype=dtype)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 4.0])
+def test_float16_values_that_do_not_fill_their_scale_are_refused(factor: float) -> None:
+    payload = good_payload("float16")
+    values = payload[MASK.stop :].copy().view(np.float16) * np.float16(factor)
+    payload[MASK.stop :] = values.view(np.uint8)
+    refused(sealed(payload), dtype="float16")
+
+
+def test_float16_values_that_overflow_with_their_scale_are_refused() -> None:
+    # 2 in float16 is a value like any other, 2^127 a scale like any other.
+    payload = scaled("float16", 2.0**127)
+    values = payload[MASK.stop :].copy().view(np.float16)
+    values[0] = 2.0
+    payload[MASK.stop :] = values.view(np.uint8)
+    refused(sealed(payload), dtype="float16")
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_payload_of_a_tensor_of_another_size_is_refused(dtype: str) -> None:
+    for entries in range(40):
+        if entries != SPARSE.size:
+            refused(good_payload(dtype), entries, dtype)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+def test_payload_of_another_tensor_of_the_same_size_is_refused(dtype: str) -> None:
+    payload = pack_update(torch.from_numpy(SPARSE), dtype, place=3)
+    received = unpack_update(payload, SPARSE.size, dtype, place=3)
+    np.testing.assert_array_equal(received.numpy(), unpacked(SPARSE, dtype))
+    for place in (0, 2, 4, 3 + 2**8, 3 + 2**16):
+        with pytest.raises(ValueError, match=f"array 3 with 13 entries, not of array {place} "):
+            unpack_update(payload, SPARSE.size, dtype, place=place)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(dtype: str, value: float) -> None:
+    update = torch.from_numpy(SPARSE.copy())
+    update[3] = value
+    with pytest.raises(ValueError, match="not finite"):
+        unpack_update(pack_update(update, dtype), SPARSE.size, dtype)
+
+
+@pytest.mark.parametrize("kept", range(7))
+def test_a_mask_may_keep_what_the_rate_leaves_and_no_more(kept: int) -> None:
+    payload = good_payload("float32")
+    if kept >= 6:
+        assert unpack_update(payload, SPARSE.size, "float32", most_kept=kept).count_nonzero() == 6
+        return
+    with pytest.raises(ValueError, match=f"keeps 6 of 13 entries.*leaves {kept}"):
+        unpack_update(payload, SPARSE.size, "float32", most_kept=kept)
+
+
+def test_a_payload_is_one_row_of_bytes() -> None:
+    good = good_payload("float32")
+    wrongs: list[npt.NDArray[Any]] = [
+        good.view(np.int8),
+        good.astype(np.float32),
+        good.astype(np.uint16),
+        good.reshape(1, -1),
+        good[:1].reshape(()),
+        good.astype(bool),
+    ]
+    for wrong in wrongs:
+        refused(wrong)
+
+
+def test_a_read_only_payload_is_read_and_not_kept_alive() -> None:
+    payload = np.frombuffer(good_payload("float32").tobytes(), dtype=np.uint8)
+    update = unpack_update(payload, SPARSE.size, "float32")
+    np.testing.assert_array_equal(update.numpy(), SPARSE)
+    update.mul_(2.0)
+    assert not np.shares_memory(update.numpy(), payload)
