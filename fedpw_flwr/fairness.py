@@ -28,6 +28,7 @@ View", NeurIPS 2025.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -289,7 +290,8 @@ def evaluate_metrics_aggr_fn(
     every metric that all clients share, and ``fairness-clients``, ``fairness-mean``,
     ``fairness-std``, ``fairness-worst``, ``fairness-worst-5`` and so on: the entries of
     `FairnessReport`, over the clients that reported `metric` as a number. Clients of weight 0
-    evaluated on nothing and count for nothing; there are no metrics where all of them did.
+    evaluated on nothing and count for nothing; there are no metrics where all of them did. A client
+    whose `metric` is not finite or is negative is left out and logged.
 
     Parameters
     ----------
@@ -299,8 +301,8 @@ def evaluate_metrics_aggr_fn(
     Returns
     -------
     Callable[[list[RecordDict], str], MetricRecord]
-        Raises ValueError if no client reported `metric` as a number, if one of the reported
-        numbers is not finite or is negative, or if a client's weight is missing or cannot weight.
+        Raises ValueError if no client reported `metric` as a finite number of at least 0, or if a
+        client's weight is missing or cannot weight.
     """
     _check_metric_key(metric, "evaluate_metrics_aggr_fn", "eval_acc")
 
@@ -445,9 +447,10 @@ def _averages_and_fairness(
     from flwr.app import MetricRecord, RecordDict
     from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-    counted = [record for record in replies if _weight(record, weighted_by_key) > 0]
-    if not counted:
+    weighty = [record for record in replies if _weight(record, weighted_by_key) > 0]
+    if not weighty:
         return MetricRecord()
+    counted = _without_impossible(weighty, metric)
     shared = [key for key in counted[0] if len({_length(record, key) for record in counted}) == 1]
     alike = [
         RecordDict({"metrics": MetricRecord({key: record[key] for key in shared})})
@@ -476,6 +479,24 @@ def _report_on(records: Sequence[MetricRecord], metric: str) -> FairnessReport:
         return fairness_report(values)
     except ValueError as error:
         raise ValueError(f"metric {metric!r} of {len(values)} clients: {error}") from error
+
+
+def _without_impossible(records: Sequence[MetricRecord], metric: str) -> Sequence[MetricRecord]:
+    """Leave out clients whose metric is no finite number of at least 0, unless it is everyone's."""
+    possible = []
+    for record in records:
+        value = _number(record, metric)
+        if value is None or (math.isfinite(value) and value >= 0):
+            possible.append(record)
+    if not possible or len(possible) == len(records):
+        return records
+    logging.getLogger("flwr").warning(
+        "fairness: %s of %s clients left out, whose %r is not a finite number of at least 0",
+        len(records) - len(possible),
+        len(records),
+        metric,
+    )
+    return possible
 
 
 def _number(record: MetricRecord, key: str) -> float | None:

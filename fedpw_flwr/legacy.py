@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -73,7 +74,9 @@ class FedPW(FedAvg):
     evaluate_fn, on_fit_config_fn, on_evaluate_config_fn, accept_failures, initial_parameters
         As in Flower's FedAvg.
     fit_metrics_aggregation_fn, evaluate_metrics_aggregation_fn : optional
-        As in Flower's FedAvg; they get the metrics of the replies that can be used.
+        As in Flower's FedAvg; for training they get those metrics that all usable replies share.
+    inplace : bool (default: True)
+        As in Flower's FedAvg, where it chooses a way of averaging; FedPW has its own.
     avg_drop_rate, beta, train_loss_key, clip_weights, adjust_parameters, adapt_weights
         The method, as in `fedpw_flwr.FedPW`. Where `adapt_weights` is False, clients are weighted
         by their number of examples.
@@ -115,6 +118,7 @@ class FedPW(FedAvg):
         initial_parameters: Parameters | None = None,
         fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
         evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
+        inplace: bool = True,
         avg_drop_rate: float = 0.3,
         beta: float = 0.3,
         train_loss_key: str = "train_loss",
@@ -166,6 +170,7 @@ class FedPW(FedAvg):
             initial_parameters=initial_parameters,
             fit_metrics_aggregation_fn=fit_metrics_aggregation_fn,
             evaluate_metrics_aggregation_fn=evaluate_metrics_aggregation_fn,
+            inplace=inplace,
         )
 
     def __init_subclass__(cls) -> None:
@@ -282,7 +287,7 @@ class FedPW(FedAvg):
         RuntimeError
             If `configure_fit` was not called before, or the clients are ClientApp functions.
         """
-        _refuse_client_app_functions(results, failures)
+        _refuse_client_app_functions(results, failures, nothing_yet=self.state.rounds == 0)
         if failures and not self.accept_failures:
             return None, {}
         answered = {proxy.node_id for proxy, _ in results}
@@ -299,11 +304,7 @@ class FedPW(FedAvg):
             return _parameters(aggregated.arrays), {}
         metrics: dict[str, Scalar] = {}
         used = {reply.node_id for reply in aggregated.good}
-        usable = [
-            (result.num_examples, _users_metrics(result))
-            for proxy, result in results
-            if proxy.node_id in used
-        ]
+        usable = _users_metrics([result for proxy, result in results if proxy.node_id in used])
         if usable and self.fit_metrics_aggregation_fn is not None:
             metrics.update(self.fit_metrics_aggregation_fn(usable))
         round_results = [reply.result for reply in aggregated.good]
@@ -396,8 +397,20 @@ def _scalars(metrics: MetricRecord) -> dict[str, Scalar]:
     }
 
 
-def _users_metrics(result: FitRes) -> dict[str, Scalar]:
-    return {key: value for key, value in result.metrics.items() if key != REPORT_KEY}
+def _users_metrics(results: Sequence[FitRes]) -> list[tuple[int, dict[str, Scalar]]]:
+    """Reduce the metrics to those that all clients report, with finite numbers."""
+    shared = [
+        key
+        for key in (results[0].metrics if results else ())
+        if key != REPORT_KEY and all(_is_finite(result.metrics.get(key)) for result in results)
+    ]
+    return [
+        (result.num_examples, {key: result.metrics[key] for key in shared}) for result in results
+    ]
+
+
+def _is_finite(value: Scalar | None) -> bool:
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
 def _parameters(arrays: ArrayRecord) -> Parameters:
@@ -425,7 +438,9 @@ def _answers_of_failures(
 
 
 def _refuse_client_app_functions(
-    results: Sequence[object], failures: Sequence[tuple[ClientProxy, Any] | BaseException]
+    results: Sequence[object],
+    failures: Sequence[tuple[ClientProxy, Any] | BaseException],
+    nothing_yet: bool,
 ) -> None:
     """Notice clients that a legacy server cannot talk to: ``@app.train`` functions.
 
@@ -440,9 +455,17 @@ def _refuse_client_app_functions(
     if not all(isinstance(failure, BaseException) for failure in failures):
         return
     text = [f"{type(failure).__name__}: {failure}" for failure in failures]
+    advice = (
+        "run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give the clients a "
+        "NumPyClient: ClientApp(client_fn=...). The first failure was: " + text[0]
+    )
     if all(_OF_FUNCTIONS.search(line) for line in text):
         raise RuntimeError(
             "the clients are ClientApp functions (@app.train), which Flower's legacy server cannot "
-            "talk to: run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give "
-            "the clients a NumPyClient: ClientApp(client_fn=...). The first failure was: " + text[0]
+            "talk to: " + advice
+        )
+    if nothing_yet and all("KeyError" in line for line in text):
+        raise RuntimeError(
+            "every client failed with a KeyError before anything was trained. If they are ClientApp "
+            "functions (@app.train), Flower's legacy server cannot talk to them: " + advice
         )

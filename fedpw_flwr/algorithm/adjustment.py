@@ -108,10 +108,13 @@ def mask_smallest_(update: Tensor, count: int, magnitudes: Tensor) -> Tensor:
     return mean
 
 
-def unit_normalise_(update: Tensor) -> Tensor:
-    """Divide by the Euclidean norm in place: x_k = Δ̃_k / ‖Δ̃_k‖, 0 for a zero update."""
-    norm = torch.linalg.vector_norm(update)
-    return update.mul_(torch.where(norm > 0, 1.0 / norm, torch.zeros_like(norm)))
+def unit_normalise_(update: Tensor, norm: Tensor | None = None) -> Tensor:
+    """Divide by the Euclidean norm in place: x_k = Δ̃_k / ‖Δ̃_k‖, 0 for a zero update.
+
+    `norm` is ‖Δ̃_k‖, 0-d, where it is known already.
+    """
+    length = torch.linalg.vector_norm(update) if norm is None else norm
+    return update.mul_(torch.where(length > 0, 1.0 / length, torch.zeros_like(length)))
 
 
 def consensus_score_(total: Tensor, total_of_squares: Tensor) -> Tensor:

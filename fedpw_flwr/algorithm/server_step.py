@@ -11,6 +11,7 @@ consensus for the next round instead of amplifying.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -53,6 +54,13 @@ from fedpw_flwr.algorithm.weighting import (
 )
 
 __all__ = ["ClientResult", "RoundWeights", "ServerStep", "server_step"]
+
+
+CLIPPED = 0.99
+"""An update that comes with less than this share of its reported norm was clipped on the way."""
+
+ROUNDING = 1.01
+"""What rounding may add to a magnitude before it is called too large."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +276,10 @@ def _move_tensor(
             weights,
             cohort.rates,
             consensus_rate,
-            lambda: [_discarded_magnitude(result, name) for result in cohort.results],
+            lambda norms: [
+                _discarded_magnitude(result, name, norm, tensor.numel())
+                for result, norm in zip(cohort.results, norms, strict=True)
+            ],
             _sent_scale(cohort.sent.consensus, name, start),
         )
     else:
@@ -314,10 +325,25 @@ def _in_sent_form(
     return replace(result, tensors=adjusted)
 
 
-def _discarded_magnitude(result: ClientResult, name: str) -> float:
+def _discarded_magnitude(result: ClientResult, name: str, norm: float, entries: int) -> float:
+    """Return m_k of one tensor in the scale of the update as it came, whose norm is given.
+
+    A client reports m_k of the update before a clipping mod scaled it, and may report anything. No
+    masked entry is larger than one that was kept, so m_k is at most their root mean square.
+    """
     if isinstance(result.tensors, AdjustedTensors):
         return result.tensors.discarded_magnitude(name)
-    return 0.0 if result.applied is None else result.applied.discarded[name]
+    if result.applied is None:
+        return 0.0
+    reported = result.applied.discarded[name]
+    norm_before = result.applied.norms.get(name, norm)
+    if norm < CLIPPED * norm_before:
+        reported *= norm / norm_before
+    kept = entries - entry_count(entries, result.applied.rate)
+    if kept == 0:
+        return reported
+    most = ROUNDING * norm / math.sqrt(kept)
+    return min(reported, most)
 
 
 def _sent_scale(consensus: Consensus | None, name: str, start: Tensor) -> Tensor | None:
@@ -480,7 +506,7 @@ def _average_and_measure(
     weights: Sequence[float],
     rates: Sequence[float],
     consensus_rate: float,
-    discarded: Callable[[], Sequence[float]],
+    discarded: Callable[[Sequence[float]], Sequence[float]],
     sent_scale: Tensor | None,
 ) -> tuple[Tensor, _Measured | None]:
     """Aggregate g = Σ λ_k Δ̃_k of updates that are adjusted, and measure the next C and f.
@@ -494,14 +520,16 @@ def _average_and_measure(
     agreement = _Agreement(start)
     change = torch.zeros_like(start)
     update = torch.empty_like(start)
+    norms = []
     for tensor, weight in zip(trained, weights, strict=True):
         change.add_(_update_into(update, start, tensor), alpha=weight)
-        agreement.add_(update)
+        norms.append(agreement.add_(update))
     size = entry_count(entries, consensus_rate)
     members = agreement.consensus_set(size, update)
     unscaled = change if sent_scale is None else torch.div(change, sent_scale, out=update)
     # Asked for last: an update that the server adjusted has its m_k only now.
-    mean_discarded = start.new_tensor(sum(discarded()) / len(trained))
+    magnitudes = discarded(torch.stack(norms).tolist())
+    mean_discarded = start.new_tensor(sum(magnitudes) / len(trained))
     factor = amplification_factor(unscaled, members, size, mean_discarded)
     return change, _Measured(factor, members)
 
@@ -513,11 +541,13 @@ class _Agreement:
         self._total = torch.zeros_like(like)
         self._squares = torch.zeros_like(like)
 
-    def add_(self, update: Tensor) -> None:
-        """Add x_k = Δ̃_k / ‖Δ̃_k‖; `update` is overwritten."""
-        unit_normalise_(update)
+    def add_(self, update: Tensor) -> Tensor:
+        """Add x_k = Δ̃_k / ‖Δ̃_k‖ and return the norm, 0-d; `update` is overwritten."""
+        norm: Tensor = torch.linalg.vector_norm(update)
+        unit_normalise_(update, norm)
         self._total.add_(update)
         self._squares.addcmul_(update, update)
+        return norm
 
     def consensus_set(self, size: int, scratch: Tensor) -> Tensor:
         """Return membership of C, bool; the sums and `scratch` are overwritten."""

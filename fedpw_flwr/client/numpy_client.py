@@ -43,7 +43,7 @@ class FedPWClient(NumPyClient):
     Parameters
     ----------
     client : NumPyClient
-        The client to wrap. All its methods and attributes stay reachable.
+        The client to wrap. What the wrapper has no attribute of its own for is read from it.
     device : str | torch.device | None (default: None)
         Where masking and rescaling run; None takes CUDA when there is one.
     loss_key : str (default: "train_loss")

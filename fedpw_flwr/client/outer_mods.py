@@ -11,6 +11,8 @@ from typing import Any
 from flwr.client import mod as legacy
 from flwr.clientapp import mod as message
 
+from fedpw_flwr.wire.adjustment import HIDES_UPDATES, NEEDS_DENSE
+
 __all__ = ["refuse_outer_mods"]
 
 _NEED_DENSE = {
@@ -48,12 +50,11 @@ def refuse_outer_mods(*, packed: bool) -> None:
     while frame is not None:
         if frame.f_code in _HIDE_UPDATES:
             raise ValueError(
-                f"{_HIDE_UPDATES[frame.f_code]} hides the individual updates, by which FedPW "
-                "weights clients: use FedPW without secure aggregation"
+                f"{_HIDE_UPDATES[frame.f_code]} {HIDES_UPDATES}: use FedPW without secure "
+                "aggregation"
             )
         if packed and frame.f_code in _NEED_DENSE:
             raise ValueError(
-                f"{_NEED_DENSE[frame.f_code]} needs the arrays of the update, but the server asks "
-                'for packed ones: use FedPW(upload="dense") with it'
+                f'{_NEED_DENSE[frame.f_code]} {NEEDS_DENSE}: use FedPW(upload="dense") with it'
             )
         frame = frame.f_back

@@ -96,6 +96,7 @@ def adjust_reply(
     request = received.request
     members = consensus_members(request, received.consensus, [a.size for a in global_arrays])
     discarded = [0.0] * len(trained)
+    norms = [0.0] * len(trained)
     sent: NDArrays = []
     packed: list[int] = []
     moved = False
@@ -122,6 +123,7 @@ def adjust_reply(
         if not bool(torch.isfinite(update.sum() + magnitude)):
             return list(trained), None
         discarded[place] = float(magnitude)
+        norms[place] = float(torch.linalg.vector_norm(update))
         moved = moved or bool(update.any())
         payload = _packed(update, end, place, request) if request.upload == "packed" else None
         if payload is not None:
@@ -136,6 +138,7 @@ def adjust_reply(
         consensus_round=request.consensus_round,
         discarded=tuple(discarded),
         packed=tuple(packed),
+        norms=tuple(norms) if any(norms) else (),
         trainable=None if trainable is None else tuple(trainable),
     )
     return sent, report.encode()

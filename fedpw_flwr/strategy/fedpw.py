@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
@@ -26,6 +26,9 @@ from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
 
 __all__ = ["FedPW"]
+
+_STEP_ON_TOP = (FedAdam, FedAdagrad, FedYogi, FedAvgM)
+"""Strategies that take a step on the aggregate of the class behind them."""
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -143,6 +146,30 @@ class FedPW(FedAvg):
             train_metrics_aggr_fn=train_metrics_aggr_fn,
             evaluate_metrics_aggr_fn=evaluate_metrics_aggr_fn,
         )
+
+    def __init_subclass__(cls) -> None:
+        """Refuse one of Flower's strategies beside this one that would keep FedPW from working.
+
+        Raises
+        ------
+        TypeError
+            If one in front of FedPW aggregates by itself, or one behind it would never be called.
+        """
+        super().__init_subclass__()
+        place = cls.__mro__.index(FedPW)
+        for base in cls.__mro__:
+            if base is FedAvg:
+                break
+            behind = cls.__mro__.index(base) > place
+            aggregates = "aggregate_train" in vars(base) and base.__module__.startswith("flwr.")
+            if aggregates and (behind or not issubclass(base, _STEP_ON_TOP)):
+                name = base.__name__
+                raise TypeError(
+                    f"{cls.__name__}: put {name} in front, class {cls.__name__}({name}, FedPW)"
+                    if behind and issubclass(base, _STEP_ON_TOP)
+                    else f"{cls.__name__}: {name} aggregates by itself and cannot be combined with "
+                    "FedPW; FedAdam, FedAdagrad, FedYogi and FedAvgM can stand in front of it"
+                )
 
     @property
     def settings(self) -> FedPWSettings:

@@ -339,7 +339,8 @@ def _report(
 
 def _applied(report: AdjustmentReport, global_model: Mapping[str, Tensor]) -> AppliedAdjustment:
     discarded = dict(zip(global_model, report.discarded, strict=True))
-    return AppliedAdjustment(report.rate, discarded, report.consensus_round)
+    norms = {name: norm for name, norm in zip(global_model, report.norms, strict=False) if norm > 0}
+    return AppliedAdjustment(report.rate, discarded, report.consensus_round, norms)
 
 
 def _checked_tensors(

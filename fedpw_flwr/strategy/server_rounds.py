@@ -36,6 +36,8 @@ from fedpw_flwr.strategy.quarantine import (
 )
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
+    HIDES_UPDATES,
+    NEEDS_DENSE,
     REQUEST_KEY,
     AdjustmentRequest,
     Upload,
@@ -135,13 +137,23 @@ class ServerRounds:
         self.adjustment = adjustment
         self.upload: Upload = upload
         self.upload_dtype = upload_dtype
-        self.state = WeightingState()
+        self._state = WeightingState()
         self.adjustment_state = AdjustmentState()
         self._knows_names = knows_names
         self._global_arrays: ArrayRecord | None = None
         self._dtypes: dict[str, torch.dtype] = {}
         self._asked: dict[int, AdjustmentRequest | None] = {}
         self._owners: dict[int, int] = {}
+
+    @property
+    def state(self) -> WeightingState:
+        """FedPW's memory of the clients. Setting it forgets what clients were asked to do."""
+        return self._state
+
+    @state.setter
+    def state(self, state: WeightingState) -> None:
+        self._state = state
+        self.adjustment_state = AdjustmentState()
 
     @property
     def asked_nodes(self) -> frozenset[int]:
@@ -186,6 +198,9 @@ class ServerRounds:
         model = ArrayTensors(arrays)
         dtypes = {name: model[name].dtype for name in model}
         if self._dtypes.keys() != dtypes.keys():
+            if self._dtypes:
+                # C is that of another model's arrays.
+                self.adjustment_state = replace(self.adjustment_state, consensus=None)
             self._dtypes = dtypes
         if self._dtypes != dtypes:
             arrays = encode_arrays(
@@ -300,6 +315,7 @@ class ServerRounds:
             loss_key=self.train_loss_key if needs_loss else None,
             examples_key=examples_key,
         )
+        _refuse_incompatible_clients(good, bad)
         if not self.settings.adapt_weights:
             good, uncounted = _without_uncounted(good, examples_key)
             bad += uncounted
@@ -319,7 +335,7 @@ class ServerRounds:
             return Aggregated(self._global_arrays.copy(), None, good, bad, len(self._asked))
 
         arrays = encode_arrays(step.model)
-        self.state = step.state
+        self._state = step.state
         self._owners.update({reply.client: reply.node_id for reply in good})
         if self.on_clients:
             losses = {
@@ -385,7 +401,8 @@ class ServerRounds:
     ) -> tuple[list[TrainReply], list[BadReply]]:
         """Learn from the clients which arrays are trainable; set aside replies that disagree.
 
-        Once known it stays: the directions of all rounds are over the same arrays.
+        It is settled in the first round that is aggregated, if at least half of its clients say
+        so, and stays: the directions of all rounds are over the same arrays.
         """
         names = list(global_model)
         floating = {
@@ -396,24 +413,51 @@ class ServerRounds:
             for reply in replies
             if reply.trainable and floating.issuperset(reply.trainable)
         ]
-        if self.settings.trainable is None and told:
-            common = max(sorted(set(told)), key=told.count)
-            trainable = tuple(names[place] for place in common)
-            self.settings = replace(self.settings, trainable=trainable)
+        common = max(sorted(set(told)), key=told.count) if told else None
+        if self.settings.trainable is None and self.state.rounds == 0 and common is not None:
+            if 2 * told.count(common) >= len(replies):
+                trainable = tuple(names[place] for place in common)
+                self.settings = replace(self.settings, trainable=trainable)
+                logger.info("\tThe clients take the arrays %s as trainable", list(common))
+            else:
+                logger.warning(
+                    "fewer than half of the clients take the arrays %s as trainable: every "
+                    "floating array counts; give FedPW(array_names=...)",
+                    list(common),
+                )
         agreed = self.settings.trainable
         expected = None if agreed is None else tuple(sorted(names.index(name) for name in agreed))
         good, odd = [], []
         for reply in replies:
-            if reply.trainable in (None, expected):
+            sound = reply.trainable is None or (
+                bool(reply.trainable) and floating.issuperset(reply.trainable)
+            )
+            if sound and (expected is None or reply.trainable in (None, expected)):
                 good.append(reply)
                 continue
             reason = f"it takes the arrays {list(reply.trainable or ())} as trainable, "
-            if expected is None:
+            if not sound:
                 reason += "which are not floating arrays of the model"
             else:
-                reason += f"the others {list(expected)}"
+                reason += f"the others {list(expected or ())}"
             odd.append(BadReply(reply.node_id, reply.client, reason))
         return good, odd
+
+
+def _refuse_incompatible_clients(good: Sequence[TrainReply], bad: Sequence[BadReply]) -> None:
+    """Notice that no client of the round can work with what the server asks for.
+
+    Raises
+    ------
+    RuntimeError
+        If every client failed because of a mod in front of FedPW's.
+    """
+    words = (NEEDS_DENSE, HIDES_UPDATES)
+    incompatible = [
+        reply for reply in bad if reply.failed and any(word in reply.reason for word in words)
+    ]
+    if incompatible and not good and len(incompatible) == len(bad):
+        raise RuntimeError(f"no client can take part: {bad[0].reason}")
 
 
 def _too_large(name: str, tensor: torch.Tensor) -> bool:
@@ -444,7 +488,7 @@ def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadRep
             server_round,
             who,
             "failed" if reply.failed else "quarantined",
-            reply.reason,
+            reply.reason if len(reply.reason) < 2000 else f"{reply.reason[:2000]} ...",
         )
 
 

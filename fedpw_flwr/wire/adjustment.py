@@ -1,7 +1,7 @@
 """Request and report of Parameter Adjustment on the client, as entries of a configuration.
 
 The server asks with two entries of the configuration that is there already: `REQUEST_KEY`, a small
-JSON text, and `CONSENSUS_KEY`, the consensus sets as bits, the same object for every client. The
+JSON text, and `CONSENSUS_KEY`, the consensus sets as bits, the same for every client. The
 client answers with one JSON text. Everything is bytes, because Flower's mods want exactly one
 configuration record and both of its APIs carry bytes. Arrays are named by their place in the
 model, because lists of parameters have no names.
@@ -23,6 +23,8 @@ from fedpw_flwr.wire.packing import UPLOAD_DTYPES
 
 __all__ = [
     "CONSENSUS_KEY",
+    "HIDES_UPDATES",
+    "NEEDS_DENSE",
     "REPORT_KEY",
     "REQUEST_KEY",
     "AdjustmentReport",
@@ -37,6 +39,10 @@ REQUEST_KEY, CONSENSUS_KEY = "fedpw", "fedpw-consensus"
 
 REPORT_KEY = "fedpw"
 """Entry by which a client reports what it did (legacy API: of the metrics)."""
+
+NEEDS_DENSE = "needs the arrays of the update, but the server asks for packed ones"
+HIDES_UPDATES = "hides the individual updates, by which FedPW weights clients"
+"""Words by which the server knows that a client failed for its mods, whatever carried them."""
 
 Upload = Literal["dense", "packed"]
 
@@ -121,6 +127,8 @@ class AdjustmentReport:
         Places of the arrays that travel packed.
     trainable : tuple[int, ...] | None
         Places of the trainable arrays, where the client was told.
+    norms : tuple[float, ...]
+        ‖Δ̃_k‖ of every adjusted array, by place; 0 for the others. Empty where nothing was adjusted.
     """
 
     rate: float
@@ -128,6 +136,7 @@ class AdjustmentReport:
     discarded: tuple[float, ...]
     packed: tuple[int, ...] = ()
     trainable: tuple[int, ...] | None = None
+    norms: tuple[float, ...] = ()
 
     def encode(self) -> bytes:
         """Return the report as the bytes of `REPORT_KEY`."""
@@ -137,6 +146,7 @@ class AdjustmentReport:
                 "consensus-round": self.consensus_round,
                 "discarded": list(self.discarded),
                 "packed": list(self.packed),
+                "norms": list(self.norms),
                 "trainable": None if self.trainable is None else list(self.trainable),
             }
         )
@@ -152,18 +162,16 @@ class AdjustmentReport:
         """
         what = "its FedPW report"
         entries = _decode(data, what)
-        discarded = _entry(entries, "discarded", what)
-        if not isinstance(discarded, list) or len(discarded) != arrays:
-            raise ValueError(f"{what} gives no discarded magnitude for each of {arrays} arrays")
-        by_place = dict(enumerate(discarded))
-        magnitudes = tuple(_number(by_place, place, what) for place in range(arrays))
-        if any(magnitude < 0 for magnitude in magnitudes):
-            raise ValueError(f"{what} has a negative discarded magnitude")
+        magnitudes = _magnitudes(entries, "discarded", "discarded magnitude", arrays, what)
+        norms: tuple[float, ...] = ()
+        if _entry(entries, "norms", what) != []:
+            norms = _magnitudes(entries, "norms", "norm", arrays, what)
         trainable = _entry(entries, "trainable", what)
         return cls(
             rate=_rate(entries, what),
             consensus_round=_round(entries, what),
             discarded=magnitudes,
+            norms=norms,
             packed=_places(_entry(entries, "packed", what), arrays, what),
             trainable=None if trainable is None else _sorted_places(trainable, arrays, what),
         )
@@ -283,6 +291,20 @@ def _round(entries: Mapping[str, Any], what: str) -> int | None:
     if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
         raise ValueError(f"{what} has the consensus round {number!r}")
     return number
+
+
+def _magnitudes(
+    entries: Mapping[str, Any], key: str, name: str, arrays: int, what: str
+) -> tuple[float, ...]:
+    """Read one non-negative number for each array."""
+    listed = _entry(entries, key, what)
+    if not isinstance(listed, list) or len(listed) != arrays:
+        raise ValueError(f"{what} gives no {name} for each of {arrays} arrays")
+    by_place = dict(enumerate(listed))
+    magnitudes = tuple(_number(by_place, place, what) for place in range(arrays))
+    if any(magnitude < 0 for magnitude in magnitudes):
+        raise ValueError(f"{what} has a negative {name}")
+    return magnitudes
 
 
 def _sorted_places(places: object, arrays: int, what: str) -> tuple[int, ...]:

@@ -29,8 +29,8 @@ def records_of_metrics(metrics: Mapping[str, Any]) -> RecordDict:
     -------
     RecordDict
         Numbers in the MetricRecord ``metrics``, FedPW's report in a ConfigRecord of its own, the
-        client's identity in the ConfigRecord ``identity``, and whatever a MetricRecord refuses in
-        the ConfigRecord ``other-metrics``.
+        client's identity (an integer) in the ConfigRecord ``identity``, and whatever a MetricRecord
+        refuses in the ConfigRecord ``other-metrics``.
     """
     numbers: dict[str, MetricRecordValues] = {}
     others: dict[str, Any] = {}

@@ -463,11 +463,23 @@ def test_a_legacy_server_that_clips_cannot_ask_for_packed_uploads() -> None:
         strategy.configure_fit(1, parameters, manager)
 
 
-def test_a_run_with_packed_uploads_behind_local_dp_trains_nobody() -> None:
-    result = run(functions_app([SOME_NOISE, fedpw_mod], never), rounds=1, upload="packed")
-    assert result.failed == [4]
-    assert result.replies == {}
-    assert payloads(array_record(result.final)) == payloads(array_record(FLOATS))
+def test_a_run_with_packed_uploads_behind_local_dp_ends_before_training() -> None:
+    with pytest.raises(RuntimeError, match=r"no client can .*LocalDpMod needs the arrays"):
+        run(functions_app([SOME_NOISE, fedpw_mod], never), rounds=1, upload="packed")
+
+
+@clipping
+def test_clipped_clients_and_the_server_agree_on_the_factors(mod: Mod) -> None:
+    """f = 1 + m/a compares magnitudes: m_k counts in the scale to which the update was clipped."""
+
+    def factor(mods: list[Mod]) -> float:
+        amplification = run(mods, TIGHT, rounds=3).metrics[3]["fedpw-amplification"]
+        assert isinstance(amplification, float)
+        return amplification
+
+    on_server, on_clients = factor([mod]), factor([mod, fedpw_mod])
+    assert on_server > 1.01
+    assert on_clients - 1 == pytest.approx(on_server - 1, rel=0.1)
 
 
 # Secure aggregation, and mods that refuse by themselves

@@ -117,11 +117,17 @@ def test_both_strategies_give_the_same_models_state_and_metrics(setting: str) ->
 
 def test_packed_updates_are_what_travels() -> None:
     strategy = FedPW(
-        adjustment="client", upload="packed", on_fit_config_fn=with_server_round, device="cpu"
+        adjustment="client",
+        upload="packed",
+        upload_dtype="float16",
+        on_fit_config_fn=with_server_round,
+        device="cpu",
     )
     proxies = app_clients(ClientApp(client_fn=legacy_client_of), [1, 2, 3])
-    parameters, _ = fit_round(strategy, proxies, INITIAL, 1)
-    results, _ = ask(strategy, proxies, parameters, 2)
+    parameters = INITIAL
+    for server_round in (1, 2):
+        parameters, _ = fit_round(strategy, proxies, parameters, server_round)
+    results, _ = ask(strategy, proxies, parameters, 3)
     dense = len(parameters.tensors[0])
     assert len(results) == 3
     for _, result in results:

@@ -145,9 +145,7 @@ def reporting(trainable: tuple[int, ...]) -> Callable[[int, FitIns], FitRes]:
     return fit
 
 
-@pytest.mark.parametrize(
-    "trainable", [(3,), (0, 3), (), (0, 0)], ids=["counter", "and a counter", "none", "one twice"]
-)
+@pytest.mark.parametrize("trainable", [(3,), (0, 3), ()], ids=["counter", "and a counter", "none"])
 def test_one_client_that_tells_nonsense_does_not_end_the_run(trainable: tuple[int, ...]) -> None:
     strategy = FedPW(adjustment="client")
     _, metrics = fit_round(strategy, plain_clients(NODES, {2: reporting(trainable)}))

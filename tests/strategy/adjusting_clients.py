@@ -100,6 +100,7 @@ def with_report(**changes: Any) -> Callable[[RecordDict], None]:
             "consensus-round": None,
             "discarded": [0.0] * len(arrays),
             "packed": [],
+            "norms": [],
             "trainable": None,
         }
         if REPORT_KEY in content.config_records:

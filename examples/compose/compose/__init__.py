@@ -1,0 +1,1 @@
+"""compose: A Flower / PyTorch app."""

@@ -1,0 +1,1 @@
+"""legacy-numpyclient: A Flower / PyTorch app."""

@@ -1,0 +1,194 @@
+"""Every command that an example's README shows, run as it stands there on Flower's simulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+from statistics import fmean
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedpw_flwr.experiment.configuration import config_folder
+from fedpw_flwr.experiment.run_folder import RunFolder
+
+pytestmark = pytest.mark.long
+
+COMMANDS = Path(sys.executable).parent
+EXAMPLES = config_folder().parent / "examples"
+CLIENTS = 10
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with a copy of the examples, as a user's checkout has them."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    def follow(self, example: str) -> list[str]:
+        """Run the commands of an example's README one after the other; give what each printed."""
+        readme = (EXAMPLES / example / "README.md").read_text(encoding="utf-8")
+        return [self._run(block) for block in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)]
+
+    def statuses(self, app: str) -> list[str]:
+        """Ask Flower how the runs of an app ended."""
+        deadline = time.monotonic() + 30
+        while True:
+            listed = json.loads(self._run("flwr list --format json"))
+            found = [run["status"] for run in listed["runs"] if run["fab-name"] == app]
+            if all(status.startswith("finished") for status in found):
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.5)
+
+    def metrics(self, run: str) -> dict[str, list[dict[str, Any]]]:
+        loaded: dict[str, list[dict[str, Any]]] = json.loads(
+            (self.folder / "outputs" / run / "metrics.json").read_text()
+        )
+        return loaded
+
+    def model(self, run: str) -> dict[str, torch.Tensor]:
+        file = self.folder / "outputs" / run / "final_model.pt"
+        loaded: dict[str, torch.Tensor] = torch.load(file, weights_only=True)
+        return loaded
+
+    def _run(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-ec", command],
+            cwd=self.folder,
+            env=dict(self.environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
+    """Copy the examples and give a Flower home and port of their own; end the SuperLink after."""
+    folder = tmp_path_factory.mktemp("checkout")
+    copytree(EXAMPLES, folder / "examples", ignore=ignore_patterns("__pycache__", "pictures"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mark = uuid.uuid4().hex
+    environment = {name: value for name, value in os.environ.items() if name[:5] != "FLWR_"} | {
+        "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path_factory.mktemp("home")),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_ADDRESS": "local",
+        "STARTED_BY_TEST": mark,
+    }
+    yield Workplace(folder, environment)
+    started = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("STARTED_BY_TEST") == mark:
+                process.terminate()
+                started.append(process)
+    for process in psutil.wait_procs(started, timeout=10)[1]:
+        process.kill()
+
+
+def late(records: Sequence[Mapping[str, Any]], figure: str) -> float:
+    """Take a fairness figure of the accuracy as the READMEs do, over the last three rounds."""
+    return fmean(record[f"fairness-{figure}"] for record in records[-3:])
+
+
+def test_quickstart_runs_as_flowers_fedavg_and_two_lines_later_as_fedpw(
+    workplace: Workplace,
+) -> None:
+    plain_log, fedpw_log = workplace.follow("quickstart-pytorch")
+    assert workplace.statuses("quickstart-pytorch") == ["finished:completed"] * 2
+    plain, fedpw = (workplace.metrics(f"quickstart-{name}") for name in ("fedavg", "fedpw"))
+
+    for metrics in (plain, fedpw):
+        assert len(metrics["train"]) == len(metrics["evaluate"]) == 15
+        assert all(record["fairness-clients"] == CLIENTS for record in metrics["evaluate"])
+        assert late(metrics["evaluate"], "mean") > 0.85
+    assert "fedpw-weight" not in plain["train"][0]
+    assert "Starting FedPW" not in plain_log
+    for record in fedpw["train"]:
+        assert len(record["fedpw-weight"]) == CLIENTS
+        assert sum(record["fedpw-weight"]) == pytest.approx(1)
+        assert record["fedpw-quarantined"] == record["fedpw-failed"] == 0
+    assert "Starting FedPW" in fedpw_log
+
+    # The two clients that FedAvg serves badly.
+    assert late(fedpw["evaluate"], "worst") > late(plain["evaluate"], "worst") + 0.03
+    assert late(fedpw["evaluate"], "std") < late(plain["evaluate"], "std")
+    assert f"worst {late(fedpw['evaluate'], 'worst'):6.1%}" in fedpw_log
+
+    models = [workplace.model(f"quickstart-{name}") for name in ("fedavg", "fedpw")]
+    assert models[0].keys() == models[1].keys() >= {"conv1.weight", "fc2.bias"}
+    assert not torch.equal(models[0]["fc2.weight"], models[1]["fc2.weight"])
+
+
+def test_legacy_project_runs_with_fedpw_and_as_it_was_before(workplace: Workplace) -> None:
+    fedpw_log, plain_log = workplace.follow("legacy-numpyclient")
+    assert workplace.statuses("legacy-numpyclient") == ["finished:completed"] * 2
+    assert "Parameter adjustment: on the clients" in fedpw_log
+    assert "FedPW settings" not in plain_log
+
+    for name in ("legacy-fedpw", "legacy-fedavg"):
+        lines = (workplace.folder / "outputs" / name / "metrics.jsonl").read_text().splitlines()
+        rounds = [json.loads(line) for line in lines]
+        assert len(rounds) == 20
+        assert all(record["fairness-clients"] == CLIENTS for record in rounds)
+        assert late(rounds, "mean") > 0.88
+        assert late(rounds, "worst") > 0.75
+        assert workplace.model(name)["fc1.weight"].shape == (64, 64)
+
+
+def test_fedpw_composes_with_server_optimizer_proximal_term_and_clipping(
+    workplace: Workplace,
+) -> None:
+    adam_log, _, clipping_log = workplace.follow("compose")
+    assert workplace.statuses("compose") == ["finished:completed"] * 3
+    assert "FedOpt settings" in adam_log
+    assert "'clipping_norm': 4.0" in clipping_log
+    for name in ("adam", "fedprox", "clipping"):
+        metrics = workplace.metrics(f"compose-{name}")
+        assert len(metrics["train"]) == len(metrics["evaluate"]) == 15
+        for record in metrics["train"]:
+            assert len(record["fedpw-weight"]) == CLIENTS
+            assert record["fedpw-quarantined"] == record["fedpw-failed"] == 0
+        assert late(metrics["evaluate"], "mean") > 0.85
+        assert all(
+            tensor.isfinite().all() for tensor in workplace.model(f"compose-{name}").values()
+        )
+
+
+def test_own_model_and_data_need_only_configuration(workplace: Workplace) -> None:
+    (log,) = workplace.follow("custom-model")
+    folder = RunFolder(workplace.folder / "outputs" / "custom-model")
+    summary = folder.read_summary()
+    assert summary.rounds == 12
+    assert set(summary.accuracy) == {"paper", "china", "flower"}
+    assert summary.final.mean > 0.7
+    assert summary.quarantined == summary.failed == 0
+    assert "my_model.SeparableNet" in (folder.path / "config.yaml").read_text()
+    assert "classifier.weight" in load_file(folder.path / "model.safetensors")
+    assert {path.name for path in folder.path.iterdir()} >= {"accuracy.png", "metrics.jsonl"}
+    assert f"{100 * summary.final.worst:.1f}" in log
