@@ -287,7 +287,7 @@ class FedPW(FedAvg):
         RuntimeError
             If `configure_fit` was not called before, or the clients are ClientApp functions.
         """
-        _refuse_client_app_functions(results, failures, nothing_yet=self.state.rounds == 0)
+        _refuse_client_app_functions(results, failures)
         if failures and not self.accept_failures:
             return None, {}
         answered = {proxy.node_id for proxy, _ in results}
@@ -440,7 +440,6 @@ def _answers_of_failures(
 def _refuse_client_app_functions(
     results: Sequence[object],
     failures: Sequence[tuple[ClientProxy, Any] | BaseException],
-    nothing_yet: bool,
 ) -> None:
     """Notice clients that a legacy server cannot talk to: ``@app.train`` functions.
 
@@ -455,17 +454,9 @@ def _refuse_client_app_functions(
     if not all(isinstance(failure, BaseException) for failure in failures):
         return
     text = [f"{type(failure).__name__}: {failure}" for failure in failures]
-    advice = (
-        "run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give the clients a "
-        "NumPyClient: ClientApp(client_fn=...). The first failure was: " + text[0]
-    )
     if all(_OF_FUNCTIONS.search(line) for line in text):
         raise RuntimeError(
             "the clients are ClientApp functions (@app.train), which Flower's legacy server cannot "
-            "talk to: " + advice
-        )
-    if nothing_yet and all("KeyError" in line for line in text):
-        raise RuntimeError(
-            "every client failed with a KeyError before anything was trained. If they are ClientApp "
-            "functions (@app.train), Flower's legacy server cannot talk to them: " + advice
+            "talk to: run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give "
+            "the clients a NumPyClient: ClientApp(client_fn=...). The first failure was: " + text[0]
         )
