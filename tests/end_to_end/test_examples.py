@@ -169,7 +169,7 @@ def test_fedpw_composes_with_server_optimizer_proximal_term_and_clipping(
 ) -> None:
     adam_log, _, clipping_log = workplace.follow("compose")
     assert "FedOpt settings" in adam_log
-    assert "'clipping_norm': 4.0" in clipping_log
+    assert "fixedclipping_mod: parameters are clipped by value: 4.0" in clipping_log
     for name in ("adam", "fedprox", "clipping"):
         metrics = workplace.metrics(f"compose-{name}")
         assert len(metrics["train"]) == len(metrics["evaluate"]) == 15
