@@ -16,7 +16,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedpw_flwr.app.client_app import train as honest_train
+from fedpw_flwr.app.client_app import app as honest_app
 
 app = ClientApp()
 
@@ -26,7 +26,7 @@ def train(message: Message, context: Context) -> Message:
     partition = context.node_config["partition-id"]
     if partition == 3:
         raise RuntimeError("the disk of this site is full")
-    reply = honest_train(message, context)
+    reply = honest_app(message, context)
     arrays = reply.content["arrays"].to_torch_state_dict()
     name = next(iter(arrays))
     if partition == 1:
