@@ -323,7 +323,8 @@ class ServerRounds:
             good, odd = self._take_trainable(good, global_model)
             bad += odd
         step, overgrown = self._step(good, global_model)
-        good = [reply for reply in good if reply.client in step.clients] if step else []
+        dropped = {reply.client for reply in overgrown}
+        good = [reply for reply in good if reply.client not in dropped]
         bad += overgrown
         log_replies(phase, server_round, len(good), bad)
         if step is None:
@@ -452,11 +453,10 @@ def _refuse_incompatible_clients(good: Sequence[TrainReply], bad: Sequence[BadRe
     RuntimeError
         If every client failed because of a mod in front of FedPW's.
     """
+    if good or not bad:
+        return
     words = (NEEDS_DENSE, HIDES_UPDATES)
-    incompatible = [
-        reply for reply in bad if reply.failed and any(word in reply.reason for word in words)
-    ]
-    if incompatible and not good and len(incompatible) == len(bad):
+    if all(reply.failed and any(word in reply.reason for word in words) for reply in bad):
         raise RuntimeError(f"no client can take part: {bad[0].reason}")
 
 
