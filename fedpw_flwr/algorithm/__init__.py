@@ -12,7 +12,8 @@ from fedpw_flwr.algorithm.client_step import (
     Consensus,
     SentAdjustment,
 )
-from fedpw_flwr.algorithm.server_step import ClientResult, RoundWeights, ServerStep, server_step
+from fedpw_flwr.algorithm.cohort import ClientResult
+from fedpw_flwr.algorithm.server_step import RoundWeights, ServerStep, server_step
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
 from fedpw_flwr.algorithm.weighting import ClientSignal, SignalState, WeightingState

@@ -4,8 +4,8 @@ Each client's update loses its entries of smallest magnitude, strong clients mor
 aggregated update the entries on which the clients agree most are amplified by as much as the
 masking took away. All functions work on one flattened tensor, in place where they say so.
 
-Every selection is O(n): thresholds come from a partition, never from a sort, and the consensus
-score needs two running sums over the clients instead of an N×n matrix.
+Every selection is O(n), without a sort, and the consensus score needs two running sums over the
+clients instead of an N×n matrix.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedpw_flwr.algorithm.selection import smallest
 from fedpw_flwr.algorithm.weighting import floored_losses
 
 __all__ = [
@@ -97,13 +99,8 @@ def mask_smallest_(update: Tensor, count: int, magnitudes: Tensor) -> Tensor:
     if count == 0:
         return update.new_zeros(())
     torch.abs(update, out=magnitudes)
-    if count == update.numel():
-        mean = magnitudes.mean()
-        update.zero_()
-        return mean
-    threshold, mean = _partition(magnitudes, count)
-    torch.abs(update, out=magnitudes)
-    masked = _at_most(magnitudes, threshold, count)
+    threshold, mean = _smallest(magnitudes, count)
+    masked = _with_ties(magnitudes < threshold, magnitudes == threshold, count)
     update.masked_fill_(masked, 0.0)
     return mean
 
@@ -134,31 +131,26 @@ def consensus_score_(total: Tensor, total_of_squares: Tensor) -> Tensor:
     return total.square_().div_(total_of_squares.clamp_(min=tiny))
 
 
-def consensus_set(score: Tensor, count: int, scratch: Tensor) -> Tensor:
+def consensus_set(score: Tensor, count: int) -> Tensor:
     """Return the `count` entries of largest score, ties by lower index.
 
     Parameters
     ----------
     score : Tensor
-        Shape (n,).
+        Shape (n,), not negative.
     count : int
         Size of the set, ⌊n·r̄⌋, at most n.
-    scratch : Tensor
-        Shape (n,), same dtype; overwritten.
 
     Returns
     -------
     Tensor
         Membership of the consensus set C, bool, shape (n,).
     """
-    if count == 0:
-        return torch.zeros_like(score, dtype=torch.bool)
-    torch.neg(score, out=scratch)
-    if count == score.numel():
-        return torch.ones_like(score, dtype=torch.bool)
-    threshold, _ = _partition(scratch, count)
-    torch.neg(score, out=scratch)
-    return _at_most(scratch, threshold, count)
+    left_out = score.numel() - count
+    if count == 0 or left_out == 0:
+        return torch.full_like(score, left_out == 0, dtype=torch.bool)
+    threshold, _ = _smallest(score, left_out)
+    return _with_ties(score > threshold, score == threshold, count)
 
 
 def amplification_factor(
@@ -194,30 +186,25 @@ def amplify_(update: Tensor, members: Tensor, factor: Tensor) -> Tensor:
     return update.mul_(torch.where(members, factor.to(update.dtype), 1.0))
 
 
-def _partition(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count`-th smallest value and the mean of the `count` smallest; reorders `values`.
-
-    On the CPU this is NumPy's introselect, which runs on vector instructions and leaves the
-    smallest entries in front; `torch.kthvalue` there is several times slower.
-    """
+def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count`-th smallest of values that are not negative, and the mean of so many."""
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        found = smallest(values.numpy(), count)
+        return values.new_tensor(found.threshold), values.new_tensor(found.total / count)
     if values.device.type == "cpu":
-        values.numpy().partition(count - 1)
-        return values[count - 1].clone(), values[:count].mean()
+        # NumPy's introselect runs on vector instructions, `torch.kthvalue` is several times slower.
+        parted = torch.from_numpy(np.partition(values.numpy(), count - 1))
+        return parted[count - 1].clone(), parted[:count].mean()
     threshold = torch.kthvalue(values, count).values
     below = values < threshold
     total = torch.where(below, values, 0.0).sum() + threshold * (count - below.sum())
     return threshold, total / count
 
 
-def _at_most(values: Tensor, threshold: Tensor, count: int) -> Tensor:
-    """Choose the `count` smallest entries given the `count`-th smallest value, ties by index."""
-    chosen = values <= threshold
-    if values.device.type == "cpu":
-        surplus = int(torch.count_nonzero(chosen)) - count
-        if surplus > 0:
-            ties = torch.nonzero(values == threshold).reshape(-1)
-            chosen[ties[-surplus:]] = False
+def _with_ties(chosen: Tensor, ties: Tensor, count: int) -> Tensor:
+    """Add as many of the ties as make up `count` entries, those of lower index first."""
+    room = count - torch.count_nonzero(chosen)
+    if chosen.device.type == "cpu":
+        chosen[torch.nonzero(ties).reshape(-1)[: int(room)]] = True
         return chosen
-    ties = values == threshold
-    room = count - torch.count_nonzero(values < threshold)
-    return chosen & (~ties | (torch.cumsum(ties, 0) <= room))
+    return chosen | (ties & (torch.cumsum(ties, 0) <= room))

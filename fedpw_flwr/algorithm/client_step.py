@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import amplify_, entry_count, mask_smallest_
+from fedpw_flwr.algorithm.blocks import MaskedUpdate, UpdateWriter, update_writer
+from fedpw_flwr.algorithm.selection import Float32s
 from fedpw_flwr.algorithm.tensors import saturated, working_dtype
 
 __all__ = [
@@ -224,6 +227,28 @@ class AdjustedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return the number of tensors."""
         return len(self._trained)
+
+    def update_writer(self, name: str, start: Float32s) -> UpdateWriter | None:
+        """Return what writes Δ_k as the server would have got it, see `UpdateSource`."""
+        trained = update_writer(self._trained, name, start)
+        members = self._members.get(name)
+        untouched = self._rate == 0 and members is None
+        if trained is None or untouched or not is_adjustable(self._global_model[name]):
+            return trained
+        masked = MaskedUpdate(trained, len(start), entry_count(len(start), self._rate))
+        self._discarded[name] = masked.discarded
+        inside = None if members is None else members.numpy()
+        factor = np.float32(self._factors.get(name, 1.0))
+
+        def write(begin: int, end: int, out: Float32s) -> None:
+            masked(begin, end, out)
+            if inside is not None:
+                np.multiply(out, factor, out=out, where=inside[begin:end])
+            # What would have travelled is w − Δ̃_k.
+            np.subtract(start[begin:end], out, out=out)
+            np.subtract(start[begin:end], out, out=out)
+
+        return write
 
     def discarded_magnitude(self, name: str) -> float:
         """Return m_k of one tensor, 0 where nothing was masked."""

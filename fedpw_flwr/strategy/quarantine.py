@@ -18,6 +18,7 @@ from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
 from torch import Tensor
 
 from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult
+from fedpw_flwr.algorithm.blocks import in_threads, threads_for
 from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport, AdjustmentRequest
 from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors
 from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
@@ -181,40 +182,23 @@ def screen_train_replies(
     good: list[TrainReply] = []
     bad: list[BadReply] = []
     client_of = {node: client for client, node in owners.items()}
-    answered = without_loss = 0
+    answers = list(answers)
+    came = [answer for answer in answers if answer.content is not None]
     for answer in answers:
-        node_id, content = answer.node_id, answer.content
-        if content is None:
-            client = client_of.get(node_id, node_id)
-            bad.append(BadReply(node_id, client, answer.error, failed=True))
-            continue
-        answered += 1
-        without_loss += loss_key is not None and not _reports(content, loss_key)
-        client = node_id
-        try:
-            client = _identity(content, node_id)
-            if node_id not in asked:
-                raise ValueError("it was not asked to train in this round")
-            metrics = _only_metric_record(content)
-            if loss_key is not None and loss_key not in metrics:
-                raise ValueError(f"its metrics lack the training loss {loss_key!r}")
-            request = asked[node_id]
-            report = _report(content, request, len(global_model))
-            result = ClientResult(
-                client=client,
-                tensors=_checked_tensors(content, global_model, request, report),
-                loss=None if loss_key is None else _non_negative(metrics, loss_key),
-                num_examples=(
-                    _non_negative(metrics, examples_key) if examples_key in metrics else None
-                ),
-                applied=None if report is None else _applied(report, global_model),
-            )
-        except ValueError as error:
-            bad.append(BadReply(node_id, client, str(error)))
+        if answer.content is None:
+            client = client_of.get(answer.node_id, answer.node_id)
+            bad.append(BadReply(answer.node_id, client, answer.error, failed=True))
+
+    def screen(answer: Answer) -> TrainReply | BadReply:
+        return _screened(answer, asked, global_model, loss_key, examples_key)
+
+    entries = len(came) * sum(tensor.numel() for tensor in global_model.values())
+    for reply in in_threads(screen, came, threads_for(entries)):
+        if isinstance(reply, TrainReply):
+            good.append(reply)
         else:
-            trainable = None if report is None else report.trainable
-            good.append(TrainReply(node_id, result, content, trainable))
-    if answered and without_loss == answered:
+            bad.append(reply)
+    if came and loss_key is not None and not any(_reports(answer, loss_key) for answer in came):
         raise MissingLossError(
             f"no client reported its training loss: FedPW weights clients by it and reads it from "
             f"the metric {loss_key!r}. Let every client's train function return it, for example\n"
@@ -226,6 +210,40 @@ def screen_train_replies(
         )
     unique, duplicates = _one_reply_per_client(good, owners)
     return unique, bad + duplicates
+
+
+def _screened(
+    answer: Answer,
+    asked: Mapping[int, AdjustmentRequest | None],
+    global_model: Mapping[str, Tensor],
+    loss_key: str | None,
+    examples_key: str,
+) -> TrainReply | BadReply:
+    """Look at one reply."""
+    node_id, content = answer.node_id, answer.content
+    assert content is not None
+    client = node_id
+    try:
+        client = _identity(content, node_id)
+        if node_id not in asked:
+            raise ValueError("it was not asked to train in this round")
+        metrics = _only_metric_record(content)
+        if loss_key is not None and loss_key not in metrics:
+            raise ValueError(f"its metrics lack the training loss {loss_key!r}")
+        request = asked[node_id]
+        report = _report(content, request, len(global_model))
+        result = ClientResult(
+            client=client,
+            tensors=_checked_tensors(content, global_model, request, report),
+            loss=None if loss_key is None else _non_negative(metrics, loss_key),
+            num_examples=(
+                _non_negative(metrics, examples_key) if examples_key in metrics else None
+            ),
+            applied=None if report is None else _applied(report, global_model),
+        )
+    except ValueError as error:
+        return BadReply(node_id, client, str(error))
+    return TrainReply(node_id, result, content, None if report is None else report.trainable)
 
 
 def screen_evaluate_replies(
@@ -294,8 +312,9 @@ def screen_evaluate_replies(
     return unique, bad + duplicates
 
 
-def _reports(content: RecordDict, key: str) -> bool:
-    return any(key in record for record in content.metric_records.values())
+def _reports(answer: Answer, key: str) -> bool:
+    records = () if answer.content is None else answer.content.metric_records.values()
+    return any(key in record for record in records)
 
 
 def _identity(content: RecordDict, node_id: int) -> int:
@@ -352,7 +371,7 @@ def _checked_tensors(
     records = list(content.array_records.values())
     if len(records) != 1:
         raise ValueError(f"it holds {len(records)} ArrayRecords instead of one")
-    tensors: Mapping[str, Tensor] = ArrayTensors(records[0])
+    tensors = ArrayTensors(records[0])
     if set(tensors) != set(global_model):
         missing = sorted(set(global_model) - set(tensors))
         extra = sorted(set(tensors) - set(global_model))
@@ -362,6 +381,11 @@ def _checked_tensors(
         packed = {names[place] for place in report.packed}
         tensors = PackedTensors(records[0], packed, global_model, request.upload_dtype, report.rate)
     for name, expected in global_model.items():
+        packed_update = tensors.packed_update(name)
+        if packed_update is not None:
+            # Of the model's shape and dtype by its header; unpacking it can wait.
+            check_norm(name, packed_update.norm)
+            continue
         tensor = tensors[name]
         if tensor.shape != expected.shape:
             raise ValueError(
@@ -391,10 +415,22 @@ def check_finite(name: str, tensor: Tensor) -> None:
         return
     if not bool(torch.isfinite(flat).all()):
         raise ValueError(f"tensor {name!r} holds values that are not finite (NaN or infinity)")
-    raise ValueError(
-        f"tensor {name!r} has entries up to {float(flat.abs().max()):.1e}: its norm is above "
-        f"{LARGEST_NORM:.0e}, so training has diverged"
-    )
+    check_norm(name, float(flat.double().norm()))
+
+
+def check_norm(name: str, norm: float) -> None:
+    """Check the norm of a tensor, or of its update.
+
+    Raises
+    ------
+    ValueError
+        If it is above `LARGEST_NORM`.
+    """
+    if not norm <= LARGEST_NORM:
+        raise ValueError(
+            f"tensor {name!r} has the norm {norm:.1e}, which is above {LARGEST_NORM:.0e}: training "
+            "has diverged"
+        )
 
 
 def all_finite(value: MetricRecordValues) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -20,9 +21,11 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import entry_count
+from fedpw_flwr.algorithm.blocks import DenseUpdate, UpdateWriter, is_plain
 from fedpw_flwr.algorithm.client_step import subtract_update
+from fedpw_flwr.algorithm.selection import Float32s
 from fedpw_flwr.algorithm.tensors import working_dtype
-from fedpw_flwr.wire.packing import unpack_update
+from fedpw_flwr.wire.packing import PackedUpdate
 
 __all__ = [
     "ArrayTensors",
@@ -58,23 +61,17 @@ def decode_array(array: Array) -> Tensor:
     """
     if array.stype != _STYPE:
         raise ValueError(f"serialization type {array.stype!r} instead of {_STYPE!r}")
-    header = BytesIO(array.data)
-    version = npy.read_magic(header)
-    if version not in _READ_HEADER:
-        raise ValueError(f"unsupported npy format version {version}")
     try:
-        shape, fortran_order, dtype = _READ_HEADER[version](header)
-    except Exception as error:
-        # NumPy parses the header as a Python literal; one flipped byte can raise almost anything.
-        raise ValueError(f"the npy header cannot be read: {error!r}") from error
+        offset, shape, fortran_order, dtype = _read_header(array.data)
+    except ValueError as error:
+        raise ValueError(f"the npy header cannot be read: {error}") from error
     if dtype.hasobject:
         raise ValueError("the payload holds Python objects")
-    if tuple(shape) != tuple(array.shape) or str(dtype) != array.dtype:
+    if shape != tuple(array.shape) or str(dtype) != array.dtype:
         raise ValueError(
-            f"the payload is {dtype} {tuple(shape)} but claims to be {array.dtype} "
-            f"{tuple(array.shape)}"
+            f"the payload is {dtype} {shape} but claims to be {array.dtype} {tuple(array.shape)}"
         )
-    offset, entries = header.tell(), math.prod(shape)
+    entries = math.prod(shape)
     if len(array.data) - offset != entries * dtype.itemsize:
         raise ValueError(
             f"the payload holds {len(array.data) - offset} bytes instead of "
@@ -88,6 +85,37 @@ def decode_array(array: Array) -> Tensor:
         raise ValueError(f"dtype {dtype} has no counterpart in PyTorch") from error
 
 
+def _read_header(data: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
+    """Return where the entries begin, the shape, whether it is in Fortran order, and the dtype.
+
+    Raises
+    ------
+    ValueError
+        If there is no npy header of format 1 or 2.
+    """
+    version = npy.read_magic(BytesIO(data[: npy.MAGIC_LEN]))
+    if version not in _READ_HEADER:
+        raise ValueError(f"unsupported npy format version {version}")
+    end = npy.MAGIC_LEN + (2 if version == (1, 0) else 4)
+    end += int.from_bytes(data[npy.MAGIC_LEN : end], "little")
+    return end, *_parse_header(data[:end], version)
+
+
+@lru_cache(maxsize=4096)
+def _parse_header(
+    header: bytes, version: tuple[int, int]
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Parse a header; the replies of a round have the same ones, and NumPy takes its time."""
+    try:
+        stream = BytesIO(header)
+        stream.seek(npy.MAGIC_LEN)
+        shape, fortran_order, dtype = _READ_HEADER[version](stream)
+    except Exception as error:
+        # It is a Python literal; one flipped byte can raise almost anything.
+        raise ValueError(repr(error)) from error
+    return tuple(shape), fortran_order, dtype
+
+
 def view_tensor(ndarray: npt.NDArray[Any]) -> Tensor:
     """View a NumPy array, which may be read-only, as a tensor that is only read.
 
@@ -96,13 +124,17 @@ def view_tensor(ndarray: npt.NDArray[Any]) -> Tensor:
     TypeError
         If PyTorch lacks the dtype.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(ndarray)
+    return torch.from_numpy(ndarray)
+
+
+with warnings.catch_warnings():
+    # PyTorch says once in a process that writing to a read-only array would be undefined.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    view_tensor(np.frombuffer(b"\0", dtype=np.uint8))
 
 
 class ArrayTensors(Mapping[str, Tensor]):
-    """An ArrayRecord seen as tensors by name; each is decoded when it is asked for.
+    """An ArrayRecord seen as tensors by name; each is decoded when it is asked for first.
 
     Parameters
     ----------
@@ -112,14 +144,25 @@ class ArrayTensors(Mapping[str, Tensor]):
 
     def __init__(self, arrays: ArrayRecord) -> None:
         self._arrays = arrays
+        self._views: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """Decode one tensor; raises ValueError with its name if the payload is broken."""
-        array = self._arrays[name]
-        try:
-            return decode_array(array)
-        except ValueError as error:
-            raise ValueError(f"tensor {name!r}: {error}") from error
+        if name not in self._views:
+            try:
+                self._views[name] = decode_array(self._arrays[name])
+            except ValueError as error:
+                raise ValueError(f"tensor {name!r}: {error}") from error
+        return self._views[name]
+
+    def packed_update(self, name: str) -> PackedUpdate | None:
+        """Return the update of a tensor that is packed: here none is."""
+        return None
+
+    def update_writer(self, name: str, start: Float32s) -> UpdateWriter | None:
+        """Return what writes Δ_k of one tensor, see `UpdateSource`."""
+        trained = self[name]
+        return DenseUpdate(start, trained) if is_plain(trained) else None
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, in the record's order."""
@@ -161,24 +204,56 @@ class PackedTensors(ArrayTensors):
         self._global_model = global_model
         self._dtype = dtype
         self._rate = rate
+        self._updates: dict[str, PackedUpdate] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """Decode one tensor; raises ValueError with its name if the payload is broken."""
         if name not in self._packed:
             return super().__getitem__(name)
+        update = self._update(name)
         start = self._global_model[name]
-        if not start.is_floating_point():
-            raise ValueError(f"tensor {name!r} is packed but {start.dtype}, not floating")
-        return subtract_update(start, self._update(name).to(working_dtype(start.dtype)))
+        whole = np.empty(start.numel(), dtype=np.float32)
+        update.write(0, len(whole), whole)
+        return subtract_update(start, torch.from_numpy(whole).to(working_dtype(start.dtype)))
 
-    def _update(self, name: str) -> Tensor:
-        payload = super().__getitem__(name).numpy()
-        entries = self._global_model[name].numel()
-        most_kept = entries - entry_count(entries, self._rate)
-        try:
-            return unpack_update(payload, entries, self._dtype, most_kept, self._places[name])
-        except ValueError as error:
-            raise ValueError(f"tensor {name!r}: {error}") from error
+    def update_writer(self, name: str, start: Float32s) -> UpdateWriter | None:
+        """Return what writes Δ_k of one tensor, see `UpdateSource`."""
+        if name not in self._packed:
+            return super().update_writer(name, start)
+        update = self._update(name)
+
+        def write(begin: int, end: int, out: Float32s) -> None:
+            update.write(begin, end, out)
+            # w_k is rounded as if it had come dense.
+            np.subtract(start[begin:end], out, out=out)
+            np.subtract(start[begin:end], out, out=out)
+
+        return write
+
+    def packed_update(self, name: str) -> PackedUpdate | None:
+        """Return a packed tensor's update; None for one that is not packed.
+
+        Raises
+        ------
+        ValueError
+            If its payload cannot be unpacked, or the tensor is not floating.
+        """
+        return self._update(name) if name in self._packed else None
+
+    def _update(self, name: str) -> PackedUpdate:
+        if name not in self._updates:
+            start = self._global_model[name]
+            if not start.is_floating_point():
+                raise ValueError(f"tensor {name!r} is packed but {start.dtype}, not floating")
+            payload = super().__getitem__(name).numpy()
+            most_kept = start.numel() - entry_count(start.numel(), self._rate)
+            try:
+                self._updates[name] = PackedUpdate(
+                    payload, start.numel(), self._dtype, most_kept, self._places[name]
+                )
+            except ValueError as error:
+                raise ValueError(f"tensor {name!r}: {error}") from error
+        return self._updates[name]
 
 
 def array_of_npy(data: bytes, stype: str = _STYPE) -> Array:
@@ -187,12 +262,10 @@ def array_of_npy(data: bytes, stype: str = _STYPE) -> Array:
     A payload that cannot be read is wrapped, too: `decode_array` says what is wrong with it.
     """
     try:
-        header = BytesIO(data)
-        version = npy.read_magic(header)
-        shape, _, dtype = _READ_HEADER[version](header)
-    except Exception:
+        _, shape, _, dtype = _read_header(data)
+    except ValueError:
         return Array(dtype="unknown", shape=(), stype=stype, data=data)
-    return Array(dtype=str(dtype), shape=tuple(shape), stype=stype, data=data)
+    return Array(dtype=str(dtype), shape=shape, stype=stype, data=data)
 
 
 def encode_arrays(model: Mapping[str, Tensor]) -> ArrayRecord:

@@ -22,6 +22,7 @@ from torch import Tensor
 __all__ = [
     "MOST_ENTRIES",
     "UPLOAD_DTYPES",
+    "PackedUpdate",
     "UploadDtype",
     "pack_update",
     "packed_size",
@@ -42,6 +43,9 @@ MOST_ENTRIES = 2**32 - 1
 _MARK = b"FPW1"
 _HEADER = struct.Struct("<4sB3xfIII")
 _CHECKSUM = slice(_HEADER.size - 4, _HEADER.size)
+
+_STEP = 1024
+_BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 
 
 def packed_size(entries: int, kept: int, dtype: str) -> int:
@@ -82,19 +86,13 @@ def pack_update(update: Tensor, dtype: str, place: int = 0) -> npt.NDArray[np.ui
     return payload
 
 
-def unpack_update(
-    payload: npt.NDArray[np.uint8],
-    entries: int,
-    dtype: str,
-    most_kept: int | None = None,
-    place: int = 0,
-) -> Tensor:
-    """Unpack one flat update.
+class PackedUpdate:
+    """A packed update that was checked, of which any block can be unpacked.
 
     Parameters
     ----------
     payload : NDArray[np.uint8]
-        What `pack_update` returned, shape (bytes,).
+        What `pack_update` returned, shape (bytes,); kept, not copied.
     entries : int
         Number of entries of the tensor it belongs to.
     dtype : str
@@ -104,10 +102,10 @@ def unpack_update(
     place : int (default: 0)
         Place of the array in the model.
 
-    Returns
-    -------
-    Tensor
-        The update, float32, shape (entries,).
+    Attributes
+    ----------
+    norm : float
+        ‖Δ̃_k‖; infinite where float32 cannot hold its square.
 
     Raises
     ------
@@ -115,15 +113,111 @@ def unpack_update(
         If the payload is not that of this array in this type, contradicts itself, or holds values
         that are not finite.
     """
-    bytes_of_bits = (entries + 7) // 8
+
+    def __init__(
+        self,
+        payload: npt.NDArray[np.uint8],
+        entries: int,
+        dtype: str,
+        most_kept: int | None = None,
+        place: int = 0,
+    ) -> None:
+        self._scale = _checked_header(payload, entries, dtype, place)
+        end = _HEADER.size + (entries + 7) // 8
+        self._entries = entries
+        self._bits = payload[_HEADER.size : end]
+        self._values = payload[end:]
+        self._dtype = UPLOAD_DTYPES[dtype]
+        kept_before = np.cumsum(_BITS_SET[self._bits], dtype=np.int64)
+        # How many values precede every 1024th entry.
+        self._kept_before = np.append(0, kept_before[_STEP // 8 - 1 :: _STEP // 8])
+        kept = int(kept_before[-1]) if len(kept_before) else 0
+        if entries % 8 and self._bits[-1] & (0xFF >> entries % 8):
+            raise ValueError(f"the bit mask has bits behind its {entries} entries")
+        if payload.size != packed_size(entries, kept, dtype):
+            raise ValueError(
+                f"the bit mask keeps {kept} of {entries} entries, which does not agree with the "
+                f"{payload.size} bytes of the payload"
+            )
+        if most_kept is not None and kept > most_kept:
+            raise ValueError(
+                f"the bit mask keeps {kept} of {entries} entries, the drop rate leaves {most_kept}"
+            )
+        self._check_values(kept, dtype)
+
+    def write(self, begin: int, end: int, out: npt.NDArray[np.float32]) -> None:
+        """Unpack the entries [begin:end] into `out`; `begin` is a multiple of 1024.
+
+        Parameters
+        ----------
+        begin, end : int
+            Which entries, end excluded.
+        out : NDArray[float32]
+            Shape (end - begin,), overwritten.
+        """
+        bits = np.unpackbits(self._bits[begin // 8 : (end + 7) // 8], count=end - begin)
+        first = int(self._kept_before[begin // _STEP])
+        values = self._floats(first, first + int(np.count_nonzero(bits)))
+        unpacked = torch.from_numpy(out).zero_()
+        unpacked.masked_scatter_(torch.from_numpy(bits.view(np.bool_)), values)
+        if self._scale != 1.0:
+            unpacked.mul_(self._scale)
+
+    def _floats(self, first: int, last: int) -> Tensor:
+        """Return the values [first:last] in float32, as they were packed."""
+        if first == last:
+            return torch.zeros(0)
+        size = self._dtype.itemsize
+        # A copy, because values behind a mask of odd length are not aligned.
+        raw = torch.from_numpy(self._values[first * size : last * size].copy())
+        return raw.view(self._dtype).float()
+
+    def _check_values(self, kept: int, dtype: str) -> None:
+        largest = squares = 0.0
+        for first in range(0, kept, 1 << 16):
+            values = self._floats(first, min(first + (1 << 16), kept))
+            squares += float(torch.dot(values, values))
+            # NaN stays: Python's max would lose it.
+            largest = float(torch.maximum(values.abs().max(), torch.tensor(largest)))
+        self.norm = math.sqrt(squares) * self._scale
+        if not largest * self._scale <= torch.finfo(torch.float32).max:
+            raise ValueError("the packed values are not finite")
+        if not _is_scale_of(self._scale, largest, dtype):
+            raise ValueError(
+                f"the packed values, up to {largest}, cannot have the scale {self._scale}"
+            )
+
+
+def unpack_update(
+    payload: npt.NDArray[np.uint8],
+    entries: int,
+    dtype: str,
+    most_kept: int | None = None,
+    place: int = 0,
+) -> Tensor:
+    """Unpack one whole update; arguments and errors as those of `PackedUpdate`.
+
+    Returns
+    -------
+    Tensor
+        The update, float32, shape (entries,).
+    """
+    update = np.empty(entries, dtype=np.float32)
+    PackedUpdate(payload, entries, dtype, most_kept, place).write(0, entries, update)
+    return torch.from_numpy(update)
+
+
+def _checked_header(payload: npt.NDArray[np.uint8], entries: int, dtype: str, place: int) -> float:
+    """Check what a payload says about itself; return the scale of its values."""
     if payload.dtype != np.uint8 or payload.ndim != 1:
         raise ValueError(
             f"a packed update is one row of bytes, not {payload.dtype} {payload.shape}"
         )
-    if payload.size < _HEADER.size + bytes_of_bits:
+    if payload.size < _HEADER.size + (entries + 7) // 8:
         raise ValueError(
             f"{payload.size} bytes are too few for a packed update of {entries} entries"
         )
+    scale: float
     mark, code, scale, its_place, its_entries, _ = _HEADER.unpack_from(payload.data)
     if mark != _MARK:
         raise ValueError(f"a packed update begins with {_MARK!r}, not {mark!r}")
@@ -136,35 +230,7 @@ def unpack_update(
             f"the packed update is that of array {its_place} with {its_entries} entries, not of "
             f"array {place} with {entries}"
         )
-    bits = payload[_HEADER.size : _HEADER.size + bytes_of_bits]
-    unpacked = np.unpackbits(bits)
-    if unpacked[entries:].any():
-        raise ValueError(f"the bit mask has bits behind its {entries} entries")
-    kept = np.flatnonzero(unpacked[:entries])
-    if payload.size != packed_size(entries, len(kept), dtype):
-        raise ValueError(
-            f"the bit mask keeps {len(kept)} of {entries} entries, which does not agree with the "
-            f"{payload.size} bytes of the payload"
-        )
-    if most_kept is not None and len(kept) > most_kept:
-        raise ValueError(
-            f"the bit mask keeps {len(kept)} of {entries} entries, the drop rate leaves {most_kept}"
-        )
-    # A copy, because values behind a mask of odd length are not aligned.
-    raw = payload[_HEADER.size + bytes_of_bits :].copy()
-    values = torch.zeros(0)
-    if len(kept):
-        values = torch.from_numpy(raw).view(UPLOAD_DTYPES[dtype]).float()
-    largest = float(values.abs().max()) if len(kept) else 0.0
-    if not largest * scale <= torch.finfo(torch.float32).max:
-        raise ValueError("the packed values are not finite")
-    if not _is_scale_of(scale, largest, dtype):
-        raise ValueError(f"the packed values, up to {largest}, cannot have the scale {scale}")
-    if scale != 1.0:
-        values.mul_(scale)
-    update = np.zeros(entries, dtype=np.float32)
-    update[kept] = values.numpy()
-    return torch.from_numpy(update)
+    return scale
 
 
 def _checksum(payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

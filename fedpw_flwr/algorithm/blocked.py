@@ -1,0 +1,416 @@
+"""The server step on a CPU near the speed of memory: the formulas of `tensorwise`, in blocks.
+
+A round reads each reply twice: a survey finds the inner products, the magnitudes below which
+entries are masked and the norms of what is kept; with the weights decided, a second pass masks,
+averages and scores. What is not made for this is left to `tensorwise`: another dtype than float32,
+magnitudes that sums in float32 cannot hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpw_flwr.algorithm.adjustment import (
+    amplification_factor,
+    amplify_,
+    consensus_score_,
+    consensus_set,
+    entry_count,
+)
+from fedpw_flwr.algorithm.blocks import (
+    BlockedTensor,
+    DenseUpdate,
+    Mask,
+    in_threads,
+    is_plain,
+    threads_for,
+    update_writer,
+)
+from fedpw_flwr.algorithm.client_step import is_adjustable
+from fedpw_flwr.algorithm.cohort import Cohort, Measured, discarded_magnitude, sent_scale
+from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
+from fedpw_flwr.algorithm.selection import Float32s, Scratch, Smallest, Tally, bracket
+from fedpw_flwr.algorithm.tensors import TensorKind
+
+__all__ = ["BlockedStep"]
+
+_SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-16, 1e30
+"""Squared norms between which no square of an entry that counts is lost in float32."""
+
+_LEAST_KEPT = 0.01
+"""Share of ‖Δ_k‖² that has to be kept: less is not known well enough from what was masked."""
+
+_SORTED = 1 << 12
+"""Up to so many entries, sorting all clients' at once is faster than selecting one by one."""
+
+_NOTHING = Mask(-1.0, 0)
+"""Masks nothing."""
+
+Moved = tuple[Tensor, Measured | None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What masking leaves of one client's update of a tensor.
+
+    Attributes
+    ----------
+    mask : Mask
+        Which entries are masked.
+    discarded : float
+        m_k, the mean magnitude of the masked entries; 0 where there are none.
+    norm : float
+        ‖Δ̃_k‖ of what is kept.
+    """
+
+    mask: Mask
+    discarded: float
+    norm: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan(BlockedTensor):
+    """A tensor and what has to be done to it.
+
+    Attributes
+    ----------
+    shape : torch.Size
+        Its shape.
+    trainable : bool
+        Whether it has a direction.
+    counts : Sequence[int]
+        Entries of each update that the server masks.
+    scored : bool
+        Whether the clients' agreement is measured.
+    """
+
+    shape: torch.Size
+    trainable: bool
+    counts: Sequence[int]
+    scored: bool
+
+
+class BlockedStep:
+    """Those tensors of a round that are computed in blocks; built, it has surveyed them.
+
+    Parameters
+    ----------
+    global_model : Mapping[str, Tensor]
+        w.
+    kinds : Mapping[str, TensorKind]
+        What each tensor is.
+    cohort : Cohort
+        The participants.
+    with_directions : bool
+        Whether directions are needed.
+    """
+
+    def __init__(
+        self,
+        global_model: Mapping[str, Tensor],
+        kinds: Mapping[str, TensorKind],
+        cohort: Cohort,
+        with_directions: bool,
+    ) -> None:
+        self._cohort = cohort
+        self._directions: dict[str, Sequence[float]] = {}
+        self._plans: list[tuple[_Plan, Sequence[Kept]]] = []
+        found = (_plan(name, tensor, kinds[name], cohort) for name, tensor in global_model.items())
+        for survey in _surveys([plan for plan in found if plan is not None], with_directions):
+            if survey.directions is not None:
+                self._directions[survey.plan.name] = survey.directions
+            if survey.kept is not None:
+                self._plans.append((survey.plan, survey.kept))
+
+    def directions(self, name: str) -> Sequence[float] | None:
+        """Return ⟨Δ_k, Σ_j Δ_j⟩ of a tensor; None where `direction` has to compute them."""
+        return self._directions.get(name)
+
+    def move(self, weights: Sequence[float]) -> Iterator[tuple[str, Moved]]:
+        """Compute tensors of the new model, w − g, and what they say about consensus, by name."""
+        averages = (_Average(plan, kept, weights) for plan, kept in self._plans)
+        work = ((average, task) for average in averages for task in average.plan.tasks)
+
+        def add(item: tuple[_Average, tuple[int, int]]) -> tuple[_Average, int]:
+            average, (begin, end) = item
+            average.add(begin, end)
+            return average, end
+
+        for average, end in in_threads(
+            add, work, threads_for(sum(plan.size for plan, _ in self._plans))
+        ):
+            if end == len(average.plan.start):
+                yield average.plan.name, average.moved(self._cohort)
+
+
+def _plan(name: str, tensor: Tensor, kind: TensorKind, cohort: Cohort) -> _Plan | None:
+    """Say what has to be done to a tensor; None where `tensorwise` has to do it."""
+    on_cpu = torch.device(cohort.device).type == "cpu"
+    if kind is TensorKind.INTEGER or not tensor.numel() or not (on_cpu and is_plain(tensor)):
+        return None
+    start = tensor.reshape(-1).numpy()
+    writers = []
+    for result in cohort.results:
+        writer = update_writer(result.tensors, name, start)
+        if writer is None:
+            return None
+        writers.append(writer)
+    entries, trainable = tensor.numel(), kind is TensorKind.TRAINABLE
+    rates = cohort.rates or (0.0,) * len(writers)
+    counts = [entry_count(entries, rate) for rate in rates]
+    return _Plan(
+        name=name,
+        start=start,
+        writers=writers,
+        shape=tensor.shape,
+        trainable=trainable,
+        counts=counts if cohort.sent is None else [0] * len(writers),
+        scored=all(counts) and trainable and (cohort.sent is None or is_adjustable(tensor)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Survey:
+    """What the survey found of one tensor; None where it cannot tell."""
+
+    plan: _Plan
+    directions: Sequence[float] | None
+    kept: Sequence[Kept] | None
+
+
+def _surveys(plans: Sequence[_Plan], with_directions: bool) -> Iterator[_Survey]:
+    """Survey the tensors, in their order."""
+
+    def parts() -> Iterator[_Part]:
+        for plan in plans:
+            directed = with_directions and plan.trainable
+            if directed or plan.scored or any(plan.counts):
+                limits = _limits(plan)
+                for begin, end in plan.tasks:
+                    yield _Part(plan, begin, end, directed, limits)
+            else:
+                yield _Part(plan, 0, 0, False, ())
+
+    whole: _Part | None = None
+    for part in in_threads(_Part.look, parts(), threads_for(sum(plan.size for plan in plans))):
+        whole = part if whole is None else whole.merge(part)
+        if whole.end == len(whole.plan.start) or not whole.end:
+            yield whole.survey()
+            whole = None
+
+
+def _limits(plan: _Plan) -> Sequence[tuple[np.float32, np.float32] | None]:
+    """Between which magnitudes each client's threshold should lie; None where nothing is masked."""
+    entries = len(plan.start)
+    return [
+        bracket(writer.sample(), count, entries)
+        if count and isinstance(writer, DenseUpdate)
+        else None
+        for writer, count in zip(plan.writers, plan.counts, strict=True)
+    ]
+
+
+class _Part:
+    """What the survey adds up over a part of a tensor, one number a client.
+
+    Parameters
+    ----------
+    plan : _Plan
+        The tensor.
+    begin, end : int
+        The part.
+    directed : bool
+        Whether directions are needed.
+    limits : Sequence[tuple[float32, float32] | None]
+        See `_limits`.
+    """
+
+    def __init__(
+        self,
+        plan: _Plan,
+        begin: int,
+        end: int,
+        directed: bool,
+        limits: Sequence[tuple[np.float32, np.float32] | None],
+    ) -> None:
+        clients = len(plan.writers)
+        self.plan, self.begin, self.end = plan, begin, end
+        self._directed = directed
+        self._products = np.zeros(clients)
+        self._squares = np.zeros(clients)
+        self._moved = np.zeros(clients, dtype=bool)
+        self._tallies = [None if limit is None else Tally(limit) for limit in limits]
+        self._kept: Sequence[Kept] | None = None
+
+    def look(self) -> _Part:
+        """Read the part's updates."""
+        scratch = Scratch(min(self.plan.block, self.end - self.begin))
+        for first, last, updates in self.plan.blocks(self.begin, self.end):
+            rows = torch.from_numpy(updates)
+            if self._directed:
+                self._products += torch.mv(rows, rows.new_ones(len(rows)) @ rows).numpy()
+            squares = torch.linalg.vecdot(rows, rows).numpy()
+            self._squares += squares
+            self._moved |= squares > 0
+            for client in np.flatnonzero(squares == 0):
+                self._moved[client] |= updates[client].any()
+            if self._is_sorted:
+                self._kept = _kept_of_sorted(updates, self.plan.counts)
+                continue
+            for row, tally in zip(updates, self._tallies, strict=True):
+                if tally is not None:
+                    magnitudes = np.abs(row, out=scratch.magnitudes[: last - first])
+                    tally.add(magnitudes, first, scratch)
+        return self
+
+    def merge(self, following: _Part) -> _Part:
+        """Take over the sums of the part behind this one."""
+        self.end = following.end
+        self._products += following._products
+        self._squares += following._squares
+        self._moved |= following._moved
+        for mine, others in zip(self._tallies, following._tallies, strict=True):
+            if mine is not None and others is not None:
+                mine.merge(others)
+        return self
+
+    def survey(self) -> _Survey:
+        """Conclude, once the parts make up the tensor."""
+        directions: Sequence[float] | None = None
+        kept: Sequence[Kept] | None = None
+        if self._directed and self._all_held(self._products, SMALLEST_PRODUCT, LARGEST_PRODUCT):
+            directions = self._products.tolist()
+        if not self.end:
+            kept = [Kept(_NOTHING, 0.0, 0.0)] * len(self.plan.writers)
+        elif self._all_held(self._squares, _SMALLEST_SQUARE, _LARGEST_SQUARE):
+            kept = self._kept if self._is_sorted else self._kept_of_tallies()
+        return _Survey(self.plan, directions, kept)
+
+    @property
+    def _is_sorted(self) -> bool:
+        return len(self.plan.start) <= _SORTED and any(self.plan.counts)
+
+    def _all_held(self, sums: npt.NDArray[np.float64], least: float, most: float) -> bool:
+        """Say whether float32 held the sums, or a client did not move the tensor at all."""
+        size = np.abs(sums)
+        return bool(np.all(((size > least) & (size < most)) | ~self._moved))
+
+    def _kept_of_tallies(self) -> Sequence[Kept] | None:
+        found = []
+        for client, (tally, count) in enumerate(zip(self._tallies, self.plan.counts, strict=True)):
+            square = float(self._squares[client])
+            if tally is None:
+                found.append(Kept(_NOTHING, 0.0, math.sqrt(square)))
+                continue
+            masked = tally.smallest(count)
+            if masked is None:
+                return None
+            left = square - masked.squares
+            if count == len(self.plan.start):
+                left = 0.0
+            elif left < _LEAST_KEPT * square:
+                return None
+            mask = Mask(masked.threshold, len(self.plan.start))
+            if masked.further_ties:
+                mask = replace(mask, first_kept_tie=self._tie(client, tally, masked))
+            found.append(Kept(mask, masked.total / count, math.sqrt(left)))
+        return found
+
+    def _tie(self, client: int, tally: Tally, masked: Smallest) -> int:
+        """Return the first entry that is kept although it has the magnitude of the threshold."""
+        begin, preceding = tally.block_of_tie(masked.threshold, masked.ties)
+        row = np.empty(min(self.plan.block, len(self.plan.start) - begin), dtype=np.float32)
+        self.plan.writers[client](begin, begin + len(row), row)
+        return begin + int(np.flatnonzero(np.abs(row) == masked.threshold)[preceding])
+
+
+def _kept_of_sorted(updates: Float32s, counts: Sequence[int]) -> Sequence[Kept]:
+    """Find what is masked of all updates of a small tensor at once."""
+    clients, entries = updates.shape
+    count = np.asarray(counts)
+    magnitudes = np.abs(updates)
+    magnitudes.sort(axis=1)
+    thresholds = np.where(count > 0, magnitudes[np.arange(clients), count - 1], -1.0)
+    is_masked = np.arange(entries) < count[:, None]
+    discarded = np.where(is_masked, magnitudes, 0).sum(axis=1, dtype=np.float64)
+    discarded /= np.maximum(count, 1)
+    norms = np.sqrt(np.square(np.where(is_masked, 0, magnitudes)).sum(axis=1, dtype=np.float64))
+    further_ties = np.where(is_masked, False, magnitudes == thresholds[:, None]).sum(axis=1)
+    kept = []
+    for client in range(clients):
+        threshold, first_kept_tie = float(thresholds[client]), entries
+        if further_ties[client]:
+            ties = np.flatnonzero(np.abs(updates[client]) == threshold)
+            first_kept_tie = int(ties[-further_ties[client]])
+        mask = Mask(threshold, first_kept_tie)
+        kept.append(Kept(mask, float(discarded[client]), float(norms[client])))
+    return kept
+
+
+class _Average:
+    """The weighted average of one tensor's masked updates, and how much the clients agree.
+
+    Parameters
+    ----------
+    plan : _Plan
+        The tensor.
+    kept : Sequence[Kept]
+        What the survey found.
+    weights : Sequence[float]
+        λ_k.
+    """
+
+    def __init__(self, plan: _Plan, kept: Sequence[Kept], weights: Sequence[float]) -> None:
+        self.plan = plan
+        self._kept = kept
+        self._weights = torch.tensor(weights, dtype=torch.float32)
+        inverse = [1.0 / k.norm if k.norm > 0 else 0.0 for k in kept]
+        self._inverse_norms = torch.tensor(inverse, dtype=torch.float32).unsqueeze(1)
+        self._change = torch.empty(len(plan.start))
+        self._score = torch.empty(len(plan.start) if plan.scored else 0)
+
+    def add(self, begin: int, end: int) -> None:
+        """Aggregate g = Σ λ_k Δ̃_k, and score (Σ_k x_k)² / Σ_k x_k² with x_k = Δ̃_k / ‖Δ̃_k‖."""
+        for first, last, updates in self.plan.blocks(begin, end):
+            rows = torch.from_numpy(updates)
+            for row, k in zip(rows, self._kept, strict=True):
+                k.mask.apply_(row, first)
+            self._change[first:last] = self._weights @ rows
+            if self.plan.scored:
+                each = rows.new_ones(len(rows))
+                total = each @ rows.mul_(self._inverse_norms)
+                self._score[first:last] = consensus_score_(total, each @ rows.square_())
+
+    def moved(self, cohort: Cohort) -> Moved:
+        """Return w − g of the whole tensor, and what the next round needs of its agreement."""
+        plan, change = self.plan, self._change
+        start = torch.from_numpy(plan.start)
+        measured = None
+        if plan.scored:
+            discarded = [k.discarded for k in self._kept]
+            unscaled = change
+            if cohort.sent is not None:
+                entries = len(plan.start)
+                discarded = [
+                    discarded_magnitude(result, plan.name, k.norm, entries)
+                    for result, k in zip(cohort.results, self._kept, strict=True)
+                ]
+                scale = sent_scale(cohort.sent.consensus, plan.name, start)
+                unscaled = change if scale is None else change / scale
+            size = entry_count(len(plan.start), cohort.avg_drop_rate)
+            members = consensus_set(self._score, size)
+            magnitude = start.new_tensor(sum(discarded) / len(discarded))
+            factor = amplification_factor(unscaled, members, size, magnitude)
+            if cohort.sent is None:
+                amplify_(change, members, factor)
+            measured = Measured(factor, None if cohort.sent is None else members)
+        elif plan.trainable and cohort.rates is not None and cohort.sent is None:
+            measured = Measured(start.new_ones(()))
+        return torch.sub(start, change, out=change).reshape(plan.shape), measured

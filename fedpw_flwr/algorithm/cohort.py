@@ -1,0 +1,100 @@
+"""The participants of a round and what was decided for all tensors alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedpw_flwr.algorithm.adjustment import entry_count
+from fedpw_flwr.algorithm.client_step import (
+    AdjustedTensors,
+    AppliedAdjustment,
+    Consensus,
+    SentAdjustment,
+)
+
+__all__ = ["ClientResult", "Cohort", "Measured", "discarded_magnitude", "sent_scale"]
+
+CLIPPED = 0.99
+"""An update that comes with less than this share of its reported norm was clipped on the way."""
+
+ROUNDING = 1.01
+"""What rounding may add to a magnitude before it is called too large."""
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What one client brings to a round.
+
+    Attributes
+    ----------
+    client : int
+        Stable identity of the client.
+    tensors : Mapping[str, Tensor]
+        w_k, the client's model after training; may decode on access.
+    loss : float | None
+        ℓ_k, mean training loss over all local batches. Needed unless both parts of the method are
+        switched off.
+    num_examples : float | None
+        Number of training examples; only used where `adapt_weights` is off.
+    applied : AppliedAdjustment | None
+        What the client did to its update before sending; None where w_k is as trained.
+    """
+
+    client: int
+    tensors: Mapping[str, Tensor]
+    loss: float | None = None
+    num_examples: float | None = None
+    applied: AppliedAdjustment | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """The participants of a round, with what was decided for all tensors alike."""
+
+    results: Sequence[ClientResult]
+    rates: Sequence[float] | None
+    sent: SentAdjustment | None
+    avg_drop_rate: float
+    device: torch.device | str
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Factor f (0-d) of one tensor; its C (bool, shape (n,)) where the clients will need it."""
+
+    factor: Tensor
+    members: Tensor | None = None
+
+
+def discarded_magnitude(result: ClientResult, name: str, norm: float, entries: int) -> float:
+    """Return m_k of one tensor in the scale of the update as it came, whose norm is given.
+
+    A client reports m_k of the update before a clipping mod scaled it, and may report anything. No
+    masked entry is larger than one that was kept, so m_k is at most their root mean square.
+    """
+    if isinstance(result.tensors, AdjustedTensors):
+        return result.tensors.discarded_magnitude(name)
+    if result.applied is None:
+        return 0.0
+    reported = result.applied.discarded[name]
+    norm_before = result.applied.norms.get(name, norm)
+    if norm < CLIPPED * norm_before:
+        reported *= norm / norm_before
+    kept = entries - entry_count(entries, result.applied.rate)
+    if kept == 0:
+        return reported
+    most = ROUNDING * norm / math.sqrt(kept)
+    return min(reported, most)
+
+
+def sent_scale(consensus: Consensus | None, name: str, start: Tensor) -> Tensor | None:
+    """Return what the clients multiplied each entry by: f on C, 1 elsewhere."""
+    if consensus is None or name not in consensus.members:
+        return None
+    factor = torch.tensor(consensus.factors[name], dtype=start.dtype, device=start.device)
+    return torch.where(consensus.members[name].to(start.device), factor, 1.0)

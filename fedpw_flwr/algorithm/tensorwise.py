@@ -1,0 +1,196 @@
+"""The server step a tensor at a time: the formulas as the paper has them, on any device.
+
+Clients' tensors are asked for by name when they are needed, so a caller may decode them lazily;
+beside them a few tensors of the size of the one in hand are held, however many clients there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedpw_flwr.algorithm.adjustment import (
+    amplification_factor,
+    amplify_,
+    consensus_score_,
+    consensus_set,
+    entry_count,
+    mask_smallest_,
+    unit_normalise_,
+)
+from fedpw_flwr.algorithm.client_step import is_adjustable
+from fedpw_flwr.algorithm.cohort import (
+    ClientResult,
+    Cohort,
+    Measured,
+    discarded_magnitude,
+    sent_scale,
+)
+from fedpw_flwr.algorithm.tensors import TensorKind, saturated, working_dtype
+
+__all__ = ["LazyTensors", "move_tensor"]
+
+
+def move_tensor(
+    name: str, tensor: Tensor, kind: TensorKind, cohort: Cohort, weights: Sequence[float]
+) -> tuple[Tensor, Measured | None]:
+    """Compute one tensor of the new model, w − g, and what it says about consensus."""
+    if tensor.numel() == 0:
+        return tensor.cpu(), None
+    trained = LazyTensors(cohort.results, name)
+    if kind is TensorKind.INTEGER:
+        return _weighted_integers(tensor, trained, weights), None
+    start = tensor.reshape(-1).to(cohort.device, working_dtype(tensor.dtype))
+    measured = None
+    consensus_rate = cohort.avg_drop_rate if kind is TensorKind.TRAINABLE else None
+    if cohort.rates is None:
+        change = _average(start, trained, weights)
+    elif cohort.sent is None:
+        change, measured = _average_adjusted(start, trained, weights, cohort.rates, consensus_rate)
+    elif consensus_rate is not None and is_adjustable(tensor):
+        change, measured = _average_and_measure(
+            start,
+            trained,
+            weights,
+            cohort.rates,
+            consensus_rate,
+            lambda norms: [
+                discarded_magnitude(result, name, norm, tensor.numel())
+                for result, norm in zip(cohort.results, norms, strict=True)
+            ],
+            sent_scale(cohort.sent.consensus, name, start),
+        )
+    else:
+        change = _average(start, trained, weights)
+    moved = torch.sub(start, change, out=change)
+    return saturated(moved, tensor.dtype).reshape(tensor.shape).cpu(), measured
+
+
+class LazyTensors(Sequence[Tensor]):
+    """One tensor of every client, decoded each time it is asked for and never kept."""
+
+    def __init__(self, results: Sequence[ClientResult], name: str) -> None:
+        self._results = results
+        self._name = name
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._results[place].tensors[self._name]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+
+def _average(start: Tensor, trained: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Aggregate g = Σ λ_k Δ_k of one tensor."""
+    change = torch.zeros_like(start)
+    update = torch.empty_like(start)
+    for tensor, weight in zip(trained, weights, strict=True):
+        change.add_(_update_into(update, start, tensor), alpha=weight)
+    return change
+
+
+def _average_adjusted(
+    start: Tensor,
+    trained: Sequence[Tensor],
+    weights: Sequence[float],
+    rates: Sequence[float],
+    consensus_rate: float | None,
+) -> tuple[Tensor, Measured | None]:
+    """Mask each Δ_k, aggregate g = Σ λ_k Δ̃_k, and amplify g where the clients agree.
+
+    `consensus_rate` is r̄, or None for a tensor without consensus (a buffer). Returns g and f.
+    """
+    entries = start.numel()
+    counts = [entry_count(entries, rate) for rate in rates]
+    agreement = _Agreement(start) if consensus_rate is not None and all(counts) else None
+
+    change = torch.zeros_like(start)
+    update, scratch = torch.empty_like(start), torch.empty_like(start)
+    discarded = start.new_zeros(())
+    for tensor, weight, count in zip(trained, weights, counts, strict=True):
+        _update_into(update, start, tensor)
+        discarded = discarded + mask_smallest_(update, count, scratch)
+        change.add_(update, alpha=weight)
+        if agreement is not None:
+            agreement.add_(update)
+
+    if consensus_rate is None:
+        return change, None
+    if agreement is None:
+        return change, Measured(start.new_ones(()))
+    size = entry_count(entries, consensus_rate)
+    members = agreement.consensus_set(size)
+    factor = amplification_factor(change, members, size, discarded / len(trained))
+    return amplify_(change, members, factor), Measured(factor)
+
+
+def _average_and_measure(
+    start: Tensor,
+    trained: Sequence[Tensor],
+    weights: Sequence[float],
+    rates: Sequence[float],
+    consensus_rate: float,
+    discarded: Callable[[Sequence[float]], Sequence[float]],
+    sent_scale: Tensor | None,
+) -> tuple[Tensor, Measured | None]:
+    """Aggregate g = Σ λ_k Δ̃_k of updates that are adjusted, and measure the next C and f.
+
+    For f alone the factor that the clients multiplied by (`sent_scale`) is divided out of g, else
+    f would feed on itself. Returns g, and C with f where every client masked an entry.
+    """
+    entries = start.numel()
+    if not all(entry_count(entries, rate) for rate in rates):
+        return _average(start, trained, weights), None
+    agreement = _Agreement(start)
+    change = torch.zeros_like(start)
+    update = torch.empty_like(start)
+    norms = []
+    for tensor, weight in zip(trained, weights, strict=True):
+        change.add_(_update_into(update, start, tensor), alpha=weight)
+        norms.append(agreement.add_(update))
+    size = entry_count(entries, consensus_rate)
+    members = agreement.consensus_set(size)
+    unscaled = change if sent_scale is None else torch.div(change, sent_scale, out=update)
+    # Asked for last: an update that the server adjusted has its m_k only now.
+    magnitudes = discarded(torch.stack(norms).tolist())
+    mean_discarded = start.new_tensor(sum(magnitudes) / len(trained))
+    factor = amplification_factor(unscaled, members, size, mean_discarded)
+    return change, Measured(factor, members)
+
+
+class _Agreement:
+    """Running sums over the clients of the unit-normalised updates x_k of one tensor."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._total = torch.zeros_like(like)
+        self._squares = torch.zeros_like(like)
+
+    def add_(self, update: Tensor) -> Tensor:
+        """Add x_k = Δ̃_k / ‖Δ̃_k‖ and return the norm, 0-d; `update` is overwritten."""
+        norm: Tensor = torch.linalg.vector_norm(update)
+        unit_normalise_(update, norm)
+        self._total.add_(update)
+        self._squares.addcmul_(update, update)
+        return norm
+
+    def consensus_set(self, size: int) -> Tensor:
+        """Return membership of C, bool; the sums are overwritten."""
+        return consensus_set(consensus_score_(self._total, self._squares), size)
+
+
+def _update_into(update: Tensor, start: Tensor, trained: Tensor) -> Tensor:
+    """Write Δ_k = w − w_k into `update`."""
+    return torch.sub(start, trained.reshape(-1).to(start.device, start.dtype), out=update)
+
+
+def _weighted_integers(
+    start: Tensor, trained: Sequence[Tensor], weights: Sequence[float]
+) -> Tensor:
+    """Weighted mean of counters, rounded to nearest; on the CPU, where every device has float64."""
+    mean = torch.zeros(start.shape, dtype=torch.float64)
+    for tensor, weight in zip(trained, weights, strict=True):
+        mean.add_(tensor.to("cpu", torch.float64), alpha=weight)
+    return mean.round_().to(start.dtype)

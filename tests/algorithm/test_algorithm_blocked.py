@@ -1,0 +1,238 @@
+"""The server step in blocks is the server step of the formulas, whatever the threads."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedpw_flwr.algorithm import (
+    AppliedAdjustment,
+    ClientResult,
+    FedPWSettings,
+    SentAdjustment,
+    ServerStep,
+    TensorKind,
+    WeightingState,
+    server_step,
+)
+from fedpw_flwr.algorithm.blocked import BlockedStep
+from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
+from fedpw_flwr.algorithm.cohort import Cohort
+
+SHAPES = {
+    "conv.weight": (70, 130, 3, 3),
+    "norm.weight": (130,),
+    "norm.running_mean": (9000,),
+    "norm.num_batches_tracked": (),
+    "scale": (),
+    "head.weight": (10, 410),
+}
+LATER = WeightingState(rounds=1)
+claim = settings(max_examples=15, deadline=None)
+
+
+def a_model(generator: torch.Generator) -> dict[str, Tensor]:
+    model = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    model["norm.num_batches_tracked"] = torch.tensor(7)
+    return model
+
+
+def a_round(
+    model: Mapping[str, Tensor], clients: int, generator: torch.Generator, size: float = 1e-2
+) -> list[ClientResult]:
+    """Clients whose updates are alike in part; those of large parameters are rounded."""
+    shared = {
+        name: torch.randn(tensor.shape, generator=generator) for name, tensor in model.items()
+    }
+    results = []
+    for client in range(clients):
+        trained = {
+            name: tensor - size * (shared[name] + torch.randn(tensor.shape, generator=generator))
+            if tensor.is_floating_point()
+            else tensor + client
+            for name, tensor in model.items()
+        }
+        results.append(ClientResult(client, trained, loss=0.3 + client))
+    return results
+
+
+def by_the_formulas(results: list[ClientResult]) -> list[ClientResult]:
+    """Hide what `blocked` needs: it takes no mapping of which it does not know the cost."""
+    return [replace(result, tensors=MappingProxyType(result.tensors)) for result in results]
+
+
+def as_sent(
+    model: Mapping[str, Tensor], results: list[ClientResult], sent: SentAdjustment
+) -> list[ClientResult]:
+    """Let every client adjust its own update."""
+    adjusted = []
+    for result in results:
+        rate = 0.0 if sent.rates is None else sent.rates[result.client]
+        tensors, discarded, norms = dict(result.tensors), {}, {}
+        for name, start in model.items():
+            discarded[name] = 0.0
+            if is_adjustable(start):
+                update, magnitude = adjust_tensor(start, tensors[name], rate)
+                tensors[name] = subtract_update(start, update)
+                discarded[name], norms[name] = float(magnitude), float(update.norm())
+        applied = AppliedAdjustment(rate, discarded, None, norms)
+        adjusted.append(replace(result, tensors=tensors, applied=applied))
+    return adjusted
+
+
+def assert_same(found: ServerStep, expected: ServerStep, size: float = 1e-2) -> None:
+    assert found.weights.weights == pytest.approx(expected.weights.weights, abs=1e-6)
+    assert found.amplification == pytest.approx(expected.amplification, abs=1e-6)
+    assert found.model.keys() == expected.model.keys()
+    for name, tensor in expected.model.items():
+        assert found.model[name].dtype == tensor.dtype
+        assert found.model[name].shape == tensor.shape
+        difference = (found.model[name] - tensor).abs().double()
+        # An entry at the edge of C may fall on the other side: its score is the same to rounding.
+        assert (difference > 1e-5 * size + 1e-6).double().mean() <= 2 / max(2000, tensor.numel())
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@claim
+@given(
+    seed=st.integers(0, 10**6),
+    clients=st.integers(1, 5),
+    avg_drop_rate=st.sampled_from([0.0, 0.05, 0.3, 0.7]),
+    state=st.sampled_from([WeightingState(), LATER]),
+    adapt_weights=st.booleans(),
+    adjust_parameters=st.booleans(),
+)
+def test_a_step_in_blocks_is_the_step_of_the_formulas(
+    seed: int,
+    clients: int,
+    avg_drop_rate: float,
+    state: WeightingState,
+    adapt_weights: bool,
+    adjust_parameters: bool,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    model = a_model(generator)
+    results = a_round(model, clients, generator)
+    method = FedPWSettings(
+        avg_drop_rate=avg_drop_rate,
+        adapt_weights=adapt_weights,
+        adjust_parameters=adjust_parameters,
+    )
+    found = server_step(model, results, state, method)
+    assert_same(found, server_step(model, by_the_formulas(results), state, method))
+
+
+@claim
+@given(seed=st.integers(0, 10**6), clients=st.integers(1, 5))
+def test_adjusted_updates_are_averaged_and_measured_alike(seed: int, clients: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    model = a_model(generator)
+    rates = {client: 0.1 + 0.8 * client / clients for client in range(clients)}
+    sent = SentAdjustment(rates, None)
+    results = as_sent(model, a_round(model, clients, generator), sent)
+    found = server_step(model, results, LATER, FedPWSettings(), sent=sent)
+    expected = server_step(model, by_the_formulas(results), LATER, FedPWSettings(), sent=sent)
+    assert_same(found, expected)
+    assert found.consensus is not None
+    assert expected.consensus is not None
+    assert found.consensus.factors == pytest.approx(expected.consensus.factors, abs=1e-6)
+    for name, members in expected.consensus.members.items():
+        assert (found.consensus.members[name] != members).sum() <= 4
+
+
+def test_equal_magnitudes_are_masked_in_the_order_of_their_index() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = {"long": torch.zeros(30000), "short": torch.zeros(500)}
+    results = [
+        ClientResult(
+            client,
+            {
+                name: torch.randint(-3, 4, tensor.shape, generator=generator).float()
+                for name, tensor in model.items()
+            },
+            loss=1.0 + client,
+        )
+        for client in range(3)
+    ]
+    method = FedPWSettings(avg_drop_rate=0.5, adapt_weights=False)
+    found = server_step(model, results, LATER, method)
+    expected = server_step(model, by_the_formulas(results), LATER, method)
+    for name in model:
+        # Masked entries of clients with the same weight: sums of thirds, equal to rounding.
+        torch.testing.assert_close(found.model[name], expected.model[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_number_of_threads_changes_no_bit() -> None:
+    generator = torch.Generator().manual_seed(1)
+    model = {"large": torch.randn(400000, generator=generator), **a_model(generator)}
+    results = a_round(model, 8, generator)
+    steps = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        steps.append(server_step(model, results, LATER, FedPWSettings()))
+        assert torch.get_num_threads() == threads
+    for step in steps[1:]:
+        assert step.weights == steps[0].weights
+        assert step.amplification == steps[0].amplification
+        for name, tensor in steps[0].model.items():
+            assert torch.equal(step.model[name], tensor)
+
+
+def test_tensors_that_nobody_trained_stay_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(2)
+    model = a_model(generator)
+    results = a_round(model, 3, generator)
+    for result in results:
+        assert isinstance(result.tensors, dict)
+        result.tensors["conv.weight"] = model["conv.weight"]
+        result.tensors["norm.weight"] = model["norm.weight"].clone()
+    step = server_step(model, results, LATER, FedPWSettings())
+    assert torch.equal(step.model["conv.weight"], model["conv.weight"])
+    assert torch.equal(step.model["norm.weight"], model["norm.weight"])
+    assert_same(step, server_step(model, by_the_formulas(results), LATER, FedPWSettings()))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e17])
+def test_magnitudes_beyond_float32_sums_are_left_to_the_formulas(size: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    model = {"weight": torch.zeros(20000)}
+    results = a_round(model, 3, generator, size)
+    step = server_step(model, results, LATER, FedPWSettings())
+    expected = server_step(model, by_the_formulas(results), LATER, FedPWSettings())
+    assert step.weights.weights == pytest.approx(expected.weights.weights, abs=1e-6)
+    torch.testing.assert_close(
+        step.model["weight"] / size, expected.model["weight"] / size, rtol=0, atol=1e-5
+    )
+
+
+def test_it_takes_float32_on_the_cpu_and_leaves_the_rest() -> None:
+    generator = torch.Generator().manual_seed(4)
+    model = a_model(generator)
+    model["half"], model["double"] = torch.zeros(9).half(), torch.zeros(9).double()
+    model["turned"], model["empty"] = torch.zeros(20, 30).T, torch.zeros(0)
+    results = a_round(model, 2, generator)
+    for result in results:
+        assert isinstance(result.tensors, dict)
+        result.tensors["half"] = torch.ones(9).half()
+        result.tensors["double"] = torch.ones(9).double()
+    kinds = dict.fromkeys(model, TensorKind.TRAINABLE)
+    kinds["norm.num_batches_tracked"] = TensorKind.INTEGER
+    kinds["norm.running_mean"] = TensorKind.BUFFER
+    blocked = BlockedStep(model, kinds, Cohort(results, None, None, 0.3, "cpu"), True)
+    moved = dict(blocked.move([0.5, 0.5]))
+    left = {"norm.num_batches_tracked", "half", "double", "empty"}
+    assert moved.keys() == model.keys() - left
+    directed = {name for name in model if blocked.directions(name) is not None}
+    assert directed == moved.keys() - {"norm.running_mean"}

@@ -1,0 +1,117 @@
+"""The smallest magnitudes, found by a bracket, are those that a sort finds."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fedpw_flwr.algorithm.selection import Scratch, Tally, bracket, smallest
+
+Magnitudes = NDArray[np.float32]
+claim = settings(max_examples=60, deadline=None)
+
+
+def normal(generator: np.random.Generator, entries: int) -> Magnitudes:
+    return np.abs(generator.standard_normal(entries, dtype=np.float32))
+
+
+def ties(generator: np.random.Generator, entries: int) -> Magnitudes:
+    return generator.integers(0, 5, entries).astype(np.float32)
+
+
+def mostly_zero(generator: np.random.Generator, entries: int) -> Magnitudes:
+    return np.where(generator.random(entries) < 0.9, 0, normal(generator, entries)).astype("f4")
+
+
+def many_scales(generator: np.random.Generator, entries: int) -> Magnitudes:
+    return np.exp(generator.uniform(-40, 40, entries)).astype(np.float32)
+
+
+def sorted_already(generator: np.random.Generator, entries: int) -> Magnitudes:
+    return np.sort(normal(generator, entries))
+
+
+def hidden_from_the_sample(generator: np.random.Generator, entries: int) -> Magnitudes:
+    """Every entry that is sampled is large, all others are small."""
+    magnitudes = normal(generator, entries)
+    magnitudes[::64] += 100
+    return magnitudes
+
+
+KINDS = (normal, ties, mostly_zero, many_scales, sorted_already, hidden_from_the_sample)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@claim
+@given(seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_the_smallest_are_those_of_a_sort(
+    kind: Callable[[np.random.Generator, int], Magnitudes], seed: int, data: st.DataObject
+) -> None:
+    entries = data.draw(st.sampled_from([1, 2, 100, 8191, 8192, 9000, 70000]), "entries")
+    count = data.draw(st.integers(1, entries), "count")
+    magnitudes = kind(np.random.default_rng(seed), entries)
+    before = magnitudes.copy()
+    found = smallest(magnitudes, count)
+    ordered = np.sort(magnitudes).astype(np.float64)
+    assert found.threshold == ordered[count - 1]
+    assert found.ties == np.count_nonzero(ordered[:count] == found.threshold)
+    assert found.further_ties == np.count_nonzero(ordered[count:] == found.threshold)
+    assert found.total == pytest.approx(ordered[:count].sum(), rel=1e-6)
+    assert found.squares == pytest.approx(np.square(ordered[:count]).sum(), rel=1e-5)
+    np.testing.assert_array_equal(magnitudes, before)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.3, 0.9, 0.999])
+def test_a_bracket_holds_the_threshold_and_little_else(rate: float) -> None:
+    magnitudes = normal(np.random.default_rng(1), 1 << 20)
+    count = int(rate * len(magnitudes))
+    low, high = bracket(magnitudes[::64].copy(), count, len(magnitudes))
+    threshold = np.partition(magnitudes, count - 1)[count - 1]
+    assert low <= threshold <= high
+    inside = np.count_nonzero((magnitudes >= low) & (magnitudes <= high))
+    assert inside < 0.035 * len(magnitudes)
+
+
+def test_parts_that_are_merged_count_as_the_whole() -> None:
+    magnitudes = normal(np.random.default_rng(2), 40000)
+    limits = bracket(magnitudes[::64].copy(), 10000, len(magnitudes))
+    whole, first, second = Tally(limits), Tally(limits), Tally(limits)
+    scratch = Scratch(40000)
+    whole.add(magnitudes, 0, scratch)
+    first.add(magnitudes[:15000], 0, scratch)
+    second.add(magnitudes[15000:], 15000, scratch)
+    first.merge(second)
+    expected, merged = whole.smallest(10000), first.smallest(10000)
+    assert expected is not None
+    assert merged is not None
+    assert merged.threshold == expected.threshold
+    assert merged.total == pytest.approx(expected.total, rel=1e-6)
+
+
+def test_a_bracket_beside_the_threshold_is_noticed() -> None:
+    magnitudes = np.arange(1, 101, dtype=np.float32)
+    for limits in ((np.float32(50), np.float32(60)), (np.float32(1), np.float32(9))):
+        tally = Tally(limits)
+        tally.add(magnitudes, 0, Scratch(100))
+        assert tally.smallest(30) is None
+
+
+def test_a_tie_is_found_in_its_block() -> None:
+    tally = Tally((np.float32(0), np.float32(np.inf)))
+    scratch = Scratch(4)
+    tally.add(np.array([1, 5, 1, 1], dtype=np.float32), 0, scratch)
+    tally.add(np.array([5, 1, 5, 1], dtype=np.float32), 4, scratch)
+    assert tally.block_of_tie(1.0, 2) == (0, 2)
+    assert tally.block_of_tie(1.0, 4) == (4, 1)
+    with pytest.raises(IndexError, match="not so many entries"):
+        tally.block_of_tie(1.0, 5)
+
+
+def test_nan_ends_in_nan_and_not_in_a_wrong_threshold() -> None:
+    found = smallest(np.array([1, np.nan, np.nan], dtype=np.float32), 2)
+    assert math.isnan(found.threshold)
+    assert math.isnan(found.total)
