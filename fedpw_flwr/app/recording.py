@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedpw_flwr.app.profiling import RoundProfiler
 from fedpw_flwr.experiment.configuration import resolved_yaml
 from fedpw_flwr.experiment.experiment import Experiment
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, best_round
@@ -68,11 +69,16 @@ class RunRecorder:
         A started run folder.
     experiment : Experiment
         The experiment that runs.
+    profiler : RoundProfiler | None (default: None)
+        Knows where the time of a round went; None in a run that is not profiled.
     """
 
-    def __init__(self, folder: RunFolder, experiment: Experiment) -> None:
+    def __init__(
+        self, folder: RunFolder, experiment: Experiment, profiler: RoundProfiler | None = None
+    ) -> None:
         self._folder = folder
         self._experiment = experiment
+        self._profiler = profiler
         self._model = experiment.new_model()
         self._records: list[RoundRecord] = []
         self._train_metrics: MetricRecord | None = None
@@ -97,7 +103,8 @@ class RunRecorder:
         MetricRecord
             Mean, STD (where there are two domains or more) and worst accuracy, for Flower's log.
         """
-        since = time.monotonic() if self._since is None else self._since
+        begun = time.monotonic()
+        since = begun if self._since is None else self._since
         self._model.load_state_dict(arrays.to_torch_state_dict())
         data = self._experiment.data
         results = {
@@ -113,6 +120,10 @@ class RunRecorder:
         metrics = self._train_metrics if self._train_metrics is not None else MetricRecord()
         self._train_metrics = None
         now = time.monotonic()
+        profile = None
+        if self._profiler is not None:
+            self._profiler.spent("evaluate", now - begun)
+            profile = self._profiler.take(now - since)
         record = RoundRecord(
             round=server_round,
             seconds=now - since,
@@ -124,6 +135,7 @@ class RunRecorder:
             amplification=_number(metrics, "fedpw-amplification"),
             quarantined=_count(metrics, "fedpw-quarantined"),
             failed=_count(metrics, "fedpw-failed"),
+            profile=profile,
         )
         self._since = now
         self._records.append(record)

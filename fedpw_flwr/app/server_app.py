@@ -8,10 +8,10 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedpw_flwr.app.profiling import ProfiledStrategy, RoundProfiler
 from fedpw_flwr.app.recording import RecordedStrategy, RunRecorder, client_metrics
 from fedpw_flwr.experiment.configuration import ConfigurationError, resolved_yaml
 from fedpw_flwr.experiment.experiment import experiment_of
-from fedpw_flwr.experiment.plots import write_plots
 from fedpw_flwr.experiment.run_folder import RunFolder
 
 __all__ = ["app"]
@@ -34,8 +34,12 @@ def main(grid: Grid, context: Context) -> None:
     overrides = str(context.run_config["overrides"])
     experiment = experiment_of(config_name, overrides)
     folder = RunFolder(_output_folder(str(context.run_config["output-folder"]), context.run_id))
-    recorder = RunRecorder(folder, experiment)
-    strategy = RecordedStrategy(experiment.new_strategy(client_metrics), recorder)
+    profiler = RoundProfiler() if experiment.runtime.profile else None
+    recorder = RunRecorder(folder, experiment, profiler)
+    strategy = experiment.new_strategy(client_metrics)
+    if profiler is not None:
+        strategy = ProfiledStrategy(strategy, profiler)
+    strategy = RecordedStrategy(strategy, recorder)
     _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
     folder.start()
     folder.write_config(resolved_yaml(experiment.configuration))
@@ -47,6 +51,9 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_fn=recorder.record_round,
     )
     recorder.finish()
+    # Not at the top: matplotlib and SciPy would keep the first round waiting for a second.
+    from fedpw_flwr.experiment.plots import write_plots
+
     write_plots(folder)
 
 

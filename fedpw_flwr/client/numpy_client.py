@@ -14,6 +14,7 @@ from flwr.common import Scalar
 
 from fedpw_flwr.client.outer_mods import refuse_outer_mods
 from fedpw_flwr.client.reply import adjust_reply, take_request
+from fedpw_flwr.client.stopwatch import phase
 from fedpw_flwr.device import available_device
 from fedpw_flwr.wire.adjustment import REPORT_KEY
 from fedpw_flwr.wire.identity import IDENTITY_KEY
@@ -158,12 +159,13 @@ class FedPWClient(NumPyClient):
         TypeError
             If the inner ``fit`` returns something else than arrays, a count and metrics.
         """
-        config, received = take_request(config)
-        if received is not None:
-            refuse_outer_mods(packed=received.request.upload == "packed")
-        needs_received = received is not None or self.loss_source == "evaluate"
-        # The inner client may train in place, on the very arrays it was given.
-        start = [array.copy() for array in parameters] if needs_received else parameters
+        with phase("adjust"):
+            config, received = take_request(config)
+            if received is not None:
+                refuse_outer_mods(packed=received.request.upload == "packed")
+            needs_received = received is not None or self.loss_source == "evaluate"
+            # The inner client may train in place, on the very arrays it was given.
+            start = [array.copy() for array in parameters] if needs_received else parameters
         trained, num_examples, metrics = _checked_fit(self.client.fit(parameters, config))
         if self.loss_key not in metrics and self.loss_source == "evaluate":
             # Arrays often are views of the model that evaluate is about to overwrite.
@@ -173,7 +175,8 @@ class FedPWClient(NumPyClient):
             metrics[IDENTITY_KEY] = self.client_id
         if received is None:
             return trained, num_examples, metrics
-        sent, report = adjust_reply(start, trained, received, self.device, self.trainable)
+        with phase("adjust"):
+            sent, report = adjust_reply(start, trained, received, self.device, self.trainable)
         if report is not None:
             metrics[REPORT_KEY] = report
         return sent, num_examples, metrics

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -20,9 +21,12 @@ from flwr.clientapp.typing import Mod
 
 from fedpw_flwr.client.numpy_client import can
 from fedpw_flwr.client.records import only_array_record, only_config_record
+from fedpw_flwr.client.stopwatch import phase
 from fedpw_flwr.wire.metrics import records_of_metrics
 
 __all__ = ["numpy_client_app"]
+
+NDArrays = list[npt.NDArray[Any]]
 
 
 def numpy_client_app(
@@ -62,10 +66,12 @@ def numpy_client_app(
 
     @app.train(mods=mods)
     def train(message: Message, context: Context) -> Message:
-        client = _client(client_fn, context, "fit")
-        _, arrays = only_array_record(message.content)
-        config = only_config_record(message.content)
-        result = client.fit(arrays.to_numpy_ndarrays(), _scalars(config))
+        with phase("set_up"):
+            client = _client(client_fn, context, "fit")
+        with phase("download"):
+            arrays, received, config = _received(message)
+        with phase("train"):
+            result = client.fit(received, config)
         if not (isinstance(result, tuple) and len(result) == 3):
             raise TypeError("fit must return (parameters, num_examples, metrics)")
         parameters, num_examples, metrics = result
@@ -74,17 +80,20 @@ def numpy_client_app(
                 f"fit returned {len(parameters)} arrays, the server sent {len(arrays)}: return "
                 "every array of the model, in the order in which they came"
             )
-        named = zip(arrays, parameters, strict=True)
-        content = records_of_metrics({"num-examples": num_examples, **metrics})
-        content["arrays"] = ArrayRecord({name: Array(np.asarray(array)) for name, array in named})
-        return Message(content, reply_to=message)
+        with phase("upload"):
+            named = zip(arrays, parameters, strict=True)
+            content = records_of_metrics({"num-examples": num_examples, **metrics})
+            content["arrays"] = ArrayRecord({name: Array(np.asarray(one)) for name, one in named})
+            return Message(content, reply_to=message)
 
     @app.evaluate(mods=mods)
     def evaluate(message: Message, context: Context) -> Message:
-        client = _client(client_fn, context, "evaluate")
-        _, arrays = only_array_record(message.content)
-        config = only_config_record(message.content)
-        result = client.evaluate(arrays.to_numpy_ndarrays(), _scalars(config))
+        with phase("set_up"):
+            client = _client(client_fn, context, "evaluate")
+        with phase("download"):
+            _, received, config = _received(message)
+        with phase("evaluate"):
+            result = client.evaluate(received, config)
         if not (isinstance(result, tuple) and len(result) == 3):
             raise TypeError("evaluate must return (loss, num_examples, metrics)")
         loss, num_examples, metrics = result
@@ -118,5 +127,7 @@ def _client(
     return client
 
 
-def _scalars(config: ConfigRecord) -> dict[str, Any]:
-    return dict(config)
+def _received(message: Message) -> tuple[ArrayRecord, NDArrays, dict[str, Any]]:
+    """Return the model of a message, as it came and as arrays, and the configuration."""
+    _, arrays = only_array_record(message.content)
+    return arrays, arrays.to_numpy_ndarrays(), dict(only_config_record(message.content))

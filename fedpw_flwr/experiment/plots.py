@@ -7,7 +7,9 @@ Use them after a run, or on an old one, to answer three questions:
 * ``signals.png``: why? Direction terms p and loss terms q, and which of the two leads: agreeing
   updates lead early, clients with high losses gain weight later.
 
-A domain keeps its colour (Okabe-Ito, told apart by colour-blind people too) in all three.
+A run that was profiled has a fourth, ``profile.png``: where does the time go?
+
+A domain keeps its colour (Okabe-Ito, told apart by colour-blind people too) in the first three.
 """
 
 from __future__ import annotations
@@ -21,12 +23,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
+from fedpw_flwr.experiment.panels import (
+    INK,
+    PALETTE,
+    FloatArray,
+    Line,
+    LineStyle,
+    add_panel,
+    label_ends,
+    new_figure,
+    panel_height,
+    set_round_axis,
+    write_label,
+    write_title,
+)
+from fedpw_flwr.experiment.profile_plot import profile_figure
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError, atomic_file
 
@@ -34,34 +46,10 @@ __all__ = ["draw_plots", "write_plots"]
 
 logger = logging.getLogger(__name__)
 
-FloatArray = NDArray[np.float64]
-LineStyle = str | tuple[int, tuple[float, ...]]
-
-# Okabe-Ito without its black, which is the mean's, and its yellow, which is lost on white.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINE_STYLES: tuple[LineStyle, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-INK = "#222222"
-FAINT = "#9A9A9A"
-
 TIMES = "\N{MULTIPLICATION SIGN}"
 DPI = 150
-PANEL_WIDTH = 6.2  # inches, of the axes
-LEFT_MARGIN = 0.8  # inches, for the numbers and the name of the vertical axis
-LEADER = 0.52  # inches from the axes to a label's text
-LABEL_SIZE = 9.0  # points
-LABEL_PITCH = 1.3 * LABEL_SIZE  # points from one label's middle to the next one's
 LONGEST_NAME = 24  # characters
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line that ends in a label of its own."""
-
-    values: FloatArray
-    label: str
-    color: str
-    style: LineStyle = "-"
-    width: float = 1.8
 
 
 @dataclass(frozen=True)
@@ -110,6 +98,7 @@ def write_plots(run_folder: RunFolder) -> list[Path]:
     list[Path]
         The PNG files written. ``weights.png`` is left out where no round recorded its clients, and
         ``signals.png`` where no round recorded p and q (FedAvg has none); the log says so.
+        ``profile.png`` is there where the run was profiled.
 
     Raises
     ------
@@ -158,13 +147,16 @@ def draw_plots(records: Sequence[RoundRecord]) -> dict[str, Figure]:
         figures["weights.png"] = _weights_figure(clients, looks)
         if np.isfinite(clients.p).any() and np.isfinite(clients.q).any():
             figures["signals.png"] = _signals_figure(clients, looks)
+    profiles = {record.round: record.profile for record in records if record.profile is not None}
+    if profiles:
+        figures["profile.png"] = profile_figure(profiles)
     return figures
 
 
 # --------------------------------------------------------------------------------- the figures
 
 
-def _accuracy_figure(records: Sequence[RoundRecord], looks: dict[str, _Line]) -> Figure:
+def _accuracy_figure(records: Sequence[RoundRecord], looks: dict[str, Line]) -> Figure:
     rounds = np.array([record.round for record in records], dtype=np.float64)
     spreads = [record.spread for record in records]
     lines = [
@@ -178,16 +170,16 @@ def _accuracy_figure(records: Sequence[RoundRecord], looks: dict[str, _Line]) ->
     if len(lines) > 1:
         worst = 100 * np.array([spread.worst for spread in spreads])
         mean = 100 * np.array([spread.mean for spread in spreads])
-        lines.append(_Line(worst, "worst domain", INK, (0, (1, 1.4)), 1.3))
-        lines.append(_Line(mean, "mean of domains", INK, "-", 2.6))
-    panel = _panel_height(len(lines), least=3.3)
-    figure = _figure(panel + 1.42, [line.label for line in lines])
-    axes = _axes(figure, bottom=0.62, height=panel)
+        lines.append(Line(worst, "worst domain", INK, (0, (1, 1.4)), 1.3))
+        lines.append(Line(mean, "mean of domains", INK, "-", 2.6))
+    panel = panel_height(len(lines), least=3.3)
+    figure = new_figure(panel + 1.42, [line.label for line in lines])
+    axes = add_panel(figure, bottom=0.62, height=panel)
     _draw(axes, rounds, lines, unit=" %", digits=1, limits=(0.0, 100.0))
     axes.set_ylabel("test accuracy (%)")
     axes.set_xlabel("round (0 is the initial model)" if rounds[0] == 0 else "round")
     last, last_domains = spreads[-1], records[-1].accuracy
-    _title(
+    write_title(
         figure,
         "Accuracy per domain",
         f"After round {records[-1].round}: "
@@ -200,14 +192,14 @@ def _accuracy_figure(records: Sequence[RoundRecord], looks: dict[str, _Line]) ->
     return figure
 
 
-def _weights_figure(clients: _Clients, looks: dict[str, _Line]) -> Figure:
-    panel = _panel_height(len(looks), least=3.3)
-    figure = _figure(panel + 1.42, [look.label for look in looks.values()])
-    axes = _axes(figure, bottom=0.62, height=panel)
+def _weights_figure(clients: _Clients, looks: dict[str, Line]) -> Figure:
+    panel = panel_height(len(looks), least=3.3)
+    figure = new_figure(panel + 1.42, [look.label for look in looks.values()])
+    axes = add_panel(figure, bottom=0.62, height=panel)
     _draw_clients(axes, clients, clients.weight, looks)
     axes.set_ylabel(f"aggregation weight ({TIMES} equal weight)")
     axes.set_xlabel("round")
-    _title(
+    write_title(
         figure,
         "Aggregation weight of each client",
         f"{_legend(clients)}\n1 {TIMES} is an equal weight, {_equal_share(clients.counts)}.",
@@ -215,14 +207,14 @@ def _weights_figure(clients: _Clients, looks: dict[str, _Line]) -> Figure:
     return figure
 
 
-def _signals_figure(clients: _Clients, looks: dict[str, _Line]) -> Figure:
-    panel = _panel_height(len(looks), least=2.5)
+def _signals_figure(clients: _Clients, looks: dict[str, Line]) -> Figure:
+    panel = panel_height(len(looks), least=2.5)
     strip_height, gap = 0.9, 0.5
     labels = [*(look.label for look in looks.values()), "direction p"]
-    figure = _figure(2 * panel + strip_height + 2 * gap + 1.68, labels)
-    strip = _axes(figure, bottom=0.62, height=strip_height)
-    lower = _axes(figure, bottom=0.62 + strip_height + gap, height=panel)
-    upper = _axes(figure, bottom=0.62 + strip_height + 2 * gap + panel, height=panel)
+    figure = new_figure(2 * panel + strip_height + 2 * gap + 1.68, labels)
+    strip = add_panel(figure, bottom=0.62, height=strip_height)
+    lower = add_panel(figure, bottom=0.62 + strip_height + gap, height=panel)
+    upper = add_panel(figure, bottom=0.62 + strip_height + 2 * gap + panel, height=panel)
     limits = _shared_limits(clients.p, clients.q)
     for axes, figures, title in (
         (upper, clients.p, "Direction term p: whose updates agree with the others'"),
@@ -233,7 +225,7 @@ def _signals_figure(clients: _Clients, looks: dict[str, _Line]) -> Figure:
         axes.set_title(title, loc="left", fontsize=10.5, color=INK)
         axes.tick_params(labelbottom=False)
     _draw_lead(strip, clients)
-    _title(
+    write_title(
         figure,
         "What decides the weights",
         f"{_legend(clients)}\n1 {TIMES} is an equal share, {_equal_share(clients.counts)}.",
@@ -248,7 +240,7 @@ def _draw_clients(
     axes: Axes,
     clients: _Clients,
     figures: FloatArray,
-    looks: dict[str, _Line],
+    looks: dict[str, Line],
     limits: tuple[float, float] | None = None,
 ) -> None:
     """Draw a thin line a client, and a thick, labelled one a domain."""
@@ -303,7 +295,7 @@ def _draw_lead(axes: Axes, clients: _Clients) -> None:
             antialiased=False,
         )
     axes.set_ylim(0, 100)
-    _set_round_axis(axes, clients.rounds)
+    set_round_axis(axes, clients.rounds)
     axes.set_yticks([0, 50, 100])
     axes.set_ylabel("lead (%)")
     axes.set_xlabel("round")
@@ -314,14 +306,14 @@ def _draw_lead(axes: Axes, clients: _Clients) -> None:
         (0.75, "direction p", 100 - last, light),
         (0.25, "loss q", last, dark),
     ):
-        line = _Line(np.array([share]), text, color, width=7.0)
-        _label(axes, line, height, f"{text}: {share:.0f} %" if known.size else text)
+        line = Line(np.array([share]), text, color, width=7.0)
+        write_label(axes, line, height, f"{text}: {share:.0f} %" if known.size else text)
 
 
 def _draw(
     axes: Axes,
     rounds: FloatArray,
-    lines: Sequence[_Line],
+    lines: Sequence[Line],
     *,
     unit: str,
     digits: int,
@@ -341,125 +333,8 @@ def _draw(
             zorder=3,
         )
     axes.set_ylim(*limits)
-    _set_round_axis(axes, rounds)
-    _label_ends(axes, rounds, lines, unit, digits)
-
-
-def _label_ends(
-    axes: Axes, rounds: FloatArray, lines: Sequence[_Line], unit: str, digits: int
-) -> None:
-    """Write the labels right of the axes, moved apart just so far that none overlap."""
-    ended = [line for line in lines if np.isfinite(line.values).any()]
-    if not ended:
-        return
-    last = [int(np.flatnonzero(np.isfinite(line.values))[-1]) for line in ended]
-    ends = [
-        axes.transAxes.inverted().transform(
-            axes.transData.transform((rounds[index], line.values[index]))
-        )
-        for line, index in zip(ended, last, strict=True)
-    ]
-    heights = _spread_out([float(end[1]) for end in ends], _label_pitch(axes))
-    for line, index, end, height in zip(ended, last, ends, heights, strict=True):
-        axes.plot(
-            [end[0], 1.0, 1.0 + 0.12 / PANEL_WIDTH, 1.0 + 0.22 / PANEL_WIDTH],
-            [end[1], end[1], height, height],
-            color=line.color,
-            linewidth=0.8,
-            transform=axes.transAxes,
-            clip_on=False,
-            zorder=2,
-        )
-        _label(axes, line, height, f"{line.label}: {line.values[index]:.{digits}f}{unit}")
-
-
-def _label(axes: Axes, line: _Line, height: float, text: str) -> None:
-    """Write one label with a piece of its line, so that the text itself can stay dark."""
-    axes.plot(
-        [1.0 + 0.22 / PANEL_WIDTH, 1.0 + 0.46 / PANEL_WIDTH],
-        [height, height],
-        color=line.color,
-        linestyle=line.style,
-        linewidth=line.width,
-        solid_capstyle="butt",
-        transform=axes.transAxes,
-        clip_on=False,
-    )
-    # A domain's name may hold a dollar sign, which is no formula here.
-    axes.text(
-        1.0 + LEADER / PANEL_WIDTH,
-        height,
-        text,
-        transform=axes.transAxes,
-        va="center_baseline",
-        fontsize=LABEL_SIZE,
-        color=INK,
-        parse_math=False,
-    )
-
-
-def _spread_out(heights: Sequence[float], pitch: float) -> FloatArray:
-    """Move label heights at least `pitch` apart, each as little as possible, inside 0 to 1.
-
-    With the labels in order, the smallest moves (in squares) are an isotonic regression of the
-    heights less the room that the labels below need.
-    """
-    order = np.argsort(heights, kind="stable")
-    room = pitch * np.arange(len(order))
-    moved = isotonic_regression(np.asarray(heights)[order] - room).x
-    placed = np.empty(len(order))
-    placed[order] = np.clip(moved, 0.0, max(1.0 - room[-1], 0.0)) + room
-    return placed
-
-
-def _figure(height: float, labels: Sequence[str]) -> Figure:
-    """Make a figure that is as wide as its axes and its longest label need; height in inches."""
-    font = FontProperties(size=LABEL_SIZE)
-    widest = max(
-        TextPath((0, 0), f"{label}: 100.0 %", prop=font).get_extents().width / 72
-        for label in labels
-    )
-    width = LEFT_MARGIN + PANEL_WIDTH + LEADER + widest + 0.15
-    return Figure(figsize=(width, height), facecolor="white")
-
-
-def _axes(figure: Figure, *, bottom: float, height: float) -> Axes:
-    """Add axes that leave room on the right for labels; inches."""
-    width, total = figure.get_size_inches()
-    axes = figure.add_axes(
-        (LEFT_MARGIN / width, bottom / total, PANEL_WIDTH / width, height / total)
-    )
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelcolor=INK, labelsize=LABEL_SIZE)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    return axes
-
-
-def _set_round_axis(axes: Axes, rounds: FloatArray) -> None:
-    first, last = float(rounds[0]), float(rounds[-1])
-    axes.set_xlim(*((first, last) if last > first else (first - 0.5, last + 0.5)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-
-
-def _title(figure: Figure, title: str, subtitle: str) -> None:
-    width, height = figure.get_size_inches()
-    left = 0.15 / width
-    figure.text(left, 1 - 0.12 / height, title, va="top", fontsize=13, fontweight="bold", color=INK)
-    figure.text(left, 1 - 0.38 / height, subtitle, va="top", fontsize=9, color="#555555")
-
-
-def _panel_height(labels: int, *, least: float) -> float:
-    """Height in inches at which that many labels fit beside the axes."""
-    return max(least, labels * LABEL_PITCH / 72)
-
-
-def _label_pitch(axes: Axes) -> float:
-    """Distance between labels in heights of the axes."""
-    return LABEL_PITCH / 72 / (axes.bbox.height / axes.figure.dpi)
+    set_round_axis(axes, rounds)
+    label_ends(axes, rounds, lines, unit, digits)
 
 
 # ------------------------------------------------------------------------------------- the data
@@ -507,13 +382,13 @@ def _relative_to_equal(values: Sequence[float]) -> FloatArray:
     return np.asarray(shares * len(finite) / total)
 
 
-def _domain_looks(records: Sequence[RoundRecord], clients: _Clients | None) -> dict[str, _Line]:
+def _domain_looks(records: Sequence[RoundRecord], clients: _Clients | None) -> dict[str, Line]:
     """Give each domain, in the order recorded, a colour and, past the palette, a line style."""
     names = dict.fromkeys(domain for record in records for domain in record.accuracy)
     if clients is not None:
         names.update(dict.fromkeys(clients.domains))
     return {
-        name: _Line(
+        name: Line(
             values=np.empty(0),
             label=_short(name),
             color=PALETTE[index % len(PALETTE)],

@@ -2,7 +2,8 @@
 
 The server writes one line a round to `metrics.jsonl`; the command reads it, because the two are
 different processes and the file is there anyway. On a terminal that is a bar with the figures that
-matter for fairness, in a pipe or a CI log one plain line a round.
+matter for fairness, in a pipe or a CI log one plain line a round. A run that is profiled says at
+its end where the time went.
 """
 
 import json
@@ -15,6 +16,8 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+
+from fedpw_flwr.experiment.round_profile import MeanProfile, RoundProfile
 
 _UNKNOWN = "-"
 _WIDTH_WITH_BAR = 100
@@ -74,6 +77,7 @@ class RunProgress:
         self._lines = RoundLines(metrics_file)
         self._first: tuple[int, float] | None = None
         self._latest: tuple[int, float] | None = None
+        self._profiles: dict[int, RoundProfile] = {}
         self._bar: Progress | None = None
         if self.console.is_terminal:
             columns: list[ProgressColumn] = [
@@ -147,6 +151,11 @@ class RunProgress:
                 "flower.log says which and why",
                 style="yellow",
             )
+        if (profile := _profile(record)) is not None:
+            self._profiles[number] = profile
+        if number == self.rounds and self._profiles:
+            for sentence in MeanProfile.of_rounds(self._profiles).sentences():
+                self._print(sentence)
 
     def _time_left(self) -> str:
         if self._first is None or self._latest is None or self._latest[0] == self._first[0]:
@@ -165,6 +174,13 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
+
+
+def _profile(record: Mapping[str, Any]) -> RoundProfile | None:
+    try:
+        return RoundProfile.from_json(record["profile"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _number(value: object) -> float | None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Self
 
+from fedpw_flwr.experiment.round_profile import RoundProfile
+
 __all__ = [
     "ClientFigures",
     "RoundRecord",
@@ -157,6 +159,10 @@ class RoundRecord:
         Mean factor by which the consensus entries were amplified.
     quarantined : int | None (default: None)
         Replies that were dropped because they could not be used.
+    failed : int | None (default: None)
+        Clients that raised or were lost.
+    profile : RoundProfile | None (default: None)
+        Where the round's time went, in runs that are profiled.
     """
 
     round: int
@@ -169,6 +175,7 @@ class RoundRecord:
     amplification: float | None = None
     quarantined: int | None = None
     failed: int | None = None
+    profile: RoundProfile | None = None
 
     @property
     def spread(self) -> Spread:
@@ -199,6 +206,8 @@ class RoundRecord:
             line["quarantined"] = int(self.quarantined)
         if self.failed is not None:
             line["failed"] = int(self.failed)
+        if self.profile is not None:
+            line["profile"] = self.profile.to_json()
         return line
 
     @classmethod
@@ -215,6 +224,7 @@ class RoundRecord:
             amplification=_float(line["amplification"]) if "amplification" in line else None,
             quarantined=int(line["quarantined"]) if "quarantined" in line else None,
             failed=int(line["failed"]) if "failed" in line else None,
+            profile=RoundProfile.from_json(line["profile"]) if "profile" in line else None,
         )
 
 

@@ -7,21 +7,26 @@ import logging
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from fedpw_flwr.experiment.plots import PALETTE, _spread_out, draw_plots, write_plots
+from fedpw_flwr.experiment.panels import PALETTE, spread_out
+from fedpw_flwr.experiment.plots import draw_plots, write_plots
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord
+from fedpw_flwr.experiment.round_profile import MeanProfile, MessageTimes, RoundProfile
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.phases import CLIENT_PHASES
 
 
 def synthetic_run(
@@ -71,6 +76,40 @@ def synthetic_run(
     return records
 
 
+def profiled_run(
+    rounds: int = 12,
+    clients: int = 8,
+    workers: int = 2,
+    start_up: float = 15.0,
+    silent: bool = False,
+    evaluating: bool = False,
+) -> list[RoundRecord]:
+    """Rounds with a profile: workers start in the first, and the server works a third of each."""
+    draw = np.random.default_rng(1)
+    initial, *trained = synthetic_run(rounds=rounds)
+    records = [initial]
+    for record in trained:
+        train = draw.uniform(0.3, 0.5, clients)
+        seconds = {phase: np.zeros(clients) for phase in CLIENT_PHASES}
+        seconds |= {"train": train, "adjust": 0.05 * train, "download": 0.01 * train}
+        seconds |= {"upload": 0.02 * train, "evaluate": evaluating * 0.1 * train}
+        seconds["set_up"] = np.full(clients, start_up / clients if record.round == 1 else 1e-4)
+        working = float(sum(seconds.values()).sum()) / workers
+        server = {
+            **{"configure": 0.01, "send": 0.3 * start_up * (record.round == 1) + 0.02},
+            **{"clients": working, "collect": 0.05, "aggregate": 0.3 * draw.uniform(0.5, 2)},
+            **{"client_evaluation": 0.4 * evaluating, "evaluate": 0.2, "other": 0.04},
+        }
+        times = MessageTimes(
+            id=[] if silent else list(range(clients)),
+            worker=[] if silent else [client % workers for client in range(clients)],
+            waiting=[] if silent else [0.1] * clients,
+            seconds={name: [] if silent else list(map(float, s)) for name, s in seconds.items()},
+        )
+        records.append(replace(record, profile=RoundProfile(server, times)))
+    return records
+
+
 def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
     """Every text that is drawn, with its box in pixels: left, bottom, right, top."""
     canvas = FigureCanvasAgg(figure)
@@ -108,6 +147,11 @@ SHAPES = {
     "a hundred clients, ten a round": synthetic_run(4, 25, 60, participants=10),
     "long names": synthetic_run(7, 2, 5, name="a hospital with a very long name indeed, number"),
     "fedavg": synthetic_run(fedavg=True),
+    "profiled": profiled_run(),
+    "profiled, one round": profiled_run(rounds=1),
+    "profiled, everything measured, long": profiled_run(200, 40, 16, 900.0, evaluating=True),
+    "profiled, without start-up": profiled_run(start_up=0.0),
+    "profiled, no client told": profiled_run(silent=True),
 }
 
 
@@ -211,6 +255,74 @@ def test_a_run_without_p_and_q_has_no_signals_and_says_why(
     assert "No signals.png" in caplog.text
 
 
+def test_a_profile_names_every_phase_with_its_mean_and_share() -> None:
+    records = profiled_run()
+    said = [text for text, _ in shown_texts(draw_plots(records)["profile.png"])]
+    mean = MeanProfile.of_rounds({r.round: r.profile for r in records if r.profile is not None})
+    train = mean.workers["train"]
+    share = 100 * train / sum(mean.workers.values())
+    assert f"train: {train:.2f} s, {share:.0f} %" in said
+    aggregate = mean.server["aggregate"]
+    share = 100 * aggregate / mean.seconds
+    assert f"aggregate: {aggregate:.2f} s, {share:.0f} %" in said
+    assert not any(text.startswith("clients evaluate") for text in said)
+
+
+def test_layers_of_a_profile_reach_the_round_s_seconds_and_all_of_the_workers_time() -> None:
+    records = profiled_run(rounds=5)
+    upper, lower = draw_plots(records)["profile.png"].axes
+    for axes, tops in (
+        (upper, [r.profile.seconds for r in records[1:] if r.profile is not None]),
+        (lower, [100.0] * 5),
+    ):
+        bars = [patch for layer in axes.containers for patch in layer]
+        for number, top in enumerate(tops, start=1):
+            stack = [bar for bar in bars if abs(bar.get_x() + bar.get_width() / 2 - number) < 0.1]
+            assert max(bar.get_y() + bar.get_height() for bar in stack) == pytest.approx(top)
+
+
+def test_a_long_first_round_is_cut_and_named() -> None:
+    records = profiled_run(start_up=900.0)
+    figure = draw_plots(records)["profile.png"]
+    first, *others = [r.profile.seconds for r in records[1:] if r.profile is not None]
+    assert figure.axes[0].get_ylim()[1] < 1.2 * max(others)
+    assert (
+        f"Round 1, in which workers start, took {first:.0f} s (cut)." in figure.texts[1].get_text()
+    )
+
+
+def test_a_first_round_like_the_others_is_shown_whole() -> None:
+    records = profiled_run(start_up=0.0)
+    figure = draw_plots(records)["profile.png"]
+    assert figure.axes[0].get_ylim()[1] > max(
+        r.profile.seconds for r in records if r.profile is not None
+    )
+    assert "cut" not in figure.texts[1].get_text()
+
+
+def test_a_profile_without_a_client_s_word_shows_the_server_alone() -> None:
+    (axes,) = draw_plots(profiled_run(silent=True))["profile.png"].axes
+    assert axes.get_ylabel() == "seconds"
+
+
+def test_the_same_thing_has_the_same_colour_on_both_sides() -> None:
+    upper, lower = draw_plots(profiled_run(evaluating=True))["profile.png"].axes
+
+    def color_of(axes: Axes, start: str) -> str:
+        (text,) = [text for text in axes.texts if text.get_text().startswith(start)]
+        swatches = [line for line in axes.lines if line.get_linewidth() == 7.0]
+        (swatch,) = [line for line in swatches if line.get_ydata()[0] == text.get_position()[1]]
+        return to_hex(swatch.get_color())
+
+    for server, client in (
+        ("send", "download"),
+        ("clients at work", "train"),
+        ("collect", "upload"),
+        ("clients evaluate", "evaluate"),
+    ):
+        assert color_of(upper, server) == color_of(lower, client)
+
+
 def test_a_run_with_only_its_initial_model_has_an_accuracy_plot() -> None:
     assert draw_plots(synthetic_run()[:1]).keys() == {"accuracy.png"}
 
@@ -230,7 +342,7 @@ def test_no_global_plotting_state_is_touched() -> None:
 @given(st.lists(st.floats(-0.2, 1.2), min_size=1, max_size=22))
 def test_labels_keep_order_and_distance_and_stay_beside_the_axes(heights: list[float]) -> None:
     pitch = 1 / 22
-    placed = _spread_out(heights, pitch)
+    placed = spread_out(heights, pitch)
     order = np.argsort(heights, kind="stable")
     assert (np.diff(placed[order]) >= pitch - 1e-9).all()
     assert placed.min() >= -1e-9
@@ -238,4 +350,4 @@ def test_labels_keep_order_and_distance_and_stay_beside_the_axes(heights: list[f
 
 
 def test_labels_with_room_stay_where_they_are() -> None:
-    assert _spread_out([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])
+    assert spread_out([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedpw_flwr.experiment.progress import RoundLines, RunProgress
+from fedpw_flwr.phases import CLIENT_PHASES, SERVER_PHASES
 
 
 def _record(number: int, **changes: Any) -> dict[str, Any]:
@@ -22,6 +23,15 @@ def _record(number: int, **changes: Any) -> dict[str, Any]:
         "std_accuracy": 0.119,
         "worst_accuracy": 0.62,
     } | changes
+
+
+def _profile(train: float = 1.0) -> dict[str, Any]:
+    """Two clients that train at the same time, and a server that aggregates for half a second."""
+    lists = {phase: [0.0, 0.0] for phase in CLIENT_PHASES} | {"train": [train, train]}
+    return {
+        "server": dict.fromkeys(SERVER_PHASES, 0.0) | {"clients": train, "aggregate": 0.5},
+        "clients": {"id": [0, 1], "worker": [0, 1], "waiting": [0.0, 0.0], **lists},
+    }
 
 
 def _append(path: Path, *records: dict[str, Any]) -> None:
@@ -72,8 +82,12 @@ def test_no_content_breaks_the_display(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, value: object
 ) -> None:
     path = tmp_path_factory.mktemp("progress") / "metrics.jsonl"
-    odd = dict.fromkeys((*_record(1), "quarantined"), value)
-    lines = [json.dumps(odd | {"round": 1}), json.dumps(_record(1, accuracy={"a": value}))]
+    odd = dict.fromkeys((*_record(1), "quarantined", "profile"), value)
+    half_read = _profile() | {"server": dict.fromkeys(SERVER_PHASES, value)}
+    lines = [
+        *(json.dumps(odd | {"round": 1}), json.dumps(_record(1, accuracy={"a": value}))),
+        json.dumps(_record(3, profile=half_read)),
+    ]
     path.write_bytes("\n".join(lines).encode() + b"\n" + content)
     _shown(path, 3)
     _shown(path, 3, terminal=True)
@@ -86,6 +100,23 @@ def test_quarantined_replies_are_a_warning(tmp_path: Path) -> None:
     assert len(warnings) == 2
     assert "round 1 left out 1 reply " in warnings[0]
     assert "round 3 left out 2 replies " in warnings[1]
+
+
+def test_a_profiled_run_says_at_its_end_where_the_time_went(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _append(path, _record(0), _record(1, profile=_profile(train=30.0)))
+    assert "time went" not in _shown(path, 2)
+    _append(path, _record(2, profile=_profile(train=2.0)))
+    for terminal in (False, True):
+        shown = _shown(path, 2, terminal=terminal)
+        assert "a round's time went (round 2, 2.50 s): clients 80 %, aggregate 20 %" in shown
+        assert "what 2 workers did meanwhile: train 80 %, idle 20 %" in shown
+
+
+def test_a_run_without_profile_says_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    _append(path, _record(0), _record(1))
+    assert "time went" not in _shown(path, 1)
 
 
 def test_an_unknown_figure_is_a_dash(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, Spread, best_round
+from fedpw_flwr.experiment.round_profile import MessageTimes, RoundProfile
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError, atomic_file
+from fedpw_flwr.phases import CLIENT_PHASES, SERVER_PHASES
 
 CLIENTS = ClientFigures(
     id=[0, 1],
@@ -83,6 +85,15 @@ def test_a_line_has_the_documented_keys(folder: RunFolder) -> None:
     assert second["std_accuracy"] == pytest.approx(0.4 / math.sqrt(2))
     assert second["worst_accuracy"] == 0.5
     assert second["clients"]["p"] == [0.5, 0.5]
+
+
+def test_a_profile_comes_back_as_it_was_written(folder: RunFolder) -> None:
+    server = {phase: 0.25 * place for place, phase in enumerate(SERVER_PHASES)}
+    seconds = {phase: [0.5, 0.125] for phase in CLIENT_PHASES}
+    times = MessageTimes(id=[0, 1], worker=[0, 0], waiting=[0.1, 0.2], seconds=seconds)
+    profiled = replace(ROUND, profile=RoundProfile(server, times))
+    folder.append_round(profiled)
+    assert folder.read_rounds() == [profiled]
 
 
 def test_fedavg_clients_have_no_p_and_q(folder: RunFolder) -> None:
