@@ -1,6 +1,6 @@
 # `make run` trains the default experiment, `make test` checks everything. Both set up .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-long lint types clean
+.PHONY: help install run test test-long lint types bench clean
 
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -14,6 +14,7 @@ help:
 	@echo "make run        train the default experiment (OVERRIDES='rounds=5 seed=1' changes it)"
 	@echo "make test       lint, types, tests, one real run: under 10 minutes on 2 cores"
 	@echo "make test-long  the tests that need real runs of minutes"
+	@echo "make bench      measure speed and sizes into benchmarks/RESULTS.md (ONLY='server_step start_up')"
 	@echo "make install    only set up .venv"
 	@echo "make clean      remove .venv and caches"
 
@@ -42,6 +43,9 @@ test: lint types
 
 test-long: install
 	$(BIN)/python -m pytest -m long
+
+bench: install
+	$(BIN)/python benchmarks/run.py $(ONLY)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

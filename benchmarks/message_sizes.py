@@ -20,7 +20,7 @@ import argparse
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -42,6 +42,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from report import Table
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.algorithm.client_step import adjust_tensor
@@ -55,6 +56,7 @@ NODES = (2**63 + 1, 2**63 + 3)
 
 SESSION_ID = "0" * 32
 ROUNDS = 3
+DROP_RATES = (0.3, 0.5, 0.9)
 UPDATE_SIZE = 1e-3
 
 Model = dict[str, torch.Tensor]
@@ -72,51 +74,74 @@ class Sizes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=64, help="of the ResNet-10; the paper's is 64")
-    parser.add_argument("--drop-rates", type=float, nargs="+", default=[0.3, 0.5, 0.9])
+    parser.add_argument("--drop-rates", type=float, nargs="+", default=list(DROP_RATES))
     parser.add_argument("--repeats", type=int, default=9, help="of every timing")
+    parser.add_argument("--tiny", action="store_true", help="only show that it runs")
     arguments = parser.parse_args()
+    if arguments.tiny:
+        printed = tables(tiny=True)
+    else:
+        printed = tables_of(arguments.width, arguments.drop_rates, arguments.repeats)
+    print("\n\n".join(table.markdown() for table in printed))
+
+
+def tables(tiny: bool = False) -> list[Table]:
+    """Measure with the default settings; tiny: a network of width 2, once."""
+    return tables_of(2, (0.5,), 1) if tiny else tables_of(64, DROP_RATES, 9)
+
+
+def tables_of(width: int, drop_rates: Sequence[float], repeats: int) -> list[Table]:
+    """Weigh the messages, and time packing, for a width of the network and some drop rates."""
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    parameters = sum(parameter.numel() for parameter in _network(arguments.width).parameters())
-    print(f"ResNet-10 of width {arguments.width}, {parameters:,} parameters\n")
-    print(sizes_table(arguments.width, arguments.drop_rates))
-    print()
-    print(times_table(arguments.width, arguments.drop_rates, arguments.repeats))
+    return [sizes_table(width, drop_rates), times_table(width, drop_rates, repeats)]
 
 
-def sizes_table(width: int, drop_rates: Iterable[float]) -> str:
+def sizes_table(width: int, drop_rates: Iterable[float]) -> Table:
     """Weigh FedAvg's messages and FedPW's with every kind of upload."""
     plain = measure_sizes(FedAvg(fraction_evaluate=0.0), width)
-    lines = [
-        "| drop rate | strategy | upload | down, bytes | / FedAvg | up, bytes | / FedAvg |",
-        "|---|---|---|--:|--:|--:|--:|",
-        _size_row("", "FedAvg", "dense", plain, plain),
-    ]
+    rows = [_size_row("", "FedAvg", "dense", plain, plain)]
     for rate in drop_rates:
         sizes = measure_sizes(fedpw(rate, "dense"), width)
-        lines.append(_size_row(f"{rate:g}", "FedPW", "dense", sizes, plain))
+        rows.append(_size_row(f"{rate:g}", "FedPW", "dense", sizes, plain))
         for dtype in UPLOAD_DTYPES:
             sizes = measure_sizes(fedpw(rate, "packed", dtype), width)
-            lines.append(_size_row(f"{rate:g}", "FedPW", f"packed {dtype}", sizes, plain))
-    return "\n".join(lines)
+            rows.append(_size_row(f"{rate:g}", "FedPW", f"packed {dtype}", sizes, plain))
+    return Table(
+        title=f"Messages of {_network_name(width)}",
+        header=(
+            *("drop rate", "strategy", "upload"),
+            *("down, bytes", "/ FedAvg", "up, bytes", "/ FedAvg"),
+        ),
+        rows=tuple(rows),
+        note=(
+            "Serialised messages of the third round: what a SuperNode pulls for a training message "
+            "(down) and pushes for its reply (up), without HTTP headers and heartbeats."
+        ),
+    )
 
 
-def times_table(width: int, drop_rates: Iterable[float], repeats: int) -> str:
+def times_table(width: int, drop_rates: Iterable[float], repeats: int) -> Table:
     """Time packing and unpacking, and what Flower does anyway."""
     flower = measure_flower(width, repeats)
-    lines = [
-        "| drop rate | values | pack, ms | unpack, ms | both, ms | / Flower's "
-        f"{1e3 * flower:.0f} ms |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
+    rows = []
     for rate in drop_rates:
         for dtype in UPLOAD_DTYPES:
             pack, unpack = measure_packing(width, rate, dtype, repeats)
-            lines.append(
-                f"| {rate:g} | {dtype} | {1e3 * pack:.0f} | {1e3 * unpack:.0f} "
-                f"| {1e3 * (pack + unpack):.0f} | {(pack + unpack) / flower:.2f} |"
-            )
-    return "\n".join(lines)
+            milliseconds = [f"{1e3 * seconds:.0f}" for seconds in (pack, unpack, pack + unpack)]
+            rows.append((f"{rate:g}", dtype, *milliseconds, f"{(pack + unpack) / flower:.2f}"))
+    return Table(
+        title=f"Packing of {_network_name(width)}",
+        header=(
+            *("drop rate", "values", "pack, ms", "unpack, ms", "both, ms"),
+            f"/ Flower's {1e3 * flower:.0f} ms",
+        ),
+        rows=tuple(rows),
+        note=(
+            f"Medians of {repeats} on one thread, for the whole update. Flower's is what it does "
+            "to the same update when it travels dense, both ends together."
+        ),
+    )
 
 
 def fedpw(drop_rate: float, upload: str, dtype: str = "float32") -> FedPW:
@@ -328,11 +353,14 @@ def _read(contents: dict[str, bytes]) -> Message:
     return read
 
 
-def _size_row(rate: str, strategy: str, upload: str, sizes: Sizes, plain: Sizes) -> str:
-    return (
-        f"| {rate} | {strategy} | {upload} | {sizes.down:,} | {sizes.down / plain.down:.3f} "
-        f"| {sizes.up:,} | {sizes.up / plain.up:.3f} |"
-    )
+def _size_row(rate: str, strategy: str, upload: str, sizes: Sizes, plain: Sizes) -> tuple[str, ...]:
+    down = (f"{sizes.down:,}", f"{sizes.down / plain.down:.3f}")
+    return (rate, strategy, upload, *down, f"{sizes.up:,}", f"{sizes.up / plain.up:.3f}")
+
+
+def _network_name(width: int) -> str:
+    parameters = sum(parameter.numel() for parameter in _network(width).parameters())
+    return f"ResNet-10 of width {width}, {parameters:,} parameters"
 
 
 def _median_seconds(repeats: int, run: Callable[[], T]) -> float:

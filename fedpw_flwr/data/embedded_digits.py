@@ -17,9 +17,13 @@ training and test pictures, are the same in every run, whatever its seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import pad
 
 from fedpw_flwr.data.conversion import resize
@@ -85,12 +89,10 @@ def _make_domain(name: str, image_size: int) -> Domain:
 
 def _handwritten_domain(name: str, image_size: int) -> Domain:
     third = HANDWRITTEN.index(name)
-    from sklearn.datasets import load_digits
-
-    pictures, digits = load_digits(return_X_y=True)
+    pictures, digits = _scans()
     order = np.random.default_rng(_DATA_SEED).permutation(len(digits))
     own = order[third :: len(HANDWRITTEN)]
-    grey = torch.from_numpy((pictures[own].reshape(-1, 1, 8, 8) * (255 / 16)).round())
+    grey = torch.from_numpy((pictures[own] * (255 / 16)).round()).unsqueeze(1)
     margin = image_size // 8
     images = pad(resize(grey.to(torch.uint8), image_size - 2 * margin), (margin,) * 4)
     generator = torch.Generator().manual_seed(_DATA_SEED + third)
@@ -100,7 +102,24 @@ def _handwritten_domain(name: str, image_size: int) -> Domain:
         images = inverted_on_texture(images, generator)
     else:
         images = rotated_and_blurred(images, generator)
-    domain = ImageSet(images, torch.from_numpy(digits[own].astype(np.int64)))
+    domain = ImageSet(images, torch.from_numpy(digits[own]))
     test = torch.arange(_TEST_PICTURES)
     train = torch.arange(_TEST_PICTURES, len(domain))
     return Domain(name, train=domain.select(train), test=domain.select(test))
+
+
+@lru_cache(maxsize=1)
+def _scans() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Read scikit-learn's digits: pictures (1797, 8, 8) from 0 to 16, and classes."""
+    # Its file is read without it: importing scikit-learn and SciPy takes most of a second or more.
+    package = find_spec("sklearn")
+    folders = package.submodule_search_locations if package is not None else None
+    file = Path((folders or [""])[0], "datasets", "data", "digits.csv.gz")
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        pictures, digits = table[:, :-1], table[:, -1]
+    else:
+        from sklearn.datasets import load_digits
+
+        pictures, digits = load_digits(return_X_y=True)
+    return pictures.reshape(-1, 8, 8), digits.astype(np.int64)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from fedpw_flwr.data.images import Domain, DomainCollection, ImageSet
+    from fedpw_flwr.data.images import Domain, DomainCollection, ImageSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,10 @@ class ByDomain:
         return shares
 
     def _divide(self, domain: Domain, seed: int) -> list[torch.Tensor]:
-        # flwr-datasets takes seconds to import: only a process that divides pictures pays for it.
+        # flwr-datasets and PyTorch take seconds to import: only a process that divides pictures
+        # pays for them, the command counts clients without.
+        import numpy as np
+        import torch
         from datasets import Dataset
         from flwr_datasets.partitioner import IidPartitioner
 

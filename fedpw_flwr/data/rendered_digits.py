@@ -8,6 +8,7 @@ do well on the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,7 @@ def rendered_digits(count: int, fonts: Sequence[str], *, image_size: int, seed: 
 
 
 def _font_files(names: Sequence[str]) -> list[Path]:
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    folder = _font_folder()
     files = [folder / f"{name}.ttf" for name in names]
     usable = [file for file in files if file.is_file() and _has_digits(file)]
     if not usable:
@@ -97,11 +96,24 @@ def _font_files(names: Sequence[str]) -> list[Path]:
     return usable
 
 
-def _has_digits(file: Path) -> bool:
-    from matplotlib.ft2font import FT2Font
+def _font_folder() -> Path:
+    # Found without importing matplotlib, which takes half a second.
+    package = find_spec("matplotlib")
+    folders = package.submodule_search_locations if package is not None else None
+    folder = Path((folders or [""])[0], "mpl-data", "fonts", "ttf")
+    if not folder.is_dir():
+        import matplotlib
 
-    glyphs = FT2Font(str(file)).get_charmap()
-    return all(ord(digit) in glyphs for digit in "0123456789")
+        folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    return folder
+
+
+def _has_digits(file: Path) -> bool:
+    """Whether the ten digits differ: what a font lacks, it draws as one and the same box."""
+    from PIL import ImageFont
+
+    font = ImageFont.truetype(str(file), 32)
+    return len({bytes(font.getmask(digit)) for digit in "0123456789"}) == 10
 
 
 def _draw(

@@ -29,6 +29,7 @@ from fedpw_flwr.experiment.configuration import (
     count_clients,
     join_overrides,
     runtime_settings,
+    with_absolute_folders,
 )
 from fedpw_flwr.experiment.launch import ClientResources, RunOutcome, launch
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
@@ -90,22 +91,26 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
         *absolute_folders(configuration, launched_from),
     ]
 
-    def check() -> None:
+    config_name, joined = str(hydra_config.job.config_name), join_overrides(overrides)
+
+    def check(prepared_file: Path) -> None:
         # Flower's processes start meanwhile; importing PyTorch and reading the data takes as long.
-        from fedpw_flwr.experiment.experiment import build_experiment
+        from fedpw_flwr.experiment.experiment import build_experiment, prepare_experiment
 
         # The strategy logs its warnings again where it runs.
         flower_log = logging.getLogger("flwr")
         flower_log.disabled = True
         try:
-            build_experiment(configuration).check()
+            experiment = build_experiment(with_absolute_folders(configuration, launched_from))
+            experiment.check()
         finally:
             flower_log.disabled = False
+        prepare_experiment(experiment, prepared_file, config_name, joined)
 
     return launch(
         {
-            "config-name": str(hydra_config.job.config_name),
-            "overrides": join_overrides(overrides),
+            "config-name": config_name,
+            "overrides": joined,
             "output-folder": str(folder.path),
         },
         ClientResources(

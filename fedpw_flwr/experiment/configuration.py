@@ -7,6 +7,7 @@ Light on purpose: the command needs it before anything heavy is imported.
 
 from __future__ import annotations
 
+import copy
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 __all__ = [
+    "PREPARED_VARIABLE",
     "ConfigurationError",
     "RuntimeSettings",
     "absolute_folders",
@@ -31,7 +33,11 @@ __all__ = [
     "join_overrides",
     "resolved_yaml",
     "runtime_settings",
+    "with_absolute_folders",
 ]
+
+PREPARED_VARIABLE = "FEDPW_PREPARED"
+"""Environment variable with the path of the file that holds a launch's prepared experiment."""
 
 GROUPS = ("dataset", "model", "partition", "client", "strategy")
 
@@ -61,6 +67,8 @@ class RuntimeSettings:
         Seconds to wait for all clients before the first round.
     round_timeout : float
         Seconds to wait for the replies of one phase of a round.
+    profile : bool
+        Whether to record and draw where the time of every round went.
     """
 
     device: str = "auto"
@@ -69,6 +77,7 @@ class RuntimeSettings:
     total_cpus: int | None = None
     connect_timeout: float = 120.0
     round_timeout: float = 3600.0
+    profile: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -229,7 +238,26 @@ def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:
     base : Path
         The folder that relative paths start from.
     """
-    overrides: list[str] = []
+    overrides = []
+    for where, folder in _folders(configuration, base).items():
+        escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
+        overrides.append(f"{where}='{escaped}'")
+    return overrides
+
+
+def with_absolute_folders(configuration: DictConfig, base: Path) -> DictConfig:
+    """Return the configuration that the overrides of `absolute_folders` would compose."""
+    absolute = copy.deepcopy(configuration)
+    OmegaConf.set_readonly(absolute, False)
+    for where, folder in _folders(configuration, base).items():
+        OmegaConf.update(absolute, where, folder)
+    OmegaConf.set_readonly(absolute, True)
+    return absolute
+
+
+def _folders(configuration: DictConfig, base: Path) -> dict[str, str]:
+    """Return the absolute path of every folder, by the place of its key."""
+    folders: dict[str, str] = {}
 
     def visit(node: Any, path: str) -> None:
         for key, value in node.items():
@@ -237,12 +265,10 @@ def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:
             if isinstance(value, dict):
                 visit(value, where)
             elif key == "folder" and isinstance(value, str):
-                absolute = str((base / Path(value).expanduser()).resolve())
-                escaped = absolute.replace("\\", "\\\\").replace("'", "\\'")
-                overrides.append(f"{where}='{escaped}'")
+                folders[where] = str((base / Path(value).expanduser()).resolve())
 
     visit(OmegaConf.to_container(configuration, resolve=True), "")
-    return overrides
+    return folders
 
 
 def join_overrides(overrides: Sequence[str]) -> str:

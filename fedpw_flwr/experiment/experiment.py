@@ -1,15 +1,19 @@
 """An experiment, built: from the configuration to pictures, clients' shares, model and strategy.
 
-One process builds it once. The command builds it to find mistakes before anything is started, the
-ServerApp to evaluate, every ClientApp worker to train.
+One process builds it once: the ServerApp to evaluate, every ClientApp worker to train. The command
+builds it first, to find mistakes before anything is started, and saves what it composed and read in
+a file of the launch, which spares the others the seconds that takes. Where nobody left such a file
+(`flwr run`, a SuperNode of its own), each process builds from the configuration.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,15 +23,20 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 from torch import nn
 
+from fedpw_flwr import __version__
 from fedpw_flwr.data.images import DomainCollection
 from fedpw_flwr.data.partition import ClientShare
+from fedpw_flwr.data.prepared import load_prepared, save_prepared
 from fedpw_flwr.device import available_device
 from fedpw_flwr.experiment.configuration import (
+    PREPARED_VARIABLE,
     ConfigurationError,
     RuntimeSettings,
     compose_configuration,
+    resolved_yaml,
     runtime_settings,
 )
 from fedpw_flwr.training.settings import ClientSettings
@@ -38,7 +47,10 @@ __all__ = [
     "build_group",
     "experiment_of",
     "named_part",
+    "prepare_experiment",
 ]
+
+_CONFIGURATION = "configuration"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +138,48 @@ class Experiment:
 
 @lru_cache(maxsize=1)
 def experiment_of(config_name: str, overrides: str) -> Experiment:
-    """Build the experiment of a run configuration; once a process."""
-    return build_experiment(compose_configuration(config_name, overrides))
+    """Build the experiment of a run configuration, or take the one prepared; once a process."""
+    file = os.environ.get(PREPARED_VARIABLE)
+    loaded = load_prepared(Path(file), _notes(config_name, overrides)) if file else None
+    if loaded is None:
+        return build_experiment(compose_configuration(config_name, overrides))
+    data, shares, notes = loaded
+    configuration = OmegaConf.create(notes[_CONFIGURATION])
+    assert isinstance(configuration, DictConfig)
+    OmegaConf.set_readonly(configuration, True)
+    return _experiment(configuration, data, shares)
+
+
+def prepare_experiment(
+    experiment: Experiment, file: Path, config_name: str, overrides: str
+) -> bool:
+    """Save an experiment for the processes in whose environment `PREPARED_VARIABLE` names the file.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What the two strings below compose and build.
+    file : Path
+        Where to save it.
+    config_name, overrides : str, str
+        The run configuration; `experiment_of` takes the file for no other.
+
+    Returns
+    -------
+    bool
+        Whether it was saved. If not, the processes build it themselves: there is no room for it, a
+        partition of the user's own made shares of another form, or a text of the configuration
+        would be taken for an interpolation.
+    """
+    configuration = resolved_yaml(experiment.configuration)
+    if "${" in configuration:
+        return False
+    notes = {**_notes(config_name, overrides), _CONFIGURATION: configuration}
+    try:
+        save_prepared(file, experiment.data, experiment.shares, notes)
+    except (OSError, RuntimeError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 def build_experiment(configuration: DictConfig) -> Experiment:
@@ -143,12 +195,18 @@ def build_experiment(configuration: DictConfig) -> Experiment:
     partition = build_group("partition", configuration)
     with named_part("partition"):
         shares = tuple(partition.split(data, seed))
+    return _experiment(configuration, data, shares)
+
+
+def _experiment(
+    configuration: DictConfig, data: DomainCollection, shares: tuple[ClientShare, ...]
+) -> Experiment:
     with named_part("runtime"):
         runtime = runtime_settings(configuration)
         device = available_device(None if runtime.device == "auto" else runtime.device)
     return Experiment(
         configuration=configuration,
-        seed=seed,
+        seed=int(configuration.seed),
         rounds=int(configuration.rounds),
         data=data,
         shares=shares,
@@ -156,6 +214,10 @@ def build_experiment(configuration: DictConfig) -> Experiment:
         runtime=runtime,
         device=device,
     )
+
+
+def _notes(config_name: str, overrides: str) -> dict[str, str]:
+    return {"version": __version__, "config-name": config_name, "overrides": overrides}
 
 
 def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:

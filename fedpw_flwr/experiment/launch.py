@@ -25,6 +25,7 @@ from typing import IO, Any
 import tomli_w
 from rich.text import Text
 
+from fedpw_flwr.experiment.configuration import PREPARED_VARIABLE
 from fedpw_flwr.experiment.progress import RunProgress
 from fedpw_flwr.experiment.run_folder import METRICS_FILE
 from fedpw_flwr.experiment.run_log import explain_failure
@@ -106,7 +107,7 @@ class ClientResources:
         return " ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
 
     def _useful_cpus(self) -> int:
-        # Half a second at the top of the file; nothing here, where scikit-learn has imported it.
+        # A third of a second, which nothing that only imports this module should pay.
         from joblib import cpu_count  # type: ignore[import-untyped]
 
         useful = min(int(cpu_count()), self.num_clients * self.cpus_per_client)
@@ -153,7 +154,7 @@ def launch(
     rounds: int,
     app_folder: Path | None = None,
     extra_config_folder: Path | None = None,
-    check: Callable[[], None] | None = None,
+    check: Callable[[Path], None] | None = None,
     progress: RunProgress | None = None,
 ) -> RunOutcome:
     """Run the app once and wait for it.
@@ -172,8 +173,9 @@ def launch(
         A Flower app to run instead of this package's own. It is copied first.
     extra_config_folder : Path | None (default: None)
         The user's own hydra files; see `stage_app`.
-    check : Callable[[], None] | None (default: None)
-        Called while Flower boots. What it raises ends the launch before the run starts.
+    check : Callable[[Path], None] | None (default: None)
+        Called while Flower boots, with the file in which the run's processes look for a prepared
+        experiment. What it raises ends the launch before the run starts.
     progress : RunProgress | None (default: None)
         The display to use. By default a new one on standard output.
 
@@ -208,11 +210,13 @@ def launch(
         ):
             display.say("starting Flower")
             if check is not None:
-                check()
+                check(Path(superlink.environment[PREPARED_VARIABLE]))
+            # Counting cores imports joblib, which fits in while Flower boots.
+            federation = resources.federation_config()
             superlink.wait_until_ready()
             with _Run(superlink, output_folder / LOG_NAME) as run:
                 try:
-                    status, details, error = run.follow(run_config, resources, display)
+                    status, details, error = run.follow(run_config, federation, display)
                 except BaseException as reason:
                     display.say("stopping")
                     run.stop()
@@ -255,10 +259,10 @@ class _Run:
             self._log.flush()
 
     def follow(
-        self, run_config: Mapping[str, str], resources: ClientResources, display: RunProgress
+        self, run_config: Mapping[str, str], federation: str, display: RunProgress
     ) -> tuple[str, str, str]:
         """Submit the run, wait for its end, return status, details and error."""
-        self._submit(run_config, resources)
+        self._submit(run_config, federation)
         assert self._process is not None
         lost: str | None = None
         lost_since = next_check = time.monotonic()
@@ -284,7 +288,7 @@ class _Run:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._flwr("stop", self._run_id, CONNECTION, timeout=10.0)
 
-    def _submit(self, run_config: Mapping[str, str], resources: ClientResources) -> None:
+    def _submit(self, run_config: Mapping[str, str], federation: str) -> None:
         # A TOML file, because Flower's parser for the command line stumbles over quotes.
         settings = self._superlink.scratch / "run-config.toml"
         settings.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")
@@ -292,7 +296,7 @@ class _Run:
             [
                 *(str(scripts_folder() / "flwr"), "run", str(self._superlink.app_folder)),
                 *(CONNECTION, "--stream", "--run-config", str(settings)),
-                *("--federation-config", resources.federation_config()),
+                *("--federation-config", federation),
             ],
             cwd=self._superlink.app_folder,
             env=dict(self._superlink.environment),

@@ -118,7 +118,7 @@ def _pyproject() -> str:
                         "publisher": "fedpw",
                         "components": {
                             "serverapp": "fedpw_flwr.app.server_app:app",
-                            "clientapp": "fedpw_flwr.app.client_app:app",
+                            "clientapp": "fedpw_flwr.app.deferred_client_app:app",
                         },
                         "config": {"config-name": "config", "overrides": "", "output-folder": ""},
                     }

@@ -26,6 +26,7 @@ import tomli_w
 from rich.text import Text
 
 from fedpw_flwr.experiment import process_guard
+from fedpw_flwr.experiment.configuration import PREPARED_VARIABLE
 
 CONNECTION = "fedpw-local"
 """Name of the SuperLink connection in the private Flower home."""
@@ -107,6 +108,7 @@ def private_environment(scratch: Path, app_folder: Path, launch: str) -> dict[st
     }
     environment |= {
         process_guard.MARKER: launch,
+        PREPARED_VARIABLE: str(scratch / "prepared.safetensors"),
         "FLWR_HOME": str(scratch / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -116,6 +118,10 @@ def private_environment(scratch: Path, app_folder: Path, launch: str) -> dict[st
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(scratch / "ray"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Flower's actors have a runtime environment, which workers started in advance lack: nobody
+        # would ever use these.
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_enable_worker_prestart": "0",
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": _joined(str(app_folder), environment.get("PYTHONPATH")),
         "PATH": _joined(str(scripts_folder()), environment.get("PATH")),

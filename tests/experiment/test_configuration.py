@@ -16,6 +16,7 @@ from fedpw_flwr.experiment.configuration import (
     join_overrides,
     resolved_yaml,
     runtime_settings,
+    with_absolute_folders,
 )
 from fedpw_flwr.experiment.experiment import build_experiment
 
@@ -108,6 +109,8 @@ def test_relative_folders_are_tied_to_where_the_command_was_typed(tmp_path: Path
     (override,) = absolute_folders(configuration, tmp_path)
     again = compose_configuration("config", join_overrides(["experiment=four_domains", override]))
     assert again.dataset.folder == str(tmp_path / "it's" / "data")
+    assert with_absolute_folders(configuration, tmp_path) == again
+    assert configuration.dataset.folder == "it's/data"
 
 
 def test_resolved_configuration_can_be_read_back() -> None:

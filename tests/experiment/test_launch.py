@@ -136,7 +136,7 @@ def test_a_server_that_raises_is_a_failed_run_with_its_message(
 
 
 def test_a_failing_check_ends_the_launch_before_the_run(tiny_app: Path, tmp_path: Path) -> None:
-    def check() -> None:
+    def check(_prepared_file: Path) -> None:
         raise ValueError("unknown dataset")
 
     before = psutil.Process().children(recursive=True)

@@ -1,0 +1,138 @@
+"""Pictures ready for use in one file that any number of processes map into their memory.
+
+Reading, resizing or drawing pictures and dividing them among clients takes seconds, and every
+worker of a simulation would do it again. One process does it and saves what clients train on and
+what is tested on; the others read nothing but the pages they touch, and share them.
+
+The file is safetensors': for each domain one run of training pictures, in the order of its clients,
+and its test pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from fedpw_flwr.data.images import Domain, DomainCollection, ImageSet
+from fedpw_flwr.data.partition import ClientShare
+
+__all__ = ["load_prepared", "save_prepared"]
+
+_LAYOUT = "layout"
+
+
+def save_prepared(
+    file: Path,
+    collection: DomainCollection,
+    shares: Sequence[ClientShare],
+    notes: Mapping[str, str],
+) -> None:
+    """Save test pictures and clients' shares.
+
+    Parameters
+    ----------
+    file : Path
+        Written whole or not at all.
+    collection : DomainCollection
+        Of a domain's training pictures only those that clients hold are saved, or all if it has no
+        client.
+    shares : Sequence[ClientShare]
+        Clients 0 to K-1, each of a domain of the collection.
+    notes : Mapping[str, str]
+        Texts to keep with them.
+
+    Raises
+    ------
+    ValueError
+        If a share names a domain that the collection does not have.
+    OSError, SafetensorError
+        If the file cannot be written.
+    """
+    unknown = {share.domain for share in shares} - set(collection.names)
+    if unknown:
+        raise ValueError(f"clients hold pictures of {sorted(unknown)}, domains of no data set")
+    tensors: dict[str, torch.Tensor] = {}
+    places: dict[int, tuple[int, int]] = {}
+    for number, domain in enumerate(collection.domains):
+        held = [share for share in shares if share.domain == domain.name]
+        train = _concatenated([share.train for share in held]) if held else domain.train
+        start = 0
+        for share in held:
+            places[share.client_id] = (start, start + len(share.train))
+            start += len(share.train)
+        for split, pictures in (("train", train), ("test", domain.test)):
+            tensors[f"{number}.{split}.images"] = pictures.images.contiguous()
+            tensors[f"{number}.{split}.labels"] = pictures.labels.contiguous()
+    layout = {
+        "domains": collection.names,
+        "num_classes": collection.num_classes,
+        "mean": collection.mean,
+        "std": collection.std,
+        "shares": [
+            (share.client_id, collection.names.index(share.domain), *places[share.client_id])
+            for share in shares
+        ],
+    }
+    temporary = file.with_name(f"{file.name}.tmp")
+    save_file(tensors, str(temporary), metadata={**notes, _LAYOUT: json.dumps(layout)})
+    temporary.replace(file)
+
+
+def load_prepared(
+    file: Path, notes: Mapping[str, str]
+) -> tuple[DomainCollection, tuple[ClientShare, ...], dict[str, str]] | None:
+    """Load what `save_prepared` saved, without reading the pictures: they are mapped from the file.
+
+    Parameters
+    ----------
+    file : Path
+        The file; it may be removed afterwards, but not be written to.
+    notes : Mapping[str, str]
+        What the file must have been saved with.
+
+    Returns
+    -------
+    tuple[DomainCollection, tuple[ClientShare, ...], dict[str, str]] | None
+        Domains, whose training pictures are those that clients hold; shares, which are views of
+        them; all notes. None if there is no such file, or its notes say something else.
+    """
+    if not file.is_file():
+        return None
+    with safe_open(str(file), framework="pt") as opened:
+        found: dict[str, str] = dict(opened.metadata() or {})
+        if any(found.get(key) != text for key, text in notes.items()):
+            return None
+        layout: dict[str, Any] = json.loads(found.pop(_LAYOUT))
+        domains = tuple(
+            Domain(name, *(_pictures(opened, f"{number}.{split}") for split in ("train", "test")))
+            for number, name in enumerate(layout["domains"])
+        )
+    collection = DomainCollection(
+        domains, layout["num_classes"], tuple(layout["mean"]), tuple(layout["std"])
+    )
+    shares = tuple(
+        ClientShare(client, domains[number].name, _slice(domains[number].train, start, stop))
+        for client, number, start, stop in layout["shares"]
+    )
+    return collection, shares, found
+
+
+def _concatenated(sets: Sequence[ImageSet]) -> ImageSet:
+    return ImageSet(
+        torch.cat([pictures.images for pictures in sets]),
+        torch.cat([pictures.labels for pictures in sets]),
+    )
+
+
+def _pictures(opened: Any, name: str) -> ImageSet:
+    return ImageSet(opened.get_tensor(f"{name}.images"), opened.get_tensor(f"{name}.labels"))
+
+
+def _slice(pictures: ImageSet, start: int, stop: int) -> ImageSet:
+    return ImageSet(pictures.images[start:stop], pictures.labels[start:stop])
