@@ -20,12 +20,15 @@ from flwr.common import Scalar
 from torch import nn
 
 from fedpw_flwr.client import FedPWClient, numpy_client_app
+from fedpw_flwr.client.timings_mod import TimingsMod
 from fedpw_flwr.data.partition import ClientShare
 from fedpw_flwr.experiment.configuration import ConfigurationError
 from fedpw_flwr.experiment.experiment import Experiment, experiment_of
 from fedpw_flwr.training.evaluation import evaluate as evaluate_model
 from fedpw_flwr.training.loop import client_generator
 from fedpw_flwr.training.loop import train as train_model
+from fedpw_flwr.training.model_arrays import overwrite_model, read_model
+from fedpw_flwr.training.threads import use_assigned_cpus
 
 __all__ = ["DomainClient", "app", "client_fn"]
 
@@ -55,7 +58,7 @@ class DomainClient(NumPyClient):
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train the global model on this client's pictures; report the mean training loss."""
         experiment, share = self.experiment, self.share
-        self._load(parameters)
+        overwrite_model(self.model, parameters)
         generator = client_generator(experiment.seed, int(config["server-round"]), share.client_id)
         # A model with dropout draws from the global source.
         torch.manual_seed(generator.initial_seed())
@@ -68,15 +71,14 @@ class DomainClient(NumPyClient):
             device=experiment.device,
             generator=generator,
         )
-        trained = [tensor.cpu().numpy() for tensor in self.model.state_dict().values()]
-        return trained, len(share.train), {"train_loss": loss}
+        return read_model(self.model), len(share.train), {"train_loss": loss}
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global model on the test pictures of this client's domain."""
         data = self.experiment.data
-        self._load(parameters)
+        overwrite_model(self.model, parameters)
         domain = next(domain for domain in data.domains if domain.name == self.share.domain)
         result = evaluate_model(
             self.model,
@@ -86,11 +88,6 @@ class DomainClient(NumPyClient):
             device=self.experiment.device,
         )
         return result.loss, result.num_examples, {"eval_acc": result.accuracy}
-
-    def _load(self, parameters: NDArrays) -> None:
-        names = self.model.state_dict()
-        tensors = (torch.from_numpy(array) for array in parameters)
-        self.model.load_state_dict(dict(zip(names, tensors, strict=True)))
 
 
 def client_fn(context: Context) -> FedPWClient:
@@ -119,7 +116,12 @@ def client_fn(context: Context) -> FedPWClient:
     return FedPWClient(client, device=experiment.device, client_id=partition)
 
 
-app = numpy_client_app(client_fn)
+def _profiled(context: Context) -> bool:
+    config_name = str(context.run_config["config-name"])
+    return experiment_of(config_name, str(context.run_config["overrides"])).runtime.profile
+
+
+app = numpy_client_app(client_fn, mods=[TimingsMod(_profiled)])
 
 
 def _place(context: Context) -> tuple[int, int]:
@@ -134,4 +136,7 @@ def _place(context: Context) -> tuple[int, int]:
 
 @lru_cache(maxsize=1)
 def _worker_model(config_name: str, overrides: str) -> nn.Module:
-    return experiment_of(config_name, overrides).new_model()
+    """Build the model of this process, once, where it trains."""
+    use_assigned_cpus()
+    experiment = experiment_of(config_name, overrides)
+    return experiment.new_model().to(experiment.device)

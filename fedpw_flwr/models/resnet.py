@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch.nn.functional import avg_pool2d, relu
 
 
 class BasicBlock(nn.Module):
@@ -42,7 +42,9 @@ class BasicBlock(nn.Module):
         inner = relu(self.bn1(self.conv1(x)), inplace=True)
         # Every stride-th pixel into a plain 1x1 convolution equals a strided one, whose gradient in
         # torch 2.15 overwrites foreign memory (CPU, channels last, < 16 channels, several threads).
-        seen = x[:, :, :: self.stride, :: self.stride]
+        # Pooling over one pixel picks them; unlike a slice, its gradient keeps the memory format,
+        # without which all that follows in the backward pass runs on mixed formats, slowly.
+        seen = x if self.stride == 1 else avg_pool2d(x, kernel_size=1, stride=self.stride)
         return relu(self.bn2(self.conv2(inner)) + self.shortcut(seen), inplace=True)
 
 

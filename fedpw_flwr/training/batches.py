@@ -1,8 +1,8 @@
 """Batches cut from pictures in memory: shuffled, randomly cropped and normalised.
 
-A ``DataLoader`` handles pictures one by one in Python, which costs more than training a small
-network on them. Here all pictures lie on the device as ``uint8``, and one gather cuts a batch with
-a crop of its own for each picture.
+A ``DataLoader`` handles pictures one by one in Python, which costs a small network a good part of
+its training time. Here all pictures lie on the device as ``uint8``, and one gather cuts a batch
+with a crop of its own for each picture.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fedpw_flwr.data.images import ImageSet
+from fedpw_flwr.training.resident import padded_on_device
 
 
 class Normalisation:
-    """Maps ``uint8`` pixels of shape (..., C) to floats of about zero mean and unit deviation.
+    """Maps ``uint8`` pixels of shape (B, C, H, W) to floats of about zero mean and unit deviation.
 
     Parameters
     ----------
@@ -28,9 +28,11 @@ class Normalisation:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        deviation = torch.tensor(std, dtype=torch.float32, device=device)
-        self._scale = 1.0 / (255.0 * deviation)
-        self._shift = -torch.tensor(mean, dtype=torch.float32, device=device) / deviation
+        deviation = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        self._scale = (1.0 / (255.0 * deviation)).to(device)
+        self._shift = (-torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / deviation).to(
+            device
+        )
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return (pixels / 255 - mean) / std as float32, of the same shape."""
@@ -45,13 +47,14 @@ def training_batches(
     crop_padding: int,
     epochs: int,
     generator: torch.Generator,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches of `epochs` passes over `pictures`.
 
     Parameters
     ----------
     pictures : ImageSet
-        N pictures, on the device that trains.
+        N pictures. Those of the clients met last stay on the device.
     normalisation : Normalisation
         Applied after cropping: the padding is black before it, as torchvision's ``RandomCrop``
         pads.
@@ -64,6 +67,8 @@ def training_batches(
         Passes, each in an order of its own.
     generator : torch.Generator
         On the CPU; the only source of randomness, so the batches are the same on every device.
+    device : torch.device, optional
+        Where to train, and where `normalisation` is. Default: where the pictures are.
 
     Yields
     ------
@@ -72,25 +77,29 @@ def training_batches(
     labels : Tensor
         ``int64`` of shape (B,).
     """
-    device = pictures.images.device
+    device = pictures.images.device if device is None else device
     count, _, height, width = pictures.images.shape
-    margin = (crop_padding,) * 4
-    pixels = pad(pictures.images, margin).permute(0, 2, 3, 1).contiguous()
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    padded, classes = padded_on_device(pictures, device, crop_padding)
+    # windows[n, y, x] is picture n cropped at (y, x): a view, no copy.
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator)
         corners = torch.randint(0, 2 * crop_padding + 1, (2, count), generator=generator)
-        order, corners = order.to(device), corners.to(device)
+        order, top, left = _uploaded(torch.cat((order[None], corners)), device)
         start = 0
         while start < count:
             stop = start + batch_size
             if stop == count - 1 and batch_size > 1:
                 stop = count
-            chosen, (top, left) = order[start:stop], corners[:, start:stop]
-            cut = pixels[
-                chosen[:, None, None],
-                (top[:, None] + rows)[:, :, None],
-                (left[:, None] + columns)[:, None, :],
-            ]
-            yield normalisation(cut).permute(0, 3, 1, 2).contiguous(), pictures.labels[chosen]
+            # Corners are drawn for places in the order, not for pictures.
+            chosen = order[start:stop]
+            cut = windows[chosen, top[start:stop], left[start:stop]]
+            yield normalisation(cut).contiguous(), classes[chosen]
             start = stop
+
+
+def _uploaded(draws: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for the work that is queued there."""
+    if device.type == "cuda":
+        return draws.pin_memory().to(device, non_blocking=True)
+    return draws.to(device)

@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from fedpw_flwr.data.images import ImageSet
 from fedpw_flwr.training.batches import Normalisation
+from fedpw_flwr.training.memory import keep_freed_memory
+from fedpw_flwr.training.resident import on_device
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ def evaluate(
 ) -> Evaluation:
     """Classify `pictures` with `model`, and leave it on `device` in evaluation mode.
 
+    On a CPU the process keeps freed memory from then on, see
+    :func:`fedpw_flwr.training.memory.keep_freed_memory`.
+
     Parameters
     ----------
     model : nn.Module
         Maps (B, C, H, W) to logits (B, classes).
     pictures : ImageSet
-        N pictures, N at least 1.
+        N pictures, N at least 1. The sets used last stay on the device.
     mean, std : sequence of float
         Normalisation, one number a channel in the 0-1 scale: the same as in training.
     device : torch.device or str
@@ -65,17 +70,18 @@ def evaluate(
     if len(pictures) == 0:
         raise ValueError("cannot evaluate on 0 pictures")
     device = torch.device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     model.to(device).eval()
     normalisation = Normalisation(mean, std, device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
+    resident = on_device(pictures, device)
     for images, labels in zip(
-        pictures.images.split(batch_size), pictures.labels.split(batch_size), strict=True
+        resident.images.split(batch_size), resident.labels.split(batch_size), strict=True
     ):
-        pixels = images.to(device).permute(0, 2, 3, 1)
-        logits = model(normalisation(pixels).permute(0, 3, 1, 2).contiguous())
-        targets = labels.to(device)
-        loss += cross_entropy(logits, targets, reduction="sum")
-        correct += (logits.argmax(dim=1) == targets).sum()
+        logits = model(normalisation(images).contiguous())
+        loss += cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(dim=1) == labels).sum()
     count = len(pictures)
     return Evaluation(float(loss) / count, int(correct) / count, count)

@@ -7,16 +7,21 @@ pictures were for the model that arrived.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedpw_flwr.data.images import ImageSet
 from fedpw_flwr.training.batches import Normalisation, training_batches
+from fedpw_flwr.training.memory import keep_freed_memory
+from fedpw_flwr.training.precision import arithmetic
 from fedpw_flwr.training.settings import ClientSettings
+
+_FUSED_SGD = ("cpu", "cuda")
 
 
 def client_generator(seed: int, round_number: int, client_id: int) -> torch.Generator:
@@ -46,14 +51,18 @@ def train(
 ) -> float:
     """Train `model` in place, and leave it on `device` in training mode.
 
+    On a CPU the process keeps freed memory from then on, see
+    :func:`fedpw_flwr.training.memory.keep_freed_memory`.
+
     Parameters
     ----------
     model : nn.Module
         Maps (B, C, H, W) to logits (B, classes).
     pictures : ImageSet
-        The client's N training pictures, N at least 1.
+        The client's N training pictures, N at least 1. Those of the clients met last stay on the
+        device.
     settings : ClientSettings
-        Epochs, batch size and SGD's settings.
+        Epochs, batch size, SGD's settings, precision and whether to compile.
     mean, std : sequence of float
         Normalisation, one number a channel in the 0-1 scale.
     device : torch.device or str
@@ -76,29 +85,43 @@ def train(
     if len(pictures) == 0:
         raise ValueError("cannot train on 0 pictures: give this client some, or leave it out")
     device = torch.device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     model.to(device).train()
+    network = _compiled(model) if settings.compile else model
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        # One kernel for all weights, where there is one; the others loop over them.
+        fused=True if device.type in _FUSED_SGD else None,
     )
     batches = training_batches(
-        pictures.to(device),
+        pictures,
         Normalisation(mean, std, device),
         batch_size=settings.batch_size,
         crop_padding=settings.crop_padding,
         epochs=settings.epochs,
         generator=generator,
+        device=device,
     )
     # Summed where the losses are: reading each one would make the host wait for the device.
     total = torch.zeros((), device=device)
     steps = 0
     for images, labels in batches:
         optimizer.zero_grad(set_to_none=True)
-        loss = cross_entropy(model(images), labels)
+        with arithmetic(settings.precision, device):
+            loss = cross_entropy(network(images).float(), labels)
         loss.backward()
         optimizer.step()
         total += loss.detach()
         steps += 1
     return float(total) / steps
+
+
+@lru_cache(maxsize=1)
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Compile a worker's model once: it takes many seconds, and all its clients share it."""
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model)
+    return compiled

@@ -71,6 +71,15 @@ def test_shortcut_sees_the_pixels_of_a_strided_convolution() -> None:
     assert torch.allclose(block(x), expected, atol=1e-6)
 
 
+def test_gradients_keep_the_memory_format_of_the_activations() -> None:
+    block = BasicBlock(4, 8, stride=2)
+    shape = (2, 4, 8, 8)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last).requires_grad_()
+    block(x).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_width_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         ResNet10(num_classes=10, width=0)

@@ -94,9 +94,24 @@ def test_colours_stay_in_their_channels() -> None:
 
 def test_normalisation_agrees_with_torchvision() -> None:
     pixels = torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8)
-    ours = Normalisation(IMAGENET_MEAN, IMAGENET_STD, CPU)(pixels.permute(0, 2, 3, 1))
+    ours = Normalisation(IMAGENET_MEAN, IMAGENET_STD, CPU)(pixels)
     reference = normalize(pixels.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
-    assert torch.allclose(ours.permute(0, 3, 1, 2), reference, atol=1e-5)
+    assert torch.allclose(ours, reference, atol=1e-5)
+
+
+def test_a_batch_is_contiguous_in_plain_order() -> None:
+    pictures = ImageSet(torch.zeros((6, 3, 5, 4), dtype=torch.uint8), torch.arange(6))
+    normalisation = Normalisation((0.5,) * 3, (0.5,) * 3, CPU)
+    ((images, _),) = training_batches(
+        pictures,
+        normalisation,
+        batch_size=6,
+        crop_padding=2,
+        epochs=1,
+        generator=torch.Generator(),
+    )
+    assert images.shape == (6, 3, 5, 4)
+    assert images.is_contiguous()
 
 
 def test_generator_alone_decides_the_batches() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,6 +118,60 @@ def test_diverged_training_reports_a_loss_that_is_not_finite(scans: DomainCollec
     settings = ClientSettings(epochs=2, learning_rate=1e30)
     loss = _train(SmallCNN(10, width=4), scans, settings)
     assert not torch.isfinite(torch.tensor(loss))
+
+
+def test_bfloat16_learns_what_float32_learns(scans: DomainCollection) -> None:
+    accuracies, losses = [], []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model = ResNet10(10, width=8)
+        settings = ClientSettings(
+            epochs=8, batch_size=16, learning_rate=0.05, crop_padding=1, precision=precision
+        )
+        losses.append(_train(model, scans, settings))
+        test = scans.domains[0].test
+        result = evaluate(model, test, mean=scans.mean, std=scans.std, device="cpu")
+        accuracies.append(result.accuracy)
+    assert min(accuracies) > 0.85
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_bfloat16_computes_products_in_bfloat16_and_leaves_the_weights_float32(
+    scans: DomainCollection,
+) -> None:
+    model = ResNet10(10, width=2)
+    seen = []
+    model.stem.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    _train(model, scans, ClientSettings(epochs=1, precision="bfloat16"))
+    assert set(seen) == {torch.bfloat16}
+    floats = [tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    assert set(floats) == {torch.float32}
+
+
+def test_a_model_in_channels_last_trains_as_one_in_plain_order(scans: DomainCollection) -> None:
+    torch.manual_seed(0)
+    plain = ResNet10(10, width=4)
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    settings = ClientSettings(epochs=1, batch_size=32)
+    losses = [_train(model, scans, settings) for model in (plain, last)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.long
+def test_compiled_training_agrees_with_plain_training(scans: DomainCollection) -> None:
+    torch.manual_seed(0)
+    plain = SmallCNN(10, width=4)
+    compiled = copy.deepcopy(plain)
+    settings = ClientSettings(epochs=1, batch_size=64, learning_rate=0.01)
+    loss = _train(plain, scans, settings)
+    calls = torch._dynamo.utils.counters["stats"]["calls_captured"]
+    compiled_loss = _train(compiled, scans, replace(settings, compile=True))
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > calls
+    assert compiled_loss == pytest.approx(loss, rel=1e-5)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_client_without_pictures_is_told_so(scans: DomainCollection) -> None:

@@ -26,6 +26,10 @@ CONF = Path(__file__).parents[2] / "conf"
         ("momentum", -0.1),
         ("weight_decay", -1e-5),
         ("weight_decay", float("inf")),
+        ("precision", "float16"),
+        ("precision", 32),
+        ("compile", "yes"),
+        ("compile", 1),
     ],
 )
 def test_impossible_setting_is_named_with_its_value(name: str, value: object) -> None:
@@ -34,7 +38,9 @@ def test_impossible_setting_is_named_with_its_value(name: str, value: object) ->
 
 
 def test_defaults_are_the_papers() -> None:
-    assert ClientSettings() == ClientSettings(10, 64, 0.001, 0.9, 1e-5, 4)
+    assert ClientSettings() == ClientSettings(
+        10, 64, 0.001, 0.9, 1e-5, 4, precision="float32", compile=False
+    )
 
 
 def test_configuration_holds_every_setting() -> None:

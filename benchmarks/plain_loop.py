@@ -1,0 +1,214 @@
+"""The rival of the client loop: federated training in the shape in which research code is written.
+
+    python benchmarks/plain_loop.py --rounds 5 -- experiment=four_domains dataset.folder=DATA
+
+One process trains one client after another, with what PyTorch and torchvision offer for it: a
+Dataset of PIL pictures with RandomCrop, ToTensor and Normalize, a DataLoader without workers, a
+deep copy of the model for each client, torch.optim.SGD as it comes, loss.item() after every batch,
+the model in the default memory format, and PyTorch's default threads, which are one for each core.
+The ResNet-10 has the usual strided 1x1 convolution in its shortcuts. Nothing is slowed down.
+
+The work is that of `fedpw` with the same words: the same pictures with each client, batches,
+epochs, rounds, initial weights and test pictures. The server step is this package's own. Each round
+is printed as a line of JSON: its number, seconds, and the accuracy on each domain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
+from fedpw_flwr.data.images import ImageSet
+from fedpw_flwr.experiment.configuration import compose_configuration
+from fedpw_flwr.experiment.experiment import Experiment, build_experiment
+from fedpw_flwr.models.resnet import BasicBlock, ResNet10
+
+TEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class PlainRound:
+    """A round of the plain loop: training, aggregation and evaluation."""
+
+    round: int
+    seconds: float
+    accuracy: dict[str, float]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", help="as for fedpw, after --")
+    arguments = parser.parse_args()
+    experiment = build_experiment(compose_configuration("config", shlex.join(arguments.overrides)))
+    for done in plain_rounds(experiment, arguments.rounds):
+        print(json.dumps(asdict(done)), flush=True)
+
+
+def plain_rounds(experiment: Experiment, rounds: int) -> Iterator[PlainRound]:
+    """Train `rounds` rounds of the experiment, from its seed."""
+    device = experiment.device
+    settings = experiment.client
+    strategy = experiment.configuration.strategy
+    fedpw = FedPWSettings(
+        avg_drop_rate=strategy.avg_drop_rate,
+        beta=strategy.beta,
+        clip_weights=strategy.clip_weights,
+        adapt_weights=strategy.adapt_weights,
+        adjust_parameters=strategy.adjust_parameters,
+    )
+    normalise = transforms.Normalize(experiment.data.mean, experiment.data.std)
+    to_train = transforms.Compose(
+        [
+            transforms.RandomCrop(
+                experiment.data.image_shape[1:], padding=settings.crop_padding or None
+            ),
+            transforms.ToTensor(),
+            normalise,
+        ]
+    )
+    to_test = transforms.Compose([transforms.ToTensor(), normalise])
+    clients = [
+        DataLoader(Pictures(share.train, to_train), settings.batch_size, shuffle=True)
+        for share in experiment.shares
+    ]
+    tests = {
+        domain.name: DataLoader(Pictures(domain.test, to_test), TEST_BATCH)
+        for domain in experiment.data.domains
+    }
+    model = plain_network(experiment).to(device)
+    state = WeightingState()
+    torch.manual_seed(experiment.seed)
+    for number in range(1, rounds + 1):
+        started = time.monotonic()
+        results = []
+        for client, batches in enumerate(clients):
+            local = copy.deepcopy(model)
+            loss = train_locally(local, batches, experiment)
+            results.append(
+                ClientResult(
+                    client=client,
+                    tensors=local.state_dict(),
+                    loss=loss,
+                    num_examples=len(experiment.shares[client].train),
+                )
+            )
+        step = server_step(model.state_dict(), results, state, fedpw, device)
+        model.load_state_dict(step.model)
+        state = step.state
+        accuracy = {name: accuracy_on(model, batches, device) for name, batches in tests.items()}
+        yield PlainRound(number, time.monotonic() - started, accuracy)
+
+
+def train_locally(
+    model: nn.Module, batches: DataLoader[tuple[Tensor, int]], experiment: Experiment
+) -> float:
+    """Train in place, and return the mean loss over all batches."""
+    settings = experiment.client
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    model.train()
+    losses = []
+    for _ in range(settings.epochs):
+        for images, labels in batches:
+            images, labels = images.to(experiment.device), labels.to(experiment.device)
+            optimizer.zero_grad()
+            loss = cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def accuracy_on(
+    model: nn.Module, batches: DataLoader[tuple[Tensor, int]], device: torch.device
+) -> float:
+    model.eval()
+    correct = seen = 0
+    for images, labels in batches:
+        logits = model(images.to(device))
+        correct += (logits.argmax(dim=1) == labels.to(device)).sum().item()
+        seen += len(labels)
+    return correct / seen
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Pictures as torchvision's own data sets give them: PIL, then the transform."""
+
+    def __init__(self, pictures: ImageSet, transform: transforms.Compose) -> None:
+        arrays = pictures.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.images = arrays[..., 0] if arrays.shape[-1] == 1 else arrays
+        self.labels = pictures.labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+class PlainBlock(BasicBlock):
+    """The block with a strided 1x1 convolution in its shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        if isinstance(self.shortcut, nn.Sequential):
+            self.shortcut[0] = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = relu(self.bn1(self.conv1(x)), inplace=True)
+        return relu(self.bn2(self.conv2(inner)) + self.shortcut(x), inplace=True)
+
+
+class PlainResNet10(ResNet10):
+    """The same network and names of weights, in whatever memory format it is given."""
+
+    def __init__(self, num_classes: int, in_channels: int = 3, width: int = 64) -> None:
+        super().__init__(num_classes, in_channels, width)
+        self.stages = nn.Sequential(
+            *(
+                PlainBlock(block.conv1.in_channels, block.conv1.out_channels, block.stride)
+                for block in self.stages
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.stages(relu(self.bn(self.stem(x)), inplace=True))
+        logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
+        return logits
+
+
+def plain_network(experiment: Experiment) -> nn.Module:
+    """Return the experiment's network with its initial weights, the ResNet-10 in plain form."""
+    model = experiment.new_model()
+    if not isinstance(model, ResNet10):
+        return model
+    plain = PlainResNet10(
+        experiment.data.num_classes, experiment.data.in_channels, model.stem.out_channels
+    )
+    plain.load_state_dict(model.state_dict())
+    return plain
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""As many threads as Ray reserved processors for this worker.
+
+Ray sets ``OMP_NUM_THREADS`` for its workers only where the environment does not set it, and a
+number meant for one process makes the workers of a simulation fight for the processors.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+__all__ = ["use_assigned_cpus"]
+
+
+def use_assigned_cpus() -> int:
+    """Let PyTorch compute with the processors that Ray assigned to this worker, 1 at least.
+
+    Outside a Ray worker (a SuperNode, a test) nothing is changed.
+
+    Returns
+    -------
+    int
+        PyTorch's threads from now on.
+    """
+    assigned = _assigned_cpus()
+    if assigned is not None:
+        torch.set_num_threads(max(1, int(assigned)))
+    return torch.get_num_threads()
+
+
+def _assigned_cpus() -> float | None:
+    # A process in which nobody imported Ray is none of its workers, and need not have it.
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    if context.get_actor_id() is None:
+        return None
+    return float(context.get_assigned_resources().get("CPU", 1.0))

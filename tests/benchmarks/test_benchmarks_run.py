@@ -1,0 +1,114 @@
+"""Every benchmark runs, and the runner keeps their tables."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run
+from report import Table
+
+FOLDER = Path(run.__file__).parent
+WRITTEN = [name for name in run.BENCHMARKS if (FOLDER / f"{name}.py").is_file()]
+
+
+def test_a_table_prints_its_title_its_note_and_its_figures() -> None:
+    table = Table("Sizes", ("what", "bytes"), (("a|b", "1,000"), ("c", "2.5")), "Of a message.")
+    assert table.markdown() == (
+        "### Sizes\n\nOf a message.\n\n| what | bytes |\n|---|--:|\n| a\\|b | 1,000 |\n| c | 2.5 |"
+    )
+
+
+def test_a_row_with_a_missing_cell_is_refused() -> None:
+    with pytest.raises(ValueError, match="'Sizes' has 2 columns, a row has 1 cells"):
+        Table("Sizes", ("what", "bytes"), (("a",),))
+
+
+def test_every_script_with_tables_is_on_the_runners_list() -> None:
+    with_tables = {
+        script.stem
+        for script in FOLDER.glob("*.py")
+        if any(
+            isinstance(node, ast.FunctionDef) and node.name == "tables"
+            for node in ast.parse(script.read_text()).body
+        )
+    }
+    assert with_tables == set(WRITTEN)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_benchmark_prints_tables_with_figures(name: str) -> None:
+    environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}
+    process = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), "--tiny"],
+        cwd=FOLDER.parent,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    titles = re.findall(r"^### .+$", process.stdout, flags=re.MULTILINE)
+    rules = re.findall(r"^\|(?:---|--:)(?:\|(?:---|--:))*\|$", process.stdout, flags=re.MULTILINE)
+    assert titles
+    assert len(rules) == len(titles)
+    assert any("--:" in rule for rule in rules)
+    assert "nan" not in process.stdout.lower().split()
+
+
+def test_the_runner_replaces_one_section_and_keeps_the_others(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    run.write_section(results, "start_up", "### old start-up", 1.0)
+    run.write_section(results, "server_step", "### server step", 2.0)
+    run.write_section(results, "start_up", "### new start-up", 3.0)
+    text = results.read_text()
+    assert "### old start-up" not in text
+    assert text.index("### server step") < text.index("### new start-up")
+    assert set(run.read_sections(results)) == {"machine", "server_step", "start_up"}
+    for line in ("| CPU | ", "| cores | ", "| memory | ", "| torch | ", "| ray | ", "| commit | "):
+        assert text.count(line) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["RESULTS.md"]
+
+
+def test_the_runner_writes_what_the_benchmark_printed(tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    process = _run("message_sizes", "--tiny", f"--output={results}")
+    assert process.returncode == 0, process.stderr
+    section = run.read_sections(results)["message_sizes"]
+    assert section.startswith("## message_sizes\n\nMeasured 2")
+    assert "| FedPW | packed float16 |" in section
+
+
+def test_an_unknown_benchmark_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
+    process = _run("serverstep", f"--output={tmp_path / 'RESULTS.md'}")
+    assert process.returncode == 2
+    assert "no benchmark 'serverstep'; choose among server_step, client_loop" in process.stderr
+
+
+def test_a_benchmark_that_fails_keeps_its_old_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "RESULTS.md"
+    run.write_section(results, "start_up", "### as it was", 1.0)
+    (tmp_path / "start_up.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", "start_up", f"--output={results}"])
+    with pytest.raises(SystemExit, match="failed, with their sections as they were: start_up"):
+        run.main()
+    assert "### as it was" in results.read_text()
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(FOLDER / "run.py"), *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=300,
+    )
