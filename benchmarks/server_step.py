@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import gc
 import logging
 import statistics
@@ -287,8 +288,9 @@ def peak_in_models(size: Size, placement: str) -> float:
     """Return the peak of one `aggregate_train` above what is resident before it."""
     replies, strategy = third_round(size, placement)
     gc.collect()
+    # Linux: give back what earlier rounds left free, and let the peak begin anew.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = _resident("VmRSS")
-    # Linux: lets the peak begin anew.
     Path("/proc/self/clear_refs").write_text("5")
     strategy.aggregate_train(3, replies)
     return (_resident("VmHWM") - before) / (4 * parameters(size.width))

@@ -27,6 +27,7 @@ __all__ = [
     "consensus_set",
     "drop_rates",
     "entry_count",
+    "factor_of_magnitudes",
     "mask_smallest_",
     "requested_rates",
     "unit_normalise_",
@@ -177,8 +178,13 @@ def amplification_factor(
     if count == 0:
         return update.new_ones(())
     consensus_magnitude = torch.where(members, update, 0.0).abs_().sum() / count
-    ratio = discarded_magnitude / consensus_magnitude
-    return torch.where((consensus_magnitude > 0) & (ratio < 1.0), 1.0 + ratio, 1.0)
+    return factor_of_magnitudes(consensus_magnitude, discarded_magnitude)
+
+
+def factor_of_magnitudes(consensus: Tensor, discarded: Tensor) -> Tensor:
+    """Return f = 1 + m/a, given a and m, of any shape; 1 unless a ≠ 0 and m/a < 1."""
+    ratio = discarded / consensus
+    return torch.where((consensus > 0) & (ratio < 1.0), 1.0 + ratio, 1.0)
 
 
 def amplify_(update: Tensor, members: Tensor, factor: Tensor) -> Tensor:

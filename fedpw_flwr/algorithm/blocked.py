@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import (
-    amplification_factor,
     amplify_,
     consensus_score_,
     consensus_set,
     entry_count,
+    factor_of_magnitudes,
 )
 from fedpw_flwr.algorithm.blocks import (
     BlockedTensor,
@@ -34,9 +34,9 @@ from fedpw_flwr.algorithm.blocks import (
     update_writer,
 )
 from fedpw_flwr.algorithm.client_step import is_adjustable
-from fedpw_flwr.algorithm.cohort import Cohort, Measured, discarded_magnitude, sent_scale
+from fedpw_flwr.algorithm.cohort import Cohort, Measured, discarded_magnitude
 from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
-from fedpw_flwr.algorithm.selection import Float32s, Scratch, Smallest, Tally, bracket
+from fedpw_flwr.algorithm.selection import BLOCK, Float32s, Scratch, Smallest, Tally, bracket
 from fedpw_flwr.algorithm.tensors import TensorKind
 
 __all__ = ["BlockedStep"]
@@ -390,27 +390,50 @@ class _Average:
 
     def moved(self, cohort: Cohort) -> Moved:
         """Return w − g of the whole tensor, and what the next round needs of its agreement."""
-        plan, change = self.plan, self._change
-        start = torch.from_numpy(plan.start)
+        plan = self.plan
         measured = None
+        amplified: Measured | None = None
         if plan.scored:
-            discarded = [k.discarded for k in self._kept]
-            unscaled = change
-            if cohort.sent is not None:
-                entries = len(plan.start)
-                discarded = [
-                    discarded_magnitude(result, plan.name, k.norm, entries)
-                    for result, k in zip(cohort.results, self._kept, strict=True)
-                ]
-                scale = sent_scale(cohort.sent.consensus, plan.name, start)
-                unscaled = change if scale is None else change / scale
-            size = entry_count(len(plan.start), cohort.avg_drop_rate)
-            members = consensus_set(self._score, size)
-            magnitude = start.new_tensor(sum(discarded) / len(discarded))
-            factor = amplification_factor(unscaled, members, size, magnitude)
-            if cohort.sent is None:
-                amplify_(change, members, factor)
-            measured = Measured(factor, None if cohort.sent is None else members)
+            measured = self._measured(cohort)
+            amplified = measured if cohort.sent is None else None
         elif plan.trainable and cohort.rates is not None and cohort.sent is None:
-            measured = Measured(start.new_ones(()))
-        return torch.sub(start, change, out=change).reshape(plan.shape), measured
+            measured = Measured(torch.ones(()))
+        start = torch.from_numpy(plan.start)
+        for part in _parts(len(plan.start)):
+            change = self._change[part]
+            if amplified is not None and amplified.members is not None:
+                amplify_(change, amplified.members[part], amplified.factor)
+            torch.sub(start[part], change, out=change)
+        if amplified is not None:
+            measured = Measured(amplified.factor)
+        return self._change.reshape(plan.shape), measured
+
+    def _measured(self, cohort: Cohort) -> Measured:
+        """Find C and f; of the size of the tensor, only C and what it takes to find it is held."""
+        plan, discarded = self.plan, [k.discarded for k in self._kept]
+        consensus = None
+        if cohort.sent is not None:
+            discarded = [
+                discarded_magnitude(result, plan.name, k.norm, len(plan.start))
+                for result, k in zip(cohort.results, self._kept, strict=True)
+            ]
+            consensus = cohort.sent.consensus
+        size = entry_count(len(plan.start), cohort.avg_drop_rate)
+        members = consensus_set(self._score, size)
+        self._score = torch.empty(0)
+        if not size:
+            return Measured(torch.ones(()), members)
+        total = 0.0
+        for part in _parts(len(plan.start)):
+            change = torch.where(members[part], self._change[part], 0.0)
+            if consensus is not None and plan.name in consensus.members:
+                sent, factor = consensus.members[plan.name][part], consensus.factors[plan.name]
+                change /= torch.where(sent, torch.tensor(factor), 1.0)
+            total += float(change.abs_().sum())
+        mean_discarded = sum(discarded) / len(discarded)
+        factors = factor_of_magnitudes(torch.tensor(total / size), torch.tensor(mean_discarded))
+        return Measured(factors, members)
+
+
+def _parts(entries: int) -> Iterator[slice]:
+    return (slice(begin, begin + BLOCK) for begin in range(0, entries, BLOCK))

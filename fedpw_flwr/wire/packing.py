@@ -128,10 +128,9 @@ class PackedUpdate:
         self._bits = payload[_HEADER.size : end]
         self._values = payload[end:]
         self._dtype = UPLOAD_DTYPES[dtype]
-        kept_before = np.cumsum(_BITS_SET[self._bits], dtype=np.int64)
-        # How many values precede every 1024th entry.
-        self._kept_before = np.append(0, kept_before[_STEP // 8 - 1 :: _STEP // 8])
-        kept = int(kept_before[-1]) if len(kept_before) else 0
+        # How many values precede every 1024th entry, and the end.
+        self._kept_before = np.append(0, np.cumsum(_ones_in_steps(self._bits)))
+        kept = int(self._kept_before[-1])
         if entries % 8 and self._bits[-1] & (0xFF >> entries % 8):
             raise ValueError(f"the bit mask has bits behind its {entries} entries")
         if payload.size != packed_size(entries, kept, dtype):
@@ -231,6 +230,16 @@ def _checked_header(payload: npt.NDArray[np.uint8], entries: int, dtype: str, pl
             f"array {place} with {entries}"
         )
     return scale
+
+
+def _ones_in_steps(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Count the ones in every 1024 bits; the last count may be that of fewer."""
+    counts = []
+    for begin in range(0, len(bits), 1 << 16):
+        ones = _BITS_SET[bits[begin : begin + (1 << 16)]]
+        starts = np.arange(0, len(ones), _STEP // 8)
+        counts.append(np.add.reduceat(ones, starts, dtype=np.int64))
+    return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
 
 
 def _checksum(payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
