@@ -26,7 +26,7 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent
 
-BENCHMARKS = ("server_step", "client_loop", "start_up", "message_sizes")
+BENCHMARKS = ("server_step", "cuda_kernels", "client_loop", "start_up", "message_sizes")
 """Names of the scripts, in the order of their sections."""
 
 PACKAGES = ("torch", "numpy", "flwr", "ray")

@@ -108,7 +108,7 @@ class Tally:
     def __init__(self, limits: tuple[np.float32, np.float32]) -> None:
         self._low, self._high = limits
         self._below = 0
-        self._missing = self._missing_squares = 0.0
+        self._total = self._squares = 0.0
         self._between: list[tuple[int, Float32s]] = []
 
     def add(self, magnitudes: Float32s, begin: int, scratch: Scratch) -> None:
@@ -117,10 +117,12 @@ class Tally:
         flags, values = scratch.flags[:entries], scratch.values[:entries]
         if low > 0:
             self._below += int(np.count_nonzero(np.less(magnitudes, low, out=flags)))
-            # How far they are below: sums of the magnitudes themselves would cancel later.
-            missing = torch.from_numpy(np.subtract(low, magnitudes, out=values)).clamp_(min=0.0)
-            self._missing += float(missing.sum())
-            self._missing_squares += float(torch.dot(missing, missing))
+            every, below = torch.from_numpy(magnitudes), torch.from_numpy(values)
+            # What is not below is left by hardshrink, so the difference has no rounding.
+            torch.hardshrink(every, float(np.nextafter(low, np.float32(0))), out=below)
+            torch.sub(every, below, out=below)
+            self._total += float(below.sum())
+            self._squares += float(torch.dot(below, below))
         # Floats that are not negative are in the order of their bits, and bits below those of `low`
         # wrap around to large numbers: one comparison for both ends.
         lowest, bits = low.view(np.uint32), values.view(np.uint32)
@@ -131,8 +133,8 @@ class Tally:
     def merge(self, other: Tally) -> None:
         """Take over what another tally with the same limits counted."""
         self._below += other._below
-        self._missing += other._missing
-        self._missing_squares += other._missing_squares
+        self._total += other._total
+        self._squares += other._squares
         self._between += other._between
 
     def smallest(self, count: int) -> Smallest | None:
@@ -143,13 +145,10 @@ class Tally:
             return None
         between.partition(taken - 1)
         chosen, threshold = torch.from_numpy(between[:taken]), between[taken - 1]
-        low = float(self._low)
-        below = self._below * low - self._missing
-        below_squares = self._below * low**2 - 2.0 * low * self._missing + self._missing_squares
         return Smallest(
             threshold=float(threshold),
-            total=below + float(chosen.sum(dtype=torch.float64)),
-            squares=below_squares + float(chosen.double().square().sum()),
+            total=self._total + float(chosen.sum(dtype=torch.float64)),
+            squares=self._squares + float(chosen.double().square().sum()),
             ties=int(np.count_nonzero(between[:taken] == threshold)),
             further_ties=int(np.count_nonzero(between[taken:] == threshold)),
         )
