@@ -1,7 +1,6 @@
 """Rounds an hour of a simulation: a plain loop in one process, and `fedpw` in float32 and bfloat16.
 
-    python benchmarks/client_loop.py --data DATA                       # the tables
-    python benchmarks/client_loop.py --data DATA --accuracy --seeds 0 1 2 --rounds 40
+    python benchmarks/client_loop.py --data DATA
 
 The three do the same work in the same run, in turns: plain_loop.py says what the plain loop does,
 the others are the real command, a Ray simulation on all cores. A round lasts from one recorded
@@ -11,8 +10,7 @@ imports, pictures, Ray, workers, and the first round, in which the workers get r
 mnist.npz, usps.npz, svhn.npz and mnistm.npz; where it is not given it is looked for in shared/data
 beside the checkout, and without it the digits that come with the package are trained on.
 
-With --accuracy the three run whole runs and the accuracies of the last three rounds stand side by
-side, to be compared with how much they differ from seed to seed.
+client_accuracy.py runs the three to the end and compares their accuracies.
 """
 
 from __future__ import annotations
@@ -96,22 +94,16 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="only show that it runs")
     parser.add_argument("--data", type=Path, help="folder with the archives of the four domains")
     parser.add_argument("--repeats", type=int, default=3, help="of every kind, in turns")
-    parser.add_argument("--accuracy", action="store_true", help="whole runs, compared in accuracy")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, help="of each run (default: 5; accuracy: 40)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each run")
     arguments = parser.parse_args()
-    if arguments.accuracy:
-        rounds = arguments.rounds or WHOLE_RUN
-        found = [accuracy_table(arguments.data, arguments.seeds, rounds, tiny=arguments.tiny)]
-    else:
-        found = tables(arguments.tiny, arguments.data, arguments.repeats, arguments.rounds or 5)
+    found = tables(arguments.tiny, arguments.data, arguments.repeats, arguments.rounds)
     print("\n\n".join(table.markdown() for table in found))
 
 
 def tables(
     tiny: bool = False, data: Path | None = None, repeats: int = 3, rounds: int = 5
 ) -> list[Table]:
-    # Its compiler and vmap are slow to import, and --accuracy needs neither.
+    # Its compiler and vmap are slow to import, and client_accuracy.py needs neither.
     import training_steps
 
     if tiny:

@@ -1,6 +1,6 @@
 """Run benchmarks and keep their tables in benchmarks/RESULTS.md.
 
-    python benchmarks/run.py                         # all of them
+    python benchmarks/run.py                         # all but those that take hours
     python benchmarks/run.py server_step start_up    # replaces these sections, keeps the others
 
 Each benchmark is a script beside this file that prints Markdown, run in a fresh process, so that
@@ -29,20 +29,25 @@ FOLDER = Path(__file__).resolve().parent
 BENCHMARKS = ("server_step", "cuda_kernels", "client_loop", "start_up", "message_sizes")
 """Names of the scripts, in the order of their sections."""
 
+ON_REQUEST = ("client_accuracy",)
+"""Those that take hours: only where they are named."""
+
+ALL = (*BENCHMARKS, *ON_REQUEST)
+
 PACKAGES = ("torch", "numpy", "flwr", "ray")
 NO_GPU = "none: GPU rows were not measured"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--tiny", action="store_true", help="only show that they run")
     parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS.md")
     arguments = parser.parse_args()
     names = arguments.names or list(BENCHMARKS)
     for name in names:
-        if name not in BENCHMARKS:
-            parser.error(f"there is no benchmark {name!r}; choose among {', '.join(BENCHMARKS)}")
+        if name not in ALL:
+            parser.error(f"there is no benchmark {name!r}; choose among {', '.join(ALL)}")
     failed = []
     for name in names:
         print(f"{name}: ", end="", flush=True)
@@ -78,7 +83,7 @@ def write_section(file: Path, name: str, printed: str, seconds: float) -> None:
     )
     sections[name] = f"## {name}\n\n{measured}\n\n{printed.strip()}"
     sections["machine"] = machine()
-    order = ("machine", *BENCHMARKS)
+    order = ("machine", *ALL)
     parts = [
         f"<!-- begin {part} -->\n{sections[part]}\n<!-- end {part} -->"
         for part in order

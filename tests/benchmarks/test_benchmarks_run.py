@@ -14,7 +14,8 @@ import run
 from report import Table
 
 FOLDER = Path(run.__file__).parent
-WRITTEN = [name for name in run.BENCHMARKS if (FOLDER / f"{name}.py").is_file()]
+STARTING_RAY = {"client_loop", "client_accuracy", "start_up"}
+WRITTEN = [name for name in run.ALL if (FOLDER / f"{name}.py").is_file()]
 
 
 def test_a_table_prints_its_title_its_note_and_its_figures() -> None:
@@ -41,7 +42,13 @@ def test_every_script_with_tables_is_on_the_runners_list() -> None:
     assert with_tables == set(WRITTEN)
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in STARTING_RAY else [])
+        for name in WRITTEN
+    ],
+)
 def test_a_benchmark_prints_tables_with_figures(name: str) -> None:
     environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}
     process = subprocess.run(
