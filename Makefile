@@ -45,7 +45,7 @@ test-long: install
 	$(BIN)/python -m pytest -m long
 
 bench: install
-	$(BIN)/python benchmarks/run.py $(ONLY)
+	$(BIN)/python benchmarks/run.py $(ONLY) $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

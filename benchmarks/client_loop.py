@@ -5,10 +5,10 @@
 The three do the same work in the same run, in turns: plain_loop.py says what the plain loop does,
 the others are the real command, a Ray simulation on all cores. A round lasts from one recorded
 global model to the next: training, adjustment, messages, aggregation, evaluation on every domain,
-and for `fedpw` also saving. What comes before the second round is the start-up, for all three:
-imports, pictures, Ray, workers, and the first round, in which the workers get ready. DATA holds
-mnist.npz, usps.npz, svhn.npz and mnistm.npz; where it is not given it is looked for in shared/data
-beside the checkout, and without it the digits that come with the package are trained on.
+and for `fedpw` also saving. What belongs to no later round is called start and end, for all three:
+imports, pictures, Ray, workers, the first round, in which the workers get ready, and for `fedpw`
+also plots and Ray's shutdown. DATA holds mnist.npz, usps.npz, svhn.npz and mnistm.npz; where it is
+not given, the digits that come with the package are trained on, and the table says so.
 
 client_accuracy.py runs the three to the end and compares their accuracies.
 """
@@ -32,7 +32,6 @@ import torch
 from report import Table
 
 FOLDER = Path(__file__).resolve().parent
-SHARED_DATA = FOLDER.parents[1] / "shared" / "data"
 
 PLAIN = "plain loop"
 KINDS: dict[str, tuple[str, ...]] = {
@@ -156,8 +155,8 @@ def rounds_table(data: Path | None, repeats: int, rounds: int, *, tiny: bool = F
             "rounds an hour",
             "/ plain",
             "lowest to highest",
-            "start-up, s",
-            f"rounds an hour of a run of {WHOLE_RUN}, start-up included",
+            "start and end, s",
+            f"rounds an hour of a run of {WHOLE_RUN}, start and end included",
             "/ plain",
         ),
         tuple(rows),
@@ -243,10 +242,9 @@ def figures_of(done: Run) -> tuple[float, float, float]:
 
 def experiment_words(data: Path | None) -> tuple[tuple[str, ...], str]:
     """Return the words of the four-domain experiment, and what they train on."""
-    folder = SHARED_DATA if data is None else data
-    if data is None and not folder.is_dir():
-        return (), "the digits that come with the package (no folder with the four domains)"
-    words = ("experiment=four_domains", f"dataset.folder={os.path.relpath(folder)}")
+    if data is None:
+        return (), "the digits that come with the package (no --data with the four domains)"
+    words = ("experiment=four_domains", f"dataset.folder={os.path.relpath(data)}")
     return words, "MNIST, USPS, SVHN and MNIST-M, two clients each, ResNet-10 of width 16"
 
 

@@ -34,6 +34,9 @@ ON_REQUEST = ("client_accuracy",)
 
 ALL = (*BENCHMARKS, *ON_REQUEST)
 
+OF_DATA = ("client_loop", "client_accuracy")
+"""Those that train on the four domains where there are, else on the embedded digits."""
+
 PACKAGES = ("torch", "numpy", "flwr", "ray")
 NO_GPU = "none: GPU rows were not measured"
 
@@ -42,8 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--tiny", action="store_true", help="only show that they run")
-    parser.add_argument("--output", type=Path, default=FOLDER / "RESULTS.md")
+    parser.add_argument("--output", type=Path, help="default: RESULTS.md beside this file")
+    parser.add_argument("--data", type=Path, help="folder with the archives of the four domains")
     arguments = parser.parse_args()
+    if arguments.tiny and arguments.output is None:
+        parser.error("--tiny prints no figures worth keeping: say with --output where they may go")
+    output = arguments.output or FOLDER / "RESULTS.md"
     names = arguments.names or list(BENCHMARKS)
     for name in names:
         if name not in ALL:
@@ -52,22 +59,24 @@ def main() -> None:
     for name in names:
         print(f"{name}: ", end="", flush=True)
         started = time.monotonic()
-        printed = run_benchmark(name, tiny=arguments.tiny)
+        printed = run_benchmark(name, tiny=arguments.tiny, data=arguments.data)
         seconds = time.monotonic() - started
         if printed is None:
             failed.append(name)
             print("failed", flush=True)
             continue
-        write_section(arguments.output, name, printed, seconds)
+        write_section(output, name, printed, seconds)
         print(f"{seconds:.0f} s", flush=True)
     if failed:
         sys.exit(f"failed, with their sections as they were: {', '.join(failed)}")
-    print(f"written: {arguments.output}")
+    print(f"written: {output}")
 
 
-def run_benchmark(name: str, *, tiny: bool = False) -> str | None:
+def run_benchmark(name: str, *, tiny: bool = False, data: Path | None = None) -> str | None:
     """Run a benchmark in a process of its own; return what it printed, None if it failed."""
     command = [sys.executable, str(FOLDER / f"{name}.py"), *(["--tiny"] if tiny else [])]
+    if data is not None and name in OF_DATA:
+        command += ["--data", str(data.resolve())]
     process = subprocess.run(
         command, cwd=FOLDER.parent, stdout=subprocess.PIPE, encoding="utf-8", check=False
     )

@@ -1,16 +1,16 @@
 """The server step on a CPU near the speed of memory: the formulas of `tensorwise`, in blocks.
 
-A round reads each reply twice: a survey finds the inner products, the magnitudes below which
-entries are masked and the norms of what is kept; with the weights decided, a second pass masks,
-averages and scores. What is not made for this is left to `tensorwise`: another dtype than float32,
-magnitudes that sums in float32 cannot hold.
+A survey finds the inner products and norms and, one client after the other, the magnitudes below
+which entries are masked; with the weights decided, another pass masks, averages and scores. What is
+not made for this is left to `tensorwise`: another dtype than float32, magnitudes that sums in
+float32 cannot hold.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from fedpw_flwr.algorithm.adjustment import (
     factor_of_magnitudes,
 )
 from fedpw_flwr.algorithm.blocks import (
+    TASK,
     BlockedTensor,
     DenseUpdate,
     Mask,
@@ -36,7 +37,15 @@ from fedpw_flwr.algorithm.blocks import (
 from fedpw_flwr.algorithm.client_step import is_adjustable
 from fedpw_flwr.algorithm.cohort import Cohort, Measured, discarded_magnitude
 from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
-from fedpw_flwr.algorithm.selection import BLOCK, Float32s, Scratch, Smallest, Tally, bracket
+from fedpw_flwr.algorithm.selection import (
+    BLOCK,
+    EVERYTHING,
+    Float32s,
+    Scratch,
+    Smallest,
+    Tally,
+    bracket,
+)
 from fedpw_flwr.algorithm.tensors import TensorKind
 
 __all__ = ["BlockedStep"]
@@ -95,6 +104,14 @@ class _Plan(BlockedTensor):
     trainable: bool
     counts: Sequence[int]
     scored: bool
+
+    @property
+    def groups(self) -> list[range]:
+        """Places of the clients, in groups of about as many entries as a task has."""
+        clients, together = len(self.writers), max(1, TASK // len(self.start))
+        return [
+            range(first, min(first + together, clients)) for first in range(0, clients, together)
+        ]
 
 
 class BlockedStep:
@@ -188,36 +205,63 @@ class _Survey:
 def _surveys(plans: Sequence[_Plan], with_directions: bool) -> Iterator[_Survey]:
     """Survey the tensors, in their order."""
 
-    def parts() -> Iterator[_Part]:
+    def parts() -> Iterator[_Sums | _Masks]:
         for plan in plans:
             directed = with_directions and plan.trainable
             if directed or plan.scored or any(plan.counts):
-                limits = _limits(plan)
                 for begin, end in plan.tasks:
-                    yield _Part(plan, begin, end, directed, limits)
-            else:
-                yield _Part(plan, 0, 0, False, ())
+                    yield _Sums(plan, begin, end, directed)
+            if any(plan.counts):
+                for clients in plan.groups:
+                    yield _Masks(plan, clients)
 
-    whole: _Part | None = None
-    for part in in_threads(_Part.look, parts(), threads_for(sum(plan.size for plan in plans))):
-        whole = part if whole is None else whole.merge(part)
-        if whole.end == len(whole.plan.start) or not whole.end:
-            yield whole.survey()
-            whole = None
+    looked_at = in_threads(
+        lambda part: part.look(), parts(), threads_for(sum(plan.size for plan in plans))
+    )
+    found: dict[str, tuple[list[_Sums], list[_Masks]]] = {plan.name: ([], []) for plan in plans}
+    for part in looked_at:
+        sums, masks = found[part.plan.name]
+        if isinstance(part, _Sums):
+            sums.append(part)
+        else:
+            masks.append(part)
+    return (_conclude(plan, *found[plan.name]) for plan in plans)
 
 
-def _limits(plan: _Plan) -> Sequence[tuple[np.float32, np.float32] | None]:
-    """Between which magnitudes each client's threshold should lie; None where nothing is masked."""
-    entries = len(plan.start)
-    return [
-        bracket(writer.sample(), count, entries)
-        if count and isinstance(writer, DenseUpdate)
-        else None
-        for writer, count in zip(plan.writers, plan.counts, strict=True)
+def _conclude(plan: _Plan, parts: Sequence[_Sums], masks: Sequence[_Masks]) -> _Survey:
+    """Put together what was found of a tensor."""
+    clients = range(len(plan.writers))
+    if not parts:
+        return _Survey(plan, None, [Kept(_NOTHING, 0.0, 0.0) for _ in clients])
+    whole = parts[0]
+    for part in parts[1:]:
+        whole.add(part)
+    directions = whole.directions()
+    squares = whole.held_squares()
+    if squares is None:
+        return _Survey(plan, directions, None)
+    found = [one for group in masks for one in group.found] or [(_NOTHING, None)] * len(clients)
+    kept = [
+        _kept(mask, masked, square, count, len(plan.start))
+        for (mask, masked), square, count in zip(found, squares, plan.counts, strict=True)
     ]
+    certain = [one for one in kept if one is not None]
+    return _Survey(plan, directions, certain if len(certain) == len(kept) else None)
 
 
-class _Part:
+def _kept(
+    mask: Mask, masked: Smallest | None, square: float, count: int, entries: int
+) -> Kept | None:
+    """Put together what was found of an update; None where too little is kept to know its norm."""
+    if masked is None:
+        return Kept(mask, 0.0, math.sqrt(square))
+    left = square - masked.squares if count < entries else 0.0
+    if count < entries and left < _LEAST_KEPT * square:
+        return None
+    return Kept(mask, masked.total / count, math.sqrt(left))
+
+
+class _Sums:
     """What the survey adds up over a part of a tensor, one number a client.
 
     Parameters
@@ -228,31 +272,19 @@ class _Part:
         The part.
     directed : bool
         Whether directions are needed.
-    limits : Sequence[tuple[float32, float32] | None]
-        See `_limits`.
     """
 
-    def __init__(
-        self,
-        plan: _Plan,
-        begin: int,
-        end: int,
-        directed: bool,
-        limits: Sequence[tuple[np.float32, np.float32] | None],
-    ) -> None:
-        clients = len(plan.writers)
-        self.plan, self.begin, self.end = plan, begin, end
+    def __init__(self, plan: _Plan, begin: int, end: int, directed: bool) -> None:
+        self.plan = plan
+        self._begin, self._end = begin, end
         self._directed = directed
-        self._products = np.zeros(clients)
-        self._squares = np.zeros(clients)
-        self._moved = np.zeros(clients, dtype=bool)
-        self._tallies = [None if limit is None else Tally(limit) for limit in limits]
-        self._kept: Sequence[Kept] | None = None
+        self._products = np.zeros(len(plan.writers))
+        self._squares = np.zeros(len(plan.writers))
+        self._moved = np.zeros(len(plan.writers), dtype=bool)
 
-    def look(self) -> _Part:
+    def look(self) -> _Sums:
         """Read the part's updates."""
-        scratch = Scratch(min(self.plan.block, self.end - self.begin))
-        for first, last, updates in self.plan.blocks(self.begin, self.end):
+        for _, _, updates in self.plan.blocks(self._begin, self._end):
             rows = torch.from_numpy(updates)
             if self._directed:
                 self._products += torch.mv(rows, rows.new_ones(len(rows)) @ rows).numpy()
@@ -261,97 +293,123 @@ class _Part:
             self._moved |= squares > 0
             for client in np.flatnonzero(squares == 0):
                 self._moved[client] |= updates[client].any()
-            if self._is_sorted:
-                self._kept = _kept_of_sorted(updates, self.plan.counts)
-                continue
-            for row, tally in zip(updates, self._tallies, strict=True):
-                if tally is not None:
-                    magnitudes = np.abs(row, out=scratch.magnitudes[: last - first])
-                    tally.add(magnitudes, first, scratch)
         return self
 
-    def merge(self, following: _Part) -> _Part:
-        """Take over the sums of the part behind this one."""
-        self.end = following.end
-        self._products += following._products
-        self._squares += following._squares
-        self._moved |= following._moved
-        for mine, others in zip(self._tallies, following._tallies, strict=True):
-            if mine is not None and others is not None:
-                mine.merge(others)
-        return self
+    def add(self, other: _Sums) -> None:
+        """Take over the sums of another part."""
+        self._products += other._products
+        self._squares += other._squares
+        self._moved |= other._moved
 
-    def survey(self) -> _Survey:
-        """Conclude, once the parts make up the tensor."""
-        directions: Sequence[float] | None = None
-        kept: Sequence[Kept] | None = None
-        if self._directed and self._all_held(self._products, SMALLEST_PRODUCT, LARGEST_PRODUCT):
-            directions = self._products.tolist()
-        if not self.end:
-            kept = [Kept(_NOTHING, 0.0, 0.0)] * len(self.plan.writers)
-        elif self._all_held(self._squares, _SMALLEST_SQUARE, _LARGEST_SQUARE):
-            kept = self._kept if self._is_sorted else self._kept_of_tallies()
-        return _Survey(self.plan, directions, kept)
+    def directions(self) -> Sequence[float] | None:
+        """Return the inner products; None where they are not needed, or not held by float32."""
+        held = self._directed and self._held(self._products, SMALLEST_PRODUCT, LARGEST_PRODUCT)
+        return self._products.tolist() if held else None
 
-    @property
-    def _is_sorted(self) -> bool:
-        return len(self.plan.start) <= _SORTED and any(self.plan.counts)
+    def held_squares(self) -> list[float] | None:
+        """Return the squared norms; None where float32 did not hold one."""
+        held = self._held(self._squares, _SMALLEST_SQUARE, _LARGEST_SQUARE)
+        return self._squares.tolist() if held else None
 
-    def _all_held(self, sums: npt.NDArray[np.float64], least: float, most: float) -> bool:
-        """Say whether float32 held the sums, or a client did not move the tensor at all."""
+    def _held(self, sums: npt.NDArray[np.float64], least: float, most: float) -> bool:
+        """Say whether float32 held the sums; 0 is right where a client did not move the tensor."""
         size = np.abs(sums)
         return bool(np.all(((size > least) & (size < most)) | ~self._moved))
 
-    def _kept_of_tallies(self) -> Sequence[Kept] | None:
-        found = []
-        for client, (tally, count) in enumerate(zip(self._tallies, self.plan.counts, strict=True)):
-            square = float(self._squares[client])
-            if tally is None:
-                found.append(Kept(_NOTHING, 0.0, math.sqrt(square)))
-                continue
+
+class _Masks:
+    """Which entries of some clients' updates are masked.
+
+    One client is looked at after the other, so that what is between its bracket is not held for
+    all of them.
+
+    Parameters
+    ----------
+    plan : _Plan
+        The tensor.
+    clients : range
+        Places of the clients.
+    """
+
+    def __init__(self, plan: _Plan, clients: range) -> None:
+        self.plan = plan
+        self._clients = clients
+        self.found: Sequence[tuple[Mask, Smallest | None]] = ()
+
+    def look(self) -> _Masks:
+        """Read the clients' updates."""
+        entries = len(self.plan.start)
+        if entries <= _SORTED:
+            updates = np.empty((len(self._clients), entries), dtype=np.float32)
+            for client, row in zip(self._clients, updates, strict=True):
+                self.plan.writers[client](0, entries, row)
+            counts = self.plan.counts[self._clients.start : self._clients.stop]
+            self.found = _masks_by_sorting(updates, counts)
+        else:
+            scratch = Scratch(min(self.plan.block, entries))
+            self.found = [self._mask(client, scratch) for client in self._clients]
+        return self
+
+    def _mask(self, client: int, scratch: Scratch) -> tuple[Mask, Smallest | None]:
+        entries, count = len(self.plan.start), self.plan.counts[client]
+        write = self.plan.writers[client]
+        if not count or not isinstance(write, DenseUpdate):
+            return _NOTHING, None
+        for limits in (bracket(write.sample(), count, entries), EVERYTHING):
+            tally = Tally(limits)
+            for begin in range(0, entries, self.plan.block):
+                end = min(begin + self.plan.block, entries)
+                magnitudes = scratch.magnitudes[: end - begin]
+                write(begin, end, magnitudes)
+                tally.add(np.abs(magnitudes, out=magnitudes), begin, scratch)
             masked = tally.smallest(count)
-            if masked is None:
-                return None
-            left = square - masked.squares
-            if count == len(self.plan.start):
-                left = 0.0
-            elif left < _LEAST_KEPT * square:
-                return None
-            mask = Mask(masked.threshold, len(self.plan.start))
-            if masked.further_ties:
-                mask = replace(mask, first_kept_tie=self._tie(client, tally, masked))
-            found.append(Kept(mask, masked.total / count, math.sqrt(left)))
-        return found
-
-    def _tie(self, client: int, tally: Tally, masked: Smallest) -> int:
-        """Return the first entry that is kept although it has the magnitude of the threshold."""
-        begin, preceding = tally.block_of_tie(masked.threshold, masked.ties)
-        row = np.empty(min(self.plan.block, len(self.plan.start) - begin), dtype=np.float32)
-        self.plan.writers[client](begin, begin + len(row), row)
-        return begin + int(np.flatnonzero(np.abs(row) == masked.threshold)[preceding])
+            if masked is not None:
+                break
+        assert masked is not None
+        mask = Mask(masked.threshold, entries)
+        if masked.further_ties:
+            begin, preceding = tally.block_of_tie(masked.threshold, masked.ties)
+            row = np.empty(min(self.plan.block, entries - begin), dtype=np.float32)
+            write(begin, begin + len(row), row)
+            tie = np.flatnonzero(np.abs(row) == masked.threshold)[preceding]
+            mask = Mask(masked.threshold, begin + int(tie))
+        return mask, masked
 
 
-def _kept_of_sorted(updates: Float32s, counts: Sequence[int]) -> Sequence[Kept]:
+def _masks_by_sorting(
+    updates: Float32s, counts: Sequence[int]
+) -> Sequence[tuple[Mask, Smallest | None]]:
     """Find what is masked of all updates of a small tensor at once."""
     clients, entries = updates.shape
     count = np.asarray(counts)
     magnitudes = np.abs(updates)
     magnitudes.sort(axis=1)
-    thresholds = np.where(count > 0, magnitudes[np.arange(clients), count - 1], -1.0)
+    thresholds = magnitudes[np.arange(clients), count - 1]
     is_masked = np.arange(entries) < count[:, None]
-    discarded = np.where(is_masked, magnitudes, 0).sum(axis=1, dtype=np.float64)
-    discarded /= np.maximum(count, 1)
-    norms = np.sqrt(np.square(np.where(is_masked, 0, magnitudes)).sum(axis=1, dtype=np.float64))
-    further_ties = np.where(is_masked, False, magnitudes == thresholds[:, None]).sum(axis=1)
-    kept = []
+    masked = np.where(is_masked, magnitudes, 0)
+    totals = masked.sum(axis=1, dtype=np.float64)
+    squares = np.square(masked).sum(axis=1, dtype=np.float64)
+    at_threshold = magnitudes == thresholds[:, None]
+    ties = (at_threshold & is_masked).sum(axis=1)
+    further_ties = (at_threshold & ~is_masked).sum(axis=1)
+    found: list[tuple[Mask, Smallest | None]] = []
     for client in range(clients):
+        if not count[client]:
+            found.append((_NOTHING, None))
+            continue
         threshold, first_kept_tie = float(thresholds[client]), entries
         if further_ties[client]:
-            ties = np.flatnonzero(np.abs(updates[client]) == threshold)
-            first_kept_tie = int(ties[-further_ties[client]])
-        mask = Mask(threshold, first_kept_tie)
-        kept.append(Kept(mask, float(discarded[client]), float(norms[client])))
-    return kept
+            equal = np.flatnonzero(np.abs(updates[client]) == threshold)
+            first_kept_tie = int(equal[ties[client]])
+        smallest = Smallest(
+            threshold,
+            float(totals[client]),
+            float(squares[client]),
+            int(ties[client]),
+            int(further_ties[client]),
+        )
+        found.append((Mask(threshold, first_kept_tie), smallest))
+    return found
 
 
 class _Average:

@@ -8,9 +8,11 @@ the same bits on any machine with the same instructions.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from fedpw_flwr.algorithm.selection import BLOCK, SAMPLED, Float32s, smallest
 
 __all__ = [
+    "TASK",
     "BlockedTensor",
     "DenseUpdate",
     "Mask",
@@ -36,7 +39,7 @@ __all__ = [
 _TOGETHER = 1 << 20
 """Entries of all clients in one block: 4 MiB."""
 
-_TASK = 1 << 18
+TASK = 1 << 18
 """Entries of a tensor that a thread takes at a time."""
 
 _MOST_THREADS = 8
@@ -200,12 +203,12 @@ class BlockedTensor:
     @property
     def block(self) -> int:
         """Entries a block: a multiple of 1024."""
-        return max(1 << 13, min(BLOCK, _TOGETHER // len(self.writers) // 1024 * 1024))
+        return max(1 << 10, min(BLOCK, _TOGETHER // len(self.writers) // 1024 * 1024))
 
     @property
     def tasks(self) -> list[tuple[int, int]]:
         """Entries of each task, from and to, at borders of blocks."""
-        step = -(-_TASK // self.block) * self.block
+        step = -(-TASK // self.block) * self.block
         entries = len(self.start)
         return [(begin, min(begin + step, entries)) for begin in range(0, entries, step)]
 
@@ -236,13 +239,11 @@ def in_threads(
     Torch's own threads rest meanwhile: its operations on blocks are too short to share. Few items
     are taken ahead, so that their results do not pile up.
     """
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with _torch_on_one_thread():
         if threads == 1:
             yield from map(work, items)
             return
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             ahead: deque[Future[Result]] = deque()
             for item in items:
                 ahead.append(pool.submit(work, item))
@@ -250,5 +251,26 @@ def in_threads(
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+
+
+_steps = threading.Lock()
+_steps_at_work: list[int] = []
+"""Torch's usual number of threads, once for each step that is at work."""
+
+
+@contextmanager
+def _torch_on_one_thread() -> Iterator[None]:
+    """Set torch's number of threads, which is the process's, to 1 until the last step is done.
+
+    A thread that uses torch for the first time meanwhile keeps to one thread.
+    """
+    with _steps:
+        _steps_at_work.append(_steps_at_work[0] if _steps_at_work else torch.get_num_threads())
+        torch.set_num_threads(1)
+    try:
+        yield
     finally:
-        torch.set_num_threads(usual)
+        with _steps:
+            usual = _steps_at_work.pop()
+            if not _steps_at_work:
+                torch.set_num_threads(usual)

@@ -15,7 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["BLOCK", "SAMPLED", "Float32s", "Scratch", "Smallest", "Tally", "bracket", "smallest"]
+__all__ = [
+    "BLOCK",
+    "EVERYTHING",
+    "SAMPLED",
+    "Float32s",
+    "Scratch",
+    "Smallest",
+    "Tally",
+    "bracket",
+    "smallest",
+]
 
 Float32s = npt.NDArray[np.float32]
 
@@ -32,7 +42,8 @@ _DEVIATIONS = 4.0
 _SHORT = 1 << 13
 """Shorter arrays are partitioned as a whole."""
 
-_EVERYTHING = (np.float32(0), np.float32(np.inf))
+EVERYTHING = (np.float32(0), np.float32(np.inf))
+"""The bracket of which nothing is outside."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def bracket(sample: Float32s, count: int, entries: int) -> tuple[np.float32, np.
         1 ≤ count ≤ entries.
     """
     if entries < _SHORT:
-        return _EVERYTHING
+        return EVERYTHING
     share = count / entries
     reach = _DEVIATIONS * math.sqrt(len(sample) * share * (1.0 - share)) + 1.0
     first = math.floor(len(sample) * share - reach)
@@ -76,8 +87,8 @@ def bracket(sample: Float32s, count: int, entries: int) -> tuple[np.float32, np.
     if places:
         sample.partition(places)
     return (
-        sample[first] if first >= 0 else _EVERYTHING[0],
-        sample[last] if last < len(sample) else _EVERYTHING[1],
+        sample[first] if first >= 0 else EVERYTHING[0],
+        sample[last] if last < len(sample) else EVERYTHING[1],
     )
 
 
@@ -130,13 +141,6 @@ class Tally:
         inside = np.less_equal(bits, self._high.view(np.uint32) - lowest, out=flags)
         self._between.append((begin, magnitudes[np.flatnonzero(inside)]))
 
-    def merge(self, other: Tally) -> None:
-        """Take over what another tally with the same limits counted."""
-        self._below += other._below
-        self._total += other._total
-        self._squares += other._squares
-        self._between += other._between
-
     def smallest(self, count: int) -> Smallest | None:
         """Sum up the `count` smallest of all entries seen; None where the limits were wrong."""
         between = np.concatenate([magnitudes for _, magnitudes in self._between])
@@ -181,7 +185,7 @@ def smallest(magnitudes: Float32s, count: int) -> Smallest:
     """
     sampled = magnitudes[::SAMPLED].copy()
     scratch = Scratch(min(_PASS, len(magnitudes)))
-    for limits in (bracket(sampled, count, len(magnitudes)), _EVERYTHING):
+    for limits in (bracket(sampled, count, len(magnitudes)), EVERYTHING):
         tally = Tally(limits)
         for begin in range(0, len(magnitudes), _PASS):
             tally.add(magnitudes[begin : begin + _PASS], begin, scratch)

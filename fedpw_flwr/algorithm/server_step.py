@@ -3,8 +3,8 @@
 The step walks over the model twice: once for the directions that decide the weights, once to mask,
 average, score and amplify. `tensorwise` has the formulas, one tensor at a time; `blocked` does the
 same to tensors of float32 on the CPU, several times faster, and `stacked` on a GPU, without waiting
-for every tensor. Beside the new model the step holds a
-few tensors of the size of the largest one, however many clients there are.
+for every tensor. Beside the new model the step on a CPU holds a few tensors of the size of the
+largest one, however many clients there are.
 
 Where the clients adjust their own updates, the same step averages what they sent and measures the
 consensus for the next round instead of amplifying.

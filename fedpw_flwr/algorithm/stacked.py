@@ -18,7 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpw_flwr.algorithm.adjustment import consensus_score_, entry_count
+from fedpw_flwr.algorithm.adjustment import (
+    consensus_score_,
+    entry_count,
+    factor_of_magnitudes,
+)
 from fedpw_flwr.algorithm.client_step import Consensus, is_adjustable
 from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, Measured, discarded_magnitude
 from fedpw_flwr.algorithm.tensors import TensorKind, saturated, working_dtype
@@ -365,7 +369,7 @@ class _Average:
             magnitudes = self._consensus_magnitudes(members)
             if ours:
                 discarded = torch.cat(self._discarded).mean(dim=0)
-                factors = _amplification_factors(magnitudes, discarded).to(stack.dtype)
+                factors = factor_of_magnitudes(magnitudes, discarded).to(stack.dtype)
                 change *= torch.where(members, stack.of_blocks(factors).unsqueeze(-1), 1.0)
                 wanted = [factors]
             else:
@@ -441,16 +445,10 @@ class _Average:
                     for result, norm in zip(cohort.results, norms[:, place].tolist(), strict=True)
                 ]
                 mean = torch.tensor(sum(discarded) / len(discarded), dtype=torch.float64)
-                factor = _amplification_factors(magnitudes[place], mean).to(self._stack.dtype)
+                factor = factor_of_magnitudes(magnitudes[place], mean).to(self._stack.dtype)
                 inside = members.view(-1)[begin : begin + plan.entries].clone()
                 measured[plan.name] = Measured(factor, inside)
         return measured
-
-
-def _amplification_factors(magnitudes: Tensor, discarded: Tensor) -> Tensor:
-    """Return f = 1 + m/a of every tensor; 1 unless a ≠ 0 and m/a < 1."""
-    ratios = discarded / magnitudes
-    return torch.where((magnitudes > 0) & (ratios < 1.0), 1.0 + ratios, 1.0)
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:

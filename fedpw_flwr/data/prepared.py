@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fedpw_flwr.data.images import Domain, DomainCollection, ImageSet
@@ -100,9 +100,10 @@ def load_prepared(
     -------
     tuple[DomainCollection, tuple[ClientShare, ...], dict[str, str]] | None
         Domains, whose training pictures are those that clients hold; shares, which are views of
-        them; all notes. None if there is no such file, or its notes say something else.
+        them; all notes. None if there is no such file, it is
+        damaged, or its notes say something else.
     """
-    if not file.is_file():
+    if not _is_sound(file):
         return None
     with safe_open(str(file), framework="pt") as opened:
         found: dict[str, str] = dict(opened.metadata() or {})
@@ -136,3 +137,12 @@ def _pictures(opened: Any, name: str) -> ImageSet:
 
 def _slice(pictures: ImageSet, start: int, stop: int) -> ImageSet:
     return ImageSet(pictures.images[start:stop], pictures.labels[start:stop])
+
+
+def _is_sound(file: Path) -> bool:
+    """Say whether a file of this format is there, and as long as it says itself."""
+    try:
+        with safe_open(str(file), framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False

@@ -34,7 +34,6 @@ class Evaluation:
     num_examples: int
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     pictures: ImageSet,
@@ -74,14 +73,17 @@ def evaluate(
         keep_freed_memory()
     model.to(device).eval()
     normalisation = Normalisation(mean, std, device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
     resident = on_device(pictures, device)
-    for images, labels in zip(
-        resident.images.split(batch_size), resident.labels.split(batch_size), strict=True
-    ):
-        logits = model(normalisation(images).contiguous())
-        loss += cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(dim=1) == labels).sum()
     count = len(pictures)
+    # What is made in inference mode can never be trained on or loaded into again: the model and the
+    # pictures were moved before.
+    with torch.inference_mode():
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        for images, labels in zip(
+            resident.images.split(batch_size), resident.labels.split(batch_size), strict=True
+        ):
+            logits = model(normalisation(images).contiguous())
+            loss += cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(dim=1) == labels).sum()
     return Evaluation(float(loss) / count, int(correct) / count, count)

@@ -113,7 +113,8 @@ def _parse_header(
     except Exception as error:
         # It is a Python literal; one flipped byte can raise almost anything.
         raise ValueError(repr(error)) from error
-    return tuple(shape), fortran_order, dtype
+    # NumPy lets True pass for 1.
+    return tuple(map(int, shape)), fortran_order, dtype
 
 
 def view_tensor(ndarray: npt.NDArray[Any]) -> Tensor:
@@ -128,7 +129,8 @@ def view_tensor(ndarray: npt.NDArray[Any]) -> Tensor:
 
 
 with warnings.catch_warnings():
-    # PyTorch says once in a process that writing to a read-only array would be undefined.
+    # PyTorch says once in a process that writing to a read-only array would be undefined; said here
+    # to nobody, because silencing it every time is slow and not safe among threads.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     view_tensor(np.frombuffer(b"\0", dtype=np.uint8))
 

@@ -1,5 +1,6 @@
 """The server step in blocks is the server step of the formulas, whatever the threads."""
 
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from fedpw_flwr.algorithm import (
     server_step,
 )
 from fedpw_flwr.algorithm.blocked import BlockedStep
+from fedpw_flwr.algorithm.blocks import in_threads
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
 from fedpw_flwr.algorithm.cohort import Cohort
 
@@ -236,3 +238,39 @@ def test_it_takes_float32_on_the_cpu_and_leaves_the_rest() -> None:
     assert moved.keys() == model.keys() - left
     directed = {name for name in model if blocked.directions(name) is not None}
     assert directed == moved.keys() - {"norm.running_mean"}
+
+
+@pytest.mark.usefixtures("threads")
+def test_torch_has_its_threads_back_whatever_happens_in_overlapping_steps() -> None:
+    torch.set_num_threads(2)
+
+    def fail(item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    outer = in_threads(lambda item: item, range(3), 1)
+    assert next(outer) == 0
+    with pytest.raises(ValueError, match="three"):
+        list(in_threads(fail, range(9), 2))
+    assert torch.get_num_threads() == 1
+    assert list(outer) == [1, 2]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("clients", [4, 40])
+def test_what_is_held_does_not_grow_with_the_clients(clients: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    # Nine entries in ten were not trained: all of them stand at the threshold.
+    model = {"weight": torch.zeros(200_000)}
+    moved = torch.rand(200_000, generator=generator) < 0.1
+    trained = torch.where(moved, torch.randn(200_000, generator=generator), 0.0)
+    results = [ClientResult(client, {"weight": trained}, loss=1.0) for client in range(clients)]
+    torch.set_num_threads(1)
+    tracemalloc.start()
+    server_step(model, results, LATER, FedPWSettings())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # NumPy's arrays; a block holds all clients' updates, in 4 MiB, and so do its scratch arrays.
+    assert peak < 3 * model["weight"].nbytes + 6 * 2**20

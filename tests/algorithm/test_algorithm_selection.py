@@ -76,22 +76,6 @@ def test_a_bracket_holds_the_threshold_and_little_else(rate: float) -> None:
     assert inside < 0.035 * len(magnitudes)
 
 
-def test_parts_that_are_merged_count_as_the_whole() -> None:
-    magnitudes = normal(np.random.default_rng(2), 40000)
-    limits = bracket(magnitudes[::64].copy(), 10000, len(magnitudes))
-    whole, first, second = Tally(limits), Tally(limits), Tally(limits)
-    scratch = Scratch(40000)
-    whole.add(magnitudes, 0, scratch)
-    first.add(magnitudes[:15000], 0, scratch)
-    second.add(magnitudes[15000:], 15000, scratch)
-    first.merge(second)
-    expected, merged = whole.smallest(10000), first.smallest(10000)
-    assert expected is not None
-    assert merged is not None
-    assert merged.threshold == expected.threshold
-    assert merged.total == pytest.approx(expected.total, rel=1e-6)
-
-
 def test_a_bracket_beside_the_threshold_is_noticed() -> None:
     magnitudes = np.arange(1, 101, dtype=np.float32)
     for limits in ((np.float32(50), np.float32(60)), (np.float32(1), np.float32(9))):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedpw_flwr.data.images import DomainCollection
+from fedpw_flwr.data.images import DomainCollection, ImageSet
 from fedpw_flwr.models.resnet import ResNet10
 from fedpw_flwr.training.evaluation import Evaluation, evaluate
 
@@ -61,3 +61,14 @@ def test_evaluation_leaves_the_running_statistics_alone(scans: DomainCollection)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     _evaluate(model, scans)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_evaluation_leaves_a_model_that_can_be_loaded_into_and_trained() -> None:
+    model = ResNet10(num_classes=10, in_channels=3, width=2)
+    pictures = ImageSet(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), torch.zeros(3).long())
+    # As on a GPU, evaluation is what moves the model.
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        evaluate(model, pictures, mean=[0.5] * 3, std=[0.5] * 3, device="meta")
+    moved = [*model.parameters(), *model.buffers()]
+    assert all(tensor.device.type == "meta" for tensor in moved)
+    assert not any(tensor.is_inference() for tensor in moved)

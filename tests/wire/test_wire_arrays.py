@@ -166,3 +166,11 @@ def test_flipped_bytes_decode_or_are_a_value_error(flips: list[tuple[int, int]])
         return
     assert tuple(tensor.shape) == (6, 4)
     assert tensor.dtype == torch.float32
+
+
+def test_a_header_whose_shape_says_true_for_one_is_read_as_one() -> None:
+    array = Array(np.ones(1, dtype=np.float32))
+    data = array.data.replace(b"(1,), }   ", b"(True,), }")
+    assert len(data) == len(array.data)
+    odd = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=data)
+    assert decode_array(odd).tolist() == [1.0]
