@@ -45,8 +45,9 @@ def test_run_with_nan_wrong_shape_and_a_raising_client_finishes_and_names_them(
     (app / "broken_clients.py").write_text(BROKEN_CLIENTS)
     project = app / "pyproject.toml"
     settings = project.read_text()
-    assert "fedpw_flwr.app.client_app:app" in settings
-    project.write_text(settings.replace("fedpw_flwr.app.client_app:app", "broken_clients:app"))
+    honest = "fedpw_flwr.app.deferred_client_app:app"
+    assert honest in settings
+    project.write_text(settings.replace(honest, "broken_clients:app"))
 
     outcome = launch(
         {
