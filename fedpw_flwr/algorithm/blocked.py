@@ -34,7 +34,6 @@ from fedpw_flwr.algorithm.blocks import (
     threads_for,
     update_writer,
 )
-from fedpw_flwr.algorithm.client_step import is_adjustable
 from fedpw_flwr.algorithm.cohort import Cohort, Measured, discarded_magnitude
 from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
 from fedpw_flwr.algorithm.selection import (
@@ -179,17 +178,15 @@ def _plan(name: str, tensor: Tensor, kind: TensorKind, cohort: Cohort) -> _Plan 
         if writer is None:
             return None
         writers.append(writer)
-    entries, trainable = tensor.numel(), kind is TensorKind.TRAINABLE
-    rates = cohort.rates or (0.0,) * len(writers)
-    counts = [entry_count(entries, rate) for rate in rates]
+    trainable = kind is TensorKind.TRAINABLE
     return _Plan(
         name=name,
         start=start,
         writers=writers,
         shape=tensor.shape,
         trainable=trainable,
-        counts=counts if cohort.sent is None else [0] * len(writers),
-        scored=all(counts) and trainable and (cohort.sent is None or is_adjustable(tensor)),
+        counts=cohort.masked_counts(tensor),
+        scored=cohort.is_scored(tensor, trainable=trainable),
     )
 
 

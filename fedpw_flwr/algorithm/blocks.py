@@ -32,6 +32,7 @@ __all__ = [
     "UpdateWriter",
     "in_threads",
     "is_plain",
+    "round_as_sent_",
     "threads_for",
     "update_writer",
 ]
@@ -170,6 +171,12 @@ def update_writer(tensors: Mapping[str, Tensor], name: str, start: Float32s) -> 
     if isinstance(tensors, dict) and is_plain(tensors[name]):
         return DenseUpdate(start, tensors[name])
     return None
+
+
+def round_as_sent_(update: Float32s, start: Float32s) -> None:
+    """Round Δ̃_k in place as if w − Δ̃_k had travelled and had been subtracted from w again."""
+    np.subtract(start, update, out=update)
+    np.subtract(start, update, out=update)
 
 
 def is_plain(tensor: Tensor) -> bool:

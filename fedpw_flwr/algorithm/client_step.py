@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import amplify_, entry_count, mask_smallest_
-from fedpw_flwr.algorithm.blocks import MaskedUpdate, UpdateWriter, update_writer
+from fedpw_flwr.algorithm.blocks import MaskedUpdate, UpdateWriter, round_as_sent_, update_writer
 from fedpw_flwr.algorithm.selection import Float32s
 from fedpw_flwr.algorithm.tensors import saturated, working_dtype
 
@@ -244,9 +244,7 @@ class AdjustedTensors(Mapping[str, Tensor]):
             masked(begin, end, out)
             if inside is not None:
                 np.multiply(out, factor, out=out, where=inside[begin:end])
-            # What would have travelled is w − Δ̃_k.
-            np.subtract(start[begin:end], out, out=out)
-            np.subtract(start[begin:end], out, out=out)
+            round_as_sent_(out, start[begin:end])
 
         return write
 

@@ -15,6 +15,7 @@ from fedpw_flwr.algorithm.client_step import (
     AppliedAdjustment,
     Consensus,
     SentAdjustment,
+    is_adjustable,
 )
 
 __all__ = ["ClientResult", "Cohort", "Measured", "discarded_magnitude", "sent_scale"]
@@ -61,6 +62,21 @@ class Cohort:
     sent: SentAdjustment | None
     avg_drop_rate: float
     device: torch.device | str
+
+    def masked_counts(self, tensor: Tensor) -> list[int]:
+        """Return how many entries of each client's update of a tensor the server masks."""
+        if self.sent is not None:
+            return [0] * len(self.results)
+        return self._rate_counts(tensor)
+
+    def is_scored(self, tensor: Tensor, *, trainable: bool) -> bool:
+        """Say whether the clients' agreement on a tensor is measured: all masked an entry of it."""
+        adjusted = self.sent is None or is_adjustable(tensor)
+        return trainable and adjusted and all(self._rate_counts(tensor))
+
+    def _rate_counts(self, tensor: Tensor) -> list[int]:
+        rates = self.rates or (0.0,) * len(self.results)
+        return [entry_count(tensor.numel(), rate) for rate in rates]
 
 
 @dataclass(frozen=True, eq=False)

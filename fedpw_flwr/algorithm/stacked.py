@@ -23,7 +23,7 @@ from fedpw_flwr.algorithm.adjustment import (
     entry_count,
     factor_of_magnitudes,
 )
-from fedpw_flwr.algorithm.client_step import Consensus, is_adjustable
+from fedpw_flwr.algorithm.client_step import Consensus
 from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, Measured, discarded_magnitude
 from fedpw_flwr.algorithm.tensors import TensorKind, saturated, working_dtype
 
@@ -152,11 +152,8 @@ def _plan(name: str, start: Tensor, kind: TensorKind, cohort: Cohort, most: int)
     if kind is TensorKind.INTEGER or not (has_float64 and is_stacked):
         return None
     trainable = kind is TensorKind.TRAINABLE
-    rates = cohort.rates or (0.0,) * len(cohort.results)
-    counts = [entry_count(start.numel(), rate) for rate in rates]
-    scored = all(counts) and trainable and (cohort.sent is None or is_adjustable(start))
-    masked = counts if cohort.sent is None else [0] * len(counts)
-    return _Plan(name, start, trainable, masked, scored)
+    scored = cohort.is_scored(start, trainable=trainable)
+    return _Plan(name, start, trainable, cohort.masked_counts(start), scored)
 
 
 def _side_by_side(plans: Sequence[_Plan], most: int) -> Iterator[list[_Plan]]:

@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import entry_count
-from fedpw_flwr.algorithm.blocks import DenseUpdate, UpdateWriter, is_plain
+from fedpw_flwr.algorithm.blocks import DenseUpdate, UpdateWriter, is_plain, round_as_sent_
 from fedpw_flwr.algorithm.client_step import subtract_update
 from fedpw_flwr.algorithm.selection import Float32s
 from fedpw_flwr.algorithm.tensors import working_dtype
@@ -226,9 +226,7 @@ class PackedTensors(ArrayTensors):
 
         def write(begin: int, end: int, out: Float32s) -> None:
             update.write(begin, end, out)
-            # w_k is rounded as if it had come dense.
-            np.subtract(start[begin:end], out, out=out)
-            np.subtract(start[begin:end], out, out=out)
+            round_as_sent_(out, start[begin:end])
 
         return write
 

@@ -124,7 +124,6 @@ class PackedUpdate:
     ) -> None:
         self._scale = _checked_header(payload, entries, dtype, place)
         end = _HEADER.size + (entries + 7) // 8
-        self._entries = entries
         self._bits = payload[_HEADER.size : end]
         self._values = payload[end:]
         self._dtype = UPLOAD_DTYPES[dtype]
