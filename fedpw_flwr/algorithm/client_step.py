@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import amplify_, entry_count, mask_smallest_
-from fedpw_flwr.algorithm.blocks import MaskedUpdate, UpdateWriter, round_as_sent_, update_writer
-from fedpw_flwr.algorithm.selection import Float32s
+from fedpw_flwr.algorithm.blocks import BlockReader, MaskedBlocks, block_reader
+from fedpw_flwr.algorithm.kernels import Float32s
 from fedpw_flwr.algorithm.tensors import saturated, working_dtype
 
 __all__ = [
@@ -228,25 +227,22 @@ class AdjustedTensors(Mapping[str, Tensor]):
         """Return the number of tensors."""
         return len(self._trained)
 
-    def update_writer(self, name: str, start: Float32s) -> UpdateWriter | None:
-        """Return what writes Δ_k as the server would have got it, see `UpdateSource`."""
-        trained = update_writer(self._trained, name, start)
+    def block_reader(self, name: str, start: Float32s) -> BlockReader | None:
+        """Return the reader of a tensor as the server would have got it, see `BlockSource`."""
+        trained = block_reader(self._trained, name, start)
         members = self._members.get(name)
         untouched = self._rate == 0 and members is None
         if trained is None or untouched or not is_adjustable(self._global_model[name]):
             return trained
-        masked = MaskedUpdate(trained, len(start), entry_count(len(start), self._rate))
+        masked = MaskedBlocks(
+            trained,
+            start,
+            entry_count(len(start), self._rate),
+            None if members is None else members.numpy(),
+            self._factors.get(name, 1.0),
+        )
         self._discarded[name] = masked.discarded
-        inside = None if members is None else members.numpy()
-        factor = np.float32(self._factors.get(name, 1.0))
-
-        def write(begin: int, end: int, out: Float32s) -> None:
-            masked(begin, end, out)
-            if inside is not None:
-                np.multiply(out, factor, out=out, where=inside[begin:end])
-            round_as_sent_(out, start[begin:end])
-
-        return write
+        return masked
 
     def discarded_magnitude(self, name: str) -> float:
         """Return m_k of one tensor, 0 where nothing was masked."""

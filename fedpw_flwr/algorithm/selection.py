@@ -9,34 +9,20 @@ result is exact: where the sample misled, the array is partitioned as a whole.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-__all__ = [
-    "BLOCK",
-    "EVERYTHING",
-    "SAMPLED",
-    "Float32s",
-    "Scratch",
-    "Smallest",
-    "Tally",
-    "bracket",
-    "smallest",
-]
+from fedpw_flwr.algorithm.kernels import Float32s, Kernels, uncompiled
 
-Float32s = npt.NDArray[np.float32]
+__all__ = ["EVERYTHING", "SAMPLED", "Smallest", "bracket", "select", "smallest"]
 
 SAMPLED = 64
 """One entry in so many is sampled."""
 
-BLOCK = 1 << 16
-"""Entries that are looked at together: 256 KiB."""
-
-_PASS = 1 << 15
-"""Entries at a time where only one array is looked at: torch shares out longer ones to threads."""
+_PASS = 1 << 18
+"""Entries at a time."""
 
 _DEVIATIONS = 4.0
 _SHORT = 1 << 13
@@ -92,88 +78,42 @@ def bracket(sample: Float32s, count: int, entries: int) -> tuple[np.float32, np.
     )
 
 
-class Scratch:
-    """Room for what is computed of a block and not kept.
+def select(
+    collected: Sequence[Float32s], taken: int, total: float, squares: float, loops: Kernels
+) -> Smallest | None:
+    """Add the smallest of the magnitudes inside a bracket to those below it.
 
     Parameters
     ----------
-    entries : int
-        Of the largest block.
+    collected : Sequence[NDArray[float32]]
+        The magnitudes inside the bracket.
+    taken : int
+        How many of them are wanted.
+    total, squares : float
+        Sums over those below it.
+    loops : Kernels
+        What sums up.
+
+    Returns
+    -------
+    Smallest | None
+        None where the bracket does not hold the threshold.
     """
-
-    def __init__(self, entries: int) -> None:
-        self.magnitudes = np.empty(entries, dtype=np.float32)
-        self.values = np.empty(entries, dtype=np.float32)
-        self.flags = np.empty(entries, dtype=np.bool_)
-
-
-class Tally:
-    """What is known about the smallest magnitudes after a look at some of the entries.
-
-    Parameters
-    ----------
-    limits : tuple[float32, float32]
-        Where the threshold should lie, both ends included.
-    """
-
-    def __init__(self, limits: tuple[np.float32, np.float32]) -> None:
-        self._low, self._high = limits
-        self._below = 0
-        self._total = self._squares = 0.0
-        self._between: list[tuple[int, Float32s]] = []
-
-    def add(self, magnitudes: Float32s, begin: int, scratch: Scratch) -> None:
-        """Count the magnitudes of a block that begins at the entry `begin`; none of them is NaN."""
-        low, entries = self._low, len(magnitudes)
-        flags, values = scratch.flags[:entries], scratch.values[:entries]
-        if low > 0:
-            self._below += int(np.count_nonzero(np.less(magnitudes, low, out=flags)))
-            every, below = torch.from_numpy(magnitudes), torch.from_numpy(values)
-            # What is not below is left by hardshrink, so the difference has no rounding.
-            torch.hardshrink(every, float(np.nextafter(low, np.float32(0))), out=below)
-            torch.sub(every, below, out=below)
-            self._total += float(below.sum())
-            self._squares += float(torch.dot(below, below))
-        # Floats that are not negative are in the order of their bits, and bits below those of `low`
-        # wrap around to large numbers: one comparison for both ends.
-        lowest, bits = low.view(np.uint32), values.view(np.uint32)
-        np.subtract(magnitudes.view(np.uint32), lowest, out=bits)
-        inside = np.less_equal(bits, self._high.view(np.uint32) - lowest, out=flags)
-        self._between.append((begin, magnitudes[np.flatnonzero(inside)]))
-
-    def smallest(self, count: int) -> Smallest | None:
-        """Sum up the `count` smallest of all entries seen; None where the limits were wrong."""
-        between = np.concatenate([magnitudes for _, magnitudes in self._between])
-        taken = count - self._below
-        if not 0 < taken <= len(between):
-            return None
-        between.partition(taken - 1)
-        chosen, threshold = torch.from_numpy(between[:taken]), between[taken - 1]
-        return Smallest(
-            threshold=float(threshold),
-            total=self._total + float(chosen.sum(dtype=torch.float64)),
-            squares=self._squares + float(chosen.double().square().sum()),
-            ties=int(np.count_nonzero(between[:taken] == threshold)),
-            further_ties=int(np.count_nonzero(between[taken:] == threshold)),
-        )
-
-    def block_of_tie(self, threshold: float, number: int) -> tuple[int, int]:
-        """Find the entry that is the `number`-th, from 0, of the magnitude `threshold`.
-
-        Returns
-        -------
-        tuple[int, int]
-            Where its block begins, and how many of that magnitude precede it in the block.
-        """
-        for begin, magnitudes in self._between:
-            ties = int(np.count_nonzero(magnitudes == threshold))
-            if number < ties:
-                return begin, number
-            number -= ties
-        raise IndexError(f"there are not so many entries of magnitude {threshold}")
+    between = np.concatenate(collected)
+    if not 0 < taken <= len(between):
+        return None
+    between.partition(taken - 1)
+    of_taken, squares_of_taken, ties, further_ties = loops.sum_of_smallest(between, taken)
+    return Smallest(
+        float(between[taken - 1]),
+        total + of_taken,
+        squares + squares_of_taken,
+        int(ties),
+        int(further_ties),
+    )
 
 
-def smallest(magnitudes: Float32s, count: int) -> Smallest:
+def smallest(magnitudes: Float32s, count: int, loops: Kernels = uncompiled) -> Smallest:
     """Find the `count` smallest of some magnitudes, 1 ≤ count ≤ n; nothing is reordered.
 
     Parameters
@@ -182,14 +122,21 @@ def smallest(magnitudes: Float32s, count: int) -> Smallest:
         Shape (n,), none of them negative. Where NaN is among them, the result may be NaN.
     count : int
         How many.
+    loops : Kernels (default: those in NumPy)
+        What reads them. Loading the compiled ones takes longer than they win for one model.
     """
-    sampled = magnitudes[::SAMPLED].copy()
-    scratch = Scratch(min(_PASS, len(magnitudes)))
-    for limits in (bracket(sampled, count, len(magnitudes)), EVERYTHING):
-        tally = Tally(limits)
-        for begin in range(0, len(magnitudes), _PASS):
-            tally.add(magnitudes[begin : begin + _PASS], begin, scratch)
-        found = tally.smallest(count)
+    entries = len(magnitudes)
+    for low, high in (bracket(magnitudes[::SAMPLED].copy(), count, entries), EVERYTHING):
+        collected: list[Float32s] = []
+        sums = np.zeros(3)
+        for begin in range(0, entries, _PASS):
+            part = magnitudes[begin : begin + _PASS]
+            between = np.empty(len(part) + 8, dtype=np.float32)
+            *found_below, number = loops.collect(part, low, high, between)
+            sums += found_below
+            collected.append(between[:number].copy())
+        below, total, squares = sums.tolist()
+        found = select(collected, count - int(below), total, squares, loops)
         if found is not None:
             return found
     # Only NaN is not between 0 and infinity.

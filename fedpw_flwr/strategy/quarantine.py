@@ -18,7 +18,6 @@ from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
 from torch import Tensor
 
 from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult
-from fedpw_flwr.algorithm.blocks import in_threads, threads_for
 from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport, AdjustmentRequest
 from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors
 from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
@@ -188,12 +187,8 @@ def screen_train_replies(
         if answer.content is None:
             client = client_of.get(answer.node_id, answer.node_id)
             bad.append(BadReply(answer.node_id, client, answer.error, failed=True))
-
-    def screen(answer: Answer) -> TrainReply | BadReply:
-        return _screened(answer, asked, global_model, loss_key, examples_key)
-
-    entries = len(came) * sum(tensor.numel() for tensor in global_model.values())
-    for reply in in_threads(screen, came, threads_for(entries)):
+    for answer in came:
+        reply = _screened(answer, asked, global_model, loss_key, examples_key)
         if isinstance(reply, TrainReply):
             good.append(reply)
         else:
@@ -383,8 +378,10 @@ def _checked_tensors(
     for name, expected in global_model.items():
         packed_update = tensors.packed_update(name)
         if packed_update is not None:
-            # Of the model's shape and dtype by its header; unpacking it can wait.
-            check_norm(name, packed_update.norm)
+            # Of the model's shape and dtype by its header; unpacking it can wait, and so can its
+            # norm where its largest value says enough.
+            if packed_update.most_norm > LARGEST_NORM:
+                check_norm(name, packed_update.norm())
             continue
         tensor = tensors[name]
         if tensor.shape != expected.shape:

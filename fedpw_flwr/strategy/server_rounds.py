@@ -24,6 +24,7 @@ from fedpw_flwr.algorithm import (
     server_step,
 )
 from fedpw_flwr.algorithm.adjustment import requested_rates
+from fedpw_flwr.algorithm.kernels import kernels
 from fedpw_flwr.device import available_device
 from fedpw_flwr.strategy.quarantine import (
     Answer,
@@ -176,7 +177,7 @@ class ServerRounds:
             f"│\t├── Training loss key: '{self.train_loss_key}'",
             "│\t├── Trainable arrays: "
             + ("all but running statistics" if trainable is None else f"{len(trainable)} named"),
-            f"│\t└── Server step on: {self.device}",
+            f"│\t└── Server step on: {self.device}{_loops_on(self.device)}",
         )
         for line in lines:
             logger.info("\t%s", line)
@@ -511,3 +512,12 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         allowed = " or ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name}={value!r}: choose {allowed}")
+
+
+def _loops_on(device: torch.device | str) -> str:
+    """Say which loops compute the server step."""
+    if torch.device(device).type != "cpu":
+        return ""
+    if kernels().COMPILED:
+        return ", compiled by Numba"
+    return " with NumPy; installing numba makes it faster"

@@ -21,9 +21,9 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import entry_count
-from fedpw_flwr.algorithm.blocks import DenseUpdate, UpdateWriter, is_plain, round_as_sent_
+from fedpw_flwr.algorithm.blocks import BlockReader, DenseBlocks, is_plain
 from fedpw_flwr.algorithm.client_step import subtract_update
-from fedpw_flwr.algorithm.selection import Float32s
+from fedpw_flwr.algorithm.kernels import Float32s
 from fedpw_flwr.algorithm.tensors import working_dtype
 from fedpw_flwr.wire.packing import PackedUpdate
 
@@ -161,10 +161,10 @@ class ArrayTensors(Mapping[str, Tensor]):
         """Return the update of a tensor that is packed: here none is."""
         return None
 
-    def update_writer(self, name: str, start: Float32s) -> UpdateWriter | None:
-        """Return what writes Δ_k of one tensor, see `UpdateSource`."""
+    def block_reader(self, name: str, start: Float32s) -> BlockReader | None:
+        """Return the reader of one tensor, see `BlockSource`."""
         trained = self[name]
-        return DenseUpdate(start, trained) if is_plain(trained) else None
+        return DenseBlocks(trained) if is_plain(trained) else None
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, in the record's order."""
@@ -173,6 +173,27 @@ class ArrayTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return the number of tensors."""
         return len(self._arrays)
+
+
+class PackedBlocks:
+    """w_k = w − Δ̃_k of a packed update.
+
+    Parameters
+    ----------
+    update : PackedUpdate
+        Δ̃_k.
+    start : NDArray[float32]
+        w, flat.
+    """
+
+    def __init__(self, update: PackedUpdate, start: Float32s) -> None:
+        self._update = update
+        self._start = start
+
+    def read(self, begin: int, end: int, room: Float32s) -> Float32s:
+        """Write w_k[begin:end] to `room`, rounded as if it had come dense."""
+        self._update.subtract_from(self._start[begin:end], begin, room)
+        return room
 
 
 class PackedTensors(ArrayTensors):
@@ -212,23 +233,14 @@ class PackedTensors(ArrayTensors):
         """Decode one tensor; raises ValueError with its name if the payload is broken."""
         if name not in self._packed:
             return super().__getitem__(name)
-        update = self._update(name)
         start = self._global_model[name]
-        whole = np.empty(start.numel(), dtype=np.float32)
-        update.write(0, len(whole), whole)
-        return subtract_update(start, torch.from_numpy(whole).to(working_dtype(start.dtype)))
+        return subtract_update(start, self._update(name).unpack().to(working_dtype(start.dtype)))
 
-    def update_writer(self, name: str, start: Float32s) -> UpdateWriter | None:
-        """Return what writes Δ_k of one tensor, see `UpdateSource`."""
+    def block_reader(self, name: str, start: Float32s) -> BlockReader | None:
+        """Return the reader of one tensor, see `BlockSource`."""
         if name not in self._packed:
-            return super().update_writer(name, start)
-        update = self._update(name)
-
-        def write(begin: int, end: int, out: Float32s) -> None:
-            update.write(begin, end, out)
-            round_as_sent_(out, start[begin:end])
-
-        return write
+            return super().block_reader(name, start)
+        return PackedBlocks(self._update(name), start)
 
     def packed_update(self, name: str) -> PackedUpdate | None:
         """Return a packed tensor's update; None for one that is not packed.

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from fedpw_flwr.algorithm.kernels import Bytes, Float32s, kernels
 
 __all__ = [
     "MOST_ENTRIES",
@@ -45,7 +46,8 @@ _HEADER = struct.Struct("<4sB3xfIII")
 _CHECKSUM = slice(_HEADER.size - 4, _HEADER.size)
 
 _STEP = 1024
-_BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+_CHECKED = 1 << 16
+"""Values that are checked together."""
 
 
 def packed_size(entries: int, kept: int, dtype: str) -> int:
@@ -53,7 +55,7 @@ def packed_size(entries: int, kept: int, dtype: str) -> int:
     return _HEADER.size + (entries + 7) // 8 + kept * UPLOAD_DTYPES[dtype].itemsize
 
 
-def pack_update(update: Tensor, dtype: str, place: int = 0) -> npt.NDArray[np.uint8]:
+def pack_update(update: Tensor, dtype: str, place: int = 0) -> Bytes:
     """Pack one flat update; entries that are 0 travel as a bit only.
 
     Parameters
@@ -104,8 +106,8 @@ class PackedUpdate:
 
     Attributes
     ----------
-    norm : float
-        ‖Δ̃_k‖; infinite where float32 cannot hold its square.
+    most_norm : float
+        What ‖Δ̃_k‖ is at most, going by the largest value.
 
     Raises
     ------
@@ -116,7 +118,7 @@ class PackedUpdate:
 
     def __init__(
         self,
-        payload: npt.NDArray[np.uint8],
+        payload: Bytes,
         entries: int,
         dtype: str,
         most_kept: int | None = None,
@@ -124,11 +126,15 @@ class PackedUpdate:
     ) -> None:
         self._scale = _checked_header(payload, entries, dtype, place)
         end = _HEADER.size + (entries + 7) // 8
+        self._entries = entries
         self._bits = payload[_HEADER.size : end]
         self._values = payload[end:]
+        self._aligned = self._values.ctypes.data % UPLOAD_DTYPES[dtype].itemsize == 0
         self._dtype = UPLOAD_DTYPES[dtype]
         # How many values precede every 1024th entry, and the end.
-        self._kept_before = np.append(0, np.cumsum(_ones_in_steps(self._bits)))
+        ones = np.empty(-(-entries // _STEP), dtype=np.int64)
+        kernels().ones_in_steps(self._bits, ones)
+        self._kept_before = np.append(0, np.cumsum(ones))
         kept = int(self._kept_before[-1])
         if entries % 8 and self._bits[-1] & (0xFF >> entries % 8):
             raise ValueError(f"the bit mask has bits behind its {entries} entries")
@@ -143,41 +149,62 @@ class PackedUpdate:
             )
         self._check_values(kept, dtype)
 
-    def write(self, begin: int, end: int, out: npt.NDArray[np.float32]) -> None:
-        """Unpack the entries [begin:end] into `out`; `begin` is a multiple of 1024.
+    def subtract_from(self, start: Float32s, begin: int, out: Float32s) -> None:
+        """Write w − Δ̃_k to `out`, of as many entries as w has from `begin` on.
 
         Parameters
         ----------
-        begin, end : int
-            Which entries, end excluded.
+        start : NDArray[float32]
+            w of these entries, shape (n,).
+        begin : int
+            The first of them, a multiple of 1024.
         out : NDArray[float32]
-            Shape (end - begin,), overwritten.
+            Shape (n,), overwritten.
         """
-        bits = np.unpackbits(self._bits[begin // 8 : (end + 7) // 8], count=end - begin)
+        end = begin + len(start)
         first = int(self._kept_before[begin // _STEP])
-        values = self._floats(first, first + int(np.count_nonzero(bits)))
-        unpacked = torch.from_numpy(out).zero_()
-        unpacked.masked_scatter_(torch.from_numpy(bits.view(np.bool_)), values)
-        if self._scale != 1.0:
-            unpacked.mul_(self._scale)
+        last = int(self._kept_before[-(-end // _STEP)])
+        bits = self._bits[begin // 8 : (end + 7) // 8]
+        values = self._floats(first, last)
+        kernels().unpack(bits, values, np.float32(self._scale), start, out)
 
-    def _floats(self, first: int, last: int) -> Tensor:
-        """Return the values [first:last] in float32, as they were packed."""
-        if first == last:
-            return torch.zeros(0)
+    def unpack(self) -> Tensor:
+        """Return the whole update Δ̃_k, float32, shape (n,)."""
+        nothing = np.zeros(self._entries, dtype=np.float32)
+        update = np.empty_like(nothing)
+        self.subtract_from(nothing, 0, update)
+        return torch.from_numpy(np.subtract(nothing, update, out=update))
+
+    def norm(self) -> float:
+        """Return ‖Δ̃_k‖; infinite where float32 cannot hold the square of a value."""
+        kept, squares = int(self._kept_before[-1]), 0.0
+        for first in range(0, kept, _CHECKED):
+            squares += kernels().square(self._floats(first, min(first + _CHECKED, kept)))
+        return math.sqrt(squares) * self._scale
+
+    def _stored(self, first: int, last: int) -> Bytes:
+        """Return the bytes of the values [first:last], aligned as NumPy and PyTorch need them."""
         size = self._dtype.itemsize
-        # A copy, because values behind a mask of odd length are not aligned.
-        raw = torch.from_numpy(self._values[first * size : last * size].copy())
-        return raw.view(self._dtype).float()
+        stored = self._values[first * size : last * size]
+        return stored if self._aligned else stored.copy()
+
+    def _floats(self, first: int, last: int) -> Float32s:
+        """Return the values [first:last] in float32, as they were packed, and 8 zeros more."""
+        floats = np.empty(last - first + 8, dtype=np.float32)
+        stored = torch.from_numpy(self._stored(first, last)).view(self._dtype)
+        torch.from_numpy(floats[: last - first]).copy_(stored)
+        floats[last - first :] = 0
+        return floats
 
     def _check_values(self, kept: int, dtype: str) -> None:
-        largest = squares = 0.0
-        for first in range(0, kept, 1 << 16):
-            values = self._floats(first, min(first + (1 << 16), kept))
-            squares += float(torch.dot(values, values))
-            # NaN stays: Python's max would lose it.
-            largest = float(torch.maximum(values.abs().max(), torch.tensor(largest)))
-        self.norm = math.sqrt(squares) * self._scale
+        signed: np.dtype[Any] = np.dtype(f"i{self._dtype.itemsize}")
+        bits = 0
+        for first in range(0, kept, _CHECKED):
+            stored = self._stored(first, min(first + _CHECKED, kept)).view(signed)
+            # Bits but the sign's are in the order of magnitudes, infinity and NaN behind them all.
+            bits = max(bits, int((stored & np.iinfo(signed).max).max()))
+        largest = float(torch.from_numpy(np.array([bits], signed)).view(self._dtype))
+        self.most_norm = math.sqrt(kept) * largest * self._scale
         if not largest * self._scale <= torch.finfo(torch.float32).max:
             raise ValueError("the packed values are not finite")
         if not _is_scale_of(self._scale, largest, dtype):
@@ -187,7 +214,7 @@ class PackedUpdate:
 
 
 def unpack_update(
-    payload: npt.NDArray[np.uint8],
+    payload: Bytes,
     entries: int,
     dtype: str,
     most_kept: int | None = None,
@@ -200,12 +227,10 @@ def unpack_update(
     Tensor
         The update, float32, shape (entries,).
     """
-    update = np.empty(entries, dtype=np.float32)
-    PackedUpdate(payload, entries, dtype, most_kept, place).write(0, entries, update)
-    return torch.from_numpy(update)
+    return PackedUpdate(payload, entries, dtype, most_kept, place).unpack()
 
 
-def _checked_header(payload: npt.NDArray[np.uint8], entries: int, dtype: str, place: int) -> float:
+def _checked_header(payload: Bytes, entries: int, dtype: str, place: int) -> float:
     """Check what a payload says about itself; return the scale of its values."""
     if payload.dtype != np.uint8 or payload.ndim != 1:
         raise ValueError(
@@ -231,17 +256,7 @@ def _checked_header(payload: npt.NDArray[np.uint8], entries: int, dtype: str, pl
     return scale
 
 
-def _ones_in_steps(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Count the ones in every 1024 bits; the last count may be that of fewer."""
-    counts = []
-    for begin in range(0, len(bits), 1 << 16):
-        ones = _BITS_SET[bits[begin : begin + (1 << 16)]]
-        starts = np.arange(0, len(ones), _STEP // 8)
-        counts.append(np.add.reduceat(ones, starts, dtype=np.int64))
-    return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
-
-
-def _checksum(payload: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _checksum(payload: Bytes) -> Bytes:
     """Return the bytes of the CRC-32 of everything but themselves."""
     head = zlib.crc32(payload[: _CHECKSUM.start].data)
     body = zlib.crc32(payload[_CHECKSUM.stop :].data, head)

@@ -1,5 +1,6 @@
 """The server step in blocks is the server step of the formulas, whatever the threads."""
 
+import sys
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -22,9 +23,9 @@ from fedpw_flwr.algorithm import (
     server_step,
 )
 from fedpw_flwr.algorithm.blocked import BlockedStep
-from fedpw_flwr.algorithm.blocks import in_threads
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
 from fedpw_flwr.algorithm.cohort import Cohort
+from fedpw_flwr.algorithm.kernels import kernels
 
 SHAPES = {
     "conv.weight": (70, 130, 3, 3),
@@ -89,14 +90,19 @@ def as_sent(
 
 def assert_same(found: ServerStep, expected: ServerStep, size: float = 1e-2) -> None:
     assert found.weights.weights == pytest.approx(expected.weights.weights, abs=1e-6)
-    assert found.amplification == pytest.approx(expected.amplification, abs=1e-6)
     assert found.model.keys() == expected.model.keys()
+    exact = True
     for name, tensor in expected.model.items():
         assert found.model[name].dtype == tensor.dtype
         assert found.model[name].shape == tensor.shape
         difference = (found.model[name] - tensor).abs().double()
         # An entry at the edge of C may fall on the other side: its score is the same to rounding.
-        assert (difference > 1e-5 * size + 1e-6).double().mean() <= 2 / max(2000, tensor.numel())
+        others = difference > 1e-5 * size + 1e-6
+        assert others.double().mean() <= 2 / max(2000, tensor.numel())
+        exact = exact and not others.any()
+    # f is that of the mean magnitude on C, which an entry at its edge moves by its share.
+    tolerance = 1e-6 if exact else 1e-4
+    assert found.amplification == pytest.approx(expected.amplification, abs=tolerance)
 
 
 @pytest.fixture
@@ -104,6 +110,19 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module", params=["installed", "uncompiled"])
+def loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run everything with the loops that are installed, and as where Numba is not."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "uncompiled":
+            patch.delattr("fedpw_flwr.algorithm.kernels.compiled", raising=False)
+            patch.setitem(sys.modules, "fedpw_flwr.algorithm.kernels.compiled", None)
+            kernels.cache_clear()
+            assert not kernels().COMPILED
+        yield
+    kernels.cache_clear()
 
 
 @claim
@@ -148,9 +167,14 @@ def test_adjusted_updates_are_averaged_and_measured_alike(seed: int, clients: in
     assert_same(found, expected)
     assert found.consensus is not None
     assert expected.consensus is not None
-    assert found.consensus.factors == pytest.approx(expected.consensus.factors, abs=1e-6)
+    assert found.consensus.factors.keys() == expected.consensus.factors.keys()
     for name, members in expected.consensus.members.items():
-        assert (found.consensus.members[name] != members).sum() <= 4
+        others = int((found.consensus.members[name] != members).sum())
+        assert others <= 4
+        # f is that of the mean magnitude on C, which an entry at its edge moves by its share.
+        by_others = 4 * others / int(members.sum())
+        factor = expected.consensus.factors[name]
+        assert found.consensus.factors[name] == pytest.approx(factor, abs=1e-6 + by_others)
 
 
 def test_equal_magnitudes_are_masked_in_the_order_of_their_index() -> None:
@@ -238,24 +262,6 @@ def test_it_takes_float32_on_the_cpu_and_leaves_the_rest() -> None:
     assert moved.keys() == model.keys() - left
     directed = {name for name in model if blocked.directions(name) is not None}
     assert directed == moved.keys() - {"norm.running_mean"}
-
-
-@pytest.mark.usefixtures("threads")
-def test_torch_has_its_threads_back_whatever_happens_in_overlapping_steps() -> None:
-    torch.set_num_threads(2)
-
-    def fail(item: int) -> int:
-        if item == 3:
-            raise ValueError("three")
-        return item
-
-    outer = in_threads(lambda item: item, range(3), 1)
-    assert next(outer) == 0
-    with pytest.raises(ValueError, match="three"):
-        list(in_threads(fail, range(9), 2))
-    assert torch.get_num_threads() == 1
-    assert list(outer) == [1, 2]
-    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("threads")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedpw_flwr.algorithm.selection import Scratch, Tally, bracket, smallest
+from fedpw_flwr.algorithm.kernels import Kernels, kernels, uncompiled
+from fedpw_flwr.algorithm.selection import bracket, select, smallest
 
 Magnitudes = NDArray[np.float32]
 claim = settings(max_examples=60, deadline=None)
@@ -45,17 +46,21 @@ def hidden_from_the_sample(generator: np.random.Generator, entries: int) -> Magn
 KINDS = (normal, ties, mostly_zero, many_scales, sorted_already, hidden_from_the_sample)
 
 
+@pytest.mark.parametrize("loops", [uncompiled, kernels()], ids=["uncompiled", "installed"])
 @pytest.mark.parametrize("kind", KINDS)
 @claim
 @given(seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_the_smallest_are_those_of_a_sort(
-    kind: Callable[[np.random.Generator, int], Magnitudes], seed: int, data: st.DataObject
+    kind: Callable[[np.random.Generator, int], Magnitudes],
+    loops: Kernels,
+    seed: int,
+    data: st.DataObject,
 ) -> None:
     entries = data.draw(st.sampled_from([1, 2, 100, 8191, 8192, 9000, 70000]), "entries")
     count = data.draw(st.integers(1, entries), "count")
     magnitudes = kind(np.random.default_rng(seed), entries)
     before = magnitudes.copy()
-    found = smallest(magnitudes, count)
+    found = smallest(magnitudes, count, loops)
     ordered = np.sort(magnitudes).astype(np.float64)
     assert found.threshold == ordered[count - 1]
     assert found.ties == np.count_nonzero(ordered[:count] == found.threshold)
@@ -77,22 +82,12 @@ def test_a_bracket_holds_the_threshold_and_little_else(rate: float) -> None:
 
 
 def test_a_bracket_beside_the_threshold_is_noticed() -> None:
-    magnitudes = np.arange(1, 101, dtype=np.float32)
-    for limits in ((np.float32(50), np.float32(60)), (np.float32(1), np.float32(9))):
-        tally = Tally(limits)
-        tally.add(magnitudes, 0, Scratch(100))
-        assert tally.smallest(30) is None
-
-
-def test_a_tie_is_found_in_its_block() -> None:
-    tally = Tally((np.float32(0), np.float32(np.inf)))
-    scratch = Scratch(4)
-    tally.add(np.array([1, 5, 1, 1], dtype=np.float32), 0, scratch)
-    tally.add(np.array([5, 1, 5, 1], dtype=np.float32), 4, scratch)
-    assert tally.block_of_tie(1.0, 2) == (0, 2)
-    assert tally.block_of_tie(1.0, 4) == (4, 1)
-    with pytest.raises(IndexError, match="not so many entries"):
-        tally.block_of_tie(1.0, 5)
+    between = [np.arange(50, 61, dtype=np.float32)]
+    assert select(between, 0, 0.0, 0.0, uncompiled) is None
+    assert select(between, 12, 0.0, 0.0, uncompiled) is None
+    found = select(between, 11, 1.0, 2.0, uncompiled)
+    assert found is not None
+    assert (found.threshold, found.total, found.ties) == (60.0, 1.0 + 11 * 55, 1)
 
 
 def test_nan_ends_in_nan_and_not_in_a_wrong_threshold() -> None:

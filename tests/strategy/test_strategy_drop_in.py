@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp.strategy import FedAvg
 
 from fedpw_flwr import FedPW, MissingLossError
+from fedpw_flwr.algorithm.kernels import kernels
 
 NODES = [11, 12, 13, 14]
 
@@ -321,3 +323,24 @@ def test_replies_may_come_from_a_generator(grid: ClientsGrid) -> None:
     list(generated.configure_train(1, array_record(MODEL), ConfigRecord(), grid))
     arrays, _ = generated.aggregate_train(1, (reply for reply in replies))
     assert arrays == expected
+
+
+@pytest.mark.parametrize(
+    ("compiled", "said"), [(True, "cpu, compiled by Numba"), (False, "cpu with NumPy; installing")]
+)
+def test_the_log_says_which_loops_compute(
+    compiled: bool,
+    said: str,
+    flower_log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.delattr("fedpw_flwr.algorithm.kernels.compiled", raising=False)
+        monkeypatch.setitem(sys.modules, "fedpw_flwr.algorithm.kernels.compiled", None)
+    kernels.cache_clear()
+    with flower_log.at_level(logging.INFO, logger="flwr"):
+        FedPW(device="cpu").summary()
+    kernels.cache_clear()
+    assert f"Server step on: {said}" in flower_log.text

@@ -1,0 +1,296 @@
+"""The loops of `Kernels`, compiled by Numba on their first call and kept for later processes.
+
+Loops that vector instructions can do are apart from those that they cannot, and go over blocks that
+stay in the first-level cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from fedpw_flwr.algorithm.kernels import Bools, Bytes, Float32s
+
+__all__ = [
+    "COMPILED",
+    "add_update",
+    "average",
+    "choose_above",
+    "collect",
+    "look",
+    "magnitude_on",
+    "move",
+    "ones_in_steps",
+    "products",
+    "square",
+    "sum_of_smallest",
+    "unpack",
+]
+
+COMPILED = True
+
+_BLOCK = 2048
+"""Entries whose sums are taken in float32, 8 KiB."""
+
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+
+def _compiled(loop: Loop) -> Loop:
+    """Compile a loop whose every operation is done as it is written."""
+    return _with_numba(loop, {"contract", "nsz"})
+
+
+def _sums_up(loop: Loop) -> Loop:
+    """Compile a loop that may add in any order, so that vector instructions can do it."""
+    return _with_numba(loop, {"contract", "nsz", "reassoc"})
+
+
+def _with_numba(loop: Loop, liberties: set[str]) -> Loop:
+    options: dict[str, Any] = {"nogil": True, "fastmath": liberties, "error_model": "numpy"}
+    try:
+        return cast(Loop, numba.njit(cache=True, **options)(loop))
+    except RuntimeError:
+        # There is no folder in which compiled code could be kept.
+        return cast(Loop, numba.njit(**options)(loop))
+
+
+@_compiled
+def add_update(start: Float32s, trained: Float32s, total: Float32s) -> None:
+    """See `Kernels`."""
+    for i in range(start.size):
+        total[i] += start[i] - trained[i]
+
+
+@_compiled
+def products(start: Float32s, trained: Float32s, total: Float32s) -> tuple[float, float]:
+    """See `Kernels`."""
+    product = squares = 0.0
+    for begin in range(0, start.size, _BLOCK):
+        end = min(begin + _BLOCK, start.size)
+        sums = _products(start[begin:end], trained[begin:end], total[begin:end])
+        product += float(sums[0])
+        squares += float(sums[1])
+    return product, squares
+
+
+@_sums_up
+def _products(start: Float32s, trained: Float32s, total: Float32s) -> tuple[np.float32, np.float32]:
+    product = squares = np.float32(0)
+    for i in range(start.size):
+        update = start[i] - trained[i]
+        product += update * total[i]
+        squares += update * update
+    return product, squares
+
+
+@_compiled
+def look(
+    start: Float32s, trained: Float32s, low: np.float32, high: np.float32, between: Float32s
+) -> tuple[int, float, float, int]:
+    """See `Kernels`."""
+    below = below_square = 0.0
+    count = collected = 0
+    magnitudes = np.empty(_BLOCK, np.float32)
+    flags = np.zeros(_BLOCK, np.uint8)
+    for begin in range(0, start.size, _BLOCK):
+        end = min(begin + _BLOCK, start.size)
+        part = magnitudes[: end - begin]
+        _magnitudes(start[begin:end], trained[begin:end], part)
+        sums = _sums_below(part, low)
+        count += int(sums[0])
+        below += float(sums[1])
+        below_square += float(sums[2])
+        collected = _collect_flagged(part, low, high, flags, between, collected)
+    return count, below, below_square, collected
+
+
+@_compiled
+def _magnitudes(start: Float32s, trained: Float32s, magnitudes: Float32s) -> None:
+    for i in range(start.size):
+        magnitudes[i] = abs(start[i] - trained[i])
+
+
+@_compiled
+def _collect_flagged(
+    magnitudes: Float32s,
+    low: np.float32,
+    high: np.float32,
+    flags: Bytes,
+    between: Float32s,
+    collected: int,
+) -> int:
+    """Collect from a block: few are between, so that eight at a time are mostly passed over."""
+    for i in range(magnitudes.size):
+        flags[i] = (magnitudes[i] >= low) & (magnitudes[i] <= high)
+    flags[magnitudes.size :] = 0
+    eights = flags.view(np.uint64)
+    for eight in range(eights.size):
+        if eights[eight] != 0:
+            for i in range(8 * eight, min(8 * eight + 8, magnitudes.size)):
+                between[collected] = magnitudes[i]
+                collected += flags[i]
+    return collected
+
+
+@_compiled
+def collect(
+    magnitudes: Float32s, low: np.float32, high: np.float32, between: Float32s
+) -> tuple[int, float, float, int]:
+    """See `Kernels`."""
+    below = below_square = 0.0
+    count = collected = 0
+    flags = np.zeros(_BLOCK, np.uint8)
+    for begin in range(0, magnitudes.size, _BLOCK):
+        part = magnitudes[begin : begin + _BLOCK]
+        sums = _sums_below(part, low)
+        count += int(sums[0])
+        below += float(sums[1])
+        below_square += float(sums[2])
+        collected = _collect_flagged(part, low, high, flags, between, collected)
+    return count, below, below_square, collected
+
+
+@_sums_up
+def _sums_below(magnitudes: Float32s, low: np.float32) -> tuple[np.float32, np.float32, np.float32]:
+    zero, one = np.float32(0), np.float32(1)
+    count = below = below_square = zero
+    for i in range(magnitudes.size):
+        low_one = magnitudes[i] if magnitudes[i] < low else zero
+        count += one if magnitudes[i] < low else zero
+        below += low_one
+        below_square += low_one * low_one
+    return count, below, below_square
+
+
+@_sums_up
+def sum_of_smallest(parted: Float32s, taken: int) -> tuple[float, float, int, int]:
+    """See `Kernels`."""
+    total = squares = 0.0
+    ties = further = 0
+    threshold = parted[taken - 1]
+    for i in range(taken):
+        magnitude = np.float64(parted[i])
+        total += magnitude
+        squares += magnitude * magnitude
+        ties += parted[i] == threshold
+    for i in range(taken, parted.size):
+        further += parted[i] == threshold
+    return total, squares, ties, further
+
+
+@_compiled
+def average(
+    start: Float32s,
+    trained: Float32s,
+    weight: np.float32,
+    threshold: np.float32,
+    inverse_norm: np.float32,
+    change: Float32s,
+    total: Float32s,
+    squares: Float32s,
+) -> None:
+    """See `Kernels`."""
+    for i in range(start.size):
+        update = start[i] - trained[i]
+        update = update if abs(update) > threshold else np.float32(0)
+        change[i] += weight * update
+        unit = update * inverse_norm
+        total[i] += unit
+        squares[i] += unit * unit
+
+
+@_compiled
+def choose_above(values: Float32s, threshold: np.float32, room: int, members: Bools) -> None:
+    """See `Kernels`."""
+    for i in range(values.size):
+        tie = (values[i] == threshold) & (room > 0)
+        members[i] = (values[i] > threshold) | tie
+        room -= tie
+
+
+@_sums_up
+def magnitude_on(change: Float32s, members: Bools, sent: Bools, factor: np.float32) -> float:
+    """See `Kernels`."""
+    magnitude = 0.0
+    for begin in range(0, change.size, _BLOCK):
+        part = np.float32(0)
+        for i in range(begin, min(begin + _BLOCK, change.size)):
+            entry = abs(change[i]) if members[i] else np.float32(0)
+            part += entry / factor if sent[i] else entry
+        magnitude += float(part)
+    return magnitude
+
+
+@_compiled
+def move(start: Float32s, change: Float32s, members: Bools, factor: np.float32) -> None:
+    """See `Kernels`."""
+    for i in range(start.size):
+        amplified = change[i] * factor if members[i] else change[i]
+        change[i] = start[i] - amplified
+
+
+@_sums_up
+def ones_in_steps(bits: Bytes, counts: npt.NDArray[np.int64]) -> None:
+    """See `Kernels`."""
+    for step in range(counts.size):
+        ones = 0
+        for i in range(128 * step, min(128 * step + 128, bits.size)):
+            byte = bits[i]
+            byte = byte - ((byte >> 1) & 0x55)
+            byte = (byte & 0x33) + ((byte >> 2) & 0x33)
+            ones += (byte + (byte >> 4)) & 0x0F
+        counts[step] = ones
+
+
+@_compiled
+def unpack(
+    bits: Bytes, values: Float32s, scale: np.float32, start: Float32s, out: Float32s
+) -> None:
+    """See `Kernels`."""
+    first, one = 0, np.uint8(1)
+    for place in range(out.size // 8):
+        byte, i = bits[place], 8 * place
+        b0, b1, b2, b3 = byte >> 7, (byte >> 6) & one, (byte >> 5) & one, (byte >> 4) & one
+        b4, b5, b6, b7 = (byte >> 3) & one, (byte >> 2) & one, (byte >> 1) & one, byte & one
+        # Where each value is, without a branch that nobody can predict.
+        v1 = first + b0
+        v2 = v1 + b1
+        v3 = v2 + b2
+        v4 = v3 + b3
+        v5 = v4 + b4
+        v6 = v5 + b5
+        v7 = v6 + b6
+        out[i] = start[i] - values[first] * scale * np.float32(b0)
+        out[i + 1] = start[i + 1] - values[v1] * scale * np.float32(b1)
+        out[i + 2] = start[i + 2] - values[v2] * scale * np.float32(b2)
+        out[i + 3] = start[i + 3] - values[v3] * scale * np.float32(b3)
+        out[i + 4] = start[i + 4] - values[v4] * scale * np.float32(b4)
+        out[i + 5] = start[i + 5] - values[v5] * scale * np.float32(b5)
+        out[i + 6] = start[i + 6] - values[v6] * scale * np.float32(b6)
+        out[i + 7] = start[i + 7] - values[v7] * scale * np.float32(b7)
+        first = v7 + b7
+    for i in range(out.size - out.size % 8, out.size):
+        bit = (bits[i >> 3] >> (7 - (i & 7))) & 1
+        out[i] = start[i] - values[first] * scale * np.float32(bit)
+        first += bit
+
+
+@_compiled
+def square(values: Float32s) -> float:
+    """See `Kernels`."""
+    squares = 0.0
+    for begin in range(0, values.size, _BLOCK):
+        squares += float(_square(values[begin : begin + _BLOCK]))
+    return squares
+
+
+@_sums_up
+def _square(values: Float32s) -> np.float32:
+    squares = np.float32(0)
+    for i in range(values.size):
+        squares += values[i] * values[i]
+    return squares

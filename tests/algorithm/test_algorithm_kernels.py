@@ -1,0 +1,207 @@
+"""Compiled loops do what the uncompiled ones do, and both do what a plain formula says."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fedpw_flwr.algorithm.kernels import Kernels, kernels, uncompiled
+
+Float32s = NDArray[np.float32]
+LENGTHS = [1, 7, 8, 9, 1000, 2047, 2048, 2049, 4096, 32767, 32769, 70001]
+BOTH = [pytest.param(uncompiled, id="uncompiled"), pytest.param(kernels(), id="installed")]
+claim = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+lengths = st.sampled_from(LENGTHS)
+
+
+def normal(seed: int, *shape: int) -> Float32s:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def whole_numbers(seed: int, *shape: int) -> Float32s:
+    """Few values, so that many entries are equal and differences are exact."""
+    return np.random.default_rng(seed).integers(-4, 5, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@claim
+@given(seed=seeds, entries=lengths)
+def test_updates_are_added_up(loops: Kernels, seed: int, entries: int) -> None:
+    start, trained, total = normal(seed, 3, entries)
+    expected = total + (start - trained)
+    loops.add_update(start, trained, total)
+    np.testing.assert_array_equal(total, expected)
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@claim
+@given(seed=seeds, entries=lengths)
+def test_products_are_those_of_updates(loops: Kernels, seed: int, entries: int) -> None:
+    start, trained, total = normal(seed, 3, entries)
+    update = (start - trained).astype(np.float64)
+    product, square = loops.products(start, trained, total)
+    scale = float(np.linalg.norm(update) * np.linalg.norm(total))
+    assert product == pytest.approx(float(update @ total), abs=1e-5 * scale)
+    assert square == pytest.approx(float(update @ update), rel=1e-5)
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@pytest.mark.parametrize("draw", [normal, whole_numbers])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, np.inf), (1, 2), (2, 2), (0, 0), (100, 200), (0.001, np.inf)]
+)
+@settings(max_examples=8, deadline=None)
+@given(seed=seeds, entries=lengths)
+def test_what_is_below_a_bracket_is_summed_up_and_what_is_inside_collected(
+    loops: Kernels,
+    draw: Callable[..., Float32s],
+    low: float,
+    high: float,
+    seed: int,
+    entries: int,
+) -> None:
+    start, trained = draw(seed, 2, entries)
+    between = np.full(entries + 8, np.nan, dtype=np.float32)
+    limits = np.float32(low), np.float32(high)
+    found = loops.look(start, trained, *limits, between)
+    magnitudes = np.abs(start - trained)
+    inside = magnitudes[(magnitudes >= limits[0]) & (magnitudes <= limits[1])]
+    below = magnitudes[magnitudes < limits[0]].astype(np.float64)
+    assert found[0] == len(below)
+    assert found[1] == pytest.approx(float(below.sum()), rel=1e-5)
+    assert found[2] == pytest.approx(float(below @ below), rel=1e-5)
+    assert found[3] == len(inside)
+    np.testing.assert_array_equal(between[: len(inside)], inside)
+    between[:] = np.nan
+    assert loops.collect(magnitudes, *limits, between) == pytest.approx(found, rel=1e-6)
+    np.testing.assert_array_equal(between[: len(inside)], inside)
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@claim
+@given(seed=seeds, entries=lengths, data=st.data())
+def test_the_smallest_are_summed_up(
+    loops: Kernels, seed: int, entries: int, data: st.DataObject
+) -> None:
+    parted = np.sort(np.abs(whole_numbers(seed, entries)))
+    taken = data.draw(st.integers(1, entries), "taken")
+    total, squares, ties, further = loops.sum_of_smallest(parted, taken)
+    chosen = parted[:taken].astype(np.float64)
+    assert (total, squares) == (chosen.sum(), chosen @ chosen)
+    assert ties == np.count_nonzero(parted[:taken] == parted[taken - 1])
+    assert further == np.count_nonzero(parted[taken:] == parted[taken - 1])
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@claim
+@given(seed=seeds, entries=lengths, threshold=st.sampled_from([-1.0, 0.0, 1.0, 3.0, 100.0]))
+def test_what_is_kept_is_averaged(
+    loops: Kernels, seed: int, entries: int, threshold: float
+) -> None:
+    start, trained = whole_numbers(seed, 2, entries)
+    sums = normal(seed + 1, 3, entries)
+    kept = np.where(np.abs(start - trained) > threshold, start - trained, 0)
+    unit = kept * np.float32(0.125)
+    expected = sums + np.stack([kept * np.float32(0.25), unit, unit * unit])
+    numbers = np.float32(0.25), np.float32(threshold), np.float32(0.125)
+    loops.average(start, trained, *numbers, *sums)
+    np.testing.assert_allclose(sums, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@claim
+@given(seed=seeds, entries=lengths, data=st.data())
+def test_what_is_above_is_chosen_and_the_first_of_its_equals(
+    loops: Kernels, seed: int, entries: int, data: st.DataObject
+) -> None:
+    values = np.abs(whole_numbers(seed, entries))
+    size = data.draw(st.integers(1, entries), "size")
+    members = np.ones(entries, dtype=np.bool_)
+    # The largest first, and of equal ones those of lower index.
+    order = np.lexsort((np.arange(entries), -values))
+    threshold = values[order[size - 1]]
+    room = size - int(np.count_nonzero(values > threshold))
+    loops.choose_above(values, threshold, room, members)
+    np.testing.assert_array_equal(np.flatnonzero(members), np.sort(order[:size]))
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@claim
+@given(seed=seeds, entries=lengths)
+def test_consensus_is_measured_and_amplified(loops: Kernels, seed: int, entries: int) -> None:
+    start, change = normal(seed, 2, entries)
+    members, sent = normal(seed + 1, 2, entries) > 0
+    factor = np.float32(1.5)
+    magnitudes = np.abs(change[members]).astype(np.float64)
+    magnitudes[sent[members]] /= factor
+    measured = loops.magnitude_on(change, members, sent, factor)
+    assert measured == pytest.approx(float(magnitudes.sum()), rel=1e-5)
+    expected = start - np.where(members, change * factor, change)
+    loops.move(start, change, members, factor)
+    np.testing.assert_allclose(change, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@claim
+@given(seed=seeds, entries=lengths, share=st.sampled_from([0.0, 0.1, 0.9, 1.0]))
+def test_packed_bits_are_counted_and_unpacked(
+    loops: Kernels, seed: int, entries: int, share: float
+) -> None:
+    start, values = normal(seed, 2, entries)
+    kept = np.random.default_rng(seed).random(entries) < share
+    bits = np.packbits(kept)
+    ones = np.empty(-(-entries // 1024), dtype=np.int64)
+    loops.ones_in_steps(bits, ones)
+    assert ones.tolist() == [
+        np.count_nonzero(kept[begin : begin + 1024]) for begin in range(0, entries, 1024)
+    ]
+    padded = np.append(values[kept], np.zeros(8, dtype=np.float32))
+    out = np.full(entries, np.nan, dtype=np.float32)
+    loops.unpack(bits, padded, np.float32(0.25), start, out)
+    np.testing.assert_array_equal(out, start - np.where(kept, values * np.float32(0.25), 0))
+
+
+@pytest.mark.parametrize("loops", BOTH)
+@claim
+@given(seed=seeds, entries=st.sampled_from([0, *LENGTHS]))
+def test_squares_are_summed_up(loops: Kernels, seed: int, entries: int) -> None:
+    values = normal(seed, entries)
+    exact = float(np.square(values, dtype=np.float64).sum())
+    assert loops.square(values) == pytest.approx(exact, rel=1e-5)
+
+
+def test_compiled_loops_are_used_where_numba_is_and_work_without_a_folder_for_them(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("numba")
+    assert kernels().COMPILED
+    # A user whose home and site-packages cannot be written to.
+    program = (
+        "import numba.core.caching as c\n"
+        "for locator in c.CacheImpl._locator_classes:\n"
+        "    locator.from_function = classmethod(lambda *_: None)\n"
+        "import numpy as np\n"
+        "from fedpw_flwr.algorithm.kernels import kernels\n"
+        "one = np.ones(3, dtype=np.float32)\n"
+        "kernels().add_update(one, 3 * one, one)\n"
+        "print(kernels().COMPILED, one.tolist())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(maxsplit=1) == ["True", "[-1.0, -1.0, -1.0]\n"]
