@@ -160,7 +160,7 @@ def rounds_table(data: Path | None, repeats: int, rounds: int, *, tiny: bool = F
             "/ plain",
         ),
         tuple(rows),
-        f"{pictures}; `{shlex.join(words)}`. {repeats} runs of {rounds} rounds each, in turns; "
+        f"{pictures}; `{_shown(words)}`. {repeats} runs of {rounds} rounds each, in turns; "
         "medians of the rounds after the first, ratios within a turn. The plain loop uses "
         f"{torch.get_num_threads()} threads in one process, fedpw one worker a core.",
     )
@@ -193,7 +193,7 @@ def gpu_table(data: Path | None, rounds: int, device: str | None, *, tiny: bool 
         "Rounds an hour on one GPU",
         ("who", "workers", "s a round", "rounds an hour", "/ plain"),
         tuple(rows),
-        f"The paper's Digits setting: {pictures}; `{shlex.join(words)}`. Medians of the rounds "
+        f"The paper's Digits setting: {pictures}; `{_shown(words)}`. Medians of the rounds "
         f"after the first of {rounds}.",
     )
 
@@ -221,7 +221,7 @@ def accuracy_table(
         "Accuracy of whole runs",
         ("who", "seed", "AVG, %", "STD, points", "worst, %"),
         tuple(rows),
-        f"{pictures}; `{shlex.join(words)}`, {rounds} rounds, means of the last {LAST_ROUNDS}. "
+        f"{pictures}; `{_shown(words)}`, {rounds} rounds, means of the last {LAST_ROUNDS}. "
         "AVG, STD (ddof=1) and worst are over the domains; the spread is the standard deviation "
         "(ddof=1) over seeds. The plain loop draws its crops and orders from another source, so it "
         "differs from the others as one seed from another.",
@@ -238,6 +238,12 @@ def figures_of(done: Run) -> tuple[float, float, float]:
         statistics.mean(statistics.stdev(values) for values in last),
         statistics.mean(min(values) for values in last),
     )
+
+
+def _shown(words: Sequence[str]) -> str:
+    """Join the words of a command, with DATA for a folder of this machine."""
+    folder = "dataset.folder="
+    return shlex.join(f"{folder}DATA" if word.startswith(folder) else word for word in words)
 
 
 def experiment_words(data: Path | None) -> tuple[tuple[str, ...], str]:

@@ -37,7 +37,7 @@ ALL = (*BENCHMARKS, *ON_REQUEST)
 OF_DATA = ("client_loop", "client_accuracy")
 """Those that train on the four domains where there are, else on the embedded digits."""
 
-PACKAGES = ("torch", "numpy", "flwr", "ray")
+PACKAGES = ("torch", "numpy", "numba", "flwr", "ray")
 NO_GPU = "none: GPU rows were not measured"
 
 
@@ -123,12 +123,19 @@ def machine() -> str:
         "GPU": gpu(),
         "operating system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        **{package: version(package) for package in PACKAGES},
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": commit(),
     }
     lines = [f"| {key} | {value} |" for key, value in rows.items()]
     return "\n".join(["Machine of the latest run:", "", "| | |", "|---|---|", *lines])
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def cpu_model() -> str:

@@ -32,7 +32,7 @@ from fedpw_flwr.algorithm.blocks import (
 )
 from fedpw_flwr.algorithm.cohort import Cohort, Measured, discarded_magnitude
 from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
-from fedpw_flwr.algorithm.kernels import Bools, Float32s, kernels
+from fedpw_flwr.algorithm.kernels import Bools, Float32s, Kernels, kernels
 from fedpw_flwr.algorithm.selection import EVERYTHING, SAMPLED, Smallest, bracket, select, smallest
 from fedpw_flwr.algorithm.tensors import TensorKind
 
@@ -86,6 +86,8 @@ class _Plan:
         w, flat.
     readers : Sequence[BlockReader]
         How to read each w_k.
+    loops : Kernels
+        What computes.
     shape : torch.Size
         Its shape.
     trainable : bool
@@ -101,6 +103,7 @@ class _Plan:
     name: str
     start: Float32s
     readers: Sequence[BlockReader]
+    loops: Kernels
     shape: torch.Size
     trainable: bool
     directed: bool
@@ -148,8 +151,10 @@ class BlockedStep:
         self._directions: dict[str, Sequence[float]] = {}
         self._plans: list[tuple[_Plan, Sequence[Kept]]] = []
         plans = []
+        entries = sum(tensor.numel() for tensor in global_model.values())
+        loops = kernels(entries * len(cohort.results))
         for name, tensor in global_model.items():
-            plan = _plan(name, tensor, kinds[name], cohort, with_directions)
+            plan = _plan(name, tensor, kinds[name], cohort, loops, with_directions)
             if plan is not None:
                 plans.append(plan)
         for plan in plans:
@@ -171,7 +176,12 @@ class BlockedStep:
 
 
 def _plan(
-    name: str, tensor: Tensor, kind: TensorKind, cohort: Cohort, with_directions: bool
+    name: str,
+    tensor: Tensor,
+    kind: TensorKind,
+    cohort: Cohort,
+    loops: Kernels,
+    with_directions: bool,
 ) -> _Plan | None:
     """Say what has to be done to a tensor; None where `tensorwise` has to do it."""
     on_cpu = torch.device(cohort.device).type == "cpu"
@@ -180,7 +190,7 @@ def _plan(
     start = tensor.reshape(-1).numpy()
     readers = []
     for result in cohort.results:
-        reader = block_reader(result.tensors, name, start)
+        reader = block_reader(result.tensors, name, start, loops)
         if reader is None:
             return None
         readers.append(reader)
@@ -189,6 +199,7 @@ def _plan(
         name=name,
         start=start,
         readers=readers,
+        loops=loops,
         shape=tensor.shape,
         trainable=trainable,
         directed=trainable and with_directions,
@@ -266,7 +277,7 @@ def _kept(
 
 def _sums(plan: _Plan, part: slice) -> npt.NDArray[np.float64]:
     """Return ⟨Δ_k, Σ_j Δ_j⟩ and ‖Δ_k‖² over a part of a tensor, shape (N, 2)."""
-    loops, sums = kernels(), np.zeros((len(plan.readers), 2))
+    loops, sums = plan.loops, np.zeros((len(plan.readers), 2))
     rooms = np.empty((len(plan.readers), min(plan.block, part.stop - part.start)), np.float32)
     for begin in range(part.start, part.stop, plan.block):
         end = min(begin + plan.block, part.stop)
@@ -294,11 +305,11 @@ def _masked(plan: _Plan, client: int) -> Found:
         sums, collected = np.zeros(3), []
         for part in plan.parts():
             trained = reader.read(part.start, part.stop, room[: part.stop - part.start])
-            *below, number = kernels().look(plan.start[part], trained, low, high, between)
+            *below, number = plan.loops.look(plan.start[part], trained, low, high, between)
             sums += below
             collected.append(between[:number].copy())
         below_low, total, squares = sums.tolist()
-        masked = select(collected, count - int(below_low), total, squares, kernels())
+        masked = select(collected, count - int(below_low), total, squares, plan.loops)
         if masked is not None:
             break
     else:
@@ -357,7 +368,7 @@ class _Average:
     def _add(self, part: slice) -> None:
         """Aggregate g = Σ λ_k Δ̃_k, and score (Σ_k x_k)² / Σ_k x_k² with x_k = Δ̃_k / ‖Δ̃_k‖."""
         begin, end = part.start, part.stop
-        start, change, loops = self.plan.start[part], self._change[part], kernels()
+        start, change, loops = self.plan.start[part], self._change[part], self.plan.loops
         room = np.empty(end - begin, dtype=np.float32)
         total, squares = np.zeros_like(room), np.zeros_like(room)
         for reader, kept, weight, inverse in zip(
@@ -388,7 +399,7 @@ class _Average:
             if factor == 1.0:
                 np.subtract(plan.start[part], self._change[part], out=self._change[part])
             else:
-                kernels().move(
+                plan.loops.move(
                     plan.start[part], self._change[part], members[part], np.float32(factor)
                 )
         return torch.from_numpy(self._change).reshape(plan.shape), measured
@@ -404,7 +415,7 @@ class _Average:
             ]
             consensus = cohort.sent.consensus
         size = entry_count(len(plan.start), cohort.avg_drop_rate)
-        members = _consensus_set(self._score, size)
+        members = _consensus_set(self._score, size, plan.loops)
         self._score = np.empty(0, dtype=np.float32)
         if not size:
             return Measured(torch.ones(()), torch.from_numpy(members))
@@ -413,16 +424,16 @@ class _Average:
         if consensus is not None and plan.name in consensus.members:
             sent = consensus.members[plan.name].numpy()
             factor = consensus.factors[plan.name]
-        total = kernels().magnitude_on(self._change, members, sent, np.float32(factor))
+        total = plan.loops.magnitude_on(self._change, members, sent, np.float32(factor))
         magnitudes = torch.tensor(total / size), torch.tensor(sum(discarded) / len(discarded))
         return Measured(factor_of_magnitudes(*magnitudes), torch.from_numpy(members))
 
 
-def _consensus_set(score: Float32s, count: int) -> Bools:
+def _consensus_set(score: Float32s, count: int, loops: Kernels) -> Bools:
     """Do what `adjustment.consensus_set` does."""
     left_out = len(score) - count
     members = np.full(len(score), left_out == 0)
     if count and left_out:
-        found = smallest(score, left_out, kernels())
-        kernels().choose_above(score, np.float32(found.threshold), found.further_ties, members)
+        found = smallest(score, left_out, loops)
+        loops.choose_above(score, np.float32(found.threshold), found.further_ties, members)
     return members

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpw_flwr.algorithm.kernels import Bools, Float32s, kernels
+from fedpw_flwr.algorithm.kernels import Bools, Float32s, Kernels
 from fedpw_flwr.algorithm.selection import SAMPLED, smallest
 
 __all__ = [
@@ -44,8 +44,8 @@ class BlockReader(Protocol):
 class BlockSource(Protocol):
     """A client's tensors that can be read in blocks."""
 
-    def block_reader(self, name: str, start: Float32s) -> BlockReader | None:
-        """Return the reader of the tensor `name`, w being `start`, flat.
+    def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
+        """Return the reader of the tensor `name`, w being `start`, flat, and `loops` its tools.
 
         None where only the whole tensor can be had.
         """
@@ -136,6 +136,8 @@ class MaskedBlocks:
         Where what is kept is multiplied by `factor`.
     factor : float
         f.
+    loops : Kernels
+        What finds the smallest magnitudes.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class MaskedBlocks:
         count: int,
         members: Bools | None,
         factor: float,
+        loops: Kernels,
     ) -> None:
         self._reader, self._start = reader, start
         self._members, self._factor = members, np.float32(factor)
@@ -154,7 +157,7 @@ class MaskedBlocks:
             magnitudes = np.empty(len(start), dtype=np.float32)
             np.subtract(start, reader.read(0, len(start), magnitudes), out=magnitudes)
             np.abs(magnitudes, out=magnitudes)
-            found = smallest(magnitudes, count, kernels())
+            found = smallest(magnitudes, count, loops)
             # In the precision in which clients report it.
             self.discarded = float(np.float32(found.total / count))
             self._mask = Mask(found.threshold, len(start))
@@ -172,7 +175,9 @@ class MaskedBlocks:
         return np.subtract(start, room, out=room)
 
 
-def block_reader(tensors: Mapping[str, Tensor], name: str, start: Float32s) -> BlockReader | None:
+def block_reader(
+    tensors: Mapping[str, Tensor], name: str, start: Float32s, loops: Kernels
+) -> BlockReader | None:
     """Return the reader of one client's tensor; None where only the whole can be had.
 
     Parameters
@@ -184,10 +189,12 @@ def block_reader(tensors: Mapping[str, Tensor], name: str, start: Float32s) -> B
         Which tensor.
     start : NDArray[float32]
         w, flat.
+    loops : Kernels
+        What the reader computes with.
     """
     source = getattr(tensors, "block_reader", None)
     if source is not None:
-        reader: BlockReader | None = source(name, start)
+        reader: BlockReader | None = source(name, start, loops)
         return reader
     if isinstance(tensors, dict) and is_plain(tensors[name]):
         return DenseBlocks(tensors[name])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import amplify_, entry_count, mask_smallest_
 from fedpw_flwr.algorithm.blocks import BlockReader, MaskedBlocks, block_reader
-from fedpw_flwr.algorithm.kernels import Float32s
+from fedpw_flwr.algorithm.kernels import Float32s, Kernels
 from fedpw_flwr.algorithm.tensors import saturated, working_dtype
 
 __all__ = [
@@ -227,9 +227,9 @@ class AdjustedTensors(Mapping[str, Tensor]):
         """Return the number of tensors."""
         return len(self._trained)
 
-    def block_reader(self, name: str, start: Float32s) -> BlockReader | None:
+    def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
         """Return the reader of a tensor as the server would have got it, see `BlockSource`."""
-        trained = block_reader(self._trained, name, start)
+        trained = block_reader(self._trained, name, start, loops)
         members = self._members.get(name)
         untouched = self._rate == 0 and members is None
         if trained is None or untouched or not is_adjustable(self._global_model[name]):
@@ -240,6 +240,7 @@ class AdjustedTensors(Mapping[str, Tensor]):
             entry_count(len(start), self._rate),
             None if members is None else members.numpy(),
             self._factors.get(name, 1.0),
+            loops,
         )
         self._discarded[name] = masked.discarded
         return masked

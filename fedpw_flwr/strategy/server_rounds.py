@@ -24,7 +24,7 @@ from fedpw_flwr.algorithm import (
     server_step,
 )
 from fedpw_flwr.algorithm.adjustment import requested_rates
-from fedpw_flwr.algorithm.kernels import kernels
+from fedpw_flwr.algorithm.kernels import can_compile
 from fedpw_flwr.device import available_device
 from fedpw_flwr.strategy.quarantine import (
     Answer,
@@ -518,6 +518,6 @@ def _loops_on(device: torch.device | str) -> str:
     """Say which loops compute the server step."""
     if torch.device(device).type != "cpu":
         return ""
-    if kernels().COMPILED:
-        return ", compiled by Numba"
-    return " with NumPy; installing numba makes it faster"
+    if can_compile():
+        return ", loops of large models compiled by Numba"
+    return "; with numba installed it is faster for large models"

@@ -23,7 +23,7 @@ from torch import Tensor
 from fedpw_flwr.algorithm.adjustment import entry_count
 from fedpw_flwr.algorithm.blocks import BlockReader, DenseBlocks, is_plain
 from fedpw_flwr.algorithm.client_step import subtract_update
-from fedpw_flwr.algorithm.kernels import Float32s
+from fedpw_flwr.algorithm.kernels import Float32s, Kernels
 from fedpw_flwr.algorithm.tensors import working_dtype
 from fedpw_flwr.wire.packing import PackedUpdate
 
@@ -161,7 +161,7 @@ class ArrayTensors(Mapping[str, Tensor]):
         """Return the update of a tensor that is packed: here none is."""
         return None
 
-    def block_reader(self, name: str, start: Float32s) -> BlockReader | None:
+    def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
         """Return the reader of one tensor, see `BlockSource`."""
         trained = self[name]
         return DenseBlocks(trained) if is_plain(trained) else None
@@ -184,15 +184,18 @@ class PackedBlocks:
         Δ̃_k.
     start : NDArray[float32]
         w, flat.
+    loops : Kernels
+        What unpacks.
     """
 
-    def __init__(self, update: PackedUpdate, start: Float32s) -> None:
+    def __init__(self, update: PackedUpdate, start: Float32s, loops: Kernels) -> None:
         self._update = update
         self._start = start
+        self._loops = loops
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:
         """Write w_k[begin:end] to `room`, rounded as if it had come dense."""
-        self._update.subtract_from(self._start[begin:end], begin, room)
+        self._update.subtract_from(self._start[begin:end], begin, room, self._loops)
         return room
 
 
@@ -236,11 +239,11 @@ class PackedTensors(ArrayTensors):
         start = self._global_model[name]
         return subtract_update(start, self._update(name).unpack().to(working_dtype(start.dtype)))
 
-    def block_reader(self, name: str, start: Float32s) -> BlockReader | None:
+    def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
         """Return the reader of one tensor, see `BlockSource`."""
         if name not in self._packed:
-            return super().block_reader(name, start)
-        return PackedBlocks(self._update(name), start)
+            return super().block_reader(name, start, loops)
+        return PackedBlocks(self._update(name), start, loops)
 
     def packed_update(self, name: str) -> PackedUpdate | None:
         """Return a packed tensor's update; None for one that is not packed.

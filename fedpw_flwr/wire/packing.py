@@ -15,10 +15,11 @@ import zlib
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpw_flwr.algorithm.kernels import Bytes, Float32s, kernels
+from fedpw_flwr.algorithm.kernels import Bytes, Float32s, Kernels, uncompiled
 
 __all__ = [
     "MOST_ENTRIES",
@@ -46,6 +47,7 @@ _HEADER = struct.Struct("<4sB3xfIII")
 _CHECKSUM = slice(_HEADER.size - 4, _HEADER.size)
 
 _STEP = 1024
+_BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 _CHECKED = 1 << 16
 """Values that are checked together."""
 
@@ -132,9 +134,7 @@ class PackedUpdate:
         self._aligned = self._values.ctypes.data % UPLOAD_DTYPES[dtype].itemsize == 0
         self._dtype = UPLOAD_DTYPES[dtype]
         # How many values precede every 1024th entry, and the end.
-        ones = np.empty(-(-entries // _STEP), dtype=np.int64)
-        kernels().ones_in_steps(self._bits, ones)
-        self._kept_before = np.append(0, np.cumsum(ones))
+        self._kept_before = np.append(0, np.cumsum(_ones_in_steps(self._bits)))
         kept = int(self._kept_before[-1])
         if entries % 8 and self._bits[-1] & (0xFF >> entries % 8):
             raise ValueError(f"the bit mask has bits behind its {entries} entries")
@@ -149,7 +149,9 @@ class PackedUpdate:
             )
         self._check_values(kept, dtype)
 
-    def subtract_from(self, start: Float32s, begin: int, out: Float32s) -> None:
+    def subtract_from(
+        self, start: Float32s, begin: int, out: Float32s, loops: Kernels = uncompiled
+    ) -> None:
         """Write w − Δ̃_k to `out`, of as many entries as w has from `begin` on.
 
         Parameters
@@ -160,13 +162,15 @@ class PackedUpdate:
             The first of them, a multiple of 1024.
         out : NDArray[float32]
             Shape (n,), overwritten.
+        loops : Kernels (default: those in NumPy)
+            What unpacks.
         """
         end = begin + len(start)
         first = int(self._kept_before[begin // _STEP])
         last = int(self._kept_before[-(-end // _STEP)])
         bits = self._bits[begin // 8 : (end + 7) // 8]
         values = self._floats(first, last)
-        kernels().unpack(bits, values, np.float32(self._scale), start, out)
+        loops.unpack(bits, values, np.float32(self._scale), start, out)
 
     def unpack(self) -> Tensor:
         """Return the whole update Δ̃_k, float32, shape (n,)."""
@@ -179,7 +183,8 @@ class PackedUpdate:
         """Return ‖Δ̃_k‖; infinite where float32 cannot hold the square of a value."""
         kept, squares = int(self._kept_before[-1]), 0.0
         for first in range(0, kept, _CHECKED):
-            squares += kernels().square(self._floats(first, min(first + _CHECKED, kept)))
+            values = self._floats(first, min(first + _CHECKED, kept))
+            squares += float(np.square(values).sum(dtype=np.float64))
         return math.sqrt(squares) * self._scale
 
     def _stored(self, first: int, last: int) -> Bytes:
@@ -254,6 +259,16 @@ def _checked_header(payload: Bytes, entries: int, dtype: str, place: int) -> flo
             f"array {place} with {entries}"
         )
     return scale
+
+
+def _ones_in_steps(bits: Bytes) -> npt.NDArray[np.int64]:
+    """Count the ones in every 1024 bits; the last count may be that of fewer."""
+    counts = []
+    for begin in range(0, len(bits), _CHECKED):
+        ones = _BITS_SET[bits[begin : begin + _CHECKED]]
+        starts = np.arange(0, len(ones), _STEP // 8)
+        counts.append(np.add.reduceat(ones, starts, dtype=np.int64))
+    return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
 
 
 def _checksum(payload: Bytes) -> Bytes:

@@ -1,6 +1,5 @@
 """The server step in blocks is the server step of the formulas, whatever the threads."""
 
-import sys
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +24,7 @@ from fedpw_flwr.algorithm import (
 from fedpw_flwr.algorithm.blocked import BlockedStep
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
 from fedpw_flwr.algorithm.cohort import Cohort
-from fedpw_flwr.algorithm.kernels import kernels
+from fedpw_flwr.algorithm.kernels import can_compile, kernels
 
 SHAPES = {
     "conv.weight": (70, 130, 3, 3),
@@ -116,13 +115,10 @@ def threads() -> Iterator[None]:
 def loops(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run everything with the loops that are installed, and as where Numba is not."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "uncompiled":
-            patch.delattr("fedpw_flwr.algorithm.kernels.compiled", raising=False)
-            patch.setitem(sys.modules, "fedpw_flwr.algorithm.kernels.compiled", None)
-            kernels.cache_clear()
-            assert not kernels().COMPILED
+        if request.param == "installed":
+            patch.setattr("fedpw_flwr.algorithm.kernels._WORTH_COMPILING", 0)
+        assert (request.param == "installed" and can_compile()) == kernels(1).COMPILED
         yield
-    kernels.cache_clear()
 
 
 @claim

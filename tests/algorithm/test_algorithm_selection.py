@@ -46,7 +46,7 @@ def hidden_from_the_sample(generator: np.random.Generator, entries: int) -> Magn
 KINDS = (normal, ties, mostly_zero, many_scales, sorted_already, hidden_from_the_sample)
 
 
-@pytest.mark.parametrize("loops", [uncompiled, kernels()], ids=["uncompiled", "installed"])
+@pytest.mark.parametrize("loops", [uncompiled, kernels(1 << 30)], ids=["uncompiled", "installed"])
 @pytest.mark.parametrize("kind", KINDS)
 @claim
 @given(seed=st.integers(0, 2**32 - 1), data=st.data())

@@ -1,9 +1,8 @@
 """The inner loops of the server step on a CPU: what entries go through in one reading.
 
-Compiled by Numba where it is installed. Each loop then reads its arrays once, with an entry in a
-register through all that is computed of it, and without Python's lock, so that threads work side by
-side. NumPy and PyTorch, which read and write memory once for every operation, do the same where it
-is not.
+Compiled by Numba where it is installed and the models are large. Each loop then reads its arrays
+once, with an entry in a register through all that is computed of it. NumPy and PyTorch, which read
+and write memory once for every operation, do the same otherwise.
 """
 
 from __future__ import annotations
@@ -14,11 +13,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bools", "Bytes", "Float32s", "Kernels", "kernels"]
+__all__ = ["Bools", "Bytes", "Float32s", "Kernels", "can_compile", "kernels"]
 
 Float32s = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
+
+
+_WORTH_COMPILING = 1 << 25
 
 
 class Kernels(Protocol):
@@ -114,10 +116,6 @@ class Kernels(Protocol):
         """Write w − g over g, amplified by `factor` on C."""
         ...
 
-    def ones_in_steps(self, bits: Bytes, counts: npt.NDArray[np.int64]) -> None:
-        """Count the ones of every 128 bytes."""
-        ...
-
     def unpack(
         self, bits: Bytes, values: Float32s, scale: np.float32, start: Float32s, out: Float32s
     ) -> None:
@@ -136,18 +134,29 @@ class Kernels(Protocol):
         """
         ...
 
-    def square(self, values: Float32s) -> float:
-        """Return the sum of squares."""
-        ...
+
+def kernels(numbers: int) -> Kernels:
+    """Return the loops for so many numbers, which are the entries of all updates of a round.
+
+    Those in NumPy where Numba is missing or where loading compiled code, a second, and compiling it
+    when that has not been kept, four seconds, takes longer than a few rounds.
+    """
+    from fedpw_flwr.algorithm.kernels import uncompiled
+
+    if numbers < _WORTH_COMPILING:
+        return uncompiled
+    return _compiled() or uncompiled
+
+
+def can_compile() -> bool:
+    """Say whether Numba is installed."""
+    return _compiled() is not None
 
 
 @cache
-def kernels() -> Kernels:
-    """Return the compiled loops where Numba is installed, else those that need none."""
+def _compiled() -> Kernels | None:
     try:
         from fedpw_flwr.algorithm.kernels import compiled
     except ImportError:
-        from fedpw_flwr.algorithm.kernels import uncompiled
-
-        return uncompiled
+        return None
     return compiled

@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
-import numpy.typing as npt
 
 from fedpw_flwr.algorithm.kernels import Bools, Bytes, Float32s
 
@@ -24,9 +23,7 @@ __all__ = [
     "look",
     "magnitude_on",
     "move",
-    "ones_in_steps",
     "products",
-    "square",
     "sum_of_smallest",
     "unpack",
 ]
@@ -233,19 +230,6 @@ def move(start: Float32s, change: Float32s, members: Bools, factor: np.float32) 
         change[i] = start[i] - amplified
 
 
-@_sums_up
-def ones_in_steps(bits: Bytes, counts: npt.NDArray[np.int64]) -> None:
-    """See `Kernels`."""
-    for step in range(counts.size):
-        ones = 0
-        for i in range(128 * step, min(128 * step + 128, bits.size)):
-            byte = bits[i]
-            byte = byte - ((byte >> 1) & 0x55)
-            byte = (byte & 0x33) + ((byte >> 2) & 0x33)
-            ones += (byte + (byte >> 4)) & 0x0F
-        counts[step] = ones
-
-
 @_compiled
 def unpack(
     bits: Bytes, values: Float32s, scale: np.float32, start: Float32s, out: Float32s
@@ -277,20 +261,3 @@ def unpack(
         bit = (bits[i >> 3] >> (7 - (i & 7))) & 1
         out[i] = start[i] - values[first] * scale * np.float32(bit)
         first += bit
-
-
-@_compiled
-def square(values: Float32s) -> float:
-    """See `Kernels`."""
-    squares = 0.0
-    for begin in range(0, values.size, _BLOCK):
-        squares += float(_square(values[begin : begin + _BLOCK]))
-    return squares
-
-
-@_sums_up
-def _square(values: Float32s) -> np.float32:
-    squares = np.float32(0)
-    for i in range(values.size):
-        squares += values[i] * values[i]
-    return squares

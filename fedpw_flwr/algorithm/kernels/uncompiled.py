@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedpw_flwr.algorithm.kernels import Bools, Bytes, Float32s
@@ -19,9 +18,7 @@ __all__ = [
     "look",
     "magnitude_on",
     "move",
-    "ones_in_steps",
     "products",
-    "square",
     "sum_of_smallest",
     "unpack",
 ]
@@ -30,8 +27,6 @@ COMPILED = False
 
 _BLOCK = 1 << 15
 """Entries at a time, 128 KiB: torch shares out longer arrays to threads."""
-
-_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 
 
 def add_update(start: Float32s, trained: Float32s, total: Float32s) -> None:
@@ -139,14 +134,6 @@ def move(start: Float32s, change: Float32s, members: Bools, factor: np.float32) 
     np.subtract(start, change, out=change)
 
 
-def ones_in_steps(bits: Bytes, counts: npt.NDArray[np.int64]) -> None:
-    """See `Kernels`."""
-    for block in _blocks(len(bits)):
-        ones = _ONES[bits[block]]
-        steps = slice(block.start // 128, -(-block.stop // 128))
-        counts[steps] = np.add.reduceat(ones, np.arange(0, len(ones), 128), dtype=np.int64)
-
-
 def unpack(
     bits: Bytes, values: Float32s, scale: np.float32, start: Float32s, out: Float32s
 ) -> None:
@@ -154,11 +141,6 @@ def unpack(
     kept = torch.from_numpy(np.unpackbits(bits, count=len(out)).view(np.bool_))
     update = torch.zeros(len(out)).masked_scatter_(kept, torch.from_numpy(values))
     np.subtract(start, update.mul_(float(scale)).numpy(), out=out)
-
-
-def square(values: Float32s) -> float:
-    """See `Kernels`."""
-    return sum(_dot(values[block], values[block]) for block in _blocks(len(values)))
 
 
 def _dot(first: Float32s, second: Float32s) -> float:
