@@ -47,7 +47,6 @@ _HEADER = struct.Struct("<4sB3xfIII")
 _CHECKSUM = slice(_HEADER.size - 4, _HEADER.size)
 
 _STEP = 1024
-_BITS_SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 _CHECKED = 1 << 16
 """Values that are checked together."""
 
@@ -183,8 +182,9 @@ class PackedUpdate:
         """Return ‖Δ̃_k‖; infinite where float32 cannot hold the square of a value."""
         kept, squares = int(self._kept_before[-1]), 0.0
         for first in range(0, kept, _CHECKED):
-            values = self._floats(first, min(first + _CHECKED, kept))
-            squares += float(np.square(values).sum(dtype=np.float64))
+            last = min(first + _CHECKED, kept)
+            values = self._floats(first, last)[: last - first]
+            squares += float(np.square(values, dtype=np.float64).sum())
         return math.sqrt(squares) * self._scale
 
     def _stored(self, first: int, last: int) -> Bytes:
@@ -194,7 +194,10 @@ class PackedUpdate:
         return stored if self._aligned else stored.copy()
 
     def _floats(self, first: int, last: int) -> Float32s:
-        """Return the values [first:last] in float32, as they were packed, and 8 zeros more."""
+        """Return the values [first:last] in float32, as they were packed, and 8 numbers more."""
+        if self._aligned and self._dtype is torch.float32 and 4 * (last + 8) <= len(self._values):
+            view: Float32s = self._values[4 * first : 4 * (last + 8)].view(np.float32)
+            return view
         floats = np.empty(last - first + 8, dtype=np.float32)
         stored = torch.from_numpy(self._stored(first, last)).view(self._dtype)
         torch.from_numpy(floats[: last - first]).copy_(stored)
@@ -202,12 +205,16 @@ class PackedUpdate:
         return floats
 
     def _check_values(self, kept: int, dtype: str) -> None:
-        signed: np.dtype[Any] = np.dtype(f"i{self._dtype.itemsize}")
-        bits = 0
+        size = self._dtype.itemsize
+        signed: np.dtype[Any] = np.dtype(f"i{size}")
+        unsigned: np.dtype[Any] = np.dtype(f"u{size}")
+        bits, sign = 0, 1 << (8 * size - 1)
         for first in range(0, kept, _CHECKED):
-            stored = self._stored(first, min(first + _CHECKED, kept)).view(signed)
-            # Bits but the sign's are in the order of magnitudes, infinity and NaN behind them all.
-            bits = max(bits, int((stored & np.iinfo(signed).max).max()))
+            stored = self._stored(first, min(first + _CHECKED, kept))
+            # Bits but the sign's are in the order of magnitudes, infinity and NaN behind them all:
+            # as signed numbers the largest of the positive, as unsigned ones of the negative.
+            positive, negative = stored.view(signed).max(), stored.view(unsigned).max()
+            bits = max(bits, int(positive), int(negative) - sign)
         largest = float(torch.from_numpy(np.array([bits], signed)).view(self._dtype))
         self.most_norm = math.sqrt(kept) * largest * self._scale
         if not largest * self._scale <= torch.finfo(torch.float32).max:
@@ -263,12 +270,11 @@ def _checked_header(payload: Bytes, entries: int, dtype: str, place: int) -> flo
 
 def _ones_in_steps(bits: Bytes) -> npt.NDArray[np.int64]:
     """Count the ones in every 1024 bits; the last count may be that of fewer."""
-    counts = []
-    for begin in range(0, len(bits), _CHECKED):
-        ones = _BITS_SET[bits[begin : begin + _CHECKED]]
-        starts = np.arange(0, len(ones), _STEP // 8)
-        counts.append(np.add.reduceat(ones, starts, dtype=np.int64))
-    return np.concatenate(counts) if counts else np.zeros(0, dtype=np.int64)
+    padded = np.zeros(-(-len(bits) * 8 // _STEP) * _STEP // 8, dtype=np.uint8)
+    padded[: len(bits)] = bits
+    words = np.bitwise_count(padded.view(np.uint64)).reshape(-1, _STEP // 64)
+    counts: npt.NDArray[np.int64] = words.sum(axis=1, dtype=np.int64)
+    return counts
 
 
 def _checksum(payload: Bytes) -> Bytes:
