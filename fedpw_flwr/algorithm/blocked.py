@@ -45,8 +45,8 @@ _LEAST_KEPT = 0.01
 """Share of ‖Δ_k‖² that has to be kept: less is not known well enough from what was masked."""
 
 _BLOCK = 1 << 16
-_TOGETHER = 1 << 20
-"""Entries of a block, 256 KiB, and of the same block of all clients, 4 MiB, at most."""
+_TOGETHER = 3 << 18
+"""Entries of a block, 256 KiB, and of the same block of all clients, 3 MiB, at most."""
 
 _NOTHING = Mask(-1.0, 0)
 """Masks nothing."""
@@ -419,8 +419,8 @@ class _Average:
         self._score = np.empty(0, dtype=np.float32)
         if not size:
             return Measured(torch.ones(()), torch.from_numpy(members))
-        # Nothing was multiplied where there is no C of an earlier round.
-        sent, factor = np.zeros(len(plan.start), dtype=np.bool_), 1.0
+        # Nothing was multiplied where there is no C of an earlier round: any will do.
+        sent, factor = members, 1.0
         if consensus is not None and plan.name in consensus.members:
             sent = consensus.members[plan.name].numpy()
             factor = consensus.factors[plan.name]

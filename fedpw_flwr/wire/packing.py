@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -125,7 +125,7 @@ class PackedUpdate:
         most_kept: int | None = None,
         place: int = 0,
     ) -> None:
-        self._scale = _checked_header(payload, entries, dtype, place)
+        self._scale, bits = _checked_header(payload, entries, dtype, place)
         end = _HEADER.size + (entries + 7) // 8
         self._entries = entries
         self._bits = payload[_HEADER.size : end]
@@ -146,7 +146,7 @@ class PackedUpdate:
             raise ValueError(
                 f"the bit mask keeps {kept} of {entries} entries, the drop rate leaves {most_kept}"
             )
-        self._check_values(kept, dtype)
+        self._check_values(kept, bits, dtype)
 
     def subtract_from(
         self, start: Float32s, begin: int, out: Float32s, loops: Kernels = uncompiled
@@ -204,17 +204,8 @@ class PackedUpdate:
         floats[last - first :] = 0
         return floats
 
-    def _check_values(self, kept: int, dtype: str) -> None:
-        size = self._dtype.itemsize
-        signed: np.dtype[Any] = np.dtype(f"i{size}")
-        unsigned: np.dtype[Any] = np.dtype(f"u{size}")
-        bits, sign = 0, 1 << (8 * size - 1)
-        for first in range(0, kept, _CHECKED):
-            stored = self._stored(first, min(first + _CHECKED, kept))
-            # Bits but the sign's are in the order of magnitudes, infinity and NaN behind them all:
-            # as signed numbers the largest of the positive, as unsigned ones of the negative.
-            positive, negative = stored.view(signed).max(), stored.view(unsigned).max()
-            bits = max(bits, int(positive), int(negative) - sign)
+    def _check_values(self, kept: int, bits: int, dtype: str) -> None:
+        signed = np.dtype(f"i{self._dtype.itemsize}")
         largest = float(torch.from_numpy(np.array([bits], signed)).view(self._dtype))
         self.most_norm = math.sqrt(kept) * largest * self._scale
         if not largest * self._scale <= torch.finfo(torch.float32).max:
@@ -242,8 +233,14 @@ def unpack_update(
     return PackedUpdate(payload, entries, dtype, most_kept, place).unpack()
 
 
-def _checked_header(payload: Bytes, entries: int, dtype: str, place: int) -> float:
-    """Check what a payload says about itself; return the scale of its values."""
+def _checked_header(payload: Bytes, entries: int, dtype: str, place: int) -> tuple[float, int]:
+    """Check what a payload says about itself.
+
+    Returns
+    -------
+    tuple[float, int]
+        The scale of its values, and the bits of the largest magnitude among them.
+    """
     if payload.dtype != np.uint8 or payload.ndim != 1:
         raise ValueError(
             f"a packed update is one row of bytes, not {payload.dtype} {payload.shape}"
@@ -256,7 +253,9 @@ def _checked_header(payload: Bytes, entries: int, dtype: str, place: int) -> flo
     mark, code, scale, its_place, its_entries, _ = _HEADER.unpack_from(payload.data)
     if mark != _MARK:
         raise ValueError(f"a packed update begins with {_MARK!r}, not {mark!r}")
-    if not np.array_equal(payload[_CHECKSUM], _checksum(payload)):
+    values = _HEADER.size + (entries + 7) // 8
+    checksum, bits = _read_through(payload, values, UPLOAD_DTYPES[dtype].itemsize)
+    if not np.array_equal(payload[_CHECKSUM], checksum):
         raise ValueError("the checksum of the packed update does not agree with its content")
     if code != list(UPLOAD_DTYPES).index(dtype):
         raise ValueError(f"the packed values are of type {code}, not {dtype} as asked for")
@@ -265,7 +264,7 @@ def _checked_header(payload: Bytes, entries: int, dtype: str, place: int) -> flo
             f"the packed update is that of array {its_place} with {its_entries} entries, not of "
             f"array {place} with {entries}"
         )
-    return scale
+    return scale, bits
 
 
 def _ones_in_steps(bits: Bytes) -> npt.NDArray[np.int64]:
@@ -279,9 +278,39 @@ def _ones_in_steps(bits: Bytes) -> npt.NDArray[np.int64]:
 
 def _checksum(payload: Bytes) -> Bytes:
     """Return the bytes of the CRC-32 of everything but themselves."""
-    head = zlib.crc32(payload[: _CHECKSUM.start].data)
-    body = zlib.crc32(payload[_CHECKSUM.stop :].data, head)
-    return np.frombuffer(struct.pack("<I", body), dtype=np.uint8)
+    return _read_through(payload, payload.size, 1)[0]
+
+
+def _read_through(payload: Bytes, values: int, size: int) -> tuple[Bytes, int]:
+    """Read a payload once, a part at a time that stays in the cache.
+
+    Parameters
+    ----------
+    payload : NDArray[uint8]
+        Any bytes.
+    values, size : int
+        Where the values begin, and the bytes of one.
+
+    Returns
+    -------
+    tuple[NDArray[uint8], int]
+        The bytes of the CRC-32 of everything but themselves, and the bits of the largest magnitude
+        among the values: but for the sign's they are in the order of magnitudes, with infinity and
+        NaN behind them all.
+    """
+    crc = zlib.crc32(payload[: _CHECKSUM.start].data)
+    crc = zlib.crc32(payload[_CHECKSUM.stop : values].data, crc)
+    signed, unsigned = np.dtype(f"i{size}"), np.dtype(f"u{size}")
+    bits, sign = 0, 1 << (8 * size - 1)
+    for first in range(values, payload.size, _CHECKED * size):
+        part = payload[first : first + _CHECKED * size]
+        crc = zlib.crc32(part.data, crc)
+        whole = part[: part.size // size * size]
+        if whole.size:
+            # As signed numbers the largest of the positive, as unsigned ones of the negative.
+            positive, negative = whole.view(signed).max(), whole.view(unsigned).max()
+            bits = max(bits, int(positive), int(negative) - sign)
+    return np.frombuffer(struct.pack("<I", crc), dtype=np.uint8), bits
 
 
 def _float16_scale(values: Tensor) -> float:
