@@ -3,7 +3,7 @@
 A survey reads every update once, a block of all clients at a time, for inner products and norms,
 and once more, one client after the other, for the magnitude below which its entries are masked.
 With the weights decided, a last reading masks, averages and scores. `kernels` has the loops. One
-thread does it all: two were measured to be no faster.
+thread runs them: two were measured to be no faster.
 
 What is not made for this is left to `tensorwise`: another dtype than float32, magnitudes that sums
 in float32 cannot hold.
@@ -46,7 +46,12 @@ _LEAST_KEPT = 0.01
 
 _BLOCK = 1 << 16
 _TOGETHER = 3 << 18
-"""Entries of a block, 256 KiB, and of the same block of all clients, 3 MiB, at most."""
+"""Entries of a block, 256 KiB, and of the same block of up to 768 clients, 3 MiB, at most."""
+
+_SORTED = 1 << 12
+"""Up to so many entries, sorting all clients' at once is faster than selecting one by one."""
+
+_TINY = np.nextafter(np.float32(0), np.float32(1))
 
 _NOTHING = Mask(-1.0, 0)
 """Masks nothing."""
@@ -194,7 +199,9 @@ def _plan(
         if reader is None:
             return None
         readers.append(reader)
-    trainable = kind is TensorKind.TRAINABLE
+    trainable, counts = kind is TensorKind.TRAINABLE, cohort.masked_counts(tensor)
+    if any(counts) and not all(isinstance(reader, DenseBlocks) for reader in readers):
+        return None
     return _Plan(
         name=name,
         start=start,
@@ -203,7 +210,7 @@ def _plan(
         shape=tensor.shape,
         trainable=trainable,
         directed=trainable and with_directions,
-        counts=cohort.masked_counts(tensor),
+        counts=counts,
         scored=cohort.is_scored(tensor, trainable=trainable),
     )
 
@@ -227,11 +234,17 @@ class _Survey:
         if plan.surveyed:
             for part in plan.parts():
                 self._sums += _sums(plan, part)
-        masked = any(plan.counts)
-        self._masks = [
-            _masked(plan, client) if masked else (_NOTHING, None)
-            for client in range(len(plan.readers))
-        ]
+        clients = range(len(plan.readers))
+        self._masks: list[Found] = [(_NOTHING, None)] * len(clients)
+        if any(plan.counts):
+            if len(plan.start) <= _SORTED:
+                together = max(1, PART // len(plan.start))
+                groups = (clients[first : first + together] for first in clients[::together])
+                self._masks = [
+                    found for group in groups for found in _masked_by_sorting(plan, group)
+                ]
+            else:
+                self._masks = [_masked(plan, client) for client in clients]
 
     def directions(self) -> Sequence[float] | None:
         """Return the inner products; None where they are not needed, or not held by float32."""
@@ -296,19 +309,28 @@ def _sums(plan: _Plan, part: slice) -> npt.NDArray[np.float64]:
 def _masked(plan: _Plan, client: int) -> Found:
     """Find what is masked of one client's update of a tensor."""
     entries, count, reader = len(plan.start), plan.counts[client], plan.readers[client]
-    if not count or not isinstance(reader, DenseBlocks):
+    if not count:
         return _NOTHING, None
+    assert isinstance(reader, DenseBlocks)
     sample = np.abs(plan.start[::SAMPLED] - reader.sample())
     room = np.empty(min(PART, entries), dtype=np.float32)
     between = np.empty(len(room) + 8, dtype=np.float32)
     for low, high in (bracket(sample, count, entries), EVERYTHING):
+        only_zeros = high == 0
+        if only_zeros:
+            # Masking them changes nothing, so counting them will do.
+            low = high = _TINY
         sums, collected = np.zeros(3), []
         for part in plan.parts():
             trained = reader.read(part.start, part.stop, room[: part.stop - part.start])
-            *below, number = plan.loops.look(plan.start[part], trained, low, high, between)
+            *below, number = plan.loops.collect_update(
+                plan.start[part], trained, low, high, between
+            )
             sums += below
             collected.append(between[:number].copy())
         below_low, total, squares = sums.tolist()
+        if only_zeros and below_low >= count:
+            return _NOTHING, Smallest(0.0, 0.0, 0.0, count, 0)
         masked = select(collected, count - int(below_low), total, squares, plan.loops)
         if masked is not None:
             break
@@ -317,6 +339,42 @@ def _masked(plan: _Plan, client: int) -> Found:
         return _NOTHING, None
     tie = _tie(plan, client, room, masked) if masked.further_ties else entries
     return Mask(masked.threshold, tie), masked
+
+
+def _masked_by_sorting(plan: _Plan, clients: range) -> list[Found]:
+    """Find what is masked of some clients' updates of a small tensor at once."""
+    entries = len(plan.start)
+    updates = np.empty((len(clients), entries), dtype=np.float32)
+    for client, row in zip(clients, updates, strict=True):
+        np.subtract(plan.start, plan.readers[client].read(0, entries, row), out=row)
+    magnitudes = np.abs(updates)
+    magnitudes.sort(axis=1)
+    count = np.asarray(plan.counts[clients.start : clients.stop])
+    thresholds = magnitudes[np.arange(len(clients)), count - 1]
+    is_masked = np.arange(entries) < count[:, None]
+    masked = np.where(is_masked, magnitudes, np.float32(0)).astype(np.float64)
+    totals, squares = masked.sum(axis=1), np.square(masked).sum(axis=1)
+    at_threshold = magnitudes == thresholds[:, None]
+    ties = np.count_nonzero(at_threshold & is_masked, axis=1)
+    further_ties = np.count_nonzero(at_threshold & ~is_masked, axis=1)
+    found: list[Found] = []
+    for place in range(len(clients)):
+        if not count[place]:
+            found.append((_NOTHING, None))
+            continue
+        threshold, first_kept_tie = float(thresholds[place]), entries
+        if further_ties[place]:
+            equal = np.flatnonzero(np.abs(updates[place]) == threshold)
+            first_kept_tie = int(equal[ties[place]])
+        smallest_ones = Smallest(
+            threshold,
+            float(totals[place]),
+            float(squares[place]),
+            int(ties[place]),
+            int(further_ties[place]),
+        )
+        found.append((Mask(threshold, first_kept_tie), smallest_ones))
+    return found
 
 
 def _is_moved(plan: _Plan, client: int) -> bool:

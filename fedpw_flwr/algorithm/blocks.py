@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class BlockReader(Protocol):
         ...
 
 
+@runtime_checkable
 class BlockSource(Protocol):
     """A client's tensors that can be read in blocks."""
 
@@ -58,28 +59,19 @@ class DenseBlocks:
     Parameters
     ----------
     trained : Tensor
-        w_k, float32, on the CPU; kept, not copied.
+        w_k, such as `is_plain` says yes to; kept, not copied.
     """
 
     def __init__(self, trained: Tensor) -> None:
-        array = trained.numpy()
-        in_memory = trained.is_contiguous() and array.flags.aligned
-        self._flat = array.reshape(-1) if in_memory else None
-        # In the order of the index; slow to read.
-        self._any_order = array.flat
+        self._flat: Float32s = trained.numpy().reshape(-1)
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:
         """Return w_k[begin:end]."""
-        if self._flat is not None:
-            return self._flat[begin:end]
-        room[:] = self._any_order[begin:end]
-        return room
+        return self._flat[begin:end]
 
     def sample(self) -> Float32s:
         """Return one entry in `SAMPLED`."""
-        flat = self._any_order if self._flat is None else self._flat
-        sample: Float32s = flat[::SAMPLED]
-        return sample
+        return self._flat[::SAMPLED]
 
 
 @dataclass(frozen=True)
@@ -192,18 +184,17 @@ def block_reader(
     loops : Kernels
         What the reader computes with.
     """
-    source = getattr(tensors, "block_reader", None)
-    if source is not None:
-        reader: BlockReader | None = source(name, start, loops)
-        return reader
+    if isinstance(tensors, BlockSource):
+        return tensors.block_reader(name, start, loops)
     if isinstance(tensors, dict) and is_plain(tensors[name]):
         return DenseBlocks(tensors[name])
     return None
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Say whether a tensor can be read in blocks: float32 on the CPU."""
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    """Say whether a tensor can be read where it is: float32 on the CPU, in the order of C."""
+    plain = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return plain and tensor.data_ptr() % tensor.element_size() == 0
 
 
 def parts(entries: int, together: int = PART) -> Iterator[slice]:

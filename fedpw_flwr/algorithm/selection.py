@@ -1,6 +1,6 @@
 """The smallest magnitudes of an array without sorting it, and without partitioning a long one.
 
-A sample of 1 in 64 says between which two values the k-th smallest must lie, up to four standard
+A sample of 1 in 61 says between which two values the k-th smallest must lie, up to four standard
 deviations of its rank in the sample. One pass, in blocks that stay in the cache, sums up what is
 smaller and collects what lies between; the selection itself runs among the few collected. The
 result is exact: where the sample misled, the array is partitioned as a whole.
@@ -18,8 +18,8 @@ from fedpw_flwr.algorithm.kernels import Float32s, Kernels, uncompiled
 
 __all__ = ["EVERYTHING", "SAMPLED", "Smallest", "bracket", "select", "smallest"]
 
-SAMPLED = 64
-"""One entry in so many is sampled."""
+SAMPLED = 61
+"""One entry in so many is sampled: a prime, not to meet the same channels of every filter."""
 
 _PASS = 1 << 18
 """Entries at a time."""
@@ -132,7 +132,7 @@ def smallest(magnitudes: Float32s, count: int, loops: Kernels = uncompiled) -> S
         for begin in range(0, entries, _PASS):
             part = magnitudes[begin : begin + _PASS]
             between = np.empty(len(part) + 8, dtype=np.float32)
-            *found_below, number = loops.collect(part, low, high, between)
+            *found_below, number = loops.collect_values(part, low, high, between)
             sums += found_below
             collected.append(between[:number].copy())
         below, total, squares = sums.tolist()

@@ -193,4 +193,8 @@ def _weighted_integers(
     mean = torch.zeros(start.shape, dtype=torch.float64)
     for tensor, weight in zip(trained, weights, strict=True):
         mean.add_(tensor.to("cpu", torch.float64), alpha=weight)
+    limits = torch.iinfo(start.dtype) if start.dtype != torch.bool else None
+    if limits is not None and limits.bits == 64:
+        # The largest float64 that the dtype holds.
+        mean.clamp_(limits.min, 2.0**63 - 1024)
     return mean.round_().to(start.dtype)

@@ -20,7 +20,7 @@ from torch import Tensor
 from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult
 from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport, AdjustmentRequest
 from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors
-from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
+from fedpw_flwr.wire.identity import identity_of
 
 __all__ = [
     "Answer",
@@ -313,13 +313,8 @@ def _reports(answer: Answer, key: str) -> bool:
 
 
 def _identity(content: RecordDict, node_id: int) -> int:
-    record = content.config_records.get(IDENTITY_RECORD)
-    if record is None or IDENTITY_KEY not in record:
-        return node_id
-    identity = record[IDENTITY_KEY]
-    if isinstance(identity, bool) or not isinstance(identity, int) or identity < 0:
-        raise ValueError(f"its {IDENTITY_KEY!r} is {identity!r}, not a non-negative integer")
-    return identity
+    identity = identity_of(content)
+    return node_id if identity is None else identity
 
 
 def _only_metric_record(content: RecordDict) -> MetricRecord:

@@ -179,7 +179,7 @@ class PackedUpdate:
         return torch.from_numpy(np.subtract(nothing, update, out=update))
 
     def norm(self) -> float:
-        """Return ‖Δ̃_k‖; infinite where float32 cannot hold the square of a value."""
+        """Return ‖Δ̃_k‖."""
         kept, squares = int(self._kept_before[-1]), 0.0
         for first in range(0, kept, _CHECKED):
             last = min(first + _CHECKED, kept)
@@ -198,6 +198,8 @@ class PackedUpdate:
         if self._aligned and self._dtype is torch.float32 and 4 * (last + 8) <= len(self._values):
             view: Float32s = self._values[4 * first : 4 * (last + 8)].view(np.float32)
             return view
+        if first == last:
+            return np.zeros(8, dtype=np.float32)
         floats = np.empty(last - first + 8, dtype=np.float32)
         stored = torch.from_numpy(self._stored(first, last)).view(self._dtype)
         torch.from_numpy(floats[: last - first]).copy_(stored)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedpw_flwr.algorithm.kernels import Kernels, can_compile, kernels, uncompiled
+from fedpw_flwr.algorithm.kernels import Kernels, kernels, uncompiled, why_not_compiled
 
 Float32s = NDArray[np.float32]
 LENGTHS = [1, 7, 8, 9, 1000, 2047, 2048, 2049, 4096, 32767, 32769, 70001]
@@ -72,7 +72,7 @@ def test_what_is_below_a_bracket_is_summed_up_and_what_is_inside_collected(
     start, trained = draw(seed, 2, entries)
     between = np.full(entries + 8, np.nan, dtype=np.float32)
     limits = np.float32(low), np.float32(high)
-    found = loops.look(start, trained, *limits, between)
+    found = loops.collect_update(start, trained, *limits, between)
     magnitudes = np.abs(start - trained)
     inside = magnitudes[(magnitudes >= limits[0]) & (magnitudes <= limits[1])]
     below = magnitudes[magnitudes < limits[0]].astype(np.float64)
@@ -82,7 +82,7 @@ def test_what_is_below_a_bracket_is_summed_up_and_what_is_inside_collected(
     assert found[3] == len(inside)
     np.testing.assert_array_equal(between[: len(inside)], inside)
     between[:] = np.nan
-    assert loops.collect(magnitudes, *limits, between) == pytest.approx(found, rel=1e-6)
+    assert loops.collect_values(magnitudes, *limits, between) == pytest.approx(found, rel=1e-6)
     np.testing.assert_array_equal(between[: len(inside)], inside)
 
 
@@ -165,26 +165,37 @@ def test_packed_values_are_unpacked(loops: Kernels, seed: int, entries: int, sha
 
 def test_loops_are_compiled_where_it_pays_and_numba_is() -> None:
     assert not kernels(1_000_000).COMPILED
-    assert can_compile() == kernels(LARGE).COMPILED
+    assert (not why_not_compiled()) == kernels(LARGE).COMPILED
 
 
-def test_compiled_loops_work_without_a_folder_for_them(
-    tmp_path: Path,
-) -> None:
-    pytest.importorskip("numba")
-    # A user whose home and site-packages cannot be written to.
-    program = (
-        "import numba.core.caching as c\n"
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        # A user whose home and site-packages cannot be written to.
         "for locator in c.CacheImpl._locator_classes:\n"
-        "    locator.from_function = classmethod(lambda *_: None)\n"
+        "    locator.from_function = classmethod(lambda *_: None)\n",
+        # A disk that is full.
+        "def full(*_):\n"
+        "    raise OSError(28, 'No space left on device')\n"
+        "c.IndexDataCacheFile.save = full\n",
+    ],
+    ids=["no folder", "full disk"],
+)
+def test_compiled_loops_work_where_they_cannot_be_kept(tmp_path: Path, obstacle: str) -> None:
+    pytest.importorskip("numba")
+    program = (
+        f"import numba.core.caching as c\n{obstacle}"
         "import numpy as np\n"
         "from fedpw_flwr.algorithm.kernels import kernels\n"
         "one = np.ones(3, dtype=np.float32)\n"
         "loops = kernels(2**30)\n"
         "loops.add_update(one, 3 * one, one)\n"
-        "print(loops.COMPILED, one.tolist())\n"
+        "limits = np.float32(0), np.float32(9)\n"
+        "found = loops.collect_values(np.ones(3, dtype='f4'), *limits, np.ones(11, dtype='f4'))\n"
+        "print(loops.COMPILED, one.tolist(), found)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment["NUMBA_CACHE_DIR"] = str(tmp_path / "none yet")
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,
@@ -194,4 +205,4 @@ def test_compiled_loops_work_without_a_folder_for_them(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split(maxsplit=1) == ["True", "[-1.0, -1.0, -1.0]\n"]
+    assert done.stdout == "True [-1.0, -1.0, -1.0] (0, 0.0, 0.0, 3)\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedpw_flwr.algorithm.kernels import Kernels, kernels, uncompiled
-from fedpw_flwr.algorithm.selection import bracket, select, smallest
+from fedpw_flwr.algorithm.selection import SAMPLED, bracket, select, smallest
 
 Magnitudes = NDArray[np.float32]
 claim = settings(max_examples=60, deadline=None)
@@ -39,7 +39,7 @@ def sorted_already(generator: np.random.Generator, entries: int) -> Magnitudes:
 def hidden_from_the_sample(generator: np.random.Generator, entries: int) -> Magnitudes:
     """Every entry that is sampled is large, all others are small."""
     magnitudes = normal(generator, entries)
-    magnitudes[::64] += 100
+    magnitudes[::SAMPLED] += 100
     return magnitudes
 
 
@@ -74,11 +74,28 @@ def test_the_smallest_are_those_of_a_sort(
 def test_a_bracket_holds_the_threshold_and_little_else(rate: float) -> None:
     magnitudes = normal(np.random.default_rng(1), 1 << 20)
     count = int(rate * len(magnitudes))
-    low, high = bracket(magnitudes[::64].copy(), count, len(magnitudes))
+    low, high = bracket(magnitudes[::SAMPLED].copy(), count, len(magnitudes))
     threshold = np.partition(magnitudes, count - 1)[count - 1]
     assert low <= threshold <= high
     inside = np.count_nonzero((magnitudes >= low) & (magnitudes <= high))
     assert inside < 0.035 * len(magnitudes)
+
+
+@pytest.mark.parametrize("shape", [(512, 256, 1, 1), (512, 512, 3, 3), (64, 64, 3, 3)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_bracket_holds_where_channels_differ(shape: tuple[int, ...], axis: int) -> None:
+    """Layers of 64, 128, ... channels, each with a scale of its own."""
+    generator = np.random.default_rng(2)
+    scales = np.exp(2 * generator.standard_normal(shape[axis], dtype=np.float32))
+    along = [1] * len(shape)
+    along[axis] = shape[axis]
+    layer = generator.standard_normal(shape, dtype=np.float32) * scales.reshape(along)
+    magnitudes = np.abs(layer).reshape(-1)
+    for rate in (0.1, 0.3, 0.7):
+        count = int(rate * len(magnitudes))
+        low, high = bracket(magnitudes[::SAMPLED].copy(), count, len(magnitudes))
+        threshold = np.partition(magnitudes, count - 1)[count - 1]
+        assert low <= threshold <= high
 
 
 def test_a_bracket_beside_the_threshold_is_noticed() -> None:

@@ -15,7 +15,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedpw_flwr.wire.packing import UPLOAD_DTYPES, pack_update, packed_size, unpack_update
+from fedpw_flwr.wire.packing import (
+    UPLOAD_DTYPES,
+    PackedUpdate,
+    pack_update,
+    packed_size,
+    unpack_update,
+)
 
 Floats = npt.NDArray[np.floating[Any]]
 Payload = npt.NDArray[np.uint8]
@@ -396,3 +402,20 @@ def test_a_read_only_payload_is_read_and_not_kept_alive() -> None:
     np.testing.assert_array_equal(update.numpy(), SPARSE)
     update.mul_(2.0)
     assert not np.shares_memory(update.numpy(), payload)
+
+
+@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
+@pytest.mark.parametrize("entries", [1025, 65537, 70001])
+@pytest.mark.parametrize("kept", [0, -1])
+def test_blocks_without_a_kept_value_are_unpacked(dtype: str, entries: int, kept: int) -> None:
+    """Behind a mask of odd length the values are not aligned, and a block may have none."""
+    update = torch.zeros(entries)
+    update[kept] = 0.5
+    packed = PackedUpdate(pack_update(update, dtype), entries, dtype)
+    start = np.ones(entries, dtype=np.float32)
+    for step in (1024, 65536):
+        for begin in range(0, entries, step):
+            end = min(begin + step, entries)
+            out = np.empty(end - begin, dtype=np.float32)
+            packed.subtract_from(start[begin:end], begin, out)
+            np.testing.assert_array_equal(out, 1 - update[begin:end].numpy())

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bools", "Bytes", "Float32s", "Kernels", "can_compile", "kernels"]
+__all__ = ["Bools", "Bytes", "Float32s", "Kernels", "kernels", "why_not_compiled"]
 
 Float32s = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -21,13 +21,14 @@ Bytes = npt.NDArray[np.uint8]
 
 
 _WORTH_COMPILING = 1 << 25
+"""Numbers that NumPy takes a third of a second for."""
 
 
 class Kernels(Protocol):
     """What both kinds of loops do.
 
-    Arrays have shape (n,) and are contiguous; sums are taken in float32 over a few thousand entries
-    and in float64 over these. Entries are finite.
+    Arrays have shape (n,) and are contiguous; sums are taken in float32 over some thousand entries,
+    up to 32,768, and in float64 over these. Entries are finite.
     """
 
     COMPILED: bool
@@ -40,7 +41,7 @@ class Kernels(Protocol):
         """Return ⟨Δ_k, Σ_j Δ_j⟩ and ‖Δ_k‖², `total` being Σ_j Δ_j."""
         ...
 
-    def look(
+    def collect_update(
         self,
         start: Float32s,
         trained: Float32s,
@@ -67,10 +68,10 @@ class Kernels(Protocol):
         """
         ...
 
-    def collect(
+    def collect_values(
         self, magnitudes: Float32s, low: np.float32, high: np.float32, between: Float32s
     ) -> tuple[int, float, float, int]:
-        """Do with numbers that are not negative what `look` does with magnitudes."""
+        """Do with numbers that are not negative what `collect_update` does with magnitudes."""
         ...
 
     def sum_of_smallest(self, parted: Float32s, taken: int) -> tuple[float, float, int, int]:
@@ -145,18 +146,20 @@ def kernels(numbers: int) -> Kernels:
 
     if numbers < _WORTH_COMPILING:
         return uncompiled
-    return _compiled() or uncompiled
+    return _compiled()[0] or uncompiled
 
 
-def can_compile() -> bool:
-    """Say whether Numba is installed."""
-    return _compiled() is not None
+def why_not_compiled() -> str:
+    """Say why no loop is compiled; empty where those of large models are."""
+    return _compiled()[1]
 
 
 @cache
-def _compiled() -> Kernels | None:
+def _compiled() -> tuple[Kernels | None, str]:
     try:
         from fedpw_flwr.algorithm.kernels import compiled
-    except ImportError:
-        return None
-    return compiled
+    except ModuleNotFoundError:
+        return None, "numba is not installed"
+    except (ImportError, OSError) as error:
+        return None, f"numba cannot be used ({error})"
+    return compiled, ""

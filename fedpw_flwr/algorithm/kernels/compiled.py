@@ -19,8 +19,8 @@ __all__ = [
     "add_update",
     "average",
     "choose_above",
-    "collect",
-    "look",
+    "collect_update",
+    "collect_values",
     "magnitude_on",
     "move",
     "products",
@@ -33,26 +33,49 @@ COMPILED = True
 _BLOCK = 2048
 """Entries whose sums are taken in float32, 8 KiB."""
 
+if getattr(numba.config, "DISABLE_JIT", 0):
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
 Loop = TypeVar("Loop", bound=Callable[..., Any])
+
+_EXACT = {"contract", "nsz"}
+_ANY_ORDER = {"contract", "nsz", "reassoc"}
+"""Liberties of the compiler: to add in any order, so that vector instructions can do it."""
 
 
 def _compiled(loop: Loop) -> Loop:
-    """Compile a loop whose every operation is done as it is written."""
-    return _with_numba(loop, {"contract", "nsz"})
-
-
-def _sums_up(loop: Loop) -> Loop:
-    """Compile a loop that may add in any order, so that vector instructions can do it."""
-    return _with_numba(loop, {"contract", "nsz", "reassoc"})
-
-
-def _with_numba(loop: Loop, liberties: set[str]) -> Loop:
-    options: dict[str, Any] = {"nogil": True, "fastmath": liberties, "error_model": "numpy"}
+    """Compile a loop on its first call, every operation as it is written, and keep the result."""
     try:
-        return cast(Loop, numba.njit(cache=True, **options)(loop))
+        kept = _with_numba(loop, _EXACT, cache=True)
     except RuntimeError:
         # There is no folder in which compiled code could be kept.
-        return cast(Loop, numba.njit(**options)(loop))
+        return _with_numba(loop, _EXACT)
+    usable = [kept]
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return usable[0](*arguments)
+        except OSError:
+            # It could not be kept after all, the disk is full; nothing was computed yet.
+            usable[0] = _with_numba(loop, _EXACT)
+            return usable[0](*arguments)
+
+    return cast(Loop, call)
+
+
+def _inner(loop: Loop) -> Loop:
+    """Compile a loop that is called by compiled ones only, and kept as a part of them."""
+    return _with_numba(loop, _EXACT)
+
+
+def _inner_sum(loop: Loop) -> Loop:
+    """Do what `_inner` does; sums may be taken in any order."""
+    return _with_numba(loop, _ANY_ORDER)
+
+
+def _with_numba(loop: Loop, liberties: set[str], *, cache: bool = False) -> Loop:
+    compiler = numba.njit(nogil=True, error_model="numpy", fastmath=liberties, cache=cache)
+    return cast(Loop, compiler(loop))
 
 
 @_compiled
@@ -74,7 +97,7 @@ def products(start: Float32s, trained: Float32s, total: Float32s) -> tuple[float
     return product, squares
 
 
-@_sums_up
+@_inner_sum
 def _products(start: Float32s, trained: Float32s, total: Float32s) -> tuple[np.float32, np.float32]:
     product = squares = np.float32(0)
     for i in range(start.size):
@@ -85,7 +108,7 @@ def _products(start: Float32s, trained: Float32s, total: Float32s) -> tuple[np.f
 
 
 @_compiled
-def look(
+def collect_update(
     start: Float32s, trained: Float32s, low: np.float32, high: np.float32, between: Float32s
 ) -> tuple[int, float, float, int]:
     """See `Kernels`."""
@@ -96,8 +119,7 @@ def look(
     for begin in range(0, start.size, _BLOCK):
         end = min(begin + _BLOCK, start.size)
         part = magnitudes[: end - begin]
-        _magnitudes(start[begin:end], trained[begin:end], part)
-        sums = _sums_below(part, low)
+        sums = _magnitudes_and_sums(start[begin:end], trained[begin:end], low, part)
         count += int(sums[0])
         below += float(sums[1])
         below_square += float(sums[2])
@@ -105,13 +127,23 @@ def look(
     return count, below, below_square, collected
 
 
-@_compiled
-def _magnitudes(start: Float32s, trained: Float32s, magnitudes: Float32s) -> None:
+@_inner_sum
+def _magnitudes_and_sums(
+    start: Float32s, trained: Float32s, low: np.float32, magnitudes: Float32s
+) -> tuple[np.float32, np.float32, np.float32]:
+    zero, one = np.float32(0), np.float32(1)
+    count = below = below_square = zero
     for i in range(start.size):
-        magnitudes[i] = abs(start[i] - trained[i])
+        magnitude = abs(start[i] - trained[i])
+        magnitudes[i] = magnitude
+        low_one = magnitude if magnitude < low else zero
+        count += one if magnitude < low else zero
+        below += low_one
+        below_square += low_one * low_one
+    return count, below, below_square
 
 
-@_compiled
+@_inner
 def _collect_flagged(
     magnitudes: Float32s,
     low: np.float32,
@@ -134,7 +166,7 @@ def _collect_flagged(
 
 
 @_compiled
-def collect(
+def collect_values(
     magnitudes: Float32s, low: np.float32, high: np.float32, between: Float32s
 ) -> tuple[int, float, float, int]:
     """See `Kernels`."""
@@ -151,7 +183,7 @@ def collect(
     return count, below, below_square, collected
 
 
-@_sums_up
+@_inner_sum
 def _sums_below(magnitudes: Float32s, low: np.float32) -> tuple[np.float32, np.float32, np.float32]:
     zero, one = np.float32(0), np.float32(1)
     count = below = below_square = zero
@@ -163,7 +195,7 @@ def _sums_below(magnitudes: Float32s, low: np.float32) -> tuple[np.float32, np.f
     return count, below, below_square
 
 
-@_sums_up
+@_compiled
 def sum_of_smallest(parted: Float32s, taken: int) -> tuple[float, float, int, int]:
     """See `Kernels`."""
     total = squares = 0.0
@@ -209,7 +241,7 @@ def choose_above(values: Float32s, threshold: np.float32, room: int, members: Bo
         room -= tie
 
 
-@_sums_up
+@_compiled
 def magnitude_on(change: Float32s, members: Bools, sent: Bools, factor: np.float32) -> float:
     """See `Kernels`."""
     magnitude = 0.0

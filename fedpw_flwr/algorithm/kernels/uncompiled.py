@@ -14,8 +14,8 @@ __all__ = [
     "add_update",
     "average",
     "choose_above",
-    "collect",
-    "look",
+    "collect_update",
+    "collect_values",
     "magnitude_on",
     "move",
     "products",
@@ -45,7 +45,7 @@ def products(start: Float32s, trained: Float32s, total: Float32s) -> tuple[float
     return product, squares
 
 
-def look(
+def collect_update(
     start: Float32s, trained: Float32s, low: np.float32, high: np.float32, between: Float32s
 ) -> tuple[int, float, float, int]:
     """See `Kernels`."""
@@ -53,13 +53,13 @@ def look(
     count = collected = 0
     for block in _blocks(len(start)):
         magnitudes = np.abs(start[block] - trained[block])
-        found = collect(magnitudes, low, high, between[collected:])
+        found = collect_values(magnitudes, low, high, between[collected:])
         count, total, squares = count + found[0], total + found[1], squares + found[2]
         collected += found[3]
     return count, total, squares, collected
 
 
-def collect(
+def collect_values(
     magnitudes: Float32s, low: np.float32, high: np.float32, between: Float32s
 ) -> tuple[int, float, float, int]:
     """See `Kernels`."""
@@ -85,10 +85,12 @@ def collect(
 
 def sum_of_smallest(parted: Float32s, taken: int) -> tuple[float, float, int, int]:
     """See `Kernels`."""
-    chosen, threshold = torch.from_numpy(parted[:taken]).double(), parted[taken - 1]
+    chosen, threshold = parted[:taken], parted[taken - 1]
     ties = int(np.count_nonzero(parted[:taken] == threshold))
     further = int(np.count_nonzero(parted[taken:] == threshold))
-    return float(chosen.sum()), float(chosen.square().sum()), ties, further
+    # By NumPy: PyTorch shares out long sums to threads, and the last bit would depend on them.
+    total = float(chosen.sum(dtype=np.float64))
+    return total, float(np.square(chosen, dtype=np.float64).sum()), ties, further
 
 
 def average(
