@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from flwr.server.strategy import FedAvg, FedOpt
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
+from fedpw_flwr.checkpoint.legacy_server import CheckpointedServer
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
@@ -42,7 +43,7 @@ from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.metrics import records_of_metrics
 from fedpw_flwr.wire.packing import UploadDtype
 
-__all__ = ["FedPW", "MissingLossError"]
+__all__ = ["CheckpointedServer", "FedPW", "MissingLossError"]
 
 logger = logging.getLogger("flwr")
 
@@ -208,6 +209,24 @@ class FedPW(FedAvg):
     @state.setter
     def state(self, state: WeightingState) -> None:
         self.rounds.state = state
+
+    def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return everything the method carries from round to round: JSON, and tensors by name."""
+        return self.rounds.saved_state()
+
+    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the method to what `saved_state` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is not such a state.
+        """
+        self.rounds.restore_state(state, tensors)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that a run must keep when it goes on from a checkpoint."""
+        return self.rounds.fingerprint()
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Log the settings, then as FedAvg.

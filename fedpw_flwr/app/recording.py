@@ -84,6 +84,10 @@ class RunRecorder:
         self._train_metrics: MetricRecord | None = None
         self._since: float | None = None
 
+    def go_on(self) -> None:
+        """Take the rounds that the folder has already as recorded."""
+        self._records = self._folder.read_rounds()
+
     def keep(self, train_metrics: MetricRecord | None) -> None:
         """Keep a round's training metrics until the round is recorded."""
         self._train_metrics = train_metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from pathlib import Path
 
@@ -10,7 +11,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpw_flwr.app.profiling import ProfiledStrategy, RoundProfiler
 from fedpw_flwr.app.recording import RecordedStrategy, RunRecorder, client_metrics
-from fedpw_flwr.experiment.configuration import ConfigurationError, resolved_yaml
+from fedpw_flwr.checkpoint import CheckpointStore
+from fedpw_flwr.checkpoint.rounds import run_rounds
+from fedpw_flwr.experiment.configuration import (
+    ConfigurationError,
+    resolved_yaml,
+    run_fingerprint,
+)
 from fedpw_flwr.experiment.experiment import experiment_of
 from fedpw_flwr.experiment.run_folder import RunFolder
 
@@ -28,7 +35,9 @@ def main(grid: Grid, context: Context) -> None:
     ConfigurationError
         If the configuration cannot be used, or the federation has another number of clients.
     RunFolderError
-        If the output folder already holds a run.
+        If the output folder already holds a run, or holds none to go on with.
+    CheckpointError
+        If the run cannot go on from what its folder holds, or a checkpoint cannot be written.
     """
     config_name = str(context.run_config["config-name"])
     overrides = str(context.run_config["overrides"])
@@ -36,19 +45,36 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder(_output_folder(str(context.run_config["output-folder"]), context.run_id))
     profiler = RoundProfiler() if experiment.runtime.profile else None
     recorder = RunRecorder(folder, experiment, profiler)
-    strategy = experiment.new_strategy(client_metrics)
+    carrier = strategy = experiment.new_strategy(client_metrics)
     if profiler is not None:
         strategy = ProfiledStrategy(strategy, profiler)
     strategy = RecordedStrategy(strategy, recorder)
+    resume = context.run_config.get("resume") is True
     _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
-    folder.start()
-    folder.write_config(resolved_yaml(experiment.configuration))
-    strategy.start(
-        grid=grid,
-        initial_arrays=ArrayRecord(experiment.new_model().state_dict()),
+
+    def begin(after: int | None) -> None:
+        if resume:
+            folder.go_on(after)
+        else:
+            folder.start()
+        recorder.go_on()
+        folder.write_config(resolved_yaml(experiment.configuration))
+        folder.write_command(config_name, overrides)
+
+    # What is drawn by chance on the server, the nodes of a round, is the same in every run.
+    random.seed(experiment.seed)
+    run_rounds(
+        strategy,
+        CheckpointStore(folder.checkpoints, every=experiment.runtime.checkpoint_every),
+        grid,
+        ArrayRecord(experiment.new_model().state_dict()),
         num_rounds=experiment.rounds,
         timeout=experiment.runtime.round_timeout,
         evaluate_fn=recorder.record_round,
+        resume=resume,
+        fingerprint={"configuration": run_fingerprint(experiment.configuration)},
+        carrier=carrier,
+        on_begin=begin,
     )
     recorder.finish()
     # Not at the top: matplotlib and SciPy would keep the first round waiting for a second.

@@ -19,9 +19,10 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from fedpw_flwr.client.numpy_client import can
+from fedpw_flwr.client.numpy_client import FedPWClient, can
 from fedpw_flwr.client.records import only_array_record, only_config_record
 from fedpw_flwr.client.stopwatch import phase
+from fedpw_flwr.wire.identity import IDENTITY_ACTION, identity_record
 from fedpw_flwr.wire.metrics import records_of_metrics
 
 __all__ = ["numpy_client_app"]
@@ -108,6 +109,12 @@ def numpy_client_app(
         properties = _client(client_fn, context, "get_properties").get_properties(config)
         content = RecordDict({"properties": ConfigRecord({**properties})})
         return Message(content, reply_to=message)
+
+    @app.query(IDENTITY_ACTION)
+    def identify(message: Message, context: Context) -> Message:
+        client = client_fn(context)
+        client_id = client.client_id if isinstance(client, FedPWClient) else None
+        return Message(identity_record(client_id), reply_to=message)
 
     return app
 

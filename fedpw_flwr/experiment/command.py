@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from rich.table import Table
 from fedpw_flwr.experiment.configuration import (
     ConfigurationError,
     absolute_folders,
+    changed_overrides,
     checked,
+    compose_configuration,
     config_folder,
     count_clients,
     join_overrides,
@@ -44,10 +47,10 @@ def main() -> None:
     failed: list[Path] = []
 
     def run(configuration: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
         if not _run(configuration):
-            folder = Path(HydraConfig.get().runtime.output_dir)
             failed.append(folder)
-            _remove_if_empty(folder)
+        _remove_if_empty(folder)
 
     hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run)()
     if failed:
@@ -59,7 +62,7 @@ def main() -> None:
 def _run(configuration: DictConfig) -> bool:
     """Launch the run that hydra composed, say how it ended, and return whether it completed."""
     console, errors = Console(), Console(stderr=True)
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    folder = _folder(configuration)
     try:
         outcome = _launch(configuration, folder)
     except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
@@ -79,19 +82,33 @@ def _run(configuration: DictConfig) -> bool:
     return True
 
 
+def _folder(configuration: DictConfig) -> RunFolder:
+    """Return the folder of the run to go on with, else the one that hydra made."""
+    hydra_config = HydraConfig.get()
+    resume = configuration.get("resume")
+    if resume is None:
+        return RunFolder(Path(hydra_config.runtime.output_dir))
+    return RunFolder((Path(hydra_config.runtime.cwd) / str(resume)).resolve())
+
+
 def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
     hydra_config = HydraConfig.get()
-    folder.check_unused()
-    _check_config_sources()
-    checked(configuration)
-    runtime = runtime_settings(configuration)
     launched_from = Path(hydra_config.runtime.cwd)
-    overrides = [
-        *hydra_config.overrides.task,
-        *absolute_folders(configuration, launched_from),
-    ]
-
-    config_name, joined = str(hydra_config.job.config_name), join_overrides(overrides)
+    config_name = str(hydra_config.job.config_name)
+    overrides = list(hydra_config.overrides.task)
+    resume = configuration.get("resume") is not None
+    _check_config_sources()
+    if resume:
+        config_name, saved = folder.read_command()
+        changes = [word for word in overrides if not word.startswith("resume=")]
+        overrides = changed_overrides(shlex.split(saved), changes)
+        configuration = compose_configuration(config_name, join_overrides(overrides))
+    else:
+        folder.check_unused()
+        checked(configuration)
+    runtime = runtime_settings(configuration)
+    overrides = changed_overrides(overrides, absolute_folders(configuration, launched_from))
+    joined = join_overrides(overrides)
 
     def check(prepared_file: Path) -> None:
         # Flower's processes start meanwhile; importing PyTorch and reading the data takes as long.
@@ -112,6 +129,7 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
             "config-name": config_name,
             "overrides": joined,
             "output-folder": str(folder.path),
+            "resume": resume,
         },
         ClientResources(
             num_clients=count_clients(configuration),

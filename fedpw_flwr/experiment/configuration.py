@@ -27,11 +27,13 @@ __all__ = [
     "ConfigurationError",
     "RuntimeSettings",
     "absolute_folders",
+    "changed_overrides",
     "compose_configuration",
     "config_folder",
     "count_clients",
     "join_overrides",
     "resolved_yaml",
+    "run_fingerprint",
     "runtime_settings",
     "with_absolute_folders",
 ]
@@ -69,6 +71,8 @@ class RuntimeSettings:
         Seconds to wait for the replies of one phase of a round.
     profile : bool
         Whether to record and draw where the time of every round went.
+    checkpoint_every : int
+        Rounds between two checkpoints; the last round always has one.
     """
 
     device: str = "auto"
@@ -78,6 +82,7 @@ class RuntimeSettings:
     connect_timeout: float = 120.0
     round_timeout: float = 3600.0
     profile: bool = False
+    checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -99,6 +104,10 @@ class RuntimeSettings:
                 f"runtime.total_cpus is {self.total_cpus}, but one client alone takes "
                 f"runtime.cpus_per_client={self.cpus_per_client}"
             )
+        if self.checkpoint_every < 1:
+            raise ConfigurationError(
+                f"runtime.checkpoint_every must be at least 1, got {self.checkpoint_every}"
+            )
         for name in ("connect_timeout", "round_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(
@@ -119,6 +128,7 @@ class _Schema:
     client: dict[str, Any]
     strategy: dict[str, Any]
     runtime: RuntimeSettings
+    resume: str | None = None
 
 
 def config_folder() -> Path:
@@ -223,6 +233,27 @@ def runtime_settings(configuration: DictConfig) -> RuntimeSettings:
 def resolved_yaml(configuration: DictConfig) -> str:
     """Return the configuration as YAML with every interpolation resolved."""
     return OmegaConf.to_yaml(configuration, resolve=True, sort_keys=False)
+
+
+def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
+    """Return what of the configuration a run must keep when it goes on: all that changes results.
+
+    It may go on elsewhere, with other resources, and for more rounds.
+    """
+    nested = OmegaConf.to_container(configuration, resolve=True)
+    assert isinstance(nested, dict)
+    left_out = ("runtime", "rounds", "resume")
+    return {str(key): value for key, value in nested.items() if key not in left_out}
+
+
+def changed_overrides(saved: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """Return overrides in which each change replaces what was said about its key before."""
+    keys = {_key(change) for change in changes}
+    return [*(word for word in saved if _key(word) not in keys), *changes]
+
+
+def _key(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")
 
 
 def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:

@@ -147,7 +147,7 @@ class RunOutcome:
 
 
 def launch(
-    run_config: Mapping[str, str],
+    run_config: Mapping[str, str | bool],
     resources: ClientResources,
     *,
     output_folder: Path,
@@ -161,7 +161,7 @@ def launch(
 
     Parameters
     ----------
-    run_config : Mapping[str, str]
+    run_config : Mapping[str, str | bool]
         Values for Flower's run config, any text.
     resources : ClientResources
         Number of clients and what each may use.
@@ -259,7 +259,7 @@ class _Run:
             self._log.flush()
 
     def follow(
-        self, run_config: Mapping[str, str], federation: str, display: RunProgress
+        self, run_config: Mapping[str, str | bool], federation: str, display: RunProgress
     ) -> tuple[str, str, str]:
         """Submit the run, wait for its end, return status, details and error."""
         self._submit(run_config, federation)
@@ -288,7 +288,7 @@ class _Run:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._flwr("stop", self._run_id, CONNECTION, timeout=10.0)
 
-    def _submit(self, run_config: Mapping[str, str], federation: str) -> None:
+    def _submit(self, run_config: Mapping[str, str | bool], federation: str) -> None:
         # A TOML file, because Flower's parser for the command line stumbles over quotes.
         settings = self._superlink.scratch / "run-config.toml"
         settings.write_text(tomli_w.dumps(dict(run_config)), encoding="utf-8")

@@ -9,6 +9,8 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``summary.json``           the figures a table of runs needs
 ``model.safetensors``      the global model after the last round
 ``model_best.safetensors`` the global model of the round with the highest worst-domain accuracy
+``command.json``           what the run was composed from, for ``fedpw resume=``
+``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
 =========================  ====================================================================
 
 ``metrics.jsonl`` only grows, a whole line at a time. Every other file is written beside its final
@@ -40,6 +42,8 @@ ModelFile = Literal["model.safetensors", "model_best.safetensors"]
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.yaml"
+COMMAND_FILE = "command.json"
+CHECKPOINTS_FOLDER = "checkpoints"
 
 
 class RunFolderError(RuntimeError):
@@ -70,6 +74,11 @@ class RunFolder:
     def config_file(self) -> Path:
         """Where the resolved configuration is."""
         return self.path / CONFIG_FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / CHECKPOINTS_FOLDER
 
     def check_unused(self) -> None:
         """Refuse a folder that cannot take a new run; changes nothing.
@@ -109,6 +118,53 @@ class RunFolder:
                 f"cannot write to the output folder {self.path} ({error.strerror}): choose another"
             ) from error
 
+    def go_on(self, after: int | None) -> None:
+        """Make the folder a run's again that goes on; rounds after its checkpoint are run again.
+
+        Parameters
+        ----------
+        after : int | None
+            The round of the checkpoint; None where there was none, and all is run again.
+
+        Raises
+        ------
+        RunFolderError
+            If the folder holds no run, or not all the rounds up to the checkpoint's.
+        """
+        kept = [
+            record for record in self.read_rounds() if after is not None and record.round <= after
+        ]
+        if [record.round for record in kept] != list(range(0 if after is None else after + 1)):
+            raise RunFolderError(
+                f"{self.metrics_file} lacks rounds before {after}, the checkpoint's: restore the "
+                "file, or begin anew"
+            )
+        lines = (_line(record) for record in kept)
+        self._write_text(METRICS_FILE, "".join(lines))
+
+    def write_command(self, config_name: str, overrides: str) -> None:
+        """Write ``command.json``: the name of the config, and the overrides in one line."""
+        command = {"config-name": config_name, "overrides": overrides}
+        text = json.dumps(command, ensure_ascii=False, indent=2)
+        self._write_text(COMMAND_FILE, text + "\n")
+
+    def read_command(self) -> tuple[str, str]:
+        """Read ``command.json``: the name of the config, and the overrides in one line.
+
+        Raises
+        ------
+        RunFolderError
+            If it is missing (the run never began) or cannot be read.
+        """
+        content = self._read(COMMAND_FILE)
+        try:
+            command = json.loads(content)
+            return str(command["config-name"]), str(command["overrides"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"{self.path / COMMAND_FILE} is not what a run was composed from ({_reason(error)})"
+            ) from error
+
     def append_round(self, record: RoundRecord) -> None:
         """Add one round to ``metrics.jsonl``; on return the line is on disk.
 
@@ -122,7 +178,7 @@ class RunFolder:
         RunFolderError
             If the run was not started in this folder.
         """
-        line = json.dumps(record.to_json(), allow_nan=False, ensure_ascii=False) + "\n"
+        line = _line(record)
         try:
             stream = self.metrics_file.open("r+b")
         except FileNotFoundError as error:
@@ -292,6 +348,10 @@ class RunFolder:
     def _write_text(self, name: str, text: str) -> None:
         with atomic_file(self.path / name) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _line(record: RoundRecord) -> str:
+    return json.dumps(record.to_json(), allow_nan=False, ensure_ascii=False) + "\n"
 
 
 @contextmanager

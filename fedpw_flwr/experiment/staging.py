@@ -120,7 +120,12 @@ def _pyproject() -> str:
                             "serverapp": "fedpw_flwr.app.server_app:app",
                             "clientapp": "fedpw_flwr.app.deferred_client_app:app",
                         },
-                        "config": {"config-name": "config", "overrides": "", "output-folder": ""},
+                        "config": {
+                            "config-name": "config",
+                            "overrides": "",
+                            "output-folder": "",
+                            "resume": False,
+                        },
                     }
                 }
             },

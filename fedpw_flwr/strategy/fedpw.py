@@ -7,20 +7,25 @@ back, hands the usable replies to the server step, and turns the result into Flo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Result
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
+from fedpw_flwr.checkpoint import CheckpointStore
+from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
 from fedpw_flwr.strategy.quarantine import answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import alike_metrics, round_metrics
+from fedpw_flwr.strategy.roll_call import OrderedGrid, RollCall
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
@@ -77,6 +82,13 @@ class FedPW(FedAvg):
         How clients send adjusted updates: as arrays, or as bit masks with the kept values.
     upload_dtype : "float32" | "float16" | "bfloat16" (default: "float32")
         Type of packed values.
+    checkpoint_dir : str | Path | None (default: None)
+        Folder for checkpoints: model, state of the method, metrics and random state. None: none.
+    checkpoint_every : int (default: 1)
+        Rounds between two checkpoints.
+    resume : bool (default: False)
+        Whether `start` goes on after the newest intact checkpoint in `checkpoint_dir`, and begins
+        where there is none yet. False refuses a folder that holds checkpoints.
 
     Raises
     ------
@@ -115,6 +127,9 @@ class FedPW(FedAvg):
         adjustment: Adjustment = "server",
         upload: Upload = "dense",
         upload_dtype: UploadDtype = "float32",
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_every: int = 1,
+        resume: bool = False,
     ) -> None:
         settings = FedPWSettings(
             avg_drop_rate=avg_drop_rate,
@@ -132,6 +147,13 @@ class FedPW(FedAvg):
             upload=upload,
             upload_dtype=upload_dtype,
         )
+        self.checkpoints: CheckpointStore | None = None
+        if checkpoint_dir is not None:
+            self.checkpoints = CheckpointStore(checkpoint_dir, every=checkpoint_every)
+        elif resume:
+            raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
+        self.resume = resume
+        self._roll_call = RollCall()
         self._asked_to_train: tuple[Message, ...] = ()
         self._asked_to_evaluate: tuple[Message, ...] | None = None
         super().__init__(
@@ -185,6 +207,54 @@ class FedPW(FedAvg):
     def state(self, state: WeightingState) -> None:
         self.rounds.state = state
 
+    def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return everything the method carries from round to round: JSON, and tensors by name."""
+        return self.rounds.saved_state()
+
+    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the method to what `saved_state` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is not such a state.
+        """
+        self.rounds.restore_state(state, tensors)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that a run must keep when it goes on from a checkpoint."""
+        return self.rounds.fingerprint()
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds as FedAvg does, with checkpoints where `checkpoint_dir` was given.
+
+        Returns
+        -------
+        Result
+            The last model, and the metrics of all rounds, also those before a resume.
+
+        Raises
+        ------
+        CheckpointError
+            If a checkpoint cannot be written, read, or gone on from; see `resume`.
+        """
+        arguments = (
+            *(grid, initial_arrays, num_rounds, timeout),
+            *(train_config, evaluate_config, evaluate_fn),
+        )
+        if self.checkpoints is None:
+            return super().start(*arguments)
+        return run_rounds(self, self.checkpoints, *arguments, resume=self.resume)
+
     def summary(self) -> None:
         """Log the method's settings and those of FedAvg.
 
@@ -215,8 +285,10 @@ class FedPW(FedAvg):
         if self.rounds.upload == "packed":
             refuse_clipping_of_packed(config)
         arrays = self.rounds.checked_model(server_round, arrays)
-        messages = list(super().configure_train(server_round, arrays, config, grid))
+        ordered = self._ordered(grid, self.fraction_train)
+        messages = list(super().configure_train(server_round, arrays, config, ordered))
         nodes = [message.metadata.dst_node_id for message in messages]
+        self.rounds.introduce(self._roll_call.take(grid, self.rounds.strangers(nodes)))
         entries = self.rounds.begin(arrays, nodes)
         for message, node in zip(messages, nodes, strict=True):
             if entries[node]:
@@ -274,7 +346,8 @@ class FedPW(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes for evaluation, as FedAvg; remember whom."""
-        messages = tuple(super().configure_evaluate(server_round, arrays, config, grid))
+        ordered = self._ordered(grid, self.fraction_evaluate)
+        messages = tuple(super().configure_evaluate(server_round, arrays, config, ordered))
         self._asked_to_evaluate = messages
         return messages
 
@@ -305,6 +378,10 @@ class FedPW(FedAvg):
             metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
         metrics.update(round_metrics(None, [], bad))
         return metrics
+
+    def _ordered(self, grid: Grid, fraction: float) -> Grid:
+        """List the nodes in an order that another run repeats, where some are drawn by chance."""
+        return OrderedGrid(grid, self._roll_call) if 0.0 < fraction < 1.0 else grid
 
 
 def _with_entries(content: RecordDict, config_key: str, entries: Mapping[str, bytes]) -> RecordDict:

@@ -7,9 +7,9 @@ the strategies only sample clients, and turn Flower's arguments into records and
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from flwr.app import ArrayRecord
@@ -24,7 +24,8 @@ from fedpw_flwr.algorithm import (
     server_step,
 )
 from fedpw_flwr.algorithm.adjustment import requested_rates
-from fedpw_flwr.algorithm.kernels import can_compile
+from fedpw_flwr.algorithm.client_step import Consensus
+from fedpw_flwr.algorithm.kernels import why_not_compiled
 from fedpw_flwr.device import available_device
 from fedpw_flwr.strategy.quarantine import (
     Answer,
@@ -145,6 +146,7 @@ class ServerRounds:
         self._dtypes: dict[str, torch.dtype] = {}
         self._asked: dict[int, AdjustmentRequest | None] = {}
         self._owners: dict[int, int] = {}
+        self._introduced: dict[int, int] = {}
 
     @property
     def state(self) -> WeightingState:
@@ -160,6 +162,69 @@ class ServerRounds:
     def asked_nodes(self) -> frozenset[int]:
         """Ids of the nodes that were asked to train in this round."""
         return frozenset(self._asked)
+
+    def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """Return everything that is carried from round to round: JSON, and tensors by name."""
+        adjustment, trainable = self.adjustment_state, self.settings.trainable
+        consensus = adjustment.consensus
+        state = {
+            "weighting": self.state.to_dict(),
+            "losses": {str(client): loss for client, loss in adjustment.losses.items()},
+            "consensus": None
+            if consensus is None
+            else {"round": consensus.round, "factors": dict(consensus.factors)},
+            "trainable": None if trainable is None else list(trainable),
+            "dtypes": {name: str(dtype) for name, dtype in self._dtypes.items()},
+            "owners": {str(client): node for client, node in self._owners.items()},
+        }
+        members = {} if consensus is None else consensus.members
+        return state, {f"consensus/{name}": tensor for name, tensor in members.items()}
+
+    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set everything that is carried from round to round to what `saved_state` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is not such a state.
+        """
+        try:
+            weighting = WeightingState.from_dict(state["weighting"])
+            saved = state["consensus"]
+            consensus = None
+            if saved is not None:
+                factors = {name: float(factor) for name, factor in saved["factors"].items()}
+                members = {name: tensors[f"consensus/{name}"] for name in factors}
+                consensus = Consensus(int(saved["round"]), members, factors)
+            adjustment = AdjustmentState(
+                losses={int(client): float(loss) for client, loss in state["losses"].items()},
+                consensus=consensus,
+            )
+            trainable = state["trainable"]
+            dtypes = {name: _dtype(text) for name, text in state["dtypes"].items()}
+            owners = {int(client): int(node) for client, node in state["owners"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a saved state of FedPW: {error!r}") from error
+        self._state = weighting
+        self.adjustment_state = adjustment
+        self.settings = replace(
+            self.settings, trainable=None if trainable is None else tuple(trainable)
+        )
+        self._dtypes = dtypes
+        self._owners = owners
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that a run must keep when it goes on."""
+        settings = asdict(self.settings)
+        # The clients may have told it; it is part of the state.
+        del settings["trainable"]
+        return {
+            **settings,
+            "train_loss_key": self.train_loss_key,
+            "adjustment": self.adjustment,
+            "upload": self.upload,
+            "upload_dtype": self.upload_dtype,
+        }
 
     def log_settings(self) -> None:
         """Log the method's settings."""
@@ -221,6 +286,20 @@ class ServerRounds:
                 raise ValueError(f"the global model of round {server_round}: {error}") from error
         return arrays
 
+    def strangers(self, nodes: Sequence[int]) -> list[int]:
+        """Return those of the nodes of which it would matter, and is not known, who they are."""
+        if not self.on_clients or self.state.rounds == 0:
+            return []
+        known = {*self._owners.values(), *self._introduced}
+        return [node for node in nodes if node not in known]
+
+    def introduce(self, clients: Mapping[int, int]) -> None:
+        """Take note of which client says it is at a node: it is asked for what suits that client.
+
+        What a node only says counts for no more than that, until it replies with an update.
+        """
+        self._introduced.update(clients)
+
     def begin(self, arrays: ArrayRecord, nodes: Sequence[int]) -> dict[int, dict[str, bytes]]:
         """Begin a round: say what the nodes are to be asked beside training the model.
 
@@ -243,7 +322,8 @@ class ServerRounds:
         rates = [0.0] * len(nodes)
         if self.state.rounds > 0:
             # In the order of identity: the last bit of a mean depends on the order of its terms.
-            client_of = {node: client for client, node in self._owners.items()}
+            owners = {node: client for client, node in self._owners.items()}
+            client_of = {**self._introduced, **owners}
             nodes = sorted(nodes, key=lambda node: client_of.get(node, node))
             losses = self.adjustment_state.losses
             rates = requested_rates(
@@ -508,6 +588,13 @@ def _without_uncounted(
     ]
 
 
+def _dtype(text: str) -> torch.dtype:
+    dtype = getattr(torch, text.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"not a saved state of FedPW: {text!r} is no dtype")
+    return dtype
+
+
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         allowed = " or ".join(repr(choice) for choice in choices)
@@ -518,6 +605,7 @@ def _loops_on(device: torch.device | str) -> str:
     """Say which loops compute the server step."""
     if torch.device(device).type != "cpu":
         return ""
-    if can_compile():
-        return ", loops of large models compiled by Numba"
-    return "; with numba installed it is faster for large models"
+    reason = why_not_compiled()
+    if reason:
+        return f"; slower than it could be for large models: {reason}"
+    return ", loops of large models compiled by Numba"

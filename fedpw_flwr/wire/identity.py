@@ -2,7 +2,44 @@
 
 from __future__ import annotations
 
-__all__ = ["IDENTITY_KEY", "IDENTITY_RECORD"]
+from flwr.app import ConfigRecord, RecordDict
+
+__all__ = [
+    "IDENTITY_ACTION",
+    "IDENTITY_KEY",
+    "IDENTITY_QUERY",
+    "IDENTITY_RECORD",
+    "identity_of",
+    "identity_record",
+]
 
 IDENTITY_RECORD, IDENTITY_KEY = "identity", "client-id"
 """ConfigRecord of a reply, and its entry, by which a client names itself for good: an integer."""
+
+IDENTITY_ACTION = "fedpw_identity"
+IDENTITY_QUERY = f"query.{IDENTITY_ACTION}"
+"""Type of the message by which the server asks a node which client it is."""
+
+
+def identity_record(client_id: int | None) -> RecordDict:
+    """Return the records by which a client names itself; none where it has no name."""
+    if client_id is None:
+        return RecordDict()
+    return RecordDict({IDENTITY_RECORD: ConfigRecord({IDENTITY_KEY: client_id})})
+
+
+def identity_of(content: RecordDict) -> int | None:
+    """Return the identity that records state, None where they state none.
+
+    Raises
+    ------
+    ValueError
+        If what they state is no identity.
+    """
+    record = content.config_records.get(IDENTITY_RECORD)
+    if record is None or IDENTITY_KEY not in record:
+        return None
+    identity = record[IDENTITY_KEY]
+    if isinstance(identity, bool) or not isinstance(identity, int) or identity < 0:
+        raise ValueError(f"its {IDENTITY_KEY!r} is {identity!r}, not a non-negative integer")
+    return identity

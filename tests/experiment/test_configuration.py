@@ -10,11 +10,13 @@ from omegaconf import OmegaConf
 from fedpw_flwr.experiment.configuration import (
     ConfigurationError,
     absolute_folders,
+    changed_overrides,
     compose_configuration,
     config_folder,
     count_clients,
     join_overrides,
     resolved_yaml,
+    run_fingerprint,
     runtime_settings,
     with_absolute_folders,
 )
@@ -128,3 +130,19 @@ def test_configuration_lies_beside_the_package_or_inside_it() -> None:
     assert {path.name for path in config_folder().iterdir() if path.is_dir()} >= {
         "dataset", "model", "partition", "strategy", "client", "runtime", "experiment",
     }  # fmt: skip
+
+
+def test_changed_overrides_replace_what_was_said_before() -> None:
+    saved = ["strategy=fedavg", "+new.key=1", "rounds=3", "client.epochs=2"]
+    assert changed_overrides(saved, ["rounds=9", "new.key=2"]) == [
+        "strategy=fedavg",
+        "client.epochs=2",
+        "rounds=9",
+        "new.key=2",
+    ]
+
+
+def test_the_fingerprint_of_a_run_is_what_changes_its_results() -> None:
+    one = run_fingerprint(compose_configuration("config", "rounds=3 runtime.total_cpus=1"))
+    assert one == run_fingerprint(compose_configuration("config", ""))
+    assert one != run_fingerprint(compose_configuration("config", "client.epochs=9"))

@@ -377,3 +377,34 @@ def test_a_model_whose_test_loss_is_not_finite_is_never_the_best() -> None:
     sound = initial({"scans": 0.1, "fonts": 0.1})
     broken = replace(ROUND, loss={"scans": math.nan, "fonts": 1.0})
     assert best_round([sound, broken]) is sound
+
+
+def test_a_run_that_goes_on_keeps_the_rounds_up_to_its_checkpoint(folder: RunFolder) -> None:
+    rounds = [initial(), *(replace(ROUND, round=number) for number in (1, 2, 3))]
+    for record in rounds:
+        folder.append_round(record)
+    with folder.metrics_file.open("ab") as stream:
+        stream.write(b'{"round": 4')
+    folder.go_on(2)
+    assert folder.read_rounds() == rounds[:3]
+    folder.append_round(replace(ROUND, round=3, failed=0))
+    assert [record.round for record in folder.read_rounds()] == [0, 1, 2, 3]
+    with pytest.raises(RunFolderError, match="lacks rounds before 7"):
+        folder.go_on(7)
+    folder.go_on(None)
+    assert folder.read_rounds() == []
+
+
+def test_only_a_run_can_go_on(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"is not a run's folder"):
+        RunFolder(tmp_path).go_on(0)
+
+
+def test_a_run_remembers_what_it_was_composed_from(folder: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match=r"command.json is missing"):
+        folder.read_command()
+    folder.write_command("config", "seed=1 'dataset.folder=/my data'")
+    assert folder.read_command() == ("config", "seed=1 'dataset.folder=/my data'")
+    (folder.path / "command.json").write_text("[]")
+    with pytest.raises(RunFolderError, match="is not what a run was composed from"):
+        folder.read_command()

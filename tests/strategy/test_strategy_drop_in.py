@@ -61,6 +61,9 @@ def test_its_arguments_begin_with_fedavgs_in_name_order_and_default() -> None:
         "adjustment": "server",
         "upload": "dense",
         "upload_dtype": "float32",
+        "checkpoint_dir": None,
+        "checkpoint_every": 1,
+        "resume": False,
     }
 
 
@@ -327,7 +330,10 @@ def test_replies_may_come_from_a_generator(grid: ClientsGrid) -> None:
 
 @pytest.mark.parametrize(
     ("compiled", "said"),
-    [(True, "cpu, loops of large models compiled"), (False, "cpu; with numba installed")],
+    [
+        (True, "cpu, loops of large models compiled"),
+        (False, "cpu; slower than it could be for large models: numba"),
+    ],
 )
 def test_the_log_says_which_loops_compute(
     compiled: bool,

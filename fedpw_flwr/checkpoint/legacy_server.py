@@ -1,0 +1,179 @@
+"""Flower's legacy server, with a checkpoint after every round and a first round of one's choice."""
+
+from __future__ import annotations
+
+import logging
+import timeit
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord
+from flwr.common import Parameters
+from flwr.server import ClientManager, History, Server
+from flwr.server.strategy import Strategy
+
+from fedpw_flwr.checkpoint.random_state import restore_random_state, saved_random_state
+from fedpw_flwr.checkpoint.rounds import check_same, model_fingerprint, newest_checkpoint
+from fedpw_flwr.checkpoint.store import Checkpoint, CheckpointError, CheckpointStore
+from fedpw_flwr.checkpoint.strategy_state import (
+    restore_strategy,
+    strategy_fingerprint,
+    strategy_state,
+)
+from fedpw_flwr.wire.arrays import ArrayTensors, array_of_npy, encode_arrays
+
+__all__ = ["CheckpointedServer"]
+
+logger = logging.getLogger("flwr")
+
+_LOSSES = ("losses_distributed", "losses_centralized")
+_METRICS = ("metrics_distributed_fit", "metrics_distributed", "metrics_centralized")
+
+
+class CheckpointedServer(Server):
+    """A `flwr.server.Server` that saves every round and can go on where another one stopped.
+
+    Give it to ``ServerAppComponents(server=...)``; its strategy is asked for the same things in the
+    same order as by Flower's.
+
+    Parameters
+    ----------
+    client_manager : ClientManager
+        As in Flower's Server, for example ``SimpleClientManager()``.
+    strategy : Strategy
+        As in Flower's Server, for example `fedpw_flwr.legacy.FedPW`.
+    checkpoint_dir : str | Path
+        Folder for checkpoints: model, state of the strategy, history and random state.
+    checkpoint_every : int (default: 1)
+        Rounds between two checkpoints.
+    resume : bool (default: False)
+        Go on after the newest intact checkpoint, and begin where there is none yet. False refuses a
+        folder that holds checkpoints.
+
+    Examples
+    --------
+    >>> from flwr.server import SimpleClientManager
+    >>> from fedpw_flwr.legacy import CheckpointedServer, FedPW
+    >>> server = CheckpointedServer(
+    ...     client_manager=SimpleClientManager(), strategy=FedPW(), checkpoint_dir="checkpoints"
+    ... )
+    """
+
+    def __init__(
+        self,
+        *,
+        client_manager: ClientManager,
+        strategy: Strategy,
+        checkpoint_dir: str | Path,
+        checkpoint_every: int = 1,
+        resume: bool = False,
+    ) -> None:
+        super().__init__(client_manager=client_manager, strategy=strategy)
+        self.checkpoints = CheckpointStore(checkpoint_dir, every=checkpoint_every)
+        self.resume = resume
+
+    def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        """Run the rounds that are left.
+
+        Returns
+        -------
+        tuple[History, float]
+            Losses and metrics of all rounds, also those before a resume, and the seconds it took.
+
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints already and `resume` is False, if all are damaged, if the
+            newest is that of another model or method, or if one cannot be written.
+        """
+        begun, history, first = timeit.default_timer(), History(), 1
+        newest = newest_checkpoint(self.checkpoints, self.resume)
+        self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
+        identity = {
+            **strategy_fingerprint(self.strategy),
+            "model": model_fingerprint(_arrays(self.parameters)),
+        }
+        if newest is None:
+            self._evaluate_centrally(0, history)
+            self._save(0, history, identity)
+        else:
+            check_same(newest, identity, self.checkpoints)
+            self._restore(newest, history)
+            first = newest.round + 1
+            logger.info("Going on after round %s of %s", newest.round, num_rounds)
+        for server_round in range(first, num_rounds + 1):
+            logger.info("")
+            logger.info("[ROUND %s]", server_round)
+            trained = self.fit_round(server_round=server_round, timeout=timeout)
+            if trained is not None:
+                parameters, metrics, _ = trained
+                if parameters:
+                    self.parameters = parameters
+                history.add_metrics_distributed_fit(server_round, metrics)
+            self._evaluate_centrally(server_round, history)
+            evaluated = self.evaluate_round(server_round=server_round, timeout=timeout)
+            if evaluated is not None and evaluated[0] is not None:
+                history.add_loss_distributed(server_round, evaluated[0])
+                history.add_metrics_distributed(server_round, evaluated[1])
+            if self.checkpoints.is_due(server_round, num_rounds):
+                self._save(server_round, history, identity)
+        return history, timeit.default_timer() - begun
+
+    def _evaluate_centrally(self, server_round: int, history: History) -> None:
+        evaluated = self.strategy.evaluate(server_round, parameters=self.parameters)
+        if evaluated is not None:
+            loss, metrics = evaluated
+            logger.info("round %s: loss %s, metrics %s", server_round, loss, metrics)
+            history.add_loss_centralized(server_round, loss)
+            history.add_metrics_centralized(server_round, metrics)
+
+    def _save(self, server_round: int, history: History, identity: dict[str, Any]) -> None:
+        state, tensors = strategy_state(self.strategy)
+        random_state, random_tensors = saved_random_state()
+        self.checkpoints.save(
+            Checkpoint(
+                round=server_round,
+                model=dict(ArrayTensors(_arrays(self.parameters))),
+                state={
+                    "strategy": state,
+                    "random": random_state,
+                    "history": {name: getattr(history, name) for name in (*_LOSSES, *_METRICS)},
+                },
+                tensors={**tensors, **random_tensors},
+                fingerprint=identity,
+            )
+        )
+
+    def _restore(self, checkpoint: Checkpoint, history: History) -> None:
+        """Put everything back as it was after the checkpoint's round."""
+        arrays, state = encode_arrays(checkpoint.model), checkpoint.state
+        self.parameters = Parameters(
+            tensors=[array.data for array in arrays.values()],
+            tensor_type=self.parameters.tensor_type,
+        )
+        try:
+            restore_strategy(self.strategy, state["strategy"], checkpoint.tensors, arrays)
+            restore_random_state(state["random"], dict(checkpoint.tensors))
+            for name in _LOSSES:
+                setattr(history, name, _pairs(state["history"][name]))
+            for name in _METRICS:
+                metrics = state["history"][name]
+                setattr(history, name, {key: _pairs(values) for key, values in metrics.items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"the checkpoint of round {checkpoint.round} holds another version's state "
+                f"({type(error).__name__}: {error}): go on with the version that wrote it"
+            ) from error
+
+
+def _arrays(parameters: Parameters) -> ArrayRecord:
+    return ArrayRecord(
+        {
+            str(place): array_of_npy(data, parameters.tensor_type)
+            for place, data in enumerate(parameters.tensors)
+        }
+    )
+
+
+def _pairs(values: list[list[Any]]) -> list[tuple[int, Any]]:
+    return [(int(server_round), value) for server_round, value in values]

@@ -1,0 +1,321 @@
+"""A folder of checkpoints, one folder a round, which are there whole or not at all.
+
+=====================  ==========================================================================
+``round-000012/``      the state after round 12, the newest being the one with the highest number
+``model.safetensors``  the global model
+``state.safetensors``  tensors of the state: consensus sets, moments, random state
+``state.json``         all the rest, and the sizes and SHA-256 of the other two
+=====================  ==========================================================================
+
+A checkpoint is written beside its place, flushed to disk and renamed. What is read is checked
+against its digests first; where the newest does not pass, the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "differences"]
+
+logger = logging.getLogger("flwr")
+
+FORMAT = 1
+MODEL_FILE = "model.safetensors"
+TENSORS_FILE = "state.safetensors"
+STATE_FILE = "state.json"
+
+_NAME = re.compile(r"round-(\d{6,})")
+_PARTIAL = ".partial"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, read or gone on from; the message says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a run needs to go on after a round.
+
+    Attributes
+    ----------
+    round : int
+        The round it was taken after; 0 is before the first.
+    model : Mapping[str, Tensor]
+        The global model's arrays, in their order, on the CPU.
+    state : Mapping[str, Any]
+        Everything else that JSON can hold. Floats may be infinite or NaN.
+    tensors : Mapping[str, Tensor]
+        What is better kept as tensors.
+    fingerprint : Mapping[str, Any]
+        What a run that goes on from it must have in common with the one that wrote it.
+    """
+
+    round: int
+    model: Mapping[str, Tensor]
+    state: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """A folder of checkpoints.
+
+    Parameters
+    ----------
+    folder : Path | str
+        The folder; made when the first checkpoint is written.
+    every : int (default: 1)
+        Rounds between two checkpoints. The last round of a run always has one.
+    keep : int (default: 3)
+        How many are kept; more than one, because a disk may damage the newest.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive.
+    """
+
+    def __init__(self, folder: Path | str, *, every: int = 1, keep: int = 3) -> None:
+        for name, number in (("every", every), ("keep", keep)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a positive integer, got {number!r}")
+        self.folder = Path(folder)
+        self.every = every
+        self.keep = keep
+
+    def is_due(self, server_round: int, last_round: int) -> bool:
+        """Say whether a checkpoint is to be taken after a round."""
+        return server_round % self.every == 0 or server_round == last_round
+
+    def rounds(self) -> list[int]:
+        """Return the rounds that have a checkpoint, intact or not, the newest first."""
+        found = (_NAME.fullmatch(path.name) for path in self._folders())
+        return sorted((int(name[1]) for name in found if name), reverse=True)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write a checkpoint, then remove those that are too old to be kept.
+
+        Returns
+        -------
+        Path
+            Its folder.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; what was there before still is.
+        """
+        place = self._place(checkpoint.round)
+        partial = place.with_name(f".{place.name}.{uuid4().hex[:8]}{_PARTIAL}")
+        try:
+            partial.mkdir(parents=True)
+            _save_tensors(checkpoint.model, partial / MODEL_FILE)
+            _save_tensors(checkpoint.tensors, partial / TENSORS_FILE)
+            _write_state(checkpoint, partial)
+            _flush(partial)
+            if place.exists():
+                shutil.rmtree(place)
+            partial.rename(place)
+            _flush(self.folder)
+        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint of round {checkpoint.round} cannot be written to {self.folder}: "
+                f"{error}"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._remove_old(checkpoint.round)
+        return place
+
+    def newest(self) -> Checkpoint | None:
+        """Read the newest checkpoint that is intact; None where there is none at all.
+
+        Raises
+        ------
+        CheckpointError
+            If there are checkpoints, and all are damaged.
+        """
+        damaged = []
+        for server_round in self.rounds():
+            try:
+                return self.load(server_round)
+            except CheckpointError as error:
+                logger.warning("%s; taking the one before it", error)
+                damaged.append(str(error))
+        if damaged:
+            raise CheckpointError(
+                f"no checkpoint in {self.folder} is intact: restore one from a backup, or begin "
+                f"anew in another folder. The newest: {damaged[0]}"
+            )
+        return None
+
+    def load(self, server_round: int) -> Checkpoint:
+        """Read the checkpoint of a round.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing, torn or not a checkpoint of this version.
+        """
+        place = self._place(server_round)
+        try:
+            content = _read_state(place)
+            for name, digest in content["files"].items():
+                _check_file(place / name, digest)
+            model = load_file(place / MODEL_FILE)
+            return Checkpoint(
+                round=content["round"],
+                model={name: model[name] for name in content["arrays"]},
+                state=_decoded(content["state"]),
+                tensors=load_file(place / TENSORS_FILE),
+                fingerprint=_decoded(content["fingerprint"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the checkpoint {place} is not intact ({type(error).__name__}: {error})"
+            ) from error
+
+    def _place(self, server_round: int) -> Path:
+        return self.folder / f"round-{server_round:06}"
+
+    def _folders(self) -> Iterator[Path]:
+        return self.folder.iterdir() if self.folder.is_dir() else iter(())
+
+    def _remove_old(self, newest: int) -> None:
+        """Remove what is too old, later rounds of a run that was gone back on, and torn writes."""
+        rounds = self.rounds()
+        kept = [number for number in rounds if number <= newest][: self.keep]
+        for number in set(rounds) - set(kept):
+            shutil.rmtree(self._place(number), ignore_errors=True)
+        for path in self._folders():
+            if path.name.startswith(".round-") and path.name.endswith(_PARTIAL):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+    """Name what differs between two fingerprints, as "beta: 0.3 in the checkpoint, 0.4 now"."""
+    found = []
+    for key in sorted({*saved, *now}):
+        name = f"{place}{key}"
+        one, other = saved.get(key), now.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differences(one, other, f"{name}.")
+        elif key not in saved:
+            found.append(f"{name}: not in the checkpoint, {other!r} now")
+        elif key not in now:
+            found.append(f"{name}: {one!r} in the checkpoint, not there now")
+        elif one != other:
+            found.append(f"{name}: {one!r} in the checkpoint, {other!r} now")
+    return found
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    # Copies where two names share memory, which safetensors refuses.
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        pointer = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if pointer in seen else own
+        seen.add(pointer)
+    save_file(apart, file)
+
+
+def _write_state(checkpoint: Checkpoint, folder: Path) -> None:
+    content = {
+        "format": FORMAT,
+        "round": checkpoint.round,
+        "arrays": list(checkpoint.model),
+        "files": {name: _digest(folder / name) for name in (MODEL_FILE, TENSORS_FILE)},
+        "fingerprint": _encoded(checkpoint.fingerprint),
+        "state": _encoded(checkpoint.state),
+    }
+    content["sha256"] = _sha256(content)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
+    (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    if content.get("format") != FORMAT:
+        raise ValueError(f"format {content.get('format')!r}, this version reads {FORMAT}")
+    stated = content.pop("sha256")
+    if stated != _sha256(content):
+        raise ValueError(f"{STATE_FILE} does not agree with its SHA-256")
+    return dict(content)
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _digest(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {
+            "bytes": file.stat().st_size,
+            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
+        }
+
+
+def _check_file(file: Path, stated: Mapping[str, Any]) -> None:
+    found = _digest(file)
+    if found != stated:
+        raise ValueError(
+            f"{file.name} has {found['bytes']} bytes, {stated['bytes']} were written"
+            if found["bytes"] != stated["bytes"]
+            else f"{file.name} does not agree with its SHA-256"
+        )
+
+
+def _flush(folder: Path) -> None:
+    """Bring a folder and the files in it to disk."""
+    for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+_NOT_FINITE, _BYTES = "not-finite", "bytes-hex"
+
+
+def _encoded(value: Any) -> Any:
+    """Write in a way that JSON knows what it does not; tuples become lists."""
+    if isinstance(value, bytes):
+        return {_BYTES: value.hex()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_NOT_FINITE: str(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _encoded(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encoded(entry) for entry in value]
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() == {_NOT_FINITE}:
+            return float(value[_NOT_FINITE])
+        if value.keys() == {_BYTES}:
+            return bytes.fromhex(value[_BYTES])
+        return {key: _decoded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in value]
+    return value

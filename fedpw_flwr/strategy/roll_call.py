@@ -1,0 +1,130 @@
+"""Who the nodes are: asked once, so that what is drawn by chance does not depend on node ids.
+
+Flower's node ids change from run to run. Sampling in their order, and what was remembered of a
+client under its identity, would not be the same in a run that is repeated or gone on with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedpw_flwr.wire.identity import IDENTITY_QUERY, identity_of
+
+__all__ = ["OrderedGrid", "RollCall"]
+
+logger = logging.getLogger("flwr")
+
+_TIMEOUT = 60.0
+"""Seconds to wait for an answer: nodes that were lost a moment ago never give one."""
+
+
+class RollCall:
+    """Knows which client is at which node, and asks those that it does not know."""
+
+    def __init__(self) -> None:
+        self._clients: dict[int, int | None] = {}
+
+    def take(self, grid: Grid, nodes: Iterable[int]) -> Mapping[int, int]:
+        """Ask the nodes that are new, once; return the identity of those that gave one.
+
+        Parameters
+        ----------
+        grid : Grid
+            The grid.
+        nodes : Iterable[int]
+            Ids of the nodes that are connected.
+
+        Returns
+        -------
+        Mapping[int, int]
+            Identity by node id.
+        """
+        nodes = list(nodes)
+        new = [node for node in nodes if node not in self._clients]
+        if new:
+            messages = [Message(RecordDict(), node, IDENTITY_QUERY) for node in new]
+            self._clients.update(dict.fromkeys(new))
+            for reply in grid.send_and_receive(messages, timeout=_TIMEOUT):
+                if reply.has_content():
+                    self._clients[reply.metadata.src_node_id] = _stated(reply.content)
+            silent = [node for node in new if self._clients[node] is None]
+            if silent:
+                logger.info(
+                    "%s of %s new nodes do not say which client they are: they are sampled and "
+                    "remembered by node id, which another run would not repeat",
+                    len(silent),
+                    len(new),
+                )
+        known = {node: self._clients[node] for node in nodes}
+        return {node: client for node, client in known.items() if client is not None}
+
+
+def _stated(content: RecordDict) -> int | None:
+    try:
+        return identity_of(content)
+    except ValueError:
+        # It will be said when the node's reply is set aside for it.
+        return None
+
+
+class OrderedGrid(Grid):
+    """A grid that lists its nodes in the order of the clients' identities.
+
+    Nodes that give none come last, in the order of node ids.
+
+    Parameters
+    ----------
+    grid : Grid
+        The real one.
+    roll_call : RollCall
+        Knows the clients.
+    """
+
+    def __init__(self, grid: Grid, roll_call: RollCall) -> None:
+        self._grid = grid
+        self._roll_call = roll_call
+
+    def get_node_ids(self) -> list[int]:
+        """List the connected nodes."""
+        nodes = sorted(self._grid.get_node_ids())
+        clients = self._roll_call.take(self._grid, nodes)
+        return sorted(nodes, key=lambda node: (node not in clients, clients.get(node, node)))
+
+    def set_run(self, run: Run) -> None:
+        """As the real one does."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """As the real one does."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """As the real one does."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """As the real one does."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """As the real one does."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """As the real one does."""
+        return self._grid.send_and_receive(messages, timeout=timeout)

@@ -1,0 +1,118 @@
+"""A run that is killed at ten random moments ends with the bits of one that never was."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from fedpw_flwr.experiment.process_guard import MARKER
+
+COMMAND = Path(sys.executable).with_name("fedpw")
+KILLS = 10
+RUN = (
+    "strategy=fedpw",
+    "dataset.domains=[scans,blurred]",
+    "model.width=2",
+    "client.epochs=1",
+    "partition.train_per_client=32",
+    "runtime.total_cpus=2",
+    "rounds=40",
+    "seed=7",
+)
+TIMINGS = ("seconds", "profile")
+
+
+def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "output.txt").open("ab") as output:
+        return subprocess.Popen(
+            [COMMAND, *words],
+            cwd=folder,
+            env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def kill_everything(command: subprocess.Popen[bytes]) -> int:
+    """Kill -9 the command and every process that descends from it, all at once."""
+    tree = psutil.Process(command.pid).children(recursive=True)
+    launches = set()
+    for process in tree:
+        with contextlib.suppress(psutil.Error):
+            launches.add(process.environ().get(MARKER))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARKER) in launches - {None}:
+                tree.append(process)
+    for process in [psutil.Process(command.pid), *tree]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    command.wait()
+    psutil.wait_procs(tree, timeout=20)
+    return len(tree)
+
+
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    """The rounds in metrics.jsonl, without what the clock said."""
+    rounds = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        rounds.append({key: value for key, value in record.items() if key not in TIMINGS})
+    return rounds
+
+
+def wait_for_round(folder: Path, number: int, command: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    metrics = folder / "metrics.jsonl"
+    while time.monotonic() < deadline and command.poll() is None:
+        if metrics.is_file() and metrics.read_bytes().count(b"\n") > number:
+            return
+        time.sleep(0.05)
+    pytest.fail(
+        f"round {number} did not come: {(folder.parent / 'output.txt').read_text()[-3000:]}"
+    )
+
+
+@pytest.mark.long
+def test_a_run_killed_at_ten_random_moments_ends_bit_identical(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(*RUN, f"hydra.run.dir={whole}", folder=tmp_path).wait(600) == 0
+
+    generator = random.Random(0)
+    words: tuple[str, ...] = (*RUN, f"hydra.run.dir={killed}")
+    reached = 0
+    for _ in range(KILLS):
+        command = start(*words, folder=tmp_path)
+        # Anywhere in the next three rounds: training, aggregating, evaluating, saving, starting.
+        wait_for_round(killed, reached, command)
+        time.sleep(generator.uniform(0.0, 1.5))
+        assert command.poll() is None, "the run was over before it could be killed"
+        assert kill_everything(command) >= 3
+        reached = max(0, len(rounds_of(killed)) - 1)
+        words = (f"resume={killed}",)
+    assert start(*words, folder=tmp_path).wait(600) == 0
+
+    expected, found = (
+        load_file(whole / "model.safetensors"),
+        load_file(killed / "model.safetensors"),
+    )
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert tensor.equal(found[name]), name
+    assert rounds_of(killed) == rounds_of(whole)
+    assert [record["round"] for record in rounds_of(killed)] == list(range(41))
+    best = "model_best.safetensors"
+    assert (killed / best).read_bytes() == (whole / best).read_bytes()
+    # No folder of hydra's is left behind by the commands that went on.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "output.txt", "whole"]
