@@ -15,7 +15,7 @@ REPOSITORY = Path(fedpw_flwr.__file__).resolve().parents[1]
 
 APP_ONLY = {
     *("datasets", "flwr_datasets", "hydra", "joblib", "matplotlib", "omegaconf", "psutil"),
-    *("ray", "safetensors", "scipy", "sklearn", "torchvision"),
+    *("ray", "scipy", "sklearn", "torchvision"),
 }
 
 

@@ -63,15 +63,24 @@ class DenseBlocks:
     """
 
     def __init__(self, trained: Tensor) -> None:
-        self._flat: Float32s = trained.numpy().reshape(-1)
+        array = trained.numpy()
+        in_memory = trained.is_contiguous() and array.flags.aligned
+        self._flat = array.reshape(-1) if in_memory else None
+        # In the order of the index; slow to read, but nothing of the size of the tensor is held.
+        self._any_order = array.flat
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:
         """Return w_k[begin:end]."""
-        return self._flat[begin:end]
+        if self._flat is not None:
+            return self._flat[begin:end]
+        room[:] = self._any_order[begin:end]
+        return room
 
     def sample(self) -> Float32s:
         """Return one entry in `SAMPLED`."""
-        return self._flat[::SAMPLED]
+        flat = self._any_order if self._flat is None else self._flat
+        sample: Float32s = flat[::SAMPLED]
+        return sample
 
 
 @dataclass(frozen=True)
@@ -192,9 +201,8 @@ def block_reader(
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Say whether a tensor can be read where it is: float32 on the CPU, in the order of C."""
-    plain = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
-    return plain and tensor.data_ptr() % tensor.element_size() == 0
+    """Say whether a tensor can be read in blocks: float32 on the CPU."""
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 
 def parts(entries: int, together: int = PART) -> Iterator[slice]:

@@ -87,6 +87,8 @@ class RunRecorder:
     def go_on(self) -> None:
         """Take the rounds that the folder has already as recorded."""
         self._records = self._folder.read_rounds()
+        if self._records:
+            self._since = time.monotonic()
 
     def keep(self, train_metrics: MetricRecord | None) -> None:
         """Keep a round's training metrics until the round is recorded."""

@@ -50,13 +50,15 @@ def main(grid: Grid, context: Context) -> None:
         strategy = ProfiledStrategy(strategy, profiler)
     strategy = RecordedStrategy(strategy, recorder)
     resume = context.run_config.get("resume") is True
+    if not resume:
+        folder.check_unused()
     _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
 
     def begin(after: int | None) -> None:
         if resume:
             folder.go_on(after)
         else:
-            folder.start()
+            folder.start(config_name, overrides)
         recorder.go_on()
         folder.write_config(resolved_yaml(experiment.configuration))
         folder.write_command(config_name, overrides)

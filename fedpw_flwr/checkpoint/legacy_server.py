@@ -13,7 +13,12 @@ from flwr.server import ClientManager, History, Server
 from flwr.server.strategy import Strategy
 
 from fedpw_flwr.checkpoint.random_state import restore_random_state, saved_random_state
-from fedpw_flwr.checkpoint.rounds import check_same, model_fingerprint, newest_checkpoint
+from fedpw_flwr.checkpoint.rounds import (
+    check_rounds,
+    check_same,
+    model_fingerprint,
+    newest_checkpoint,
+)
 from fedpw_flwr.checkpoint.store import Checkpoint, CheckpointError, CheckpointStore
 from fedpw_flwr.checkpoint.strategy_state import (
     restore_strategy,
@@ -32,6 +37,9 @@ _METRICS = ("metrics_distributed_fit", "metrics_distributed", "metrics_centraliz
 
 class CheckpointedServer(Server):
     """A `flwr.server.Server` that saves every round and can go on where another one stopped.
+
+    Flower's client manager draws from the clients in the order in which they came, so a run that
+    trains only some of them in a round is gone on with, but not bit by bit.
 
     Give it to ``ServerAppComponents(server=...)``; its strategy is asked for the same things in the
     same order as by Flower's.
@@ -98,6 +106,7 @@ class CheckpointedServer(Server):
             self._save(0, history, identity)
         else:
             check_same(newest, identity, self.checkpoints)
+            check_rounds(newest, num_rounds)
             self._restore(newest, history)
             first = newest.round + 1
             logger.info("Going on after round %s of %s", newest.round, num_rounds)
@@ -159,7 +168,7 @@ class CheckpointedServer(Server):
             for name in _METRICS:
                 metrics = state["history"][name]
                 setattr(history, name, {key: _pairs(values) for key, values in metrics.items()})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint of round {checkpoint.round} holds another version's state "
                 f"({type(error).__name__}: {error}): go on with the version that wrote it"

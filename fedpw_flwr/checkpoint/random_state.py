@@ -16,7 +16,8 @@ def saved_random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the state of all generators, as JSON and as tensors."""
     version, numbers, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    # Asking a GPU that is not in use would start it.
+    devices = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
     nested = {
         "python": [version, list(numbers), gauss],
         "numpy": [int(position), int(has_gauss), float(cached)],

@@ -23,7 +23,7 @@ from fedpw_flwr.checkpoint.strategy_state import (
 )
 from fedpw_flwr.wire.arrays import ArrayTensors, encode_arrays
 
-__all__ = ["check_same", "model_fingerprint", "newest_checkpoint", "run_rounds"]
+__all__ = ["check_rounds", "check_same", "model_fingerprint", "newest_checkpoint", "run_rounds"]
 
 logger = logging.getLogger("flwr")
 
@@ -53,8 +53,9 @@ def run_rounds(
     Parameters
     ----------
     strategy : Strategy
-        Any strategy. What it carries from round to round is saved where it is `Stateful` or one of
-        Flower's server optimizers; others should carry nothing.
+        A strategy that carries nothing from round to round, such as FedAvg, is `Stateful`, such as
+        FedPW, or is one of Flower's server optimizers (FedAdam, FedAdagrad, FedYogi, FedAvgM). What
+        others carry, and what stands inside a wrapper, is not saved: give that as `carrier`.
     checkpoints : CheckpointStore
         Where checkpoints are.
     grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
@@ -86,6 +87,7 @@ def run_rounds(
     identity = {
         **strategy_fingerprint(carrier),
         **(fingerprint or {}),
+        "train_config": dict(train_config),
         "model": model_fingerprint(initial_arrays),
     }
     newest = newest_checkpoint(checkpoints, resume)
@@ -115,6 +117,8 @@ def run_rounds(
 
     if newest is not None:
         check_same(newest, identity, checkpoints)
+        check_rounds(newest, num_rounds)
+        _restore(newest, carrier, result)
     if on_begin is not None:
         on_begin(None if newest is None else newest.round)
     if newest is None:
@@ -122,7 +126,6 @@ def run_rounds(
             _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
         save(0)
     else:
-        _restore(newest, carrier, result)
         first = newest.round + 1
         logger.info("\tGoing on after round %s of %s", newest.round, num_rounds)
 
@@ -190,6 +193,20 @@ def check_same(
         )
 
 
+def check_rounds(checkpoint: Checkpoint, num_rounds: int) -> None:
+    """Check that a run has not had more rounds than are asked for.
+
+    Raises
+    ------
+    CheckpointError
+        If it has.
+    """
+    if checkpoint.round > num_rounds:
+        raise CheckpointError(
+            f"the run has had {checkpoint.round} rounds already, and {num_rounds} are asked for"
+        )
+
+
 def _restore(checkpoint: Checkpoint, strategy: object, result: Result) -> None:
     """Put everything back as it was after the checkpoint's round."""
     result.arrays = encode_arrays(checkpoint.model)
@@ -201,7 +218,7 @@ def _restore(checkpoint: Checkpoint, strategy: object, result: Result) -> None:
             kept = getattr(result, name)
             for server_round, metrics in state["metrics"][name].items():
                 kept[int(server_round)] = MetricRecord(metrics)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint of round {checkpoint.round} holds another version's state "
             f"({type(error).__name__}: {error}): go on with the version that wrote it"
@@ -209,8 +226,11 @@ def _restore(checkpoint: Checkpoint, strategy: object, result: Result) -> None:
 
 
 def model_fingerprint(arrays: ArrayRecord) -> dict[str, str]:
-    """Return dtype and shape of every array, by name."""
-    return {name: f"{array.dtype} {list(array.shape)}" for name, array in arrays.items()}
+    """Return place, dtype and shape of every array, by name."""
+    return {
+        name: f"array {place}, {array.dtype} {list(array.shape)}"
+        for place, (name, array) in enumerate(arrays.items())
+    }
 
 
 def _keep(kept: dict[int, MetricRecord], server_round: int, metrics: MetricRecord | None) -> None:

@@ -43,6 +43,13 @@ _NAME = re.compile(r"round-(\d{6,})")
 _PARTIAL = ".partial"
 
 
+_DAMAGE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(RecursionError, RuntimeError, SafetensorError),
+)
+"""What reading a file that was damaged, or is something else, may raise."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read or gone on from; the message says what to do."""
 
@@ -94,7 +101,7 @@ class CheckpointStore:
         for name, number in (("every", every), ("keep", keep)):
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f"{name} must be a positive integer, got {number!r}")
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         self.every = every
         self.keep = keep
 
@@ -175,6 +182,8 @@ class CheckpointStore:
         place = self._place(server_round)
         try:
             content = _read_state(place)
+            if content["files"].keys() != {MODEL_FILE, TENSORS_FILE}:
+                raise ValueError(f"it lists the files {sorted(content['files'])}")
             for name, digest in content["files"].items():
                 _check_file(place / name, digest)
             model = load_file(place / MODEL_FILE)
@@ -185,7 +194,7 @@ class CheckpointStore:
                 tensors=load_file(place / TENSORS_FILE),
                 fingerprint=_decoded(content["fingerprint"]),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except _DAMAGE as error:
             raise CheckpointError(
                 f"the checkpoint {place} is not intact ({type(error).__name__}: {error})"
             ) from error
@@ -209,6 +218,8 @@ class CheckpointStore:
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
     """Name what differs between two fingerprints, as "beta: 0.3 in the checkpoint, 0.4 now"."""
+    # As they look after they were written and read.
+    saved, now = _encoded(saved), _encoded(now)
     found = []
     for key in sorted({*saved, *now}):
         name = f"{place}{key}"
@@ -246,7 +257,7 @@ def _write_state(checkpoint: Checkpoint, folder: Path) -> None:
         "state": _encoded(checkpoint.state),
     }
     content["sha256"] = _sha256(content)
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -298,6 +309,9 @@ _NOT_FINITE, _BYTES = "not-finite", "bytes-hex"
 
 def _encoded(value: Any) -> Any:
     """Write in a way that JSON knows what it does not; tuples become lists."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        # A number of NumPy or PyTorch.
+        value = value.item()
     if isinstance(value, bytes):
         return {_BYTES: value.hex()}
     if isinstance(value, float) and not math.isfinite(value):

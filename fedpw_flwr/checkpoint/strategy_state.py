@@ -20,6 +20,13 @@ _MOMENTS = ("m_t", "v_t", "momentum_vector")
 """What Flower's server optimizers carry: arrays by name, or in a list in the legacy API."""
 
 
+_SETTINGS = (
+    *("fraction_train", "fraction_evaluate", "fraction_fit", "weighted_by_key"),
+    *("eta", "eta_l", "beta_1", "beta_2", "tau", "server_learning_rate", "server_momentum"),
+)
+"""Settings of Flower's strategies that change the results."""
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """A strategy that says itself what it carries from round to round."""
@@ -92,7 +99,8 @@ def restore_strategy(
 def strategy_fingerprint(strategy: object) -> dict[str, Any]:
     """Return the settings that a run must keep when it goes on, and the strategy's class."""
     own = strategy.fingerprint() if isinstance(strategy, Stateful) else {}
-    return {"strategy": type(strategy).__name__, **own}
+    settings = {name: getattr(strategy, name) for name in _SETTINGS if hasattr(strategy, name)}
+    return {"strategy": type(strategy).__name__, **settings, **own}
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

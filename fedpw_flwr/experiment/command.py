@@ -102,7 +102,9 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
         config_name, saved = folder.read_command()
         changes = [word for word in overrides if not word.startswith("resume=")]
         overrides = changed_overrides(shlex.split(saved), changes)
-        configuration = compose_configuration(config_name, join_overrides(overrides))
+        extra = _extra_config_folder(launched_from)
+        search = [] if extra is None else [f"hydra.searchpath=['file://{extra.resolve()}']"]
+        configuration = compose_configuration(config_name, join_overrides([*overrides, *search]))
     else:
         folder.check_unused()
         checked(configuration)

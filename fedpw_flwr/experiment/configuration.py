@@ -238,12 +238,21 @@ def resolved_yaml(configuration: DictConfig) -> str:
 def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
     """Return what of the configuration a run must keep when it goes on: all that changes results.
 
-    It may go on elsewhere, with other resources, and for more rounds.
+    It may go on elsewhere, with its data in another folder, with other resources, and for more
+    rounds.
     """
     nested = OmegaConf.to_container(configuration, resolve=True)
     assert isinstance(nested, dict)
     left_out = ("runtime", "rounds", "resume")
-    return {str(key): value for key, value in nested.items() if key not in left_out}
+    return _without_folders({key: value for key, value in nested.items() if key not in left_out})
+
+
+def _without_folders(nested: dict[Any, Any]) -> dict[str, Any]:
+    return {
+        str(key): _without_folders(value) if isinstance(value, dict) else value
+        for key, value in nested.items()
+        if key != "folder"
+    }
 
 
 def changed_overrides(saved: Sequence[str], changes: Sequence[str]) -> list[str]:

@@ -13,9 +13,10 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
 =========================  ====================================================================
 
-``metrics.jsonl`` only grows, a whole line at a time. Every other file is written beside its final
-place and renamed, so an interrupted run never leaves half a file where a good one is expected.
-The JSON is strict: a figure that is not finite is stored as ``null`` and read back as NaN.
+``metrics.jsonl`` only grows, a whole line at a time, until a run goes on from a checkpoint. Every
+other file is written beside its final place and renamed, so an interrupted run never leaves half a
+file where a good one is expected. The JSON is strict: a figure that is not finite is stored as
+``null`` and read back as NaN.
 """
 
 from __future__ import annotations
@@ -97,8 +98,13 @@ class RunFolder:
                 "one away"
             )
 
-    def start(self) -> None:
+    def start(self, config_name: str = "", overrides: str = "") -> None:
         """Make the folder, with an empty record of rounds, for a new run.
+
+        Parameters
+        ----------
+        config_name, overrides : str, str
+            What it is composed from, for ``command.json``; nothing is written where there is none.
 
         Raises
         ------
@@ -108,6 +114,9 @@ class RunFolder:
         self.check_unused()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if config_name:
+                # First, so that a run that is killed here can be begun again by resuming it.
+                self.write_command(config_name, overrides)
             # Exclusive creation: of two runs sent to the same folder at once, one must lose.
             self.metrics_file.open("x").close()
         except FileExistsError:
@@ -141,6 +150,7 @@ class RunFolder:
             )
         lines = (_line(record) for record in kept)
         self._write_text(METRICS_FILE, "".join(lines))
+        (self.path / SUMMARY_FILE).unlink(missing_ok=True)
 
     def write_command(self, config_name: str, overrides: str) -> None:
         """Write ``command.json``: the name of the config, and the overrides in one line."""

@@ -153,6 +153,7 @@ class FedPW(FedAvg):
         elif resume:
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.resume = resume
+        self._with_checkpoints = False
         self._roll_call = RollCall()
         self._asked_to_train: tuple[Message, ...] = ()
         self._asked_to_evaluate: tuple[Message, ...] | None = None
@@ -253,6 +254,7 @@ class FedPW(FedAvg):
         )
         if self.checkpoints is None:
             return super().start(*arguments)
+        self._with_checkpoints = True
         return run_rounds(self, self.checkpoints, *arguments, resume=self.resume)
 
     def summary(self) -> None:
@@ -282,6 +284,12 @@ class FedPW(FedAvg):
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
         refuse_incompatible_callers()
+        if self.checkpoints is not None and not self._with_checkpoints:
+            raise ValueError(
+                "checkpoint_dir was given, but not FedPW's start runs the rounds, so none would be "
+                "saved: call fedpw_flwr.checkpoint.rounds.run_rounds(strategy, CheckpointStore("
+                "folder), grid, arrays, ..., carrier=fedpw) in place of strategy.start"
+            )
         if self.rounds.upload == "packed":
             refuse_clipping_of_packed(config)
         arrays = self.rounds.checked_model(server_round, arrays)
@@ -380,8 +388,12 @@ class FedPW(FedAvg):
         return metrics
 
     def _ordered(self, grid: Grid, fraction: float) -> Grid:
-        """List the nodes in an order that another run repeats, where some are drawn by chance."""
-        return OrderedGrid(grid, self._roll_call) if 0.0 < fraction < 1.0 else grid
+        """List the nodes in an order that another run repeats, where some are drawn by chance.
+
+        Only clients of this package answer, so only where they or a repetition are expected.
+        """
+        expected = self.rounds.on_clients or self.checkpoints is not None
+        return OrderedGrid(grid, self._roll_call) if expected and 0.0 < fraction < 1.0 else grid
 
 
 def _with_entries(content: RecordDict, config_key: str, entries: Mapping[str, bytes]) -> RecordDict:

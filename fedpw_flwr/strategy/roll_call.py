@@ -19,7 +19,7 @@ __all__ = ["OrderedGrid", "RollCall"]
 
 logger = logging.getLogger("flwr")
 
-_TIMEOUT = 60.0
+_TIMEOUT = 15.0
 """Seconds to wait for an answer: nodes that were lost a moment ago never give one."""
 
 

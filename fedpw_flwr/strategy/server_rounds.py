@@ -134,6 +134,7 @@ class ServerRounds:
                 f'upload_dtype={upload_dtype!r} is the type of packed values: add upload="packed"'
             )
         self.settings = settings
+        self._given_trainable = settings.trainable
         self.train_loss_key = train_loss_key
         self.device = available_device(device)
         self.adjustment = adjustment
@@ -147,6 +148,7 @@ class ServerRounds:
         self._asked: dict[int, AdjustmentRequest | None] = {}
         self._owners: dict[int, int] = {}
         self._introduced: dict[int, int] = {}
+        self._restored = False
 
     @property
     def state(self) -> WeightingState:
@@ -212,12 +214,13 @@ class ServerRounds:
         )
         self._dtypes = dtypes
         self._owners = owners
+        self._restored = True
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on."""
         settings = asdict(self.settings)
-        # The clients may have told it; it is part of the state.
-        del settings["trainable"]
+        # Not what the clients told: that is part of the state.
+        settings["trainable"] = self._given_trainable
         return {
             **settings,
             "train_loss_key": self.train_loss_key,
@@ -287,8 +290,11 @@ class ServerRounds:
         return arrays
 
     def strangers(self, nodes: Sequence[int]) -> list[int]:
-        """Return those of the nodes of which it would matter, and is not known, who they are."""
-        if not self.on_clients or self.state.rounds == 0:
+        """Return those of the nodes of which it would matter, and is not known, who they are.
+
+        After a restart, when known clients are at new nodes: what they are asked for depends on it.
+        """
+        if not self._restored or not self.on_clients or self.state.rounds == 0:
             return []
         known = {*self._owners.values(), *self._introduced}
         return [node for node in nodes if node not in known]

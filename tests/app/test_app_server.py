@@ -71,6 +71,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_a_run_leaves_all_its_files_and_nothing_else(run: FinishedRun) -> None:
     expected = {
+        "checkpoints",
+        "command.json",
         "config.yaml",
         "metrics.jsonl",
         "summary.json",
@@ -155,12 +157,16 @@ def test_a_repeated_fedpw_run_gives_the_same_model_whatever_the_order_of_its_cli
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run: FinishedRun) -> None:
-    before = {path.name: path.read_bytes() for path in run.folder.path.iterdir()}
+    def everything() -> dict[Path, bytes]:
+        files = (path for path in run.folder.path.rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
+
+    before = everything()
 
     with pytest.raises(RunFolderError, match="already holds a run"):
         app(AppGrid(overrides=run.overrides), server_context(run.folder.path, run.overrides))
 
-    assert {path.name: path.read_bytes() for path in run.folder.path.iterdir()} == before
+    assert everything() == before
 
 
 def test_broken_clients_cost_only_their_replies_and_are_counted(tmp_path: Path) -> None:
