@@ -19,8 +19,9 @@ __all__ = ["OrderedGrid", "RollCall"]
 
 logger = logging.getLogger("flwr")
 
-_TIMEOUT = 15.0
-"""Seconds to wait for an answer: nodes that were lost a moment ago never give one."""
+_TIMEOUT = 180.0
+"""Seconds to wait for an answer, once: nodes that were lost a moment ago never give one, and on a
+busy machine the first answer of a simulation waits for Ray's workers to start."""
 
 
 class RollCall:
