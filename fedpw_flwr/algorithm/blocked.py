@@ -56,7 +56,6 @@ _TINY = np.nextafter(np.float32(0), np.float32(1))
 _NOTHING = Mask(-1.0, 0)
 """Masks nothing."""
 
-
 Moved = tuple[Tensor, Measured | None]
 
 
@@ -155,14 +154,12 @@ class BlockedStep:
         self._cohort = cohort
         self._directions: dict[str, Sequence[float]] = {}
         self._plans: list[tuple[_Plan, Sequence[Kept]]] = []
-        plans = []
         entries = sum(tensor.numel() for tensor in global_model.values())
         loops = kernels(entries * len(cohort.results))
         for name, tensor in global_model.items():
             plan = _plan(name, tensor, kinds[name], cohort, loops, with_directions)
-            if plan is not None:
-                plans.append(plan)
-        for plan in plans:
+            if plan is None:
+                continue
             survey = _Survey(plan)
             directions, kept = survey.directions(), survey.kept()
             if directions is not None:

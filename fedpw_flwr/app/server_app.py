@@ -57,11 +57,11 @@ def main(grid: Grid, context: Context) -> None:
     def begin(after: int | None) -> None:
         if resume:
             folder.go_on(after)
+            folder.write_command(config_name, overrides)
         else:
             folder.start(config_name, overrides)
         recorder.go_on()
         folder.write_config(resolved_yaml(experiment.configuration))
-        folder.write_command(config_name, overrides)
 
     # What is drawn by chance on the server, the nodes of a round, is the same in every run.
     random.seed(experiment.seed)
