@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedpw_flwr.client import FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
-    from fedpw_flwr.strategy import FedPW, MissingLossError
+    from fedpw_flwr.strategy import FedPW, MissingLossError, TooFewClientsError
 
 __all__ = [
     "FedPW",
     "FedPWClient",
     "FedPWMod",
     "MissingLossError",
+    "TooFewClientsError",
     "fedpw_mod",
     "numpy_client_app",
 ]
 __version__ = "0.1.0"
 
-_MODULES = {"FedPW": "fedpw_flwr.strategy", "MissingLossError": "fedpw_flwr.strategy"}
+_MODULES = dict.fromkeys(("FedPW", "MissingLossError", "TooFewClientsError"), "fedpw_flwr.strategy")
 
 
 def __getattr__(name: str) -> Any:

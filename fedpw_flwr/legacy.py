@@ -11,6 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,10 +32,17 @@ from flwr.server.strategy import FedAvg, FedOpt
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.checkpoint.legacy_server import CheckpointedServer
+from fedpw_flwr.strategy.attendance import (
+    Attendance,
+    TooFewClientsError,
+    WhenMissing,
+    minima_of_at_most,
+)
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
+from fedpw_flwr.strategy.ordered_clients import OrderedClientManager
 from fedpw_flwr.strategy.quarantine import Answer, MissingLossError
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
@@ -43,11 +51,18 @@ from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.metrics import records_of_metrics
 from fedpw_flwr.wire.packing import UploadDtype
 
-__all__ = ["CheckpointedServer", "FedPW", "MissingLossError"]
+__all__ = [
+    "CheckpointedServer",
+    "FedPW",
+    "MissingLossError",
+    "OrderedClientManager",
+    "TooFewClientsError",
+]
 
 logger = logging.getLogger("flwr")
 
 _TENSOR_TYPE = "numpy.ndarray"
+_MINIMA = ("min_fit_clients", "min_evaluate_clients", "min_available_clients")
 _EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
 
 # Records that a reply or a message lacks, as exceptions, tracebacks and SuperNodes tell it, and
@@ -78,12 +93,13 @@ class FedPW(FedAvg):
         As in Flower's FedAvg; for training they get those metrics that all usable replies share.
     inplace : bool (default: True)
         As in Flower's FedAvg, where it chooses a way of averaging; FedPW has its own.
-    avg_drop_rate, beta, train_loss_key, clip_weights, adjust_parameters, adapt_weights
+    avg_drop_rate, beta, train_loss_key, clip_weights, adjust_parameters, adapt_weights, max_weight,
+    max_loss_ratio
         The method, as in `fedpw_flwr.FedPW`. Where `adapt_weights` is False, clients are weighted
         by their number of examples.
     trainable : Sequence[str] | None (default: None)
         Names of the trainable arrays; needs `array_names`.
-    device, adjustment, upload, upload_dtype
+    device, adjustment, upload, upload_dtype, wait_for_clients, when_missing
         As in `fedpw_flwr.FedPW`.
     array_names : Sequence[str] | None (default: None)
         Names of the parameters in their order, such as ``list(model.state_dict())``: lists of
@@ -126,12 +142,16 @@ class FedPW(FedAvg):
         clip_weights: bool = True,
         adjust_parameters: bool = True,
         adapt_weights: bool = True,
+        max_weight: float | None = 5.0,
+        max_loss_ratio: float | None = 20.0,
         trainable: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         adjustment: Adjustment = "server",
         upload: Upload = "dense",
         upload_dtype: UploadDtype = "float32",
         array_names: Sequence[str] | None = None,
+        wait_for_clients: float | None = 3600.0,
+        when_missing: WhenMissing = "stop",
     ) -> None:
         if trainable is not None and array_names is None:
             raise ValueError(
@@ -144,6 +164,8 @@ class FedPW(FedAvg):
                 beta=beta,
                 clip_weights=clip_weights,
                 adapt_weights=adapt_weights,
+                max_weight=max_weight,
+                max_loss_ratio=max_loss_ratio,
                 adjust_parameters=adjust_parameters,
                 trainable=None if trainable is None else distinct_names(trainable),
             ),
@@ -157,6 +179,7 @@ class FedPW(FedAvg):
         self.array_names = (
             None if array_names is None else distinct_names(array_names, "array_names")
         )
+        self._attendance = Attendance(wait_for_clients, when_missing)
         self._asked_to_evaluate: frozenset[int] | None = None
         super().__init__(
             fraction_fit=fraction_fit,
@@ -264,7 +287,8 @@ class FedPW(FedAvg):
         arrays = self.rounds.checked_model(server_round, named)
         if arrays is not named:
             parameters = _parameters(arrays)
-        instructions = super().configure_fit(server_round, parameters, client_manager)
+        with self._present(client_manager, self.min_fit_clients):
+            instructions = super().configure_fit(server_round, parameters, client_manager)
         if self.rounds.upload == "packed":
             for _, ins in instructions:
                 refuse_clipping_of_packed(ins.config)
@@ -334,7 +358,10 @@ class FedPW(FedAvg):
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, Any]]:
         """Sample clients for evaluation, as FedAvg; remember whom."""
-        instructions = super().configure_evaluate(server_round, parameters, client_manager)
+        instructions: list[tuple[ClientProxy, Any]] = []
+        if self.fraction_evaluate > 0:
+            with self._present(client_manager, self.min_evaluate_clients):
+                instructions = super().configure_evaluate(server_round, parameters, client_manager)
         self._asked_to_evaluate = frozenset(proxy.node_id for proxy, _ in instructions)
         return instructions
 
@@ -373,6 +400,14 @@ class FedPW(FedAvg):
         if any(result.num_examples for _, result in usable):
             loss, metrics = super().aggregate_evaluate(server_round, usable, [])
         return loss, {**metrics, **_scalars(round_metrics(None, [], bad))}
+
+    @contextmanager
+    def _present(self, clients: ClientManager, least: int) -> Iterator[None]:
+        """Wait for the clients that are needed; need no more than there are."""
+        needed = max(self.min_available_clients, least)
+        there = self._attendance.wait(lambda: list(clients.all()), needed)
+        with minima_of_at_most(self, _MINIMA, len(there)):
+            yield
 
     def _named(self, parameters: Parameters) -> ArrayRecord:
         """See parameters as arrays by name, without copying them."""

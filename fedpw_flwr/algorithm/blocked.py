@@ -328,7 +328,7 @@ def _masked(plan: _Plan, client: int) -> Found:
         below_low, total, squares = sums.tolist()
         if only_zeros and below_low >= count:
             return _NOTHING, Smallest(0.0, 0.0, 0.0, count, 0)
-        masked = select(collected, count - int(below_low), total, squares, plan.loops)
+        masked = select(collected, count - int(below_low), total, squares, entries, plan.loops)
         if masked is not None:
             break
     else:

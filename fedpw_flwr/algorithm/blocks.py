@@ -58,16 +58,15 @@ class DenseBlocks:
 
     Parameters
     ----------
-    trained : Tensor
-        w_k, such as `is_plain` says yes to; kept, not copied.
+    trained : NDArray[float32]
+        w_k, of any shape; kept, not copied.
     """
 
-    def __init__(self, trained: Tensor) -> None:
-        array = trained.numpy()
-        in_memory = trained.is_contiguous() and array.flags.aligned
-        self._flat = array.reshape(-1) if in_memory else None
+    def __init__(self, trained: Float32s) -> None:
+        in_memory = trained.flags.c_contiguous and trained.flags.aligned
+        self._flat = trained.reshape(-1) if in_memory else None
         # In the order of the index; slow to read, but nothing of the size of the tensor is held.
-        self._any_order = array.flat
+        self._any_order = trained.flat
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:
         """Return w_k[begin:end]."""
@@ -193,10 +192,12 @@ def block_reader(
     loops : Kernels
         What the reader computes with.
     """
-    if isinstance(tensors, BlockSource):
-        return tensors.block_reader(name, start, loops)
+    # Not by isinstance, which looks at all of a Protocol's members every time.
+    reader_of: BlockSource | None = tensors if hasattr(tensors, "block_reader") else None
+    if reader_of is not None:
+        return reader_of.block_reader(name, start, loops)
     if isinstance(tensors, dict) and is_plain(tensors[name]):
-        return DenseBlocks(tensors[name])
+        return DenseBlocks(tensors[name].numpy())
     return None
 
 

@@ -2,15 +2,15 @@
 
 A sample of 1 in 61 says between which two values the k-th smallest must lie, up to four standard
 deviations of its rank in the sample. One pass, in blocks that stay in the cache, sums up what is
-smaller and collects what lies between; the selection itself runs among the few collected. The
-result is exact: where the sample misled, the array is partitioned as a whole.
+smaller and collects what lies between; among these the search goes on in the same way, until they
+are few enough to be partitioned. The result is exact: where the sample misled, all are searched.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,7 +79,12 @@ def bracket(sample: Float32s, count: int, entries: int) -> tuple[np.float32, np.
 
 
 def select(
-    collected: Sequence[Float32s], taken: int, total: float, squares: float, loops: Kernels
+    collected: Sequence[Float32s],
+    taken: int,
+    total: float,
+    squares: float,
+    entries: int,
+    loops: Kernels,
 ) -> Smallest | None:
     """Add the smallest of the magnitudes inside a bracket to those below it.
 
@@ -91,6 +96,8 @@ def select(
         How many of them are wanted.
     total, squares : float
         Sums over those below it.
+    entries : int
+        Of how many entries they are.
     loops : Kernels
         What sums up.
 
@@ -102,6 +109,9 @@ def select(
     between = np.concatenate(collected)
     if not 0 < taken <= len(between):
         return None
+    if _SHORT <= len(between) <= entries // 2:
+        found = smallest(between, taken, loops)
+        return replace(found, total=total + found.total, squares=squares + found.squares)
     between.partition(taken - 1)
     of_taken, squares_of_taken, ties, further_ties = loops.sum_of_smallest(between, taken)
     return Smallest(
@@ -136,7 +146,7 @@ def smallest(magnitudes: Float32s, count: int, loops: Kernels = uncompiled) -> S
             sums += found_below
             collected.append(between[:number].copy())
         below, total, squares = sums.tolist()
-        found = select(collected, count - int(below), total, squares, loops)
+        found = select(collected, count - int(below), total, squares, entries, loops)
         if found is not None:
             return found
     # Only NaN is not between 0 and infinity.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import drop_rates
 from fedpw_flwr.algorithm.blocked import BlockedStep
+from fedpw_flwr.algorithm.bounds import bounded_losses, bounded_weights
 from fedpw_flwr.algorithm.client_step import AdjustedTensors, Consensus, SentAdjustment
 from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, Measured
 from fedpw_flwr.algorithm.direction import (
@@ -52,6 +53,8 @@ class RoundWeights:
     ----------
     weights : tuple[float, ...]
         λ_k, summing to 1.
+    unbounded : tuple[float, ...]
+        λ_k before `max_weight` bounded them.
     direction_term, loss_term : tuple[float, ...] | None
         Shares p_k and q_k; None where weights are not adapted.
     loss_term_share : float | None
@@ -59,6 +62,7 @@ class RoundWeights:
     """
 
     weights: tuple[float, ...]
+    unbounded: tuple[float, ...]
     direction_term: tuple[float, ...] | None = None
     loss_term: tuple[float, ...] | None = None
     loss_term_share: float | None = None
@@ -78,6 +82,10 @@ class ServerStep:
         The participants, ascending.
     weights : RoundWeights
         Aggregation weights and their terms.
+    losses : tuple[float, ...]
+        ℓ_k as they counted, within `max_loss_ratio`; zeros where no loss is needed.
+    bounded : tuple[int, ...]
+        Clients whose loss or weight was brought within its bound.
     drop_rates : tuple[float, ...] | None
         r_k with which updates were masked; None where nothing was (the first round, or Parameter
         Adjustment switched off).
@@ -93,6 +101,8 @@ class ServerStep:
     state: WeightingState
     clients: tuple[int, ...]
     weights: RoundWeights
+    losses: tuple[float, ...]
+    bounded: tuple[int, ...]
     drop_rates: tuple[float, ...] | None
     amplification: dict[str, float]
     consensus: Consensus | None = None
@@ -141,7 +151,8 @@ def server_step(
     kinds = classify_tensors(
         {name: tensor.dtype for name, tensor in global_model.items()}, settings.trainable
     )
-    losses = _losses(ordered, settings)
+    reported = _losses(ordered, settings)
+    losses = bounded_losses(reported, settings.max_loss_ratio)
     rates: tuple[float, ...] | None = None
     if settings.adjust_parameters:
         if sent is not None:
@@ -180,11 +191,21 @@ def server_step(
         applied = {} if sent.consensus is None else sent.consensus.factors
         trainable = [name for name, kind in kinds.items() if kind is TensorKind.TRAINABLE]
         amplification = {name: applied.get(name, 1.0) for name in trainable}
+    clients = tuple(result.client for result in ordered)
+    out_of_bounds = (losses != reported).tolist()
     return ServerStep(
         model=model,
         state=next_state,
-        clients=tuple(result.client for result in ordered),
+        clients=clients,
         weights=weights,
+        losses=tuple(losses.tolist()),
+        bounded=tuple(
+            client
+            for client, by_loss, weight, unbounded in zip(
+                clients, out_of_bounds, weights.weights, weights.unbounded, strict=True
+            )
+            if by_loss or weight < unbounded
+        ),
         drop_rates=rates,
         amplification=amplification,
         consensus=consensus,
@@ -253,7 +274,8 @@ def _weigh(
     """Adaptive Weighted Aggregation, or weights by number of examples where it is off."""
     rounds = state.rounds + 1
     if not settings.adapt_weights:
-        return RoundWeights(_weights_by_examples(cohort.results)), replace(state, rounds=rounds)
+        by_examples = _weights_by_examples(cohort.results)
+        return RoundWeights(by_examples, by_examples), replace(state, rounds=rounds)
 
     directions = torch.tensor(_directions(global_model, cohort, kinds, fast), dtype=torch.float64)
     clients = [result.client for result in cohort.results]
@@ -273,7 +295,8 @@ def _weigh(
     weights = clip_negative_weights(mixed.weights) if settings.clip_weights else mixed.weights
     return (
         RoundWeights(
-            weights=tuple(weights.tolist()),
+            weights=bounded_weights(weights.tolist(), settings.max_weight),
+            unbounded=tuple(weights.tolist()),
             direction_term=tuple(direction_term.tolist()),
             loss_term=tuple(loss_term.tolist()),
             loss_term_share=mixed.loss_term_share,

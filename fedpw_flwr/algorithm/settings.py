@@ -29,6 +29,12 @@ class FedPWSettings:
         Adaptive Weighted Aggregation. False weights clients by their number of examples.
     adjust_parameters : bool (default: True)
         Parameter Adjustment (masking and amplification). False averages the plain updates.
+    max_weight : float | None (default: 5.0)
+        Largest aggregation weight of one client, in units of the equal share 1/N. At least 1; None
+        bounds nothing, as in the paper.
+    max_loss_ratio : float | None (default: 20.0)
+        Largest quotient of a client's loss and the median of the round, either way up, that counts.
+        At least 1; None bounds nothing, as in the paper.
     trainable : Sequence[str] | None (default: None)
         Names of the trainable tensors. None: every floating tensor except BatchNorm's running
         statistics.
@@ -46,6 +52,8 @@ class FedPWSettings:
     clip_weights: bool = True
     adapt_weights: bool = True
     adjust_parameters: bool = True
+    max_weight: float | None = 5.0
+    max_loss_ratio: float | None = 20.0
     trainable: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +76,16 @@ class FedPWSettings:
                 f"beta={self.beta} is outside (0, 1]: it is the base momentum of the aggregation "
                 "weights (the paper uses 0.3)"
             )
+        for name in ("max_weight", "max_loss_ratio"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number or None, got {value!r}")
+            if not 1.0 <= value < float("inf"):
+                raise ValueError(
+                    f"{name}={value} is not a finite number from 1 on; None bounds nothing"
+                )
         if self.trainable is not None:
             object.__setattr__(self, "trainable", distinct_names(self.trainable))
 

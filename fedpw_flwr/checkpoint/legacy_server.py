@@ -38,8 +38,8 @@ _METRICS = ("metrics_distributed_fit", "metrics_distributed", "metrics_centraliz
 class CheckpointedServer(Server):
     """A `flwr.server.Server` that saves every round and can go on where another one stopped.
 
-    Flower's client manager draws from the clients in the order in which they came, so a run that
-    trains only some of them in a round is gone on with, but not bit by bit.
+    Flower's client manager draws from the clients in the order in which they came. With
+    `OrderedClientManager` a run that trains only some of them in a round goes on bit by bit, too.
 
     Give it to ``ServerAppComponents(server=...)``; its strategy is asked for the same things in the
     same order as by Flower's.
@@ -47,7 +47,7 @@ class CheckpointedServer(Server):
     Parameters
     ----------
     client_manager : ClientManager
-        As in Flower's Server, for example ``SimpleClientManager()``.
+        As in Flower's Server, for example ``OrderedClientManager()``.
     strategy : Strategy
         As in Flower's Server, for example `fedpw_flwr.legacy.FedPW`.
     checkpoint_dir : str | Path
@@ -60,10 +60,9 @@ class CheckpointedServer(Server):
 
     Examples
     --------
-    >>> from flwr.server import SimpleClientManager
-    >>> from fedpw_flwr.legacy import CheckpointedServer, FedPW
+    >>> from fedpw_flwr.legacy import CheckpointedServer, FedPW, OrderedClientManager
     >>> server = CheckpointedServer(
-    ...     client_manager=SimpleClientManager(), strategy=FedPW(), checkpoint_dir="checkpoints"
+    ...     client_manager=OrderedClientManager(), strategy=FedPW(), checkpoint_dir="checkpoints"
     ... )
     """
 
@@ -92,10 +91,16 @@ class CheckpointedServer(Server):
         ------
         CheckpointError
             If there are checkpoints already and `resume` is False, if all are damaged, if the
-            newest is that of another model or method, or if one cannot be written.
+            newest is that of another model or method, if one cannot be written, or if another
+            process writes to the folder.
         """
-        begun, history, first = timeit.default_timer(), History(), 1
-        newest = newest_checkpoint(self.checkpoints, self.resume)
+        begun, history = timeit.default_timer(), History()
+        with self.checkpoints.locked():
+            self._run(num_rounds, timeout, history)
+        return history, timeit.default_timer() - begun
+
+    def _run(self, num_rounds: int, timeout: float | None, history: History) -> None:
+        first, newest = 1, newest_checkpoint(self.checkpoints, self.resume)
         self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
         identity = {
             **strategy_fingerprint(self.strategy),
@@ -126,7 +131,6 @@ class CheckpointedServer(Server):
                 history.add_metrics_distributed(server_round, evaluated[1])
             if self.checkpoints.is_due(server_round, num_rounds):
                 self._save(server_round, history, identity)
-        return history, timeit.default_timer() - begun
 
     def _evaluate_centrally(self, server_round: int, history: History) -> None:
         evaluated = self.strategy.evaluate(server_round, parameters=self.parameters)

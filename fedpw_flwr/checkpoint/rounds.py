@@ -79,7 +79,8 @@ def run_rounds(
     ------
     CheckpointError
         If there are checkpoints already and `resume` is False, if all are damaged, if the newest is
-        that of another model or method, or if one cannot be written.
+        that of another model or method, if one cannot be written, or if another process writes to
+        the folder.
     """
     carrier = strategy if carrier is None else carrier
     train_config = ConfigRecord() if train_config is None else train_config
@@ -90,68 +91,69 @@ def run_rounds(
         "train_config": dict(train_config),
         "model": model_fingerprint(initial_arrays),
     }
-    newest = newest_checkpoint(checkpoints, resume)
-    logger.info(
-        "Starting %s strategy, checkpoints in %s", type(carrier).__name__, checkpoints.folder
-    )
-    strategy.summary()
-    result = Result(arrays=initial_arrays)
-    first = 1
+    with checkpoints.locked():
+        newest = newest_checkpoint(checkpoints, resume)
+        logger.info(
+            "Starting %s strategy, checkpoints in %s", type(carrier).__name__, checkpoints.folder
+        )
+        strategy.summary()
+        result = Result(arrays=initial_arrays)
+        first = 1
 
-    def save(server_round: int) -> None:
-        state, tensors = strategy_state(carrier)
-        random_state, random_tensors = saved_random_state()
-        checkpoints.save(
-            Checkpoint(
-                round=server_round,
-                model=dict(ArrayTensors(result.arrays)),
-                state={
-                    "strategy": state,
-                    "random": random_state,
-                    "metrics": {name: _rounds(getattr(result, name)) for name in _METRICS},
-                },
-                tensors={**tensors, **random_tensors},
-                fingerprint=identity,
+        def save(server_round: int) -> None:
+            state, tensors = strategy_state(carrier)
+            random_state, random_tensors = saved_random_state()
+            checkpoints.save(
+                Checkpoint(
+                    round=server_round,
+                    model=dict(ArrayTensors(result.arrays)),
+                    state={
+                        "strategy": state,
+                        "random": random_state,
+                        "metrics": {name: _rounds(getattr(result, name)) for name in _METRICS},
+                    },
+                    tensors={**tensors, **random_tensors},
+                    fingerprint=identity,
+                )
             )
-        )
 
-    if newest is not None:
-        check_same(newest, identity, checkpoints)
-        check_rounds(newest, num_rounds)
-        _restore(newest, carrier, result)
-    if on_begin is not None:
-        on_begin(None if newest is None else newest.round)
-    if newest is None:
-        if evaluate_fn is not None:
-            _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
-        save(0)
-    else:
-        first = newest.round + 1
-        logger.info("\tGoing on after round %s of %s", newest.round, num_rounds)
+        if newest is not None:
+            check_same(newest, identity, checkpoints)
+            check_rounds(newest, num_rounds)
+            _restore(newest, carrier, result)
+        if on_begin is not None:
+            on_begin(None if newest is None else newest.round)
+        if newest is None:
+            if evaluate_fn is not None:
+                _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
+            save(0)
+        else:
+            first = newest.round + 1
+            logger.info("\tGoing on after round %s of %s", newest.round, num_rounds)
 
-    for server_round in range(first, num_rounds + 1):
-        logger.info("")
-        logger.info("[ROUND %s/%s]", server_round, num_rounds)
-        replies = grid.send_and_receive(
-            strategy.configure_train(server_round, result.arrays, train_config, grid),
-            timeout=timeout,
-        )
-        arrays, metrics = strategy.aggregate_train(server_round, replies)
-        if arrays is not None:
-            result.arrays = arrays
-        _keep(result.train_metrics_clientapp, server_round, metrics)
-        replies = grid.send_and_receive(
-            strategy.configure_evaluate(server_round, result.arrays, evaluate_config, grid),
-            timeout=timeout,
-        )
-        metrics = strategy.aggregate_evaluate(server_round, replies)
-        _keep(result.evaluate_metrics_clientapp, server_round, metrics)
-        if evaluate_fn is not None:
-            metrics = evaluate_fn(server_round, result.arrays)
-            _keep(result.evaluate_metrics_serverapp, server_round, metrics)
-        if checkpoints.is_due(server_round, num_rounds):
-            save(server_round)
-    return result
+        for server_round in range(first, num_rounds + 1):
+            logger.info("")
+            logger.info("[ROUND %s/%s]", server_round, num_rounds)
+            replies = grid.send_and_receive(
+                strategy.configure_train(server_round, result.arrays, train_config, grid),
+                timeout=timeout,
+            )
+            arrays, metrics = strategy.aggregate_train(server_round, replies)
+            if arrays is not None:
+                result.arrays = arrays
+            _keep(result.train_metrics_clientapp, server_round, metrics)
+            replies = grid.send_and_receive(
+                strategy.configure_evaluate(server_round, result.arrays, evaluate_config, grid),
+                timeout=timeout,
+            )
+            metrics = strategy.aggregate_evaluate(server_round, replies)
+            _keep(result.evaluate_metrics_clientapp, server_round, metrics)
+            if evaluate_fn is not None:
+                metrics = evaluate_fn(server_round, result.arrays)
+                _keep(result.evaluate_metrics_serverapp, server_round, metrics)
+            if checkpoints.is_due(server_round, num_rounds):
+                save(server_round)
+        return result
 
 
 def newest_checkpoint(checkpoints: CheckpointStore, resume: bool) -> Checkpoint | None:

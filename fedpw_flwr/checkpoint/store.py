@@ -21,14 +21,20 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+try:
+    import fcntl
+except ImportError:  # There is none on Windows.
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "differences"]
 
@@ -41,7 +47,8 @@ STATE_FILE = "state.json"
 
 _NAME = re.compile(r"round-(\d{6,})")
 _PARTIAL = ".partial"
-
+_LOCK = ".lock"
+_RESERVED = "__metadata__"
 
 _DAMAGE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError),
@@ -52,6 +59,10 @@ _DAMAGE = (
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written, read or gone on from; the message says what to do."""
+
+
+class _OtherFormatError(CheckpointError):
+    """A checkpoint is intact, and of a format that this version does not know."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +96,7 @@ class CheckpointStore:
     Parameters
     ----------
     folder : Path | str
-        The folder; made when the first checkpoint is written.
+        The folder; made when a run begins.
     every : int (default: 1)
         Rounds between two checkpoints. The last round of a run always has one.
     keep : int (default: 3)
@@ -104,6 +115,34 @@ class CheckpointStore:
         self.folder = Path(folder).absolute()
         self.every = every
         self.keep = keep
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep the folder from other processes; the lock ends with this process at the latest.
+
+        Raises
+        ------
+        CheckpointError
+            If a run that goes on elsewhere writes to it, or it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stream = (self.folder / _LOCK).open("a+")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be written to ({error.strerror}): choose another folder"
+            ) from error
+        with stream:
+            if not _lock(stream):
+                stream.seek(0)
+                raise CheckpointError(
+                    f"process {stream.read().strip() or 'unknown'} writes checkpoints to "
+                    f"{self.folder}: wait until its run has ended, or stop it"
+                )
+            stream.truncate(0)
+            stream.write(f"{os.getpid()}\n")
+            stream.flush()
+            yield
 
     def is_due(self, server_round: int, last_round: int) -> bool:
         """Say whether a checkpoint is to be taken after a round."""
@@ -155,12 +194,15 @@ class CheckpointStore:
         Raises
         ------
         CheckpointError
-            If there are checkpoints, and all are damaged.
+            If there are checkpoints, and all are damaged, or the newest intact one was written by
+            another version.
         """
         damaged = []
         for server_round in self.rounds():
             try:
                 return self.load(server_round)
+            except _OtherFormatError:
+                raise
             except CheckpointError as error:
                 logger.warning("%s; taking the one before it", error)
                 damaged.append(str(error))
@@ -194,6 +236,8 @@ class CheckpointStore:
                 tensors=load_file(place / TENSORS_FILE),
                 fingerprint=_decoded(content["fingerprint"]),
             )
+        except _OtherFormatError:
+            raise
         except _DAMAGE as error:
             raise CheckpointError(
                 f"the checkpoint {place} is not intact ({type(error).__name__}: {error})"
@@ -236,6 +280,8 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], place: str = "
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    if _RESERVED in tensors:
+        raise ValueError(f"an array is named {_RESERVED}, which safetensors keeps for itself")
     # Copies where two names share memory, which safetensors refuses.
     seen: set[int] = set()
     apart = {}
@@ -263,11 +309,14 @@ def _write_state(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _read_state(folder: Path) -> dict[str, Any]:
     content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    if content.get("format") != FORMAT:
-        raise ValueError(f"format {content.get('format')!r}, this version reads {FORMAT}")
     stated = content.pop("sha256")
     if stated != _sha256(content):
         raise ValueError(f"{STATE_FILE} does not agree with its SHA-256")
+    if content["format"] != FORMAT:
+        raise _OtherFormatError(
+            f"the checkpoint {folder} has the format {content['format']}, this version of "
+            f"fedpw-flwr reads {FORMAT}: go on with the version that wrote it"
+        )
     return dict(content)
 
 
@@ -304,7 +353,21 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-_NOT_FINITE, _BYTES = "not-finite", "bytes-hex"
+def _lock(stream: IO[str]) -> bool:
+    """Say whether no other process has the lock; True where files cannot be locked."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.warning("%s cannot be locked (%s): start one run at a time", stream.name, error)
+    return True
+
+
+_NOT_FINITE, _BYTES, _MAPPING = "not-finite", "bytes-hex", "mapping"
+_MARKS = ({_NOT_FINITE}, {_BYTES}, {_MAPPING})
 
 
 def _encoded(value: Any) -> Any:
@@ -317,7 +380,9 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {_NOT_FINITE: str(value)}
     if isinstance(value, Mapping):
-        return {str(key): _encoded(entry) for key, entry in value.items()}
+        encoded = {str(key): _encoded(entry) for key, entry in value.items()}
+        # A mapping of somebody else's that looks like a mark.
+        return {_MAPPING: list(encoded.items())} if encoded.keys() in _MARKS else encoded
     if isinstance(value, list | tuple):
         return [_encoded(entry) for entry in value]
     return value
@@ -329,6 +394,8 @@ def _decoded(value: Any) -> Any:
             return float(value[_NOT_FINITE])
         if value.keys() == {_BYTES}:
             return bytes.fromhex(value[_BYTES])
+        if value.keys() == {_MAPPING}:
+            return {key: _decoded(entry) for key, entry in value[_MAPPING]}
         return {key: _decoded(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_decoded(entry) for entry in value]

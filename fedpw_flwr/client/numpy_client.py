@@ -123,8 +123,11 @@ class FedPWClient(NumPyClient):
         return getattr(self.client, name)
 
     def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
-        """As the inner client does."""
-        return self.client.get_properties(config)
+        """As the inner client does, with ``client-id`` where `client_id` was given."""
+        properties = self.client.get_properties(config)
+        if self.client_id is None:
+            return properties
+        return {**properties, IDENTITY_KEY: self.client_id}
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """As the inner client does."""
@@ -197,6 +200,8 @@ class FedPWClient(NumPyClient):
         strategy) for the initial parameters where ``get_parameters`` is not.
         """
         missing = {name: getattr(NumPyClient, name) for name in _OPTIONAL if not can(self, name)}
+        if self.client_id is not None:
+            missing.pop("get_properties", None)
         faithful = copy.copy(self)
         faithful.__class__ = type(type(self).__name__, (type(self),), missing)
         return NumPyClient.to_client(faithful)

@@ -31,6 +31,7 @@ from fedpw_flwr.experiment.configuration import (
     config_folder,
     count_clients,
     join_overrides,
+    override_key,
     runtime_settings,
     with_absolute_folders,
 )
@@ -100,7 +101,7 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
     _check_config_sources()
     if resume:
         config_name, saved = folder.read_command()
-        changes = [word for word in overrides if not word.startswith("resume=")]
+        changes = [word for word in overrides if override_key(word) != "resume"]
         overrides = changed_overrides(shlex.split(saved), changes)
         extra = _extra_config_folder(launched_from)
         search = [] if extra is None else [f"hydra.searchpath=['file://{extra.resolve()}']"]

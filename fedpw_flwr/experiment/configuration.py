@@ -32,6 +32,7 @@ __all__ = [
     "config_folder",
     "count_clients",
     "join_overrides",
+    "override_key",
     "resolved_yaml",
     "run_fingerprint",
     "runtime_settings",
@@ -238,30 +239,31 @@ def resolved_yaml(configuration: DictConfig) -> str:
 def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
     """Return what of the configuration a run must keep when it goes on: all that changes results.
 
-    It may go on elsewhere, with its data in another folder, with other resources, and for more
-    rounds.
+    It may go on elsewhere, with its data in another folder, with other resources, for more rounds,
+    and wait longer for its clients.
     """
     nested = OmegaConf.to_container(configuration, resolve=True)
     assert isinstance(nested, dict)
     left_out = ("runtime", "rounds", "resume")
-    return _without_folders({key: value for key, value in nested.items() if key not in left_out})
+    return _of_the_results({key: value for key, value in nested.items() if key not in left_out})
 
 
-def _without_folders(nested: dict[Any, Any]) -> dict[str, Any]:
+def _of_the_results(nested: dict[Any, Any]) -> dict[str, Any]:
     return {
-        str(key): _without_folders(value) if isinstance(value, dict) else value
+        str(key): _of_the_results(value) if isinstance(value, dict) else value
         for key, value in nested.items()
-        if key != "folder"
+        if key not in ("folder", "wait_for_clients", "when_missing")
     }
 
 
 def changed_overrides(saved: Sequence[str], changes: Sequence[str]) -> list[str]:
     """Return overrides in which each change replaces what was said about its key before."""
-    keys = {_key(change) for change in changes}
-    return [*(word for word in saved if _key(word) not in keys), *changes]
+    keys = {override_key(change) for change in changes}
+    return [*(word for word in saved if override_key(word) not in keys), *changes]
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
+    """Return the key that an override is about."""
     return override.split("=", 1)[0].lstrip("+~")
 
 

@@ -6,7 +6,8 @@ back, hands the usable replies to the server step, and turns the result into Flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
+from fedpw_flwr.strategy.attendance import Attendance, WhenMissing, minima_of_at_most
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
+from fedpw_flwr.strategy.listed_grid import ListedGrid
 from fedpw_flwr.strategy.quarantine import answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import alike_metrics, round_metrics
-from fedpw_flwr.strategy.roll_call import OrderedGrid, RollCall
+from fedpw_flwr.strategy.roll_call import RollCall
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
@@ -34,6 +37,8 @@ __all__ = ["FedPW"]
 
 _STEP_ON_TOP = (FedAdam, FedAdagrad, FedYogi, FedAvgM)
 """Strategies that take a step on the aggregate of the class behind them."""
+
+_MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -69,6 +74,12 @@ class FedPW(FedAvg):
         Parameter Adjustment; False is the ablation without it.
     adapt_weights : bool (default: True)
         Adaptive Weighted Aggregation; False is the ablation without it. Both False is FedAvg.
+    max_weight : float | None (default: 5.0)
+        Largest aggregation weight of one client, in units of the equal share 1/N: what a client can
+        grab by reporting a large loss. None: the paper's formula.
+    max_loss_ratio : float | None (default: 20.0)
+        A loss counts as at most this many times the round's median, and as at least the median
+        divided by it. None: the paper's formula.
     trainable : Sequence[str] | None (default: None)
         Names of the trainable arrays. None: all floating arrays except BatchNorm's running
         statistics.
@@ -89,6 +100,12 @@ class FedPW(FedAvg):
     resume : bool (default: False)
         Whether `start` goes on after the newest intact checkpoint in `checkpoint_dir`, and begins
         where there is none yet. False refuses a folder that holds checkpoints.
+    wait_for_clients : float | None (default: 3600.0)
+        Seconds to wait for as many nodes as are needed (`min_available_nodes`, `min_train_nodes`,
+        `min_evaluate_nodes`), counted from when there were last enough. None waits for ever.
+    when_missing : "stop" | "continue" (default: "stop")
+        After it, "stop" the run with `TooFewClientsError`, or "continue" with the nodes that are
+        there, without waiting again until there were enough.
 
     Raises
     ------
@@ -122,6 +139,8 @@ class FedPW(FedAvg):
         clip_weights: bool = True,
         adjust_parameters: bool = True,
         adapt_weights: bool = True,
+        max_weight: float | None = 5.0,
+        max_loss_ratio: float | None = 20.0,
         trainable: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         adjustment: Adjustment = "server",
@@ -130,12 +149,16 @@ class FedPW(FedAvg):
         checkpoint_dir: str | Path | None = None,
         checkpoint_every: int = 1,
         resume: bool = False,
+        wait_for_clients: float | None = 3600.0,
+        when_missing: WhenMissing = "stop",
     ) -> None:
         settings = FedPWSettings(
             avg_drop_rate=avg_drop_rate,
             beta=beta,
             clip_weights=clip_weights,
             adapt_weights=adapt_weights,
+            max_weight=max_weight,
+            max_loss_ratio=max_loss_ratio,
             adjust_parameters=adjust_parameters,
             trainable=None if trainable is None else distinct_names(trainable),
         )
@@ -155,6 +178,7 @@ class FedPW(FedAvg):
         self.resume = resume
         self._with_checkpoints = False
         self._roll_call = RollCall()
+        self._attendance = Attendance(wait_for_clients, when_missing)
         self._asked_to_train: tuple[Message, ...] = ()
         self._asked_to_evaluate: tuple[Message, ...] | None = None
         super().__init__(
@@ -293,8 +317,8 @@ class FedPW(FedAvg):
         if self.rounds.upload == "packed":
             refuse_clipping_of_packed(config)
         arrays = self.rounds.checked_model(server_round, arrays)
-        ordered = self._ordered(grid, self.fraction_train)
-        messages = list(super().configure_train(server_round, arrays, config, ordered))
+        with self._present(grid, self.fraction_train, self.min_train_nodes) as present:
+            messages = list(super().configure_train(server_round, arrays, config, present))
         nodes = [message.metadata.dst_node_id for message in messages]
         self.rounds.introduce(self._roll_call.take(grid, self.rounds.strangers(nodes)))
         entries = self.rounds.begin(arrays, nodes)
@@ -324,8 +348,8 @@ class FedPW(FedAvg):
             The next model (the current one where no reply can be used), and the clients' averaged
             metrics with FedPW's own: parallel lists ``fedpw-client-id``, ``fedpw-weight``,
             ``fedpw-p``, ``fedpw-q``, ``fedpw-drop-rate``, ``fedpw-loss`` over the participants, and
-            the numbers ``fedpw-loss-term-share``, ``fedpw-amplification``, ``fedpw-quarantined``,
-            ``fedpw-failed``.
+            the numbers ``fedpw-loss-term-share``, ``fedpw-amplification``, ``fedpw-bounded``,
+            ``fedpw-quarantined``, ``fedpw-failed``.
 
         Raises
         ------
@@ -354,8 +378,8 @@ class FedPW(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes for evaluation, as FedAvg; remember whom."""
-        ordered = self._ordered(grid, self.fraction_evaluate)
-        messages = tuple(super().configure_evaluate(server_round, arrays, config, ordered))
+        with self._present(grid, self.fraction_evaluate, self.min_evaluate_nodes) as present:
+            messages = tuple(super().configure_evaluate(server_round, arrays, config, present))
         self._asked_to_evaluate = messages
         return messages
 
@@ -387,13 +411,22 @@ class FedPW(FedAvg):
         metrics.update(round_metrics(None, [], bad))
         return metrics
 
-    def _ordered(self, grid: Grid, fraction: float) -> Grid:
-        """List the nodes in an order that another run repeats, where some are drawn by chance.
+    @contextmanager
+    def _present(self, grid: Grid, fraction: float, least: int) -> Iterator[Grid]:
+        """Wait for the nodes that are needed, and list them as they are to be sampled from.
 
-        Only clients of this package answer, so only where they or a repetition are expected.
+        Where some are drawn by chance, in an order that another run repeats. Only clients of this
+        package say who they are, so only where they or a repetition are expected.
         """
+        if fraction == 0.0:
+            yield grid
+            return
+        nodes = self._attendance.wait(grid.get_node_ids, max(self.min_available_nodes, least))
         expected = self.rounds.on_clients or self.checkpoints is not None
-        return OrderedGrid(grid, self._roll_call) if expected and 0.0 < fraction < 1.0 else grid
+        if expected and fraction < 1.0:
+            nodes = self._roll_call.ordered(grid, nodes)
+        with minima_of_at_most(self, _MINIMA, len(nodes)):
+            yield ListedGrid(grid, nodes)
 
 
 def _with_entries(content: RecordDict, config_key: str, entries: Mapping[str, bytes]) -> RecordDict:

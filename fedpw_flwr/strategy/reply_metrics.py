@@ -81,6 +81,7 @@ def round_metrics(
         reported = [losses[client] for client in step.clients]
         if all(loss is not None for loss in reported):
             metrics["fedpw-loss"] = [loss for loss in reported if loss is not None]
+        metrics["fedpw-bounded"] = len(step.bounded)
         if step.weights.loss_term_share is not None:
             metrics["fedpw-loss-term-share"] = step.weights.loss_term_share
         factors = step.amplification.values()

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedpw_flwr.wire.identity import IDENTITY_QUERY, identity_of
 
-__all__ = ["OrderedGrid", "RollCall"]
+__all__ = ["RollCall"]
 
 logger = logging.getLogger("flwr")
 
@@ -64,6 +63,12 @@ class RollCall:
         known = {node: self._clients[node] for node in nodes}
         return {node: client for node, client in known.items() if client is not None}
 
+    def ordered(self, grid: Grid, nodes: Iterable[int]) -> list[int]:
+        """Order nodes by their clients' identities; those that give none last, by node id."""
+        nodes = sorted(nodes)
+        clients = self.take(grid, nodes)
+        return sorted(nodes, key=lambda node: (node not in clients, clients.get(node, node)))
+
 
 def _stated(content: RecordDict) -> int | None:
     try:
@@ -71,61 +76,3 @@ def _stated(content: RecordDict) -> int | None:
     except ValueError:
         # It will be said when the node's reply is set aside for it.
         return None
-
-
-class OrderedGrid(Grid):
-    """A grid that lists its nodes in the order of the clients' identities.
-
-    Nodes that give none come last, in the order of node ids.
-
-    Parameters
-    ----------
-    grid : Grid
-        The real one.
-    roll_call : RollCall
-        Knows the clients.
-    """
-
-    def __init__(self, grid: Grid, roll_call: RollCall) -> None:
-        self._grid = grid
-        self._roll_call = roll_call
-
-    def get_node_ids(self) -> list[int]:
-        """List the connected nodes."""
-        nodes = sorted(self._grid.get_node_ids())
-        clients = self._roll_call.take(self._grid, nodes)
-        return sorted(nodes, key=lambda node: (node not in clients, clients.get(node, node)))
-
-    def set_run(self, run: Run) -> None:
-        """As the real one does."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """As the real one does."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """As the real one does."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """As the real one does."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """As the real one does."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """As the real one does."""
-        return self._grid.send_and_receive(messages, timeout=timeout)

@@ -45,7 +45,7 @@ from fedpw_flwr.wire.adjustment import (
     Upload,
     pack_consensus,
 )
-from fedpw_flwr.wire.arrays import ArrayTensors, encode_arrays
+from fedpw_flwr.wire.arrays import ArrayTensors, encode_arrays, take_as_arrays
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES, UploadDtype
 
 __all__ = ["Adjustment", "Aggregated", "ServerRounds"]
@@ -66,7 +66,7 @@ class Aggregated:
     arrays : ArrayRecord
         The next global model; the old one where no reply could be used.
     step : ServerStep | None
-        What was decided; None where no reply could be used.
+        What was decided, without the model; None where no reply could be used.
     good, bad : Sequence[TrainReply], Sequence[BadReply]
         Replies that were aggregated, and those set aside.
     asked : int
@@ -422,13 +422,14 @@ class ServerRounds:
             )
             return Aggregated(self._global_arrays.copy(), None, good, bad, len(self._asked))
 
-        arrays = encode_arrays(step.model)
+        # Two whole models are never there at once: what is encoded is given up.
+        model, step = step.model, replace(step, model={})
+        _log_bounded(phase, server_round, step, {r.client: r.result.loss for r in good})
+        arrays = take_as_arrays(model)
         self._state = step.state
         self._owners.update({reply.client: reply.node_id for reply in good})
         if self.on_clients:
-            losses = {
-                reply.client: reply.result.loss for reply in good if reply.result.loss is not None
-            }
+            losses = dict(zip(step.clients, step.losses, strict=True))
             self.adjustment_state = AdjustmentState(
                 losses={**self.adjustment_state.losses, **losses}, consensus=step.consensus
             )
@@ -577,6 +578,28 @@ def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadRep
             "failed" if reply.failed else "quarantined",
             reply.reason if len(reply.reason) < 2000 else f"{reply.reason[:2000]} ...",
         )
+
+
+def _log_bounded(
+    phase: str, server_round: int, step: ServerStep, reported: Mapping[int, float | None]
+) -> None:
+    """Name the clients whose loss or weight was out of bounds."""
+    weights = step.weights
+    for client, loss, weight, unbounded in zip(
+        step.clients, step.losses, weights.weights, weights.unbounded, strict=True
+    ):
+        told = reported[client]
+        if told is not None and told != loss:
+            logger.warning(
+                "%s: round %s, client %s reports the loss %g, which is too far from the median of "
+                "the round and counts as %g (max_loss_ratio)",
+                *(phase, server_round, client, told, loss),
+            )
+        if weight < unbounded:
+            logger.warning(
+                "%s: round %s, client %s would have the weight %.3f and gets %.3f (max_weight)",
+                *(phase, server_round, client, unbounded, weight),
+            )
 
 
 def _without_uncounted(

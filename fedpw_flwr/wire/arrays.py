@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import entry_count
-from fedpw_flwr.algorithm.blocks import BlockReader, DenseBlocks, is_plain
+from fedpw_flwr.algorithm.blocks import BlockReader, DenseBlocks
 from fedpw_flwr.algorithm.client_step import subtract_update
 from fedpw_flwr.algorithm.kernels import Float32s, Kernels
 from fedpw_flwr.algorithm.tensors import working_dtype
@@ -33,11 +34,38 @@ __all__ = [
     "array_of_npy",
     "decode_array",
     "encode_arrays",
+    "take_as_arrays",
     "view_tensor",
 ]
 
 _STYPE = "numpy.ndarray"
-_READ_HEADER = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_LENGTH_BYTES = {npy.magic(1, 0): 2, npy.magic(2, 0): 4}
+"""How many bytes hold the length of a header, by how its format begins."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What an npy header says.
+
+    Attributes
+    ----------
+    begin, length : int
+        Where the entries begin, and the length of header and entries, in bytes.
+    entries : int
+        Number of entries.
+    shape, order, dtype
+        Of the array, as NumPy has them.
+    dtype_name : str
+        The dtype as Flower names it.
+    """
+
+    begin: int
+    length: int
+    entries: int
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype[Any]
+    dtype_name: str
 
 
 def decode_array(array: Array) -> Tensor:
@@ -59,62 +87,81 @@ def decode_array(array: Array) -> Tensor:
         If the payload is not an npy array, holds objects, has another length, shape or dtype than
         it claims, or has a dtype that PyTorch lacks.
     """
+    return _tensor_of(_decode_ndarray(array))
+
+
+def _decode_ndarray(array: Array) -> npt.NDArray[Any]:
+    """Do what `decode_array` does, for a NumPy array; its dtype may be one that PyTorch lacks."""
     if array.stype != _STYPE:
         raise ValueError(f"serialization type {array.stype!r} instead of {_STYPE!r}")
+    data = array.data
     try:
-        offset, shape, fortran_order, dtype = _read_header(array.data)
+        header = _read_header(data)
     except ValueError as error:
         raise ValueError(f"the npy header cannot be read: {error}") from error
-    if dtype.hasobject:
+    if header.dtype.hasobject:
         raise ValueError("the payload holds Python objects")
-    if shape != tuple(array.shape) or str(dtype) != array.dtype:
+    if header.shape != tuple(array.shape) or header.dtype_name != array.dtype:
         raise ValueError(
-            f"the payload is {dtype} {shape} but claims to be {array.dtype} {tuple(array.shape)}"
+            f"the payload is {header.dtype} {header.shape} but claims to be {array.dtype} "
+            f"{tuple(array.shape)}"
         )
-    entries = math.prod(shape)
-    if len(array.data) - offset != entries * dtype.itemsize:
+    if len(data) != header.length:
         raise ValueError(
-            f"the payload holds {len(array.data) - offset} bytes instead of "
-            f"{entries * dtype.itemsize}"
+            f"the payload holds {len(data) - header.begin} bytes instead of "
+            f"{header.length - header.begin}"
         )
-    flat = np.frombuffer(array.data, dtype=dtype, count=entries, offset=offset)
-    ndarray = flat.reshape(shape, order="F" if fortran_order else "C")
+    flat = np.frombuffer(data, dtype=header.dtype, count=header.entries, offset=header.begin)
+    return flat.reshape(header.shape, order=header.order)
+
+
+def _tensor_of(ndarray: npt.NDArray[Any]) -> Tensor:
     try:
         return view_tensor(ndarray)
     except TypeError as error:
-        raise ValueError(f"dtype {dtype} has no counterpart in PyTorch") from error
+        raise ValueError(f"dtype {ndarray.dtype} has no counterpart in PyTorch") from error
 
 
-def _read_header(data: bytes) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
-    """Return where the entries begin, the shape, whether it is in Fortran order, and the dtype.
+def _read_header(data: bytes) -> _Header:
+    """Read what an npy payload says about itself.
 
     Raises
     ------
     ValueError
         If there is no npy header of format 1 or 2.
     """
-    version = npy.read_magic(BytesIO(data[: npy.MAGIC_LEN]))
-    if version not in _READ_HEADER:
+    length_bytes = _LENGTH_BYTES.get(data[: npy.MAGIC_LEN])
+    if length_bytes is None:
+        version = npy.read_magic(BytesIO(data[: npy.MAGIC_LEN]))
         raise ValueError(f"unsupported npy format version {version}")
-    end = npy.MAGIC_LEN + (2 if version == (1, 0) else 4)
+    end = npy.MAGIC_LEN + length_bytes
     end += int.from_bytes(data[npy.MAGIC_LEN : end], "little")
-    return end, *_parse_header(data[:end], version)
+    return _parse_header(data[:end])
 
 
 @lru_cache(maxsize=4096)
-def _parse_header(
-    header: bytes, version: tuple[int, int]
-) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _parse_header(header: bytes) -> _Header:
     """Parse a header; the replies of a round have the same ones, and NumPy takes its time."""
+    read = npy.read_array_header_1_0 if header[6] == 1 else npy.read_array_header_2_0
     try:
         stream = BytesIO(header)
         stream.seek(npy.MAGIC_LEN)
-        shape, fortran_order, dtype = _READ_HEADER[version](stream)
+        shape, fortran_order, dtype = read(stream)
+        # NumPy lets True pass for 1.
+        shape = tuple(map(int, shape))
+        entries = math.prod(shape)
     except Exception as error:
         # It is a Python literal; one flipped byte can raise almost anything.
         raise ValueError(repr(error)) from error
-    # NumPy lets True pass for 1.
-    return tuple(map(int, shape)), fortran_order, dtype
+    return _Header(
+        begin=len(header),
+        length=len(header) + entries * dtype.itemsize,
+        entries=entries,
+        shape=shape,
+        order="F" if fortran_order else "C",
+        dtype=dtype,
+        dtype_name=str(dtype),
+    )
 
 
 def view_tensor(ndarray: npt.NDArray[Any]) -> Tensor:
@@ -146,16 +193,29 @@ class ArrayTensors(Mapping[str, Tensor]):
 
     def __init__(self, arrays: ArrayRecord) -> None:
         self._arrays = arrays
+        self._ndarrays: dict[str, npt.NDArray[Any]] = {}
         self._views: dict[str, Tensor] = {}
+
+    def ndarray(self, name: str) -> npt.NDArray[Any]:
+        """Decode one array as it was sent; raises ValueError as `__getitem__` does."""
+        ndarray = self._ndarrays.get(name)
+        if ndarray is None:
+            try:
+                ndarray = self._ndarrays[name] = _decode_ndarray(self._arrays[name])
+            except ValueError as error:
+                raise ValueError(f"tensor {name!r}: {error}") from error
+        return ndarray
 
     def __getitem__(self, name: str) -> Tensor:
         """Decode one tensor; raises ValueError with its name if the payload is broken."""
-        if name not in self._views:
+        view = self._views.get(name)
+        if view is None:
+            ndarray = self.ndarray(name)
             try:
-                self._views[name] = decode_array(self._arrays[name])
+                view = self._views[name] = _tensor_of(ndarray)
             except ValueError as error:
                 raise ValueError(f"tensor {name!r}: {error}") from error
-        return self._views[name]
+        return view
 
     def packed_update(self, name: str) -> PackedUpdate | None:
         """Return the update of a tensor that is packed: here none is."""
@@ -163,8 +223,8 @@ class ArrayTensors(Mapping[str, Tensor]):
 
     def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
         """Return the reader of one tensor, see `BlockSource`."""
-        trained = self[name]
-        return DenseBlocks(trained) if is_plain(trained) else None
+        trained = self.ndarray(name)
+        return DenseBlocks(trained) if trained.dtype == np.float32 else None
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, in the record's order."""
@@ -260,7 +320,7 @@ class PackedTensors(ArrayTensors):
             start = self._global_model[name]
             if not start.is_floating_point():
                 raise ValueError(f"tensor {name!r} is packed but {start.dtype}, not floating")
-            payload = super().__getitem__(name).numpy()
+            payload = self.ndarray(name)
             most_kept = start.numel() - entry_count(start.numel(), self._rate)
             try:
                 self._updates[name] = PackedUpdate(
@@ -277,12 +337,30 @@ def array_of_npy(data: bytes, stype: str = _STYPE) -> Array:
     A payload that cannot be read is wrapped, too: `decode_array` says what is wrong with it.
     """
     try:
-        _, shape, _, dtype = _read_header(data)
+        header = _read_header(data)
     except ValueError:
         return Array(dtype="unknown", shape=(), stype=stype, data=data)
-    return Array(dtype=str(dtype), shape=shape, stype=stype, data=data)
+    return Array(dtype=header.dtype_name, shape=header.shape, stype=stype, data=data)
 
 
 def encode_arrays(model: Mapping[str, Tensor]) -> ArrayRecord:
     """Put a model's CPU tensors, by name, into an ArrayRecord."""
-    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in model.items()})
+    return ArrayRecord({name: _encoded(tensor) for name, tensor in model.items()})
+
+
+def take_as_arrays(model: dict[str, Tensor]) -> ArrayRecord:
+    """Do what `encode_arrays` does, and take each tensor out of `model` once it is encoded."""
+    return ArrayRecord({name: _encoded(model.pop(name)) for name in tuple(model)})
+
+
+def _encoded(tensor: Tensor) -> Array:
+    """Make the Array that Flower makes of a tensor, the payload in one piece of memory at once."""
+    ndarray = np.ascontiguousarray(tensor.numpy()).reshape(tensor.shape)
+    header = BytesIO()
+    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(ndarray))
+    return Array(
+        dtype=str(ndarray.dtype),
+        shape=ndarray.shape,
+        stype=_STYPE,
+        data=b"".join((header.getvalue(), ndarray.data)),
+    )

@@ -203,7 +203,8 @@ def test_identical_clients_keep_identical_weights_whatever_their_attendance(
 def test_full_participation_is_the_plain_formula_of_the_paper(rounds: Rounds, beta: float) -> None:
     rounds = [sorted(replies, key=lambda reply: reply.client) for replies in rounds]
     assume(all(directions(replies).sum() > 0 for replies in rounds))
-    steps = play(rounds, FedPWSettings(beta=beta, clip_weights=False), dtype=torch.float64)
+    paper = FedPWSettings(beta=beta, clip_weights=False, max_weight=None, max_loss_ratio=None)
+    steps = play(rounds, paper, dtype=torch.float64)
 
     count = len(rounds[0])
     p = q = delta_p = delta_q = np.zeros(count)
@@ -279,6 +280,7 @@ def test_parameter_adjustment_is_that_of_sorts_and_matrices(
         for k in range(clients)
     ]
     model = {"weight": torch.zeros(entries, dtype=torch.float64)}
-    step = server_step(model, results, WeightingState(rounds=1), FedPWSettings(avg_drop_rate=rate))
+    settings = FedPWSettings(avg_drop_rate=rate, max_loss_ratio=None)
+    step = server_step(model, results, WeightingState(rounds=1), settings)
     expected = literal_adjustment(updates, np.array(step.weights.weights), losses, rate)
     np.testing.assert_allclose(-step.model["weight"].numpy(), expected, rtol=1e-9, atol=1e-12)

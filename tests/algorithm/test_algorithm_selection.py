@@ -100,9 +100,9 @@ def test_a_bracket_holds_where_channels_differ(shape: tuple[int, ...], axis: int
 
 def test_a_bracket_beside_the_threshold_is_noticed() -> None:
     between = [np.arange(50, 61, dtype=np.float32)]
-    assert select(between, 0, 0.0, 0.0, uncompiled) is None
-    assert select(between, 12, 0.0, 0.0, uncompiled) is None
-    found = select(between, 11, 1.0, 2.0, uncompiled)
+    assert select(between, 0, 0.0, 0.0, 99, uncompiled) is None
+    assert select(between, 12, 0.0, 0.0, 99, uncompiled) is None
+    found = select(between, 11, 1.0, 2.0, 99, uncompiled)
     assert found is not None
     assert (found.threshold, found.total, found.ties) == (60.0, 1.0 + 11 * 55, 1)
 

@@ -12,7 +12,7 @@ from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, se
 RoundBuilder = Callable[..., list[ClientResult]]
 
 SECOND_ROUND = WeightingState(rounds=1)
-PA_ALONE = FedPWSettings(avg_drop_rate=0.5, adapt_weights=False)
+PA_ALONE = FedPWSettings(avg_drop_rate=0.5, adapt_weights=False, max_loss_ratio=None)
 """Equal weights, since no client reports its number of examples; half of each update is masked."""
 
 
@@ -142,7 +142,7 @@ def test_a_silenced_client_counts_in_the_mean_of_what_masking_took(a_round: Roun
     model = {"weight": torch.zeros(100)}
     update = [1.0] * 2 + [100.0] * 98
     losses = {0: 0.01, 1: 1.0, 2: 1.0, 3: 1.0}
-    settings = FedPWSettings(avg_drop_rate=0.58, adapt_weights=False)
+    settings = FedPWSettings(avg_drop_rate=0.58, adapt_weights=False, max_loss_ratio=None)
     step = server_step(
         model, a_round(model, dict.fromkeys(range(4), update), losses), SECOND_ROUND, settings
     )

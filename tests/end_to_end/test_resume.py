@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from fedpw_flwr.experiment.process_guard import MARKER
 
 COMMAND = Path(sys.executable).with_name("fedpw")
-KILLS = 3
+KILLS = int(os.environ.get("FEDPW_TEST_KILLS", "3"))
 RUN = (
     "strategy=fedpw",
     "dataset.domains=[scans,blurred]",

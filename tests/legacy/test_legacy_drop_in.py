@@ -15,6 +15,7 @@ from flwr.app import Context
 from flwr.client import Client
 from flwr.clientapp import ClientApp
 from flwr.common import FitIns, FitRes, NDArrays, Parameters, Scalar, ndarrays_to_parameters
+from flwr.server import Server, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 from legacy_federation import (
@@ -36,7 +37,7 @@ from legacy_federation import (
 
 import fedpw_flwr
 from fedpw_flwr import FedPWClient
-from fedpw_flwr.legacy import FedPW
+from fedpw_flwr.legacy import FedPW, TooFewClientsError
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
 
 NODES = [11, 12, 13, 14]
@@ -124,7 +125,7 @@ def test_history_holds_the_rounds_of_a_whole_run() -> None:
     assert len(history.losses_distributed) == 3
     told = history.metrics_distributed_fit
     lists = {"client-id", "weight", "p", "q", "drop-rate", "loss"}
-    numbers = {"loss-term-share", "amplification", "quarantined", "failed"}
+    numbers = {"loss-term-share", "amplification", "bounded", "quarantined", "failed"}
     assert set(told) == {f"fedpw-{name}" for name in lists | numbers}
     assert all(
         [server_round for server_round, _ in entries] == [1, 2, 3] for entries in told.values()
@@ -211,10 +212,25 @@ def test_only_sampled_clients_are_asked() -> None:
     assert len(json.loads(str(metrics["fedpw-client-id"]))) == 2
 
 
+def test_a_run_that_lacks_clients_stops_with_the_reason() -> None:
+    strategy = FedPW(
+        min_fit_clients=9, initial_parameters=INITIAL, wait_for_clients=0, when_missing="stop"
+    )
+    with pytest.raises(TooFewClientsError, match="4 of 9 clients"):
+        run_server(strategy, plain_clients(NODES), 2)
+
+
 def test_when_nobody_is_sampled_the_model_stays() -> None:
-    strategy = FedPW(min_fit_clients=9, min_available_clients=2, initial_parameters=INITIAL)
-    history, parameters = run_server(strategy, plain_clients(NODES), 2)
-    assert parameters == INITIAL
+    class Picky(SimpleClientManager):
+        def sample(self, *arguments: Any, **others: Any) -> list[ClientProxy]:
+            return []
+
+    clients = Picky()
+    for client in plain_clients(NODES):
+        clients.register(client)
+    server = Server(client_manager=clients, strategy=FedPW(initial_parameters=INITIAL))
+    history, _ = server.fit(2, timeout=None)
+    assert server.parameters == INITIAL
     assert history.metrics_distributed_fit == {}
 
 

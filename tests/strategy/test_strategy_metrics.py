@@ -22,6 +22,7 @@ LISTS = (
 NUMBERS = (
     "fedpw-loss-term-share",
     "fedpw-amplification",
+    "fedpw-bounded",
     "fedpw-quarantined",
     "fedpw-failed",
 )

@@ -13,7 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedpw_flwr.wire.arrays import ArrayTensors, decode_array, encode_arrays
+from fedpw_flwr.wire.arrays import (
+    ArrayTensors,
+    decode_array,
+    encode_arrays,
+    take_as_arrays,
+)
 
 ARRAYS = {
     "row-major": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -174,3 +179,22 @@ def test_a_header_whose_shape_says_true_for_one_is_read_as_one() -> None:
     assert len(data) == len(array.data)
     odd = Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=data)
     assert decode_array(odd).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_the_payload_is_byte_for_byte_flowers(kind: str) -> None:
+    encoded = encode_arrays({"one": torch.from_numpy(ARRAYS[kind].copy())})["one"]
+    flowers = Array(torch.from_numpy(ARRAYS[kind].copy()).numpy())
+    assert encoded.data == flowers.data
+    assert (encoded.dtype, tuple(encoded.shape), encoded.stype) == (
+        flowers.dtype,
+        tuple(flowers.shape),
+        flowers.stype,
+    )
+
+
+def test_a_model_that_is_given_up_is_the_same_record() -> None:
+    model = {"first": torch.arange(6.0).reshape(2, 3).t(), "second": torch.tensor(3)}
+    expected = encode_arrays(model)
+    assert take_as_arrays(model).object_id == expected.object_id
+    assert model == {}

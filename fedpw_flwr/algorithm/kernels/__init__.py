@@ -20,8 +20,8 @@ Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 
 
-_WORTH_COMPILING = 1 << 25
-"""Numbers that NumPy takes a third of a second for."""
+_WORTH_COMPILING = 1 << 24
+"""Numbers that NumPy takes a quarter of a second for."""
 
 
 class Kernels(Protocol):

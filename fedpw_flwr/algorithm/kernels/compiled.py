@@ -235,23 +235,40 @@ def average(
 @_compiled
 def choose_above(values: Float32s, threshold: np.float32, room: int, members: Bools) -> None:
     """See `Kernels`."""
+    ties = 0
     for i in range(values.size):
-        tie = (values[i] == threshold) & (room > 0)
-        members[i] = (values[i] > threshold) | tie
-        room -= tie
+        members[i] = values[i] > threshold
+        ties += values[i] == threshold
+    left = min(ties, room)
+    i = 0
+    while left > 0:
+        if values[i] == threshold:
+            members[i] = True
+            left -= 1
+        i += 1
 
 
 @_compiled
 def magnitude_on(change: Float32s, members: Bools, sent: Bools, factor: np.float32) -> float:
     """See `Kernels`."""
-    magnitude = 0.0
+    multiplied = others = 0.0
     for begin in range(0, change.size, _BLOCK):
-        part = np.float32(0)
-        for i in range(begin, min(begin + _BLOCK, change.size)):
-            entry = abs(change[i]) if members[i] else np.float32(0)
-            part += entry / factor if sent[i] else entry
-        magnitude += float(part)
-    return magnitude
+        end = min(begin + _BLOCK, change.size)
+        sums = _magnitudes_on(change[begin:end], members[begin:end], sent[begin:end])
+        multiplied += float(sums[0])
+        others += float(sums[1])
+    return multiplied / float(factor) + others
+
+
+@_inner_sum
+def _magnitudes_on(change: Float32s, members: Bools, sent: Bools) -> tuple[np.float32, np.float32]:
+    multiplied = others = np.float32(0)
+    for i in range(change.size):
+        entry = abs(change[i]) * np.float32(members[i])
+        of_sent = entry * np.float32(sent[i])
+        multiplied += of_sent
+        others += entry - of_sent
+    return multiplied, others
 
 
 @_compiled

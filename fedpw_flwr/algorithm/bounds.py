@@ -1,0 +1,67 @@
+"""How far one client can move a round by what it reports (beyond the paper).
+
+A loss is the client's own word, and AWA gives weight to large ones while PA drops less of an update
+the smaller the others' quotients are. So losses count within a factor of the round's median, and no
+weight is larger than a multiple of the equal share 1/N. Honest clients stay within both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["bounded_losses", "bounded_weights"]
+
+
+def bounded_losses(losses: Tensor, max_ratio: float | None) -> Tensor:
+    """Bring losses into [median / max_ratio, median · max_ratio] of the round's median.
+
+    Parameters
+    ----------
+    losses : Tensor
+        ℓ_k ≥ 0, shape (N,), float64.
+    max_ratio : float | None
+        At least 1; None bounds nothing.
+
+    Returns
+    -------
+    Tensor
+        Shape (N,). As they are where the median is 0, or so large or small that the bounds are not
+        finite and positive: it then says nothing about the others.
+    """
+    if max_ratio is None:
+        return losses
+    median = float(torch.quantile(losses, 0.5))
+    least, most = median / max_ratio, median * max_ratio
+    if not 0.0 < least <= most < float("inf"):
+        return losses
+    return losses.clamp(least, most)
+
+
+def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple[float, ...]:
+    """Let no weight be larger than `max_weight` / N; what is taken goes to the others.
+
+    Returns min(λ_k + t, max_weight / N) with the t ≥ 0 for which the sum stays 1: those below the
+    bound keep their differences.
+
+    Parameters
+    ----------
+    weights : Sequence[float]
+        λ_k, summing to 1.
+    max_weight : float | None
+        At least 1, in units of the equal share 1/N; None bounds nothing.
+    """
+    count = len(weights)
+    if max_weight is None or max(weights) * count <= max_weight:
+        return tuple(weights)
+    most = max_weight / count
+    ascending = sorted(weights)
+    # With the j largest at the bound, the others gain t each; the first j that leaves them below.
+    for at_bound in range(1, count):
+        below = ascending[: count - at_bound]
+        gained = (1.0 - at_bound * most - sum(below)) / len(below)
+        if below[-1] + gained <= most:
+            return tuple(min(weight + gained, most) for weight in weights)
+    return (1.0 / count,) * count

@@ -1,0 +1,144 @@
+"""Waiting for clients, but not for ever.
+
+Flower's sampling waits without end for the nodes it needs. Here the waiting has a limit; after it
+the run stops with a reason, or goes on with the clients that are there until the others are back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar, get_args
+
+__all__ = ["Attendance", "TooFewClientsError", "WhenMissing", "minima_of_at_most"]
+
+logger = logging.getLogger("flwr")
+
+WhenMissing = Literal["stop", "continue"]
+
+Client = TypeVar("Client")
+
+_INTERVAL = 1.0
+"""Seconds between two looks at who is there."""
+
+_REMINDER = 60.0
+"""Seconds between two lines in the log."""
+
+
+class TooFewClientsError(RuntimeError):
+    """Fewer clients than needed were there for longer than `wait_for_clients`."""
+
+
+class Attendance:
+    """Counts the clients that are there.
+
+    Parameters
+    ----------
+    limit : float | None
+        Seconds to wait, over all rounds, since there were last enough; None waits for ever.
+    when_missing : "stop" | "continue"
+        What to do after it.
+
+    Raises
+    ------
+    ValueError
+        If the limit is negative or not finite, or `when_missing` is neither.
+    TypeError
+        If the limit is not a number.
+    """
+
+    def __init__(self, limit: float | None, when_missing: WhenMissing) -> None:
+        if limit is not None:
+            if isinstance(limit, bool) or not isinstance(limit, int | float):
+                raise TypeError(f"wait_for_clients must be seconds or None, got {limit!r}")
+            if not 0 <= limit < math.inf:
+                raise ValueError(
+                    f"wait_for_clients={limit} is not a number of seconds; None waits for ever"
+                )
+        if when_missing not in get_args(WhenMissing):
+            raise ValueError(f"when_missing={when_missing!r}: choose 'stop' or 'continue'")
+        self._limit = limit
+        self._when_missing = when_missing
+        self._short_since: float | None = None
+
+    def wait(self, look: Callable[[], Iterable[Client]], needed: int) -> list[Client]:
+        """Wait until enough clients are there, or for long enough.
+
+        Parameters
+        ----------
+        look : Callable[[], Iterable[Client]]
+            Lists the clients that are there.
+        needed : int
+            How many are enough.
+
+        Returns
+        -------
+        list[Client]
+            Those that are there: at least `needed`, or at least 1 where the run goes on with fewer.
+
+        Raises
+        ------
+        TooFewClientsError
+            If the limit has passed and the run is to stop, or nobody is there at all.
+        """
+        reminded = -math.inf
+        while len(there := list(look())) < needed:
+            now = time.monotonic()
+            if self._short_since is None:
+                self._short_since = now
+            waited = now - self._short_since
+            if self._limit is not None and waited >= self._limit:
+                self._check_after(self._limit, len(there), needed)
+                return there
+            if now - reminded >= _REMINDER:
+                reminded = now
+                logger.info(
+                    "Waiting for clients: %s of %s are there%s",
+                    len(there),
+                    needed,
+                    ""
+                    if self._limit is None
+                    else f", for another {self._limit - waited:.0f} s at most (wait_for_clients)",
+                )
+            left = _INTERVAL if self._limit is None else self._limit - waited
+            time.sleep(min(_INTERVAL, left))
+        self._short_since = None
+        return there
+
+    def _check_after(self, limit: float, there: int, needed: int) -> None:
+        """Say that the limit has passed, and whether the run goes on."""
+        found = f"{there} of {needed} clients are there after {limit:g} s (wait_for_clients)"
+        if self._when_missing == "stop":
+            raise TooFewClientsError(
+                f"{found}: give a longer limit, or when_missing='continue' to go on with those "
+                "that are there"
+            )
+        if there == 0:
+            raise TooFewClientsError(f"{found}: nobody is left to go on with")
+        logger.warning("%s: going on with them", found)
+
+
+@contextmanager
+def minima_of_at_most(strategy: object, names: Iterable[str], most: int) -> Iterator[None]:
+    """Let a strategy, for a moment, need no more clients than there are.
+
+    Parameters
+    ----------
+    strategy : object
+        A strategy of Flower's.
+    names : Iterable[str]
+        Its attributes with the least numbers of clients.
+    most : int
+        How many there are.
+    """
+    needed = {name: getattr(strategy, name) for name in names}
+    for name, number in needed.items():
+        setattr(strategy, name, min(number, most))
+    try:
+        yield
+    finally:
+        for name, number in needed.items():
+            setattr(strategy, name, number)

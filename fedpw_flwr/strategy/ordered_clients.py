@@ -1,0 +1,94 @@
+"""A client manager of Flower's legacy server that draws the same clients in every run."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from flwr.common import Code, GetPropertiesIns
+from flwr.server import SimpleClientManager
+from flwr.server.client_proxy import ClientProxy
+from flwr.server.criterion import Criterion
+
+from fedpw_flwr.wire.identity import IDENTITY_KEY
+
+__all__ = ["OrderedClientManager"]
+
+logger = logging.getLogger("flwr")
+
+_TIMEOUT = 180.0
+"""Seconds to wait for an answer; in a simulation the first one waits for Ray's workers to start."""
+
+_AT_ONCE = 32
+"""Clients that are asked at the same time."""
+
+
+class OrderedClientManager(SimpleClientManager):
+    """A `SimpleClientManager` that samples from the clients in the order of their identities.
+
+    Flower's samples in the order in which clients came, which is another one in every run. Every
+    client is asked once who it is (``get_properties``); ``FedPWClient(client_id=...)`` answers, or
+    a client of your own that returns its number as ``"client-id"``. Those that do not answer come
+    last, by node id, which another run does not repeat.
+
+    Seed `random` for a draw that repeats. Give it to ``ServerAppComponents(client_manager=...)`` or
+    to ``CheckpointedServer``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._identities: dict[str, int | None] = {}
+
+    def sample(
+        self,
+        num_clients: int,
+        min_num_clients: int | None = None,
+        criterion: Criterion | None = None,
+    ) -> list[ClientProxy]:
+        """Sample as `SimpleClientManager` does, from the clients in their order."""
+        self.wait_for(num_clients if min_num_clients is None else min_num_clients)
+        clients = list(self.clients.values())
+        # Where all take part, the order does not matter.
+        if num_clients < len(clients):
+            self._ask([client for client in clients if client.cid not in self._identities])
+        if criterion is not None:
+            clients = [client for client in clients if criterion.select(client)]
+        if num_clients > len(clients):
+            logger.info(
+                "Sampling failed: %s clients are there, %s are asked for", len(clients), num_clients
+            )
+            return []
+        return random.sample(sorted(clients, key=self._place), num_clients)
+
+    def _place(self, client: ClientProxy) -> tuple[bool, int, str]:
+        identity = self._identities.get(client.cid)
+        return identity is None, identity or 0, client.cid
+
+    def _ask(self, clients: Sequence[ClientProxy]) -> None:
+        """Ask clients who they are."""
+        if not clients:
+            return
+        with ThreadPoolExecutor(min(_AT_ONCE, len(clients))) as asking:
+            for client, identity in zip(clients, asking.map(_identity, clients), strict=True):
+                self._identities[client.cid] = identity
+        silent = sum(self._identities[client.cid] is None for client in clients)
+        if silent:
+            logger.info(
+                "%s of %s new clients do not say who they are: they are sampled by node id, which "
+                "another run would not repeat",
+                silent,
+                len(clients),
+            )
+
+
+def _identity(client: ClientProxy) -> int | None:
+    # Whatever goes wrong at a client must not end the run: it is sampled by its node id.
+    with suppress(Exception):
+        answer = client.get_properties(GetPropertiesIns({}), timeout=_TIMEOUT, group_id=None)
+        identity = answer.properties.get(IDENTITY_KEY)
+        if answer.status.code == Code.OK and type(identity) is int and identity >= 0:
+            return identity
+    return None
