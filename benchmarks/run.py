@@ -26,7 +26,10 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent
 
-BENCHMARKS = ("server_step", "cuda_kernels", "client_loop", "start_up", "message_sizes")
+BENCHMARKS = (
+    *("server_step", "cuda_kernels", "client_loop", "start_up", "message_sizes"),
+    *("many_clients", "attacks", "privacy_cost"),
+)
 """Names of the scripts, in the order of their sections."""
 
 ON_REQUEST = ("client_accuracy",)
@@ -34,7 +37,7 @@ ON_REQUEST = ("client_accuracy",)
 
 ALL = (*BENCHMARKS, *ON_REQUEST)
 
-OF_DATA = ("client_loop", "client_accuracy")
+OF_DATA = ("client_loop", "client_accuracy", "many_clients")
 """Those that train on the four domains where there are, else on the embedded digits."""
 
 PACKAGES = ("torch", "numpy", "numba", "flwr", "ray")

@@ -142,8 +142,8 @@ class FedPW(FedAvg):
         clip_weights: bool = True,
         adjust_parameters: bool = True,
         adapt_weights: bool = True,
-        max_weight: float | None = 5.0,
-        max_loss_ratio: float | None = 20.0,
+        max_weight: float | None = 3.0,
+        max_loss_ratio: float | None = 10.0,
         trainable: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         adjustment: Adjustment = "server",
@@ -330,7 +330,8 @@ class FedPW(FedAvg):
         RuntimeError
             If `configure_fit` was not called before, or the clients are ClientApp functions.
         """
-        _refuse_client_app_functions(results, failures)
+        if self.state.rounds == 0:
+            _refuse_client_app_functions(results, failures)
         if failures and not self.accept_failures:
             return None, {}
         answered = {proxy.node_id for proxy, _ in results}
@@ -399,6 +400,12 @@ class FedPW(FedAvg):
         metrics: dict[str, Scalar] = {}
         if any(result.num_examples for _, result in usable):
             loss, metrics = super().aggregate_evaluate(server_round, usable, [])
+            if loss is not None and not math.isfinite(loss):
+                # Flower multiplies by the count before it divides, which a hostile loss overflows.
+                total = sum(result.num_examples for _, result in usable)
+                loss = math.fsum(
+                    result.loss * (result.num_examples / total) for _, result in usable
+                )
         return loss, {**metrics, **_scalars(round_metrics(None, [], bad))}
 
     @contextmanager

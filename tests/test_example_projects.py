@@ -58,7 +58,7 @@ def _changed_lines(diff: str) -> list[str]:
 def test_the_overview_links_to_every_example() -> None:
     folders = {path.parent.name for path in EXAMPLES.glob("*/README.md")}
     overview = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    assert folders == {*PACKAGES, "custom-model"}
+    assert folders == {*PACKAGES, "custom-model", "ray-cluster", "deployment"}
     assert set(re.findall(r"\]\((\S+?)\) \|", overview)) == folders
 
 

@@ -338,4 +338,7 @@ def _weights_by_examples(results: Sequence[ClientResult]) -> tuple[float, ...]:
     total = sum(known)
     if total <= 0:
         return tuple(1.0 / len(counts) for _ in counts)
+    if total == float("inf"):
+        known = [count / max(known) for count in known]
+        total = sum(known)
     return tuple(count / total for count in known)

@@ -29,10 +29,10 @@ class FedPWSettings:
         Adaptive Weighted Aggregation. False weights clients by their number of examples.
     adjust_parameters : bool (default: True)
         Parameter Adjustment (masking and amplification). False averages the plain updates.
-    max_weight : float | None (default: 5.0)
-        Largest aggregation weight of one client, in units of the equal share 1/N. At least 1; None
-        bounds nothing, as in the paper.
-    max_loss_ratio : float | None (default: 20.0)
+    max_weight : float | None (default: 3.0)
+        Largest aggregation weight of one client, in units of the equal share 1/N, where weights
+        are adapted. At least 1; None bounds nothing, as in the paper.
+    max_loss_ratio : float | None (default: 10.0)
         Largest quotient of a client's loss and the median of the round, either way up, that counts.
         At least 1; None bounds nothing, as in the paper.
     trainable : Sequence[str] | None (default: None)
@@ -52,8 +52,8 @@ class FedPWSettings:
     clip_weights: bool = True
     adapt_weights: bool = True
     adjust_parameters: bool = True
-    max_weight: float | None = 5.0
-    max_loss_ratio: float | None = 20.0
+    max_weight: float | None = 3.0
+    max_loss_ratio: float | None = 10.0
     trainable: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedpw_flwr.app.lost_machines import MachineWatch
 from fedpw_flwr.app.profiling import ProfiledStrategy, RoundProfiler
 from fedpw_flwr.app.recording import RecordedStrategy, RunRecorder, client_metrics
 from fedpw_flwr.checkpoint import CheckpointStore
@@ -48,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     carrier = strategy = experiment.new_strategy(client_metrics)
     if profiler is not None:
         strategy = ProfiledStrategy(strategy, profiler)
-    strategy = RecordedStrategy(strategy, recorder)
+    strategy = MachineWatch(RecordedStrategy(strategy, recorder), folder.path)
     resume = context.run_config.get("resume") is True
     if not resume:
         folder.check_unused()

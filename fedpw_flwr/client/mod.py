@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.app.message_type import MessageType
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedpw_flwr.client.outer_mods import refuse_outer_mods
+from fedpw_flwr.client.outer_mods import is_inside_local_dp, refuse_outer_mods
 from fedpw_flwr.client.records import (
     only_array_record,
     only_config_record,
@@ -66,6 +66,8 @@ class FedPWMod:
         refuse_outer_mods(packed=received.request.upload == "packed")
         for key in (REQUEST_KEY, CONSENSUS_KEY):
             config.pop(key, None)
+        if is_inside_local_dp():
+            return call_next(message, context)
         # Training may empty or refill the record it was sent; its arrays stay as they are.
         global_arrays = ArrayRecord(dict(global_arrays))
 

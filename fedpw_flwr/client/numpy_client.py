@@ -12,7 +12,7 @@ import torch
 from flwr.client import Client, NumPyClient
 from flwr.common import Scalar
 
-from fedpw_flwr.client.outer_mods import refuse_outer_mods
+from fedpw_flwr.client.outer_mods import is_inside_local_dp, refuse_outer_mods
 from fedpw_flwr.client.reply import adjust_reply, take_request
 from fedpw_flwr.client.stopwatch import phase
 from fedpw_flwr.device import available_device
@@ -166,6 +166,8 @@ class FedPWClient(NumPyClient):
             config, received = take_request(config)
             if received is not None:
                 refuse_outer_mods(packed=received.request.upload == "packed")
+                if is_inside_local_dp():
+                    received = None
             needs_received = received is not None or self.loss_source == "evaluate"
             # The inner client may train in place, on the very arrays it was given.
             start = [array.copy() for array in parameters] if needs_received else parameters

@@ -13,7 +13,7 @@ from flwr.clientapp import mod as message
 
 from fedpw_flwr.wire.adjustment import HIDES_UPDATES, NEEDS_DENSE
 
-__all__ = ["refuse_outer_mods"]
+__all__ = ["is_inside_local_dp", "refuse_outer_mods"]
 
 _NEED_DENSE = {
     mod.__code__: name
@@ -58,3 +58,17 @@ def refuse_outer_mods(*, packed: bool) -> None:
                 f'{_NEED_DENSE[frame.f_code]} {NEEDS_DENSE}: use FedPW(upload="dense") with it'
             )
         frame = frame.f_back
+
+
+def is_inside_local_dp() -> bool:
+    """Say whether the caller was called through `LocalDpMod`.
+
+    It noises the arrays and nothing else. What FedPW reports beside them would be told as it is, so
+    such an update is sent as trained, and the server adjusts it.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if _NEED_DENSE.get(frame.f_code) == "LocalDpMod":
+            return True
+        frame = frame.f_back
+    return False

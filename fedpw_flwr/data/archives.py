@@ -9,6 +9,7 @@ class labels from 0. ``numpy.savez_compressed`` writes such a file.
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fedpw_flwr.data.conversion import to_uint8_images
@@ -32,6 +34,11 @@ _FORM = (
     "an archive holds x_train and x_test (uint8, (N, H, W) or (N, H, W, 3)) "
     "and y_train and y_test (integers, (N,))"
 )
+
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+_MOST_BYTES = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+"""What a byte of an archive can become at most, by the methods that NumPy writes."""
 
 
 def archives(
@@ -120,12 +127,43 @@ def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
     if not zipfile.is_zipfile(file):
         raise ValueError(f"{file} is not an .npz archive, or is cut short: copy it again")
     try:
+        with zipfile.ZipFile(file) as members:
+            for member in members.infolist():
+                if member.filename.removesuffix(".npy") in _ARRAYS:
+                    _check_size(members, member, file)
         with np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            return {key: archive[key] for key in archive.files if key in _ARRAYS}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{file} is damaged ({error}): copy it again") from error
-    except ValueError as error:
-        raise ValueError(f"{file} holds Python objects ({error}): {_FORM}") from error
+
+
+def _check_size(members: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -> None:
+    """Check what an array says of itself, before room is made for it.
+
+    Raises
+    ------
+    ValueError
+        If it holds Python objects, or says that it is larger than its bytes can be.
+    """
+    name = member.filename.removesuffix(".npy")
+    packed = min(member.compress_size, file.stat().st_size)
+    most = packed * _MOST_BYTES.get(member.compress_type, 0)
+    if member.file_size > most:
+        raise ValueError(f"{name} in {file} claims more bytes than it can hold: {_FORM}")
+    with members.open(member) as stream:
+        try:
+            version = npy.read_magic(stream)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(stream)
+            length = stream.tell() + math.prod(shape) * dtype.itemsize
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name} in {file} is no array ({error}): {_FORM}") from error
+    if dtype.hasobject:
+        raise ValueError(f"{name} in {file} holds Python objects: {_FORM}")
+    if min(shape, default=0) < 0 or length != member.file_size:
+        raise ValueError(
+            f"{name} in {file} has {member.file_size} bytes and claims {length}: copy it again"
+        )
 
 
 def _image_set(

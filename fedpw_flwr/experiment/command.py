@@ -36,6 +36,7 @@ from fedpw_flwr.experiment.configuration import (
     with_absolute_folders,
 )
 from fedpw_flwr.experiment.launch import ClientResources, RunOutcome, launch
+from fedpw_flwr.experiment.ray_cluster import check_cluster_answers
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.experiment.staging import StagingError
 from fedpw_flwr.experiment.superlink import SuperLinkError
@@ -110,6 +111,8 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
         folder.check_unused()
         checked(configuration)
     runtime = runtime_settings(configuration)
+    if runtime.ray_address is not None:
+        check_cluster_answers(runtime.ray_address)
     overrides = changed_overrides(overrides, absolute_folders(configuration, launched_from))
     joined = join_overrides(overrides)
 
@@ -139,6 +142,7 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
             cpus_per_client=runtime.cpus_per_client,
             gpus_per_client=runtime.gpus_per_client,
             total_cpus=runtime.total_cpus,
+            ray_address=runtime.ray_address,
         ),
         output_folder=folder.path,
         rounds=int(configuration.rounds),

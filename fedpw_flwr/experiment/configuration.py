@@ -66,6 +66,8 @@ class RuntimeSettings:
         Share of a GPU that Ray reserves a client.
     total_cpus : int | None
         CPU cores that all clients together may take; None: all of the machine.
+    ray_address : str | None
+        Address of the Ray cluster that clients run on; None: a Ray of the run's own, here.
     connect_timeout : float
         Seconds to wait for all clients before the first round.
     round_timeout : float
@@ -80,6 +82,7 @@ class RuntimeSettings:
     cpus_per_client: int = 1
     gpus_per_client: float = 0.0
     total_cpus: int | None = None
+    ray_address: str | None = None
     connect_timeout: float = 120.0
     round_timeout: float = 3600.0
     profile: bool = False
@@ -105,6 +108,8 @@ class RuntimeSettings:
                 f"runtime.total_cpus is {self.total_cpus}, but one client alone takes "
                 f"runtime.cpus_per_client={self.cpus_per_client}"
             )
+        if self.ray_address is not None:
+            self._check_cluster()
         if self.checkpoint_every < 1:
             raise ConfigurationError(
                 f"runtime.checkpoint_every must be at least 1, got {self.checkpoint_every}"
@@ -115,6 +120,19 @@ class RuntimeSettings:
                     f"runtime.{name} must be a positive number of seconds, "
                     f"got {getattr(self, name)}"
                 )
+
+    def _check_cluster(self) -> None:
+        address = str(self.ray_address)
+        if ":" not in address or "://" in address:
+            raise ConfigurationError(
+                f"runtime.ray_address={address!r} is not host and port of a Ray cluster that this "
+                "machine belongs to, such as 192.168.0.10:6379, as `ray start --head` prints it"
+            )
+        if self.total_cpus is not None:
+            raise ConfigurationError(
+                f"runtime.total_cpus={self.total_cpus} is for a run's own Ray: how many cores of a "
+                "machine a cluster has is said there, by `ray start --num-cpus=...`"
+            )
 
 
 @dataclass

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from fedpw_flwr.experiment.configuration import PREPARED_VARIABLE
 from fedpw_flwr.experiment.progress import RunProgress
+from fedpw_flwr.experiment.ray_cluster import leave_behind_if_large
 from fedpw_flwr.experiment.run_folder import METRICS_FILE
 from fedpw_flwr.experiment.run_log import explain_failure
 from fedpw_flwr.experiment.staging import stage_app
@@ -64,6 +65,8 @@ class ClientResources:
         every client that fits, whether there is one to run or not.
     total_gpus : int | None (default: None)
         GPUs Ray may fill with clients; all of the machine if None.
+    ray_address : str | None (default: None)
+        Address of a running Ray cluster, which then decides both; None starts a Ray for the run.
 
     Raises
     ------
@@ -76,6 +79,7 @@ class ClientResources:
     gpus_per_client: float = 0.0
     total_cpus: int | None = None
     total_gpus: int | None = None
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_clients < 1:
@@ -101,9 +105,10 @@ class ClientResources:
             "num-supernodes": self.num_clients,
             "client-resources-num-cpus": self.cpus_per_client,
             "client-resources-num-gpus": float(self.gpus_per_client),
-            "init-args-num-cpus": self.total_cpus or self._useful_cpus(),
-            "init-args-num-gpus": self.total_gpus,
         }
+        if self.ray_address is None:
+            settings["init-args-num-cpus"] = self.total_cpus or self._useful_cpus()
+            settings["init-args-num-gpus"] = self.total_gpus
         return " ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
 
     def _useful_cpus(self) -> int:
@@ -205,12 +210,15 @@ def launch(
         display = progress or RunProgress(output_folder / METRICS_FILE, rounds)
         with (
             _signals_as_exceptions(),
-            LocalSuperLink(app, scratch) as superlink,
+            LocalSuperLink(app, scratch, resources.ray_address) as superlink,
             display,
         ):
             display.say("starting Flower")
             if check is not None:
-                check(Path(superlink.environment[PREPARED_VARIABLE]))
+                prepared = Path(superlink.environment[PREPARED_VARIABLE])
+                check(prepared)
+                if resources.ray_address is not None:
+                    leave_behind_if_large(prepared)
             # Counting cores imports joblib, which fits in while Flower boots.
             federation = resources.federation_config()
             superlink.wait_until_ready()

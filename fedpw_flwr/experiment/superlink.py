@@ -27,6 +27,7 @@ from rich.text import Text
 
 from fedpw_flwr.experiment import process_guard
 from fedpw_flwr.experiment.configuration import PREPARED_VARIABLE
+from fedpw_flwr.experiment.ray_cluster import PREPARED_FILE, cluster_environment
 
 CONNECTION = "fedpw-local"
 """Name of the SuperLink connection in the private Flower home."""
@@ -84,7 +85,9 @@ def scripts_folder() -> Path:
     )
 
 
-def private_environment(scratch: Path, app_folder: Path, launch: str) -> dict[str, str]:
+def private_environment(
+    scratch: Path, app_folder: Path, launch: str, ray_address: str | None = None
+) -> dict[str, str]:
     """Build the environment of a launch from the caller's own.
 
     Parameters
@@ -95,6 +98,8 @@ def private_environment(scratch: Path, app_folder: Path, launch: str) -> dict[st
         Folder that all processes import the app from.
     launch : str
         Names the launch in every process's environment.
+    ray_address : str | None (default: None)
+        The Ray cluster to run clients on; None: a Ray of the launch's own.
 
     Returns
     -------
@@ -108,12 +113,27 @@ def private_environment(scratch: Path, app_folder: Path, launch: str) -> dict[st
     }
     environment |= {
         process_guard.MARKER: launch,
-        PREPARED_VARIABLE: str(scratch / "prepared.safetensors"),
         "FLWR_HOME": str(scratch / "flwr"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": _joined(str(app_folder), environment.get("PYTHONPATH")),
+        "PATH": _joined(str(scripts_folder()), environment.get("PATH")),
+    }
+    if ray_address is None:
+        environment |= _own_ray(scratch)
+    else:
+        environment |= cluster_environment(ray_address, app_folder)
+    for name in ("NO_PROXY", "no_proxy"):
+        environment[name] = ",".join(filter(None, [environment.get(name), "127.0.0.1,localhost"]))
+    return environment
+
+
+def _own_ray(scratch: Path) -> dict[str, str]:
+    return {
+        PREPARED_VARIABLE: str(scratch / PREPARED_FILE),
         # Without "local", Ray joins any cluster that the user has running on the machine.
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(scratch / "ray"),
@@ -122,13 +142,7 @@ def private_environment(scratch: Path, app_folder: Path, launch: str) -> dict[st
         # would ever use these.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_enable_worker_prestart": "0",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": _joined(str(app_folder), environment.get("PYTHONPATH")),
-        "PATH": _joined(str(scripts_folder()), environment.get("PATH")),
     }
-    for name in ("NO_PROXY", "no_proxy"):
-        environment[name] = ",".join(filter(None, [environment.get(name), "127.0.0.1,localhost"]))
-    return environment
 
 
 def _joined(first: str, others: str | None) -> str:
@@ -150,6 +164,8 @@ class LocalSuperLink:
     scratch : Path
         A folder from `make_scratch_folder` for Flower's home, Ray's session and the log. It is
         removed with everything in it.
+    ray_address : str | None (default: None)
+        The Ray cluster to run clients on; None: a Ray of the launch's own.
 
     Attributes
     ----------
@@ -159,13 +175,13 @@ class LocalSuperLink:
         Output of the SuperLink and its processes, inside `scratch`.
     """
 
-    def __init__(self, app_folder: Path, scratch: Path) -> None:
+    def __init__(self, app_folder: Path, scratch: Path, ray_address: str | None = None) -> None:
         self.app_folder = app_folder
         self.scratch = scratch
         self.log_file = scratch / "superlink.log"
         self.port = 0
         self._launch = uuid.uuid4().hex
-        self._environment = private_environment(scratch, app_folder, self._launch)
+        self._environment = private_environment(scratch, app_folder, self._launch, ray_address)
         self._guard: subprocess.Popen[bytes] | None = None
         self._seen: set[str] = set()
 

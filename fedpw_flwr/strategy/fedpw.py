@@ -74,10 +74,11 @@ class FedPW(FedAvg):
         Parameter Adjustment; False is the ablation without it.
     adapt_weights : bool (default: True)
         Adaptive Weighted Aggregation; False is the ablation without it. Both False is FedAvg.
-    max_weight : float | None (default: 5.0)
+    max_weight : float | None (default: 3.0)
         Largest aggregation weight of one client, in units of the equal share 1/N: what a client can
-        grab by reporting a large loss. None: the paper's formula.
-    max_loss_ratio : float | None (default: 20.0)
+        grab by reporting a large loss. Not for weights by number of examples. None: the paper's
+        formula.
+    max_loss_ratio : float | None (default: 10.0)
         A loss counts as at most this many times the round's median, and as at least the median
         divided by it. None: the paper's formula.
     trainable : Sequence[str] | None (default: None)
@@ -139,8 +140,8 @@ class FedPW(FedAvg):
         clip_weights: bool = True,
         adjust_parameters: bool = True,
         adapt_weights: bool = True,
-        max_weight: float | None = 5.0,
-        max_loss_ratio: float | None = 20.0,
+        max_weight: float | None = 3.0,
+        max_loss_ratio: float | None = 10.0,
         trainable: Sequence[str] | None = None,
         device: str | torch.device | None = None,
         adjustment: Adjustment = "server",

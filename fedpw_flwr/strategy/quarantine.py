@@ -57,11 +57,14 @@ class Answer:
         The reply's records; None where the client failed.
     error : str
         Why it failed.
+    late : bool
+        Whether it answers a message of an earlier round.
     """
 
     node_id: int
     content: RecordDict | None
     error: str = ""
+    late: bool = False
 
 
 def answers_of_messages(replies: Iterable[Message], asked: Sequence[Message]) -> list[Answer]:
@@ -88,7 +91,8 @@ def answers_of_messages(replies: Iterable[Message], asked: Sequence[Message]) ->
             reason = f"error {message.error.code}: {message.error.reason}"
             answers.append(Answer(node_id, None, reason))
         else:
-            answers.append(Answer(metadata.src_node_id, message.content))
+            late = bool(nodes) and metadata.reply_to_message_id not in nodes
+            answers.append(Answer(metadata.src_node_id, message.content, late=late))
     return answers
 
 
@@ -152,6 +156,10 @@ def screen_train_replies(
     global_model: Mapping[str, Tensor],
     loss_key: str | None,
     examples_key: str,
+    *,
+    homes: Mapping[int, int] | None = None,
+    named: Mapping[int, int] | None = None,
+    loss_was_reported: bool = False,
 ) -> tuple[list[TrainReply], list[BadReply]]:
     """Separate the training replies that can be aggregated from those that cannot.
 
@@ -169,6 +177,12 @@ def screen_train_replies(
         MetricRecord key of the mean training loss; None where no loss is needed.
     examples_key : str
         MetricRecord key of the number of training examples; a reply may lack it.
+    homes : Mapping[int, int] | None (default: None)
+        Which node answered first for a client identity; decides before `owners` does.
+    named : Mapping[int, int] | None (default: None)
+        Which client a node said it is, where it never answered; for the log.
+    loss_was_reported : bool (default: False)
+        Whether clients reported their loss in an earlier round: one that does not is broken then.
 
     Returns
     -------
@@ -182,7 +196,7 @@ def screen_train_replies(
     """
     good: list[TrainReply] = []
     bad: list[BadReply] = []
-    client_of = {node: client for client, node in owners.items()}
+    client_of = {**(named or {}), **{node: client for client, node in owners.items()}}
     answers = list(answers)
     came = [answer for answer in answers if answer.content is not None]
     for answer in answers:
@@ -190,12 +204,14 @@ def screen_train_replies(
             client = client_of.get(answer.node_id, answer.node_id)
             bad.append(BadReply(answer.node_id, client, answer.error, failed=True))
     for answer in came:
-        reply = _screened(answer, asked, global_model, loss_key, examples_key)
+        client = client_of.get(answer.node_id, answer.node_id)
+        reply = _screened(answer, client, asked, global_model, loss_key, examples_key)
         if isinstance(reply, TrainReply):
             good.append(reply)
         else:
             bad.append(reply)
-    if came and loss_key is not None and not any(_reports(answer, loss_key) for answer in came):
+    due = None if loss_was_reported else loss_key
+    if came and due is not None and not any(_reports(answer, due) for answer in came):
         raise MissingLossError(
             f"no client reported its training loss: FedPW weights clients by it and reads it from "
             f"the metric {loss_key!r}. Let every client's train function return it, for example\n"
@@ -205,25 +221,28 @@ def screen_train_replies(
             f'    return parameters, num_examples, {{"{loss_key}": mean_loss_over_all_batches}}\n'
             f'or name the metric your clients report: FedPW(train_loss_key="...")'
         )
-    unique, duplicates = _one_reply_per_client(good, owners)
+    unique, duplicates = _one_reply_per_client(good, owners, homes or {}, client_of)
     return unique, bad + duplicates
 
 
 def _screened(
     answer: Answer,
+    client: int,
     asked: Mapping[int, AdjustmentRequest | None],
     global_model: Mapping[str, Tensor],
     loss_key: str | None,
     examples_key: str,
 ) -> TrainReply | BadReply:
-    """Look at one reply."""
+    """Look at one reply; `client` is who is known to be at its node."""
     node_id, content = answer.node_id, answer.content
     assert content is not None
-    client = node_id
     try:
-        client = _identity(content, node_id)
+        stated = identity_of(content)
+        client = client if stated is None else stated
         if node_id not in asked:
             raise ValueError("it was not asked to train in this round")
+        if answer.late:
+            raise ValueError("it answers a message of an earlier round")
         metrics = _only_metric_record(content)
         if loss_key is not None and loss_key not in metrics:
             raise ValueError(f"its metrics lack the training loss {loss_key!r}")
@@ -232,7 +251,7 @@ def _screened(
         with np.errstate(all="ignore"):
             tensors = _checked_tensors(content, global_model, request, report)
         result = ClientResult(
-            client=client,
+            client=node_id if stated is None else stated,
             tensors=tensors,
             loss=None if loss_key is None else _non_negative(metrics, loss_key),
             num_examples=(
@@ -250,6 +269,9 @@ def screen_evaluate_replies(
     asked: Collection[int] | None,
     owners: Mapping[int, int],
     examples_key: str,
+    *,
+    homes: Mapping[int, int] | None = None,
+    named: Mapping[int, int] | None = None,
 ) -> tuple[list[EvaluateReply], list[BadReply]]:
     """Separate the evaluation replies whose metrics can be aggregated from those that cannot.
 
@@ -266,6 +288,8 @@ def screen_evaluate_replies(
         Which node answered last for a client identity; names a node that failed.
     examples_key : str
         MetricRecord key of the number of examples.
+    homes, named : Mapping[int, int] | None (default: None)
+        As in `screen_train_replies`.
 
     Returns
     -------
@@ -274,18 +298,20 @@ def screen_evaluate_replies(
     """
     good: list[EvaluateReply] = []
     bad: list[BadReply] = []
-    client_of = {node: client for client, node in owners.items()}
+    client_of = {**(named or {}), **{node: client for client, node in owners.items()}}
     for answer in answers:
         node_id, content = answer.node_id, answer.content
+        client = client_of.get(node_id, node_id)
         if content is None:
-            client = client_of.get(node_id, node_id)
             bad.append(BadReply(node_id, client, answer.error, failed=True))
             continue
-        client = node_id
         try:
-            client = _identity(content, node_id)
+            stated = identity_of(content)
+            client = client if stated is None else stated
             if asked is not None and node_id not in asked:
                 raise ValueError("it was not asked to evaluate in this round")
+            if answer.late:
+                raise ValueError("it answers a message of an earlier round")
             metrics = _only_metric_record(content)
             for key in metrics:
                 _finite(metrics, key)
@@ -307,18 +333,13 @@ def screen_evaluate_replies(
             reason = f"its metrics {found} are not those of the other clients, {expected}"
             bad.append(BadReply(reply.node_id, reply.client, reason))
 
-    unique, duplicates = _one_reply_per_client(good, owners)
+    unique, duplicates = _one_reply_per_client(good, owners, homes or {}, client_of)
     return unique, bad + duplicates
 
 
 def _reports(answer: Answer, key: str) -> bool:
     records = () if answer.content is None else answer.content.metric_records.values()
     return any(key in record for record in records)
-
-
-def _identity(content: RecordDict, node_id: int) -> int:
-    identity = identity_of(content)
-    return node_id if identity is None else identity
 
 
 def _only_metric_record(content: RecordDict) -> MetricRecord:
@@ -475,26 +496,37 @@ def _metric_shape(content: RecordDict) -> frozenset[tuple[str, int]]:
 
 
 def _one_reply_per_client(
-    replies: Sequence[Reply], owners: Mapping[int, int]
+    replies: Sequence[Reply],
+    owners: Mapping[int, int],
+    homes: Mapping[int, int],
+    client_of: Mapping[int, int],
 ) -> tuple[list[Reply], list[BadReply]]:
-    """Keep one reply a client: the node's that owned the identity before, else the lowest id's.
+    """Keep one reply a client: the node's that had the identity first, else last, else the lowest.
+
+    A node without authentication has another id after a restart, and its old one never comes back:
+    where the first is there again, it is the true one.
 
     Where one node sent several, their content decides, never their order.
     """
     answers = Counter((reply.client, reply.node_id) for reply in replies)
 
-    def precedence(reply: Reply) -> tuple[int, bool, int, str]:
+    def precedence(reply: Reply) -> tuple[int, bool, bool, int, str]:
         # Hashing a whole reply is only worth it where there is something to decide.
         several = answers[reply.client, reply.node_id] > 1
         digest = reply.content.object_id if several else ""
-        return reply.client, owners.get(reply.client) != reply.node_id, reply.node_id, digest
+        at_home = homes.get(reply.client) == reply.node_id
+        owns = owners.get(reply.client) == reply.node_id
+        return reply.client, not at_home, not owns, reply.node_id, digest
 
     unique: dict[int, Reply] = {}
     duplicates: list[BadReply] = []
     for reply in sorted(replies, key=precedence):
         if reply.client in unique:
             reason = f"a second reply of client {reply.client} in one round"
-            duplicates.append(BadReply(reply.node_id, reply.client, reason))
+            known = client_of.get(reply.node_id, reply.client)
+            if known != reply.client:
+                reason = f"it says it is client {reply.client}: {reason}"
+            duplicates.append(BadReply(reply.node_id, known, reason))
         else:
             unique[reply.client] = reply
     return list(unique.values()), duplicates

@@ -147,6 +147,8 @@ class ServerRounds:
         self._dtypes: dict[str, torch.dtype] = {}
         self._asked: dict[int, AdjustmentRequest | None] = {}
         self._owners: dict[int, int] = {}
+        self._homes: dict[int, int] = {}
+        self._failed: set[int] = set()
         self._introduced: dict[int, int] = {}
         self._restored = False
 
@@ -178,6 +180,7 @@ class ServerRounds:
             "trainable": None if trainable is None else list(trainable),
             "dtypes": {name: str(dtype) for name, dtype in self._dtypes.items()},
             "owners": {str(client): node for client, node in self._owners.items()},
+            "homes": {str(client): node for client, node in self._homes.items()},
         }
         members = {} if consensus is None else consensus.members
         return state, {f"consensus/{name}": tensor for name, tensor in members.items()}
@@ -205,6 +208,7 @@ class ServerRounds:
             trainable = state["trainable"]
             dtypes = {name: _dtype(text) for name, text in state["dtypes"].items()}
             owners = {int(client): int(node) for client, node in state["owners"].items()}
+            homes = {int(client): int(node) for client, node in state["homes"].items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved state of FedPW: {error!r}") from error
         self._state = weighting
@@ -214,6 +218,7 @@ class ServerRounds:
         )
         self._dtypes = dtypes
         self._owners = owners
+        self._homes = homes
         self._restored = True
 
     def fingerprint(self) -> dict[str, Any]:
@@ -294,10 +299,12 @@ class ServerRounds:
 
         After a restart, when known clients are at new nodes: what they are asked for depends on it.
         """
-        if not self._restored or not self.on_clients or self.state.rounds == 0:
-            return []
         known = {*self._owners.values(), *self._introduced}
-        return [node for node in nodes if node not in known]
+        unknown = [node for node in nodes if node not in known]
+        if not self._restored or not self.on_clients or self.state.rounds == 0:
+            # One that fails in every round never says who it is.
+            return [node for node in unknown if node in self._failed]
+        return unknown
 
     def introduce(self, clients: Mapping[int, int]) -> None:
         """Take note of which client says it is at a node: it is asked for what suits that client.
@@ -394,6 +401,7 @@ class ServerRounds:
             return Aggregated(self._global_arrays.copy())
         global_model = ArrayTensors(self._global_arrays)
         needs_loss = self.settings.adapt_weights or self.settings.adjust_parameters
+        answers = list(answers)
         good, bad = screen_train_replies(
             answers,
             asked=self._asked,
@@ -401,8 +409,13 @@ class ServerRounds:
             global_model=global_model,
             loss_key=self.train_loss_key if needs_loss else None,
             examples_key=examples_key,
+            homes=self._homes,
+            named=self._introduced,
+            loss_was_reported=self.state.rounds > 0,
         )
-        _refuse_incompatible_clients(good, bad)
+        if self.state.rounds == 0:
+            _refuse_incompatible_clients(good, bad)
+        self._failed.update(reply.node_id for reply in bad if reply.failed)
         if not self.settings.adapt_weights:
             good, uncounted = _without_uncounted(good, examples_key)
             bad += uncounted
@@ -414,6 +427,7 @@ class ServerRounds:
         good = [reply for reply in good if reply.client not in dropped]
         bad += overgrown
         log_replies(phase, server_round, len(good), bad)
+        self._log_silent(phase, server_round, self._asked, answers)
         if step is None:
             logger.warning(
                 "%s: round %s has no reply that can be used; the model stays as it is",
@@ -427,7 +441,15 @@ class ServerRounds:
         _log_bounded(phase, server_round, step, {r.client: r.result.loss for r in good})
         arrays = take_as_arrays(model)
         self._state = step.state
-        self._owners.update({reply.client: reply.node_id for reply in good})
+        for reply in good:
+            before = self._owners.get(reply.client, reply.node_id)
+            if before != reply.node_id:
+                logger.info(
+                    "%s: round %s, client %s answers from node %s, before it was at node %s",
+                    *(phase, server_round, reply.client, reply.node_id, before),
+                )
+            self._owners[reply.client] = reply.node_id
+            self._homes.setdefault(reply.client, reply.node_id)
         if self.on_clients:
             losses = dict(zip(step.clients, step.losses, strict=True))
             self.adjustment_state = AdjustmentState(
@@ -444,9 +466,31 @@ class ServerRounds:
         examples_key: str,
     ) -> tuple[list[EvaluateReply], list[BadReply]]:
         """Separate a round's evaluation replies, and log what is wrong with the bad ones."""
-        good, bad = screen_evaluate_replies(answers, asked, self._owners, examples_key)
+        answers = list(answers)
+        good, bad = screen_evaluate_replies(
+            answers,
+            asked,
+            self._owners,
+            examples_key,
+            homes=self._homes,
+            named=self._introduced,
+        )
         log_replies(phase, server_round, len(good), bad)
+        self._log_silent(phase, server_round, asked or (), answers)
         return good, bad
+
+    def _log_silent(
+        self, phase: str, server_round: int, asked: Collection[int], answers: Iterable[Answer]
+    ) -> None:
+        """Name the clients of which nothing came back before the round ended."""
+        answered = {answer.node_id for answer in answers}
+        client_of = {
+            **self._introduced,
+            **{node: client for client, node in self._owners.items()},
+        }
+        for node in sorted(set(asked) - answered):
+            who = _who(client_of.get(node, node), node)
+            logger.warning("%s: round %s, %s did not answer", phase, server_round, who)
 
     def _step(
         self, good: Sequence[TrainReply], global_model: ArrayTensors
@@ -567,17 +611,26 @@ def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadRep
         failed,
     )
     for reply in bad:
-        who = f"node {reply.node_id}"
-        if reply.client != reply.node_id:
-            who = f"client {reply.client} ({who})"
         logger.warning(
             "%s: round %s, %s %s: %s",
             phase,
             server_round,
-            who,
+            _who(reply.client, reply.node_id),
             "failed" if reply.failed else "quarantined",
-            reply.reason if len(reply.reason) < 2000 else f"{reply.reason[:2000]} ...",
+            _in_the_log(reply.reason),
         )
+
+
+def _in_the_log(reason: str) -> str:
+    """Shorten and indent a text that a client may have written: no line of it is one of ours."""
+    shown = reason if len(reason) < 2000 else f"{reason[:2000]} ..."
+    return "\n\t".join(
+        "".join(sign if sign.isprintable() else " " for sign in line) for line in shown.splitlines()
+    )
+
+
+def _who(client: int, node: int) -> str:
+    return f"node {node}" if client == node else f"client {client} (node {node})"
 
 
 def _log_bounded(

@@ -91,7 +91,7 @@ def test_clipping_leaves_the_stored_shares_as_they_are(a_round: RoundBuilder) ->
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [2.0], 1: [-1.0]})
     clipped = server_step(model, results, WeightingState(), AWA_ALONE).state
-    paper = FedPWSettings(adjust_parameters=False, clip_weights=False)
+    paper = FedPWSettings(adjust_parameters=False, clip_weights=False, max_weight=None)
     assert clipped == server_step(model, results, WeightingState(), paper).state
     assert clipped.direction.clients[1].share == -2.0
 
@@ -99,7 +99,7 @@ def test_clipping_leaves_the_stored_shares_as_they_are(a_round: RoundBuilder) ->
 def test_the_papers_formula_trains_against_an_opposing_update(a_round: RoundBuilder) -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [2.0], 1: [-1.0]})
-    paper = FedPWSettings(adjust_parameters=False, clip_weights=False)
+    paper = FedPWSettings(adjust_parameters=False, clip_weights=False, max_weight=None)
     step = server_step(model, results, WeightingState(), paper)
     assert step.weights.weights == (2.0, -1.0)
     assert step.model["weight"].item() == -(2.0 * 2.0 + -1.0 * -1.0)

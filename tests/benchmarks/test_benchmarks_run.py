@@ -14,7 +14,7 @@ import run
 from report import Table
 
 FOLDER = Path(run.__file__).parent
-STARTING_RAY = {"client_loop", "client_accuracy", "start_up"}
+STARTING_RAY = {"client_loop", "client_accuracy", "start_up", "many_clients"}
 WRITTEN = [name for name in run.ALL if (FOLDER / f"{name}.py").is_file()]
 
 

@@ -147,11 +147,9 @@ def assert_close(first: NDArrays, second: NDArrays) -> None:
 ORDERS: dict[str, list[Mod]] = {
     "fixed clipping": [fixedclipping_mod],
     "adaptive clipping": [adaptiveclipping_mod],
-    "local DP": [SOME_NOISE],
     "message size": [message_size_mod],
     "arrays size": [arrays_size_mod],
     "clipping and size": [message_size_mod, fixedclipping_mod, arrays_size_mod],
-    "clipping and local DP": [SOME_NOISE, fixedclipping_mod],
 }
 NORM_OF_MODS = {"fixed clipping": fixedclipping_mod, "adaptive clipping": adaptiveclipping_mod}
 clipping = pytest.mark.parametrize("mod", NORM_OF_MODS.values(), ids=NORM_OF_MODS)
@@ -263,10 +261,23 @@ def test_adaptive_clipping_says_in_the_metrics_whether_it_clipped() -> None:
         assert [metrics_of(reply)["norm_bit"] for reply in result.replies.values()] == ([bit] * 8)
 
 
-def test_local_dp_without_noise_is_fixed_clipping() -> None:
-    result = run([NO_NOISE, fedpw_mod])
+def test_inside_local_dp_the_update_is_sent_as_trained_and_the_server_adjusts_it() -> None:
+    """FedPW's report would tell norms and magnitudes of the update without any noise."""
+    for mods in ([NO_NOISE], [NO_NOISE, fixedclipping_mod]):
+        result, without = run([*mods, fedpw_mod], TIGHT), run(list(mods), TIGHT)
+        assert result.failed == [0] * 4
+        assert all(REPORT_KEY not in reply.content for reply in result.replies.values())
+        assert payloads(array_record(result.final)) == payloads(array_record(without.final))
+
+
+def test_the_wrapper_inside_local_dp_does_as_the_mod() -> None:
+    app = numpy_client_app(
+        lambda context: FedPWClient(NoisyClient(context.node_id)), mods=[NO_NOISE]
+    )
+    result, expected = run(app), run([NO_NOISE, fedpw_mod])
     assert result.failed == [0] * 4
-    assert_close(result.final, run([fixedclipping_mod, fedpw_mod], TIGHT).final)
+    assert all(REPORT_KEY not in reply.content for reply in result.replies.values())
+    assert payloads(array_record(result.final)) == payloads(array_record(expected.final))
 
 
 def test_local_dp_puts_noise_on_masked_entries_too_as_its_guarantee_needs() -> None:

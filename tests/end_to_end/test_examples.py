@@ -68,8 +68,8 @@ class Workplace:
         return loaded
 
     def model(self, run: str) -> dict[str, torch.Tensor]:
-        file = self.folder / "outputs" / run / "final_model.pt"
-        loaded: dict[str, torch.Tensor] = torch.load(file, weights_only=True)
+        file = self.folder / "outputs" / run / "final_model.safetensors"
+        loaded: dict[str, torch.Tensor] = load_file(file)
         return loaded
 
     def _run(self, command: str) -> str:

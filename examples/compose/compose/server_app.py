@@ -8,6 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam
+from safetensors.torch import save_file
 
 from compose.task import Net
 from fedpw_flwr import FedPW
@@ -54,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
     # An empty output folder is the one in which Flower's SuperLink was started.
     folder = Path(context.run_config["output-folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(result.arrays.to_torch_state_dict(), folder / "final_model.pt")
+    save_file(result.arrays.to_torch_state_dict(), folder / "final_model.safetensors")
     metrics = {
         "train": [dict(record) for record in result.train_metrics_clientapp.values()],
         "evaluate": [dict(record) for record in result.evaluate_metrics_clientapp.values()],

@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.common import Metrics, NDArrays, Scalar, ndarrays_to_parameters
 from flwr.server import ServerAppComponents, ServerConfig
 from flwr.serverapp import ServerApp
+from safetensors.torch import save_file
 
 from fedpw_flwr.fairness import evaluate_metrics_aggregation_fn
 from fedpw_flwr.legacy import FedPW
@@ -37,7 +38,7 @@ def model_writer(file: Path) -> Callable[[int, NDArrays, dict[str, Scalar]], Non
     def save(server_round: int, parameters: NDArrays, config: dict[str, Scalar]) -> None:
         net = Net()
         set_weights(net, parameters)
-        torch.save(net.state_dict(), file)
+        save_file(net.state_dict(), file)
 
     return save
 
@@ -52,7 +53,7 @@ def server_fn(context: Context) -> ServerAppComponents:
         adjustment="client",
         initial_parameters=ndarrays_to_parameters(get_weights(Net())),
         on_fit_config_fn=lambda server_round: {"server-round": server_round},
-        evaluate_fn=model_writer(folder / "final_model.pt"),
+        evaluate_fn=model_writer(folder / "final_model.safetensors"),
         evaluate_metrics_aggregation_fn=metrics_writer(folder / "metrics.jsonl"),
     )
     config = ServerConfig(num_rounds=context.run_config["num-server-rounds"])

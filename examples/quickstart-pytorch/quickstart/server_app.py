@@ -8,6 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from safetensors.torch import save_file
 
 from fedpw_flwr.fairness import evaluate_metrics_aggr_fn
 from quickstart.task import Net
@@ -35,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
     # An empty output folder is the one in which Flower's SuperLink was started.
     folder = Path(context.run_config["output-folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(result.arrays.to_torch_state_dict(), folder / "final_model.pt")
+    save_file(result.arrays.to_torch_state_dict(), folder / "final_model.safetensors")
     metrics = {
         "train": [dict(record) for record in result.train_metrics_clientapp.values()],
         "evaluate": [dict(record) for record in result.evaluate_metrics_clientapp.values()],

@@ -1,0 +1,92 @@
+"""A run on a Ray cluster stops where the cluster has lost a machine, to be gone on with.
+
+Flower puts the workers of a lost machine back among the free ones. They are free again at once, so
+that they take and fail most of the messages of all rounds to come, and the workers that live get
+the few that are left: the run would end well and have trained next to nothing. Started anew from
+its checkpoint, it has only workers that live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+__all__ = ["LostMachineError", "MachineWatch"]
+
+_LOST = "its node has died"
+"""Ray's words for a worker that died with its machine, in the reason of a client's failure."""
+
+
+class LostMachineError(RuntimeError):
+    """The Ray cluster lost a machine; the message says how to go on."""
+
+
+class MachineWatch(Strategy):
+    """Any strategy, in a run that ends where the Ray cluster has lost a machine.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy that decides everything.
+    folder : Path
+        Folder of the run, for the message.
+    """
+
+    def __init__(self, strategy: Strategy, folder: Path) -> None:
+        self._strategy = strategy
+        self._folder = folder
+
+    def summary(self) -> None:
+        """Log the strategy's settings."""
+        self._strategy.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy does."""
+        return self._strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As the strategy does.
+
+        Raises
+        ------
+        LostMachineError
+            If a client failed because its machine is gone.
+        """
+        return self._strategy.aggregate_train(server_round, self._checked(server_round, replies))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy does."""
+        return self._strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """As the strategy does.
+
+        Raises
+        ------
+        LostMachineError
+            If a client failed because its machine is gone.
+        """
+        return self._strategy.aggregate_evaluate(server_round, self._checked(server_round, replies))
+
+    def _checked(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
+        replies = list(replies)
+        lost = sum(reply.has_error() and _LOST in (reply.error.reason or "") for reply in replies)
+        if lost:
+            raise LostMachineError(
+                f"the Ray cluster lost a machine; in round {server_round} it took {lost} of "
+                f"{len(replies)} replies with it. Go on with the machines that are there: "
+                f"fedpw resume={self._folder}"
+            )
+        return replies
