@@ -38,6 +38,7 @@ PACKAGES = {
     "quickstart-pytorch": "quickstart",
     "legacy-numpyclient": "legacy_numpyclient",
     "compose": "compose",
+    "deployment": "deployment",
 }
 DIFFS = {"quickstart-pytorch": [], "legacy-numpyclient": ["--reverse"]}
 """What `git apply` needs to apply an example's diff to the example as it is."""

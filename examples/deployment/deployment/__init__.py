@@ -1,0 +1,1 @@
+"""deployment: A Flower / PyTorch app."""
