@@ -301,14 +301,20 @@ def evaluate_metrics_aggr_fn(
     Returns
     -------
     Callable[[list[RecordDict], str], MetricRecord]
-        Raises ValueError if no client reported `metric` as a finite number of at least 0, or if a
-        client's weight is missing or cannot weight.
+        Raises ValueError if no client reported `metric` as a finite number of at least 0 in the
+        first round (later ones get the averages alone, and a warning), or if a client's weight is
+        missing or cannot weight.
     """
     _check_metric_key(metric, "evaluate_metrics_aggr_fn", "eval_acc")
 
+    judged_before = False
+
     def averages_and_fairness(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+        nonlocal judged_before
         records = [_only_metric_record(content) for content in contents]
-        return _averages_and_fairness(records, metric, weighted_by_key)
+        aggregated = _averages_and_fairness(records, metric, weighted_by_key, judged_before)
+        judged_before = judged_before or bool(aggregated)
+        return aggregated
 
     return averages_and_fairness
 
@@ -333,14 +339,19 @@ def evaluate_metrics_aggregation_fn(
     """
     _check_metric_key(metric, "evaluate_metrics_aggregation_fn", "accuracy")
 
+    judged_before = False
+
     def averages_and_fairness(metrics: list[tuple[int, Metrics]]) -> Metrics:
         from flwr.app import MetricRecord
+
+        nonlocal judged_before
 
         records = [
             MetricRecord(_numbers({**reported, EXAMPLES_KEY: num_examples}))
             for num_examples, reported in metrics
         ]
-        aggregated = _averages_and_fairness(records, metric, EXAMPLES_KEY)
+        aggregated = _averages_and_fairness(records, metric, EXAMPLES_KEY, judged_before)
+        judged_before = judged_before or bool(aggregated)
         return {key: value for key, value in aggregated.items() if not isinstance(value, list)}
 
     return averages_and_fairness
@@ -441,7 +452,7 @@ def _numbers(metrics: Mapping[str, object]) -> dict[str, MetricRecordValues]:
 
 
 def _averages_and_fairness(
-    replies: Sequence[MetricRecord], metric: str, weighted_by_key: str
+    replies: Sequence[MetricRecord], metric: str, weighted_by_key: str, judged_before: bool
 ) -> MetricRecord:
     # Imported here, because the functions on arrays need no Flower.
     from flwr.app import MetricRecord, RecordDict
@@ -457,7 +468,14 @@ def _averages_and_fairness(
         for record in counted
     ]
     aggregated = aggregate_metricrecords(alike, weighted_by_key)
-    report = _report_on(counted, metric)
+    try:
+        report = _report_on(counted, metric)
+    except ValueError as error:
+        if not judged_before:
+            raise
+        # Clients that report something else from one round to the next must not end the run.
+        logging.getLogger("flwr").warning("fairness: nothing to judge in this round: %s", error)
+        return aggregated
     aggregated.update(
         {f"fairness-{name.replace('_', '-')}": value for name, value in report.to_dict().items()}
     )

@@ -42,7 +42,7 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.ordered_clients import OrderedClientManager
+from fedpw_flwr.strategy.ordered_clients import OrderedClientManager, stated_identities
 from fedpw_flwr.strategy.quarantine import Answer, MissingLossError
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
@@ -180,6 +180,7 @@ class FedPW(FedAvg):
             None if array_names is None else distinct_names(array_names, "array_names")
         )
         self._attendance = Attendance(wait_for_clients, when_missing)
+        self._asked_who: set[int] = set()
         self._asked_to_evaluate: frozenset[int] | None = None
         super().__init__(
             fraction_fit=fraction_fit,
@@ -293,6 +294,16 @@ class FedPW(FedAvg):
             for _, ins in instructions:
                 refuse_clipping_of_packed(ins.config)
         nodes = [proxy.node_id for proxy, _ in instructions]
+        strangers = set(self.rounds.strangers(nodes)) - self._asked_who
+        self._asked_who |= strangers
+        unknown = [proxy for proxy, _ in instructions if proxy.node_id in strangers]
+        self.rounds.introduce(
+            {
+                proxy.node_id: client
+                for proxy, client in zip(unknown, stated_identities(unknown), strict=True)
+                if client is not None
+            }
+        )
         entries = self.rounds.begin(arrays, nodes)
         return [
             (proxy, FitIns(ins.parameters, {**ins.config, **entries[proxy.node_id]}))

@@ -430,8 +430,8 @@ def _forge(folder: Path, name: str, data: bytes) -> None:
 # ── What one client can do ────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("clients", "most"), [(2, 1.0), (5, 1.0), (6, 5 / 6), (20, 1 / 4)])
-def test_the_default_bound_on_weights_bounds_nothing_up_to_five_clients(
+@pytest.mark.parametrize(("clients", "most"), [(2, 1.0), (3, 1.0), (4, 3 / 4), (20, 3 / 20)])
+def test_the_default_bound_on_weights_bounds_nothing_up_to_three_clients(
     clients: int, most: float
 ) -> None:
     liar, *_ = bounded_weights([1.0, *[0.0] * (clients - 1)], FedPWSettings().max_weight)

@@ -2,7 +2,8 @@
 
 A loss is the client's own word, and AWA gives weight to large ones while PA drops less of an update
 the smaller the others' quotients are. So losses count within a factor of the round's median, and no
-weight is larger than a multiple of the equal share 1/N. Honest clients stay within both.
+weight is larger than a multiple of the equal share 1/N. The defaults are beyond what honest clients
+of the experiments reach; one that is served worse than tenfold gets less than it would.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def bounded_losses(losses: Tensor, max_ratio: float | None) -> Tensor:
     Returns
     -------
     Tensor
-        Shape (N,). As they are where the median is 0, or so large or small that the bounds are not
-        finite and positive: it then says nothing about the others.
+        Shape (N,). As they are where the median says nothing about them: of two clients, or where
+        it is 0, or so large or small that the bounds are not finite and positive.
     """
-    if max_ratio is None:
+    if max_ratio is None or losses.numel() < 3:
         return losses
     median = float(torch.quantile(losses, 0.5))
     least, most = median / max_ratio, median * max_ratio

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 __all__ = ["LostMachineError", "MachineWatch"]
 
-_LOST = "its node has died"
+_DIED, _LOST = "ActorDiedError", "its node has died"
 """Ray's words for a worker that died with its machine, in the reason of a client's failure."""
 
 
@@ -82,7 +82,8 @@ class MachineWatch(Strategy):
 
     def _checked(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
         replies = list(replies)
-        lost = sum(reply.has_error() and _LOST in (reply.error.reason or "") for reply in replies)
+        reasons = [reply.error.reason or "" for reply in replies if reply.has_error()]
+        lost = sum(_DIED in reason and _LOST in reason for reason in reasons)
         if lost:
             raise LostMachineError(
                 f"the Ray cluster lost a machine; in round {server_round} it took {lost} of "

@@ -49,7 +49,9 @@ def main(grid: Grid, context: Context) -> None:
     carrier = strategy = experiment.new_strategy(client_metrics)
     if profiler is not None:
         strategy = ProfiledStrategy(strategy, profiler)
-    strategy = MachineWatch(RecordedStrategy(strategy, recorder), folder.path)
+    strategy = RecordedStrategy(strategy, recorder)
+    if experiment.runtime.ray_address is not None:
+        strategy = MachineWatch(strategy, folder.path)
     resume = context.run_config.get("resume") is True
     if not resume:
         folder.check_unused()

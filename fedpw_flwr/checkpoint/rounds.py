@@ -83,6 +83,9 @@ def run_rounds(
         the folder.
     """
     carrier = strategy if carrier is None else carrier
+    if hasattr(carrier, "asks_identities"):
+        # A run that goes on draws the same clients at other nodes.
+        carrier.asks_identities = True
     train_config = ConfigRecord() if train_config is None else train_config
     evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
     identity = {
@@ -165,7 +168,13 @@ def newest_checkpoint(checkpoints: CheckpointStore, resume: bool) -> Checkpoint 
         If there are checkpoints and `resume` is False, or all are damaged.
     """
     if resume:
-        return checkpoints.newest()
+        newest = checkpoints.newest()
+        if newest is None:
+            logger.warning(
+                "There is no checkpoint in %s to go on from: beginning with round 1",
+                checkpoints.folder,
+            )
+        return newest
     rounds = checkpoints.rounds()
     if rounds:
         raise CheckpointError(

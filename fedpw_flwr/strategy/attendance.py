@@ -63,6 +63,7 @@ class Attendance:
         self._limit = limit
         self._when_missing = when_missing
         self._short_since: float | None = None
+        self._nobody_since: float | None = None
 
     def wait(self, look: Callable[[], Iterable[Client]], needed: int) -> list[Client]:
         """Wait until enough clients are there, or for long enough.
@@ -90,9 +91,18 @@ class Attendance:
             if self._short_since is None:
                 self._short_since = now
             waited = now - self._short_since
+            if there:
+                self._nobody_since = None
+            elif self._nobody_since is None:
+                self._nobody_since = now
             if self._limit is not None and waited >= self._limit:
-                self._check_after(self._limit, len(there), needed)
-                return there
+                if there or self._when_missing == "stop":
+                    self._check_after(self._limit, len(there), needed)
+                    return there
+                # With nobody there is no going on: the limit counts from when the last one left.
+                waited = now - (self._nobody_since or now)
+                if waited >= self._limit:
+                    self._check_after(self._limit, 0, needed)
             if now - reminded >= _REMINDER:
                 reminded = now
                 logger.info(
@@ -105,7 +115,7 @@ class Attendance:
                 )
             left = _INTERVAL if self._limit is None else self._limit - waited
             time.sleep(min(_INTERVAL, left))
-        self._short_since = None
+        self._short_since = self._nobody_since = None
         return there
 
     def _check_after(self, limit: float, there: int, needed: int) -> None:

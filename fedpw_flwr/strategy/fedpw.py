@@ -177,6 +177,9 @@ class FedPW(FedAvg):
         elif resume:
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.resume = resume
+        self.asks_identities = self.rounds.on_clients or self.checkpoints is not None
+        """Whether nodes are asked who they are, where some are drawn: clients that cannot answer
+        log an error."""
         self._with_checkpoints = False
         self._roll_call = RollCall()
         self._attendance = Attendance(wait_for_clients, when_missing)
@@ -423,8 +426,7 @@ class FedPW(FedAvg):
             yield grid
             return
         nodes = self._attendance.wait(grid.get_node_ids, max(self.min_available_nodes, least))
-        expected = self.rounds.on_clients or self.checkpoints is not None
-        if expected and fraction < 1.0:
+        if self.asks_identities and fraction < 1.0:
             nodes = self._roll_call.ordered(grid, nodes)
         with minima_of_at_most(self, _MINIMA, len(nodes)):
             yield ListedGrid(grid, nodes)

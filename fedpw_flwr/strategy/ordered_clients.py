@@ -15,7 +15,7 @@ from flwr.server.criterion import Criterion
 
 from fedpw_flwr.wire.identity import IDENTITY_KEY
 
-__all__ = ["OrderedClientManager"]
+__all__ = ["OrderedClientManager", "stated_identities"]
 
 logger = logging.getLogger("flwr")
 
@@ -71,10 +71,11 @@ class OrderedClientManager(SimpleClientManager):
         """Ask clients who they are."""
         if not clients:
             return
-        with ThreadPoolExecutor(min(_AT_ONCE, len(clients))) as asking:
-            for client, identity in zip(clients, asking.map(_identity, clients), strict=True):
-                self._identities[client.cid] = identity
-        silent = sum(self._identities[client.cid] is None for client in clients)
+        found = stated_identities(clients)
+        self._identities.update(
+            {client.cid: one for client, one in zip(clients, found, strict=True)}
+        )
+        silent = found.count(None)
         if silent:
             logger.info(
                 "%s of %s new clients do not say who they are: they are sampled by node id, which "
@@ -82,6 +83,14 @@ class OrderedClientManager(SimpleClientManager):
                 silent,
                 len(clients),
             )
+
+
+def stated_identities(clients: Sequence[ClientProxy]) -> list[int | None]:
+    """Ask clients who they are, all at once; None for each that does not say."""
+    if not clients:
+        return []
+    with ThreadPoolExecutor(min(_AT_ONCE, len(clients))) as asking:
+        return list(asking.map(_identity, clients))
 
 
 def _identity(client: ClientProxy) -> int | None:

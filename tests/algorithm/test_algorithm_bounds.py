@@ -1,4 +1,4 @@
-"""What one client reports moves a round only within bounds, and honest rounds not at all."""
+"""What one client reports moves a round only within bounds, and rounds within them not at all."""
 
 from __future__ import annotations
 

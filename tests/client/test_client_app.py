@@ -450,7 +450,8 @@ def test_a_broken_client_costs_only_itself(broken: str, upload: Any) -> None:
         kind = Broken if node == 12 else NoisyClient
         return numpy_client_app(lambda context: FedPWClient(kind(node)))
 
-    result = run(FedPW(adjustment="client", upload=upload), app_on, MODEL, rounds=3)
+    strategy = FedPW(adjustment="client", upload=upload, max_loss_ratio=None)
+    result = run(strategy, app_on, MODEL, rounds=3)
     for metrics in train_metrics(result).values():
         assert metrics["fedpw-client-id"] == [11, 13, 14]
         assert metrics["fedpw-quarantined"] + metrics["fedpw-failed"] == 1
@@ -467,7 +468,8 @@ def test_a_client_that_did_not_move_is_a_client_like_any_other(upload: Any) -> N
         kind = Still if node == 12 else NoisyClient
         return numpy_client_app(lambda context: FedPWClient(kind(node)))
 
-    result = run(FedPW(adjustment="client", upload=upload), app_on, MODEL, rounds=3)
+    strategy = FedPW(adjustment="client", upload=upload, max_loss_ratio=None)
+    result = run(strategy, app_on, MODEL, rounds=3)
     for metrics in train_metrics(result).values():
         assert metrics["fedpw-client-id"] == NODES
         assert metrics["fedpw-quarantined"] + metrics["fedpw-failed"] == 0
@@ -484,7 +486,8 @@ def test_a_client_far_better_than_the_others_is_masked_to_nothing(upload: Any) -
         kind = FarBetter if node == 12 else NoisyClient
         return numpy_client_app(lambda context: FedPWClient(kind(node)))
 
-    result = run(FedPW(adjustment="client", upload=upload), app_on, MODEL, rounds=3)
+    strategy = FedPW(adjustment="client", upload=upload, max_loss_ratio=None)
+    result = run(strategy, app_on, MODEL, rounds=3)
     for server_round, metrics in train_metrics(result).items():
         assert metrics["fedpw-client-id"] == NODES
         assert metrics["fedpw-quarantined"] + metrics["fedpw-failed"] == 0

@@ -391,6 +391,8 @@ def test_every_round_is_that_of_the_plain_reimplementation(data: st.DataObject) 
         adapt_weights=adapt,
         adjustment="client",
         device="cpu",
+        max_weight=None,
+        max_loss_ratio=None,
     )
     arrays = array_record(drawn_model(rng))
     for number in range(1, data.draw(st.integers(3, 5), label="rounds") + 1):

@@ -41,6 +41,7 @@ def strategy_for_any_number(**settings: object) -> FedPW:
         adjustment="client",
         avg_drop_rate=MEAN,
         device="cpu",
+        max_loss_ratio=None,
         **settings,  # type: ignore[arg-type]
     )
 

@@ -56,6 +56,8 @@ def test_its_arguments_begin_with_fedavgs_in_name_order_and_default() -> None:
         "clip_weights": True,
         "adjust_parameters": True,
         "adapt_weights": True,
+        "max_weight": 3.0,
+        "max_loss_ratio": 10.0,
         "trainable": None,
         "device": None,
         "adjustment": "server",
@@ -64,6 +66,8 @@ def test_its_arguments_begin_with_fedavgs_in_name_order_and_default() -> None:
         "checkpoint_dir": None,
         "checkpoint_every": 1,
         "resume": False,
+        "wait_for_clients": 3600.0,
+        "when_missing": "stop",
     }
 
 
