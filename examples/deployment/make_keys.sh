@@ -21,6 +21,13 @@ refuse() {
     exit 1
 }
 
+# What openssl said, where it failed; nothing half-made is left.
+failed() {
+    cat "$errors" >&2
+    rm -f "$folder/.server.key" "$unfinished"
+    refuse "openssl could not make it"
+}
+
 new() {
     if [[ -e $1 ]]; then
         refuse "$1 exists: move it away first, or choose another name"
@@ -32,7 +39,7 @@ make_ca() {
     new "$folder/ca.crt"
     # A configuration of its own: what the system's adds differs from one to another.
     openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -sha384 \
-        -days "$CA_DAYS" -keyout "$folder/ca.key" -out "$folder/ca.crt" -config - 2>/dev/null <<'EOF'
+        -days "$CA_DAYS" -keyout "$folder/ca.key" -out "$folder/ca.crt" -config - 2>"$errors" <<'EOF' || failed
 [req]
 prompt = no
 distinguished_name = name
@@ -57,6 +64,9 @@ make_server() {
     local names=DNS:localhost,IP:127.0.0.1 name request
     for name in "$@"; do
         case $name in
+        "" | *[!A-Za-z0-9.:-]* | *:*[!0-9A-Fa-f:.]*)
+            refuse "'$name' is no host name or address: give it without https:// and port"
+            ;;
         localhost | 127.0.0.1) ;;
         *:*) names+=,IP:$name ;;
         *[!0-9.]*) names+=,DNS:$name ;;
@@ -65,14 +75,14 @@ make_server() {
     done
     request=$(
         openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes \
-            -keyout "$folder/server.key" -config - 2>/dev/null <<'EOF'
+            -keyout "$folder/.server.key" -config - 2>"$errors" <<'EOF'
 [req]
 prompt = no
 distinguished_name = name
 [name]
 CN = SuperLink
 EOF
-    )
+    ) || failed
     openssl x509 -req -sha384 -days "$SERVER_DAYS" -CA "$folder/ca.crt" -CAkey "$folder/ca.key" \
         -set_serial "0x$(openssl rand -hex 16)" -out "$folder/server.crt" \
         -extfile <(
@@ -82,7 +92,8 @@ EOF
             echo "subjectKeyIdentifier = hash"
             echo "authorityKeyIdentifier = keyid"
             echo "subjectAltName = $names"
-        ) 2>/dev/null <<<"$request"
+        ) 2>"$errors" <<<"$request" || failed
+    mv "$folder/.server.key" "$folder/server.key"
     chmod 644 "$folder/server.crt"
     echo "$folder/server.key    to the server, nowhere else"
     echo "$folder/server.crt    to the server, for $names, valid until $(valid_until "$folder/server.crt")"
@@ -114,8 +125,12 @@ valid_until() {
 (($# >= 2)) || usage
 folder=$1 what=$2
 shift 2
+command -v openssl >/dev/null || refuse "openssl is not installed"
 mkdir -p "$folder"
 chmod 700 "$folder"
+errors=$(mktemp)
+unfinished=$folder/$what.crt
+trap 'rm -f "$errors"' EXIT
 case $what:$# in
 ca:0) make_ca ;;
 server:0 | site:0 | ca:*) usage ;;

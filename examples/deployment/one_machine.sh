@@ -84,7 +84,13 @@ root-certificates = "$folder/keys/ca.crt"
 EOF
 
 keep superlink "$here/superlink.sh" "$folder/superlink.env"
+deadline=$((SECONDS + 120))
 until "$bin/flwr" supernode list fedpw >/dev/null 2>&1; do
+    if ((SECONDS > deadline)); then
+        echo "one_machine.sh: the SuperLink does not answer; the end of $folder/superlink.log:" >&2
+        tail -n 20 "$folder/superlink.log" >&2
+        exit 1
+    fi
     sleep 1
 done
 if [[ ! -e $folder/complete ]]; then

@@ -20,7 +20,7 @@ from fedpw_flwr.experiment.experiment import Experiment
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, best_round
 from fedpw_flwr.experiment.run_folder import RunFolder
 from fedpw_flwr.training.evaluation import evaluate
-from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
+from fedpw_flwr.wire.identity import identity_of
 
 __all__ = ["RecordedStrategy", "RunRecorder", "client_metrics"]
 
@@ -39,9 +39,12 @@ def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRe
     -------
     MetricRecord
         ``train_loss``, the weighted mean, and the parallel lists ``client-id``, ``client-loss`` and
-        ``client-share`` (the clients' shares of the weights).
+        ``client-share`` (the clients' shares of the weights). Nothing where no reply says which
+        client it is from.
     """
-    replies = [_only(content) for content in contents]
+    replies = [one for content in contents if (one := _only(content)) is not None]
+    if not replies:
+        return MetricRecord()
     total = sum(metrics[weighted_by_key] for _, metrics in replies)
     shares = [float(metrics[weighted_by_key] / total) for _, metrics in replies]
     losses = [float(metrics["train_loss"]) for _, metrics in replies]
@@ -55,9 +58,10 @@ def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRe
     )
 
 
-def _only(content: RecordDict) -> tuple[int, Any]:
+def _only(content: RecordDict) -> tuple[int, Any] | None:
     (metrics,) = content.metric_records.values()
-    return int(content.config_records[IDENTITY_RECORD][IDENTITY_KEY]), metrics  # type: ignore[arg-type]
+    client = identity_of(content)
+    return None if client is None else (client, metrics)
 
 
 class RunRecorder:
@@ -193,7 +197,9 @@ class RunRecorder:
         else:
             return None
         clients = [int(client) for client in _list(identities)]
-        order = sorted(range(len(clients)), key=clients.__getitem__)
+        # Anybody may say to be anybody: who is no client of the experiment has no domain.
+        known = (place for place, one in enumerate(clients) if one < len(self._experiment.shares))
+        order = sorted(known, key=clients.__getitem__)
         optional = {
             name.replace("-", "_"): _floats(metrics[key], order)
             for name, key in keys.items()
