@@ -16,7 +16,7 @@ RUN = (
     "strategy=fedpw",
     # Half of the clients a round: who they are is drawn by chance.
     "strategy.fraction_train=0.5",
-    "dataset.domains=[scans,blurred,inverted]",
+    "dataset.domains=[scans,blurred,textured]",
     "model.width=2",
     "client.epochs=1",
     "partition.train_per_client=32",
