@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
+
+from fedpw_flwr.app.strategy_wrapper import StrategyWrapper
 
 __all__ = ["LostMachineError", "MachineWatch"]
 
@@ -25,7 +26,7 @@ class LostMachineError(RuntimeError):
     """The Ray cluster lost a machine; the message says how to go on."""
 
 
-class MachineWatch(Strategy):
+class MachineWatch(StrategyWrapper):
     """Any strategy, in a run that ends where the Ray cluster has lost a machine.
 
     Parameters
@@ -37,18 +38,8 @@ class MachineWatch(Strategy):
     """
 
     def __init__(self, strategy: Strategy, folder: Path) -> None:
-        self._strategy = strategy
+        super().__init__(strategy)
         self._folder = folder
-
-    def summary(self) -> None:
-        """Log the strategy's settings."""
-        self._strategy.summary()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As the strategy does."""
-        return self._strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -60,13 +51,7 @@ class MachineWatch(Strategy):
         LostMachineError
             If a client failed because its machine is gone.
         """
-        return self._strategy.aggregate_train(server_round, self._checked(server_round, replies))
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As the strategy does."""
-        return self._strategy.configure_evaluate(server_round, arrays, config, grid)
+        return super().aggregate_train(server_round, self._checked(server_round, replies))
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -78,7 +63,7 @@ class MachineWatch(Strategy):
         LostMachineError
             If a client failed because its machine is gone.
         """
-        return self._strategy.aggregate_evaluate(server_round, self._checked(server_round, replies))
+        return super().aggregate_evaluate(server_round, self._checked(server_round, replies))
 
     def _checked(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
         replies = list(replies)

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 from fedpw_flwr.app.profiling import RoundProfiler
+from fedpw_flwr.app.strategy_wrapper import StrategyWrapper
 from fedpw_flwr.experiment.configuration import resolved_yaml
 from fedpw_flwr.experiment.experiment import Experiment
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, best_round
@@ -213,7 +213,7 @@ class RunRecorder:
         )
 
 
-class RecordedStrategy(Strategy):
+class RecordedStrategy(StrategyWrapper):
     """Any strategy, with the training metrics of every round given to a recorder.
 
     Parameters
@@ -225,38 +225,16 @@ class RecordedStrategy(Strategy):
     """
 
     def __init__(self, strategy: Strategy, recorder: RunRecorder) -> None:
-        self._strategy = strategy
+        super().__init__(strategy)
         self._recorder = recorder
-
-    def summary(self) -> None:
-        """Log the strategy's settings."""
-        self._strategy.summary()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As the strategy does."""
-        return self._strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """As the strategy does; the recorder keeps the metrics."""
-        arrays, metrics = self._strategy.aggregate_train(server_round, replies)
+        arrays, metrics = super().aggregate_train(server_round, replies)
         self._recorder.keep(metrics)
         return arrays, metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As the strategy does."""
-        return self._strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """As the strategy does."""
-        return self._strategy.aggregate_evaluate(server_round, replies)
 
 
 def _number(metrics: MetricRecord, key: str) -> float | None:
