@@ -7,6 +7,7 @@ to logits (B, num_classes), and one file ``conf/model/NAME.yaml``::
     _target_: your_package.your_module.YourNetwork
     your_option: 1
 
-and run ``fedpw model=NAME``. The caller seeds torch before it builds the network, so a plain
+and run ``fedpw model=NAME``. A network that must know the size of the pictures takes it from
+``${dataset.image_size}``. The caller seeds torch before it builds the network, so a plain
 initialisation is reproducible.
 """

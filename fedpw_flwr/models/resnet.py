@@ -1,8 +1,8 @@
-"""ResNet-10 for small pictures, the paper's network for digits, in any width.
+"""ResNets for small pictures: the paper's ResNet-10 and its deeper siblings, in any width.
 
-Unlike the ImageNet ResNets it keeps the resolution at the entrance (a 3x3 stem, no pooling),
-because digits are 16 to 32 pixels wide. At width 64 with 10 classes it has 4,903,242 parameters;
-they grow with the square of the width.
+Unlike the ImageNet ResNets they keep the resolution at the entrance (a 3x3 stem, no pooling),
+because digits are 16 to 32 pixels wide. ResNet-10 of width 64 with 10 classes is the paper's
+network for digits: 4,903,242 parameters; they grow with the square of the width.
 """
 
 from __future__ import annotations
@@ -11,9 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
+from fedpw_flwr.models.normalisation import Normalisation, normalisation_layer
+
+__all__ = ["BLOCKS", "BasicBlock", "ResNet", "ResNet10"]
+
+BLOCKS = {
+    10: (1, 1, 1, 1),
+    12: (2, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    20: (3, 2, 2, 2),
+    34: (3, 4, 6, 3),
+}
+"""Blocks a stage by depth: the layers with weights are two a block, the stem and the classifier.
+
+10, 18 and 34 are as in He et al. (2016) or its plain reduction; 12 and 20 put the block that 10 and
+18 lack into the first stage, where it has fewest parameters and sees most pixels.
+"""
+
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with BatchNorm, added to a shortcut (1x1 where the shape changes).
+    """Two 3x3 convolutions, each normalised, added to a shortcut (1x1 where the shape changes).
 
     Parameters
     ----------
@@ -21,20 +38,30 @@ class BasicBlock(nn.Module):
         Channels of the input and the output.
     stride : int
         The first convolution's and the shortcut's.
+    normalisation : "batch" | "group" | "none" (default: "batch")
+        See :func:`fedpw_flwr.models.normalisation.normalisation_layer`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        normalisation: Normalisation = "batch",
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        normalised = normalisation_layer(normalisation)
+        bias = normalisation == "none"
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=bias)
+        self.bn1 = normalised(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=bias)
+        self.bn2 = normalised(out_channels)
         self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, bias=False),
-                nn.BatchNorm2d(out_channels),
+                nn.Conv2d(in_channels, out_channels, 1, bias=bias),
+                normalised(out_channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,8 +75,8 @@ class BasicBlock(nn.Module):
         return relu(self.bn2(self.conv2(inner)) + self.shortcut(seen), inplace=True)
 
 
-class ResNet10(nn.Module):
-    """A stem, four stages of one block, average pooling over the picture, and a linear layer.
+class ResNet(nn.Module):
+    """A stem, four stages of blocks, average pooling over the picture, and a linear layer.
 
     The stages have 1, 2, 4 and 8 times the width, and all but the first halve the resolution.
 
@@ -61,26 +88,43 @@ class ResNet10(nn.Module):
         Channels of the pictures.
     width : int, default 64
         Channels of the stem and the first stage; the paper's is 64.
+    depth : int, default 18
+        One of :data:`BLOCKS`: 10, 12, 18, 20 or 34.
+    normalisation : "batch" | "group" | "none" (default: "batch")
+        After every convolution; without any, convolutions have a bias and learn more slowly.
 
     Raises
     ------
     ValueError
-        If `width` is less than 1.
+        If `width` is less than 1, `depth` is none of those listed or `normalisation` is unknown.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, width: int = 64) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        width: int = 64,
+        *,
+        depth: int = 18,
+        normalisation: Normalisation = "batch",
+    ) -> None:
         super().__init__()
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
-        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        self.stages = nn.Sequential(
-            BasicBlock(width, width, stride=1),
-            BasicBlock(width, 2 * width, stride=2),
-            BasicBlock(2 * width, 4 * width, stride=2),
-            BasicBlock(4 * width, 8 * width, stride=2),
-        )
-        self.classifier = nn.Linear(8 * width, num_classes)
+        if depth not in BLOCKS:
+            raise ValueError(f"depth must be one of {', '.join(map(str, BLOCKS))}, got {depth!r}")
+        normalised = normalisation_layer(normalisation)
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=normalisation == "none")
+        self.bn = normalised(width)
+        blocks = []
+        channels = width
+        for stage, count in enumerate(BLOCKS[depth]):
+            for place in range(count):
+                stride = 2 if stage > 0 and place == 0 else 1
+                blocks.append(BasicBlock(channels, width * 2**stage, stride, normalisation))
+                channels = width * 2**stage
+        self.stages = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised pictures (B, in_channels, H, W) to logits (B, num_classes)."""
@@ -90,3 +134,22 @@ class ResNet10(nn.Module):
         features: Tensor = self.stages(relu(self.bn(self.stem(x)), inplace=True))
         logits: Tensor = self.classifier(features.mean(dim=(2, 3)))
         return logits
+
+
+class ResNet10(ResNet):
+    """The paper's network for digits: a :class:`ResNet` of depth 10.
+
+    Parameters
+    ----------
+    num_classes, in_channels, width, normalisation
+        As :class:`ResNet`'s.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        width: int = 64,
+        normalisation: Normalisation = "batch",
+    ) -> None:
+        super().__init__(num_classes, in_channels, width, depth=10, normalisation=normalisation)

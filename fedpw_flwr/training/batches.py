@@ -1,4 +1,4 @@
-"""Batches cut from pictures in memory: shuffled, randomly cropped and normalised.
+"""Batches cut from pictures in memory: shuffled, randomly cropped or mirrored, and normalised.
 
 A ``DataLoader`` handles pictures one by one in Python, which costs a small network a good part of
 its training time. Here all pictures lie on the device as ``uint8``, and one gather cuts a batch
@@ -48,6 +48,7 @@ def training_batches(
     epochs: int,
     generator: torch.Generator,
     device: torch.device | None = None,
+    horizontal_flip: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches of `epochs` passes over `pictures`.
 
@@ -69,6 +70,8 @@ def training_batches(
         On the CPU; the only source of randomness, so the batches are the same on every device.
     device : torch.device, optional
         Where to train, and where `normalisation` is. Default: where the pictures are.
+    horizontal_flip : bool, default False
+        Mirror each picture, after its crop, with probability 1/2.
 
     Yields
     ------
@@ -85,7 +88,11 @@ def training_batches(
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator)
         corners = torch.randint(0, 2 * crop_padding + 1, (2, count), generator=generator)
-        order, top, left = _uploaded(torch.cat((order[None], corners)), device)
+        draws = [order[None], corners]
+        if horizontal_flip:
+            # Drawn last: orders and crops are those of a run without.
+            draws.append(torch.randint(0, 2, (1, count), generator=generator))
+        order, top, left, *mirrored = _uploaded(torch.cat(draws), device)
         start = 0
         while start < count:
             stop = start + batch_size
@@ -94,6 +101,8 @@ def training_batches(
             # Corners are drawn for places in the order, not for pictures.
             chosen = order[start:stop]
             cut = windows[chosen, top[start:stop], left[start:stop]]
+            for mirror in mirrored:
+                cut = torch.where(mirror[start:stop, None, None, None].bool(), cut.flip(3), cut)
             yield normalisation(cut).contiguous(), classes[chosen]
             start = stop
 

@@ -7,6 +7,7 @@ pictures were for the model that arrived.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -48,6 +49,7 @@ def train(
     std: Sequence[float],
     device: torch.device | str,
     generator: torch.Generator,
+    proximal_mu: float = 0.0,
 ) -> float:
     """Train `model` in place, and leave it on `device` in training mode.
 
@@ -70,25 +72,31 @@ def train(
     generator : torch.Generator
         On the CPU, see :func:`client_generator`. The global random state is neither read nor
         changed.
+    proximal_mu : float, default 0
+        μ of FedProx (Li et al., MLSys 2020), whose clients minimise ℓ(w) + μ/2 ‖w − w_start‖² over
+        the parameters w, which arrive as w_start. 0 is plain SGD, bit by bit.
 
     Returns
     -------
     float
-        Cross-entropy in nats, the mean over all batches of all epochs. Not finite if training
-        diverged.
+        Cross-entropy in nats, without FedProx's term, the mean over all batches of all epochs. Not
+        finite if training diverged.
 
     Raises
     ------
     ValueError
-        If there is no picture.
+        If there is no picture, or `proximal_mu` is negative or not finite.
     """
     if len(pictures) == 0:
         raise ValueError("cannot train on 0 pictures: give this client some, or leave it out")
+    if not 0 <= proximal_mu < math.inf:
+        raise ValueError(f"proximal_mu must be at least 0 and finite, got {proximal_mu}")
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
     model.to(device).train()
     network = _compiled(model) if settings.compile else model
+    start = [weight.detach().clone() for weight in model.parameters()] if proximal_mu > 0 else []
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=settings.learning_rate,
@@ -105,6 +113,7 @@ def train(
         epochs=settings.epochs,
         generator=generator,
         device=device,
+        horizontal_flip=settings.horizontal_flip,
     )
     # Summed where the losses are: reading each one would make the host wait for the device.
     total = torch.zeros((), device=device)
@@ -114,10 +123,26 @@ def train(
         with arithmetic(settings.precision, device):
             loss = cross_entropy(network(images).float(), labels)
         loss.backward()
+        if proximal_mu > 0:
+            _add_proximal_gradient(list(model.parameters()), start, proximal_mu)
         optimizer.step()
         total += loss.detach()
         steps += 1
     return float(total) / steps
+
+
+@torch.no_grad()
+def _add_proximal_gradient(
+    weights: Sequence[nn.Parameter], start: Sequence[Tensor], mu: float
+) -> None:
+    """Add μ (w − w_start), the gradient of FedProx's term, to the gradients of the loss.
+
+    As a gradient, because the loss that a client reports stays without the term, and no graph is
+    built for it. A weight that gets no gradient stands where it started.
+    """
+    moving = [(w, s, w.grad) for w, s in zip(weights, start, strict=True) if w.grad is not None]
+    distances = torch._foreach_sub([w for w, _, _ in moving], [s for _, s, _ in moving])
+    torch._foreach_add_([gradient for _, _, gradient in moving], distances, alpha=mu)
 
 
 @lru_cache(maxsize=1)

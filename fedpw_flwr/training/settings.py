@@ -33,6 +33,8 @@ class ClientSettings:
     compile : bool, default False
         Compile the network with ``torch.compile``: some faster steps for a first one that takes
         tens of seconds in each worker. On a CPU it needs a C++ compiler.
+    horizontal_flip : bool, default False
+        Mirror each training picture with probability 1/2: right for photographs, wrong for digits.
 
     Raises
     ------
@@ -49,6 +51,7 @@ class ClientSettings:
     crop_padding: int = 4
     precision: Precision = "float32"
     compile: bool = False
+    horizontal_flip: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0)):
@@ -75,5 +78,7 @@ class ClientSettings:
             raise ValueError(
                 f"client.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
             )
-        if not isinstance(self.compile, bool):
-            raise ValueError(f"client.compile must be true or false, got {self.compile!r}")
+        for name in ("compile", "horizontal_flip"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"client.{name} must be true or false, got {value!r}")

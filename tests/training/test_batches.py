@@ -123,3 +123,66 @@ def test_generator_alone_decides_the_batches() -> None:
     other = _batches(pictures, 5, crop_padding=1, seed=1)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(first, other, strict=True))
+
+
+def _mirrored(seed: int, *, horizontal_flip: bool) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    columns = torch.arange(1, 5, dtype=torch.uint8)
+    pictures = ImageSet(columns.expand(400, 1, 4, 4).clone(), torch.arange(400))
+    return list(
+        training_batches(
+            pictures,
+            RAW,
+            batch_size=70,
+            crop_padding=0,
+            epochs=2,
+            generator=torch.Generator().manual_seed(seed),
+            horizontal_flip=horizontal_flip,
+        )
+    )
+
+
+def test_half_of_the_pictures_are_mirrored_others_in_each_epoch() -> None:
+    as_it_is, mirror = torch.tensor([1.0, 2, 3, 4]), torch.tensor([4.0, 3, 2, 1])
+    flips: dict[int, list[bool]] = {}
+    for images, labels in _mirrored(0, horizontal_flip=True):
+        for image, label in zip(images[:, 0], labels.tolist(), strict=True):
+            is_mirrored = torch.allclose(image, mirror.expand(4, 4))
+            assert is_mirrored or torch.allclose(image, as_it_is.expand(4, 4))
+            flips.setdefault(label, []).append(is_mirrored)
+    first, second = zip(*flips.values(), strict=True)
+    # 400 fair draws lie in 150 to 250 but once in millions of seeds.
+    assert 150 < sum(first) < 250
+    assert 150 < sum(second) < 250
+    assert first != second
+
+
+def test_mirroring_leaves_the_first_epochs_order_as_it_was() -> None:
+    plain, mirrored = (_mirrored(5, horizontal_flip=flip)[:6] for flip in (False, True))
+    for (_, labels), (_, same) in zip(plain, mirrored, strict=True):
+        assert torch.equal(labels, same)
+
+
+def test_a_mirrored_picture_keeps_its_label_and_its_crop() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (30, 3, 6, 6), generator=generator, dtype=torch.uint8)
+    pictures = ImageSet(images, torch.arange(30))
+    normalisation = Normalisation((0.0,) * 3, (1 / 255,) * 3, CPU)
+    ((plain, labels),), ((mirrored, same),) = (
+        list(
+            training_batches(
+                pictures,
+                normalisation,
+                batch_size=30,
+                crop_padding=2,
+                epochs=1,
+                generator=torch.Generator().manual_seed(7),
+                horizontal_flip=flip,
+            )
+        )
+        for flip in (False, True)
+    )
+    assert torch.equal(labels, same)
+    kept = (mirrored == plain).flatten(1).all(dim=1)
+    turned = (mirrored == plain.flip(3)).flatten(1).all(dim=1)
+    assert (kept ^ turned).all()
+    assert 0 < int(turned.sum()) < 30

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
 
 from fedpw_flwr.data.images import DomainCollection, ImageSet
 from fedpw_flwr.models.cnn import SmallCNN
@@ -22,6 +23,7 @@ def _train(
     settings: ClientSettings,
     pictures: ImageSet | None = None,
     seed: int = 0,
+    proximal_mu: float = 0.0,
 ) -> float:
     return train(
         model,
@@ -31,6 +33,7 @@ def _train(
         std=data.std,
         device="cpu",
         generator=client_generator(seed, 1, 0),
+        proximal_mu=proximal_mu,
     )
 
 
@@ -77,6 +80,99 @@ def test_training_is_plain_sgd_and_its_loss_the_mean_over_all_batches(
     assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     for ours, theirs in zip(model.parameters(), parameters, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def _proximal_round_by_autograd(
+    model: torch.nn.Module, data: DomainCollection, settings: ClientSettings, mu: float
+) -> float:
+    """Train on loss + mu/2 ||w - w_start||^2 as it is written; return the mean plain loss."""
+    parameters = list(model.parameters())
+    starts = [parameter.detach().clone() for parameter in parameters]
+    momenta = [torch.zeros_like(parameter) for parameter in parameters]
+    losses = []
+    for images, labels in training_batches(
+        data.domains[0].train,
+        Normalisation(data.mean, data.std, torch.device("cpu")),
+        batch_size=settings.batch_size,
+        crop_padding=settings.crop_padding,
+        epochs=settings.epochs,
+        generator=client_generator(0, 1, 0),
+    ):
+        loss = cross_entropy(model(images), labels)
+        distance = sum(
+            (parameter - start).square().sum()
+            for parameter, start in zip(parameters, starts, strict=True)
+        )
+        gradients = torch.autograd.grad(loss + mu / 2 * distance, parameters)
+        with torch.no_grad():
+            for parameter, momentum, gradient in zip(parameters, momenta, gradients, strict=True):
+                momentum.mul_(settings.momentum).add_(gradient + settings.weight_decay * parameter)
+                parameter.sub_(settings.learning_rate * momentum)
+        losses.append(loss.item())
+    return sum(losses) / len(losses)
+
+
+def test_fedprox_adds_its_term_to_the_objective_and_not_to_the_reported_loss(
+    scans: DomainCollection,
+) -> None:
+    settings = ClientSettings(epochs=2, batch_size=64, learning_rate=0.02, weight_decay=1e-3)
+    torch.manual_seed(0)
+    ours = SmallCNN(10, width=4)
+    theirs, plain = copy.deepcopy(ours), copy.deepcopy(ours)
+    loss = _train(ours, scans, settings, proximal_mu=2.0)
+    assert loss == pytest.approx(
+        _proximal_round_by_autograd(theirs, scans, settings, 2.0), rel=1e-5
+    )
+    for mine, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, reference, atol=1e-5)
+    _train(plain, scans, settings)
+    assert not all(
+        torch.allclose(mine, other, atol=1e-3)
+        for mine, other in zip(ours.parameters(), plain.parameters(), strict=True)
+    )
+
+
+def test_a_larger_proximal_mu_holds_the_model_nearer_to_its_start(scans: DomainCollection) -> None:
+    torch.manual_seed(0)
+    start = SmallCNN(10, width=4)
+    settings = ClientSettings(epochs=2, batch_size=32, learning_rate=0.02)
+    distances = []
+    for mu in (0.0, 0.3, 3.0):
+        model = copy.deepcopy(start)
+        _train(model, scans, settings, proximal_mu=mu)
+        moved = parameters_to_vector(model.parameters()) - parameters_to_vector(start.parameters())
+        distances.append(float(moved.detach().norm()))
+    assert distances[0] > distances[1] > 2 * distances[2]
+
+
+def test_proximal_term_leaves_frozen_weights_and_running_statistics_alone(
+    scans: DomainCollection,
+) -> None:
+    torch.manual_seed(0)
+    model = ResNet10(10, width=2)
+    model.stem.weight.requires_grad_(False)
+    frozen = model.stem.weight.clone()
+    settings = ClientSettings(epochs=1, batch_size=64, learning_rate=0.01)
+    _train(model, scans, settings, proximal_mu=1.0)
+    assert torch.equal(model.stem.weight, frozen)
+    assert int(model.bn.num_batches_tracked) == 7
+
+
+@pytest.mark.parametrize("mu", [-0.1, float("nan"), float("inf")])
+def test_impossible_proximal_mu_is_refused(scans: DomainCollection, mu: float) -> None:
+    with pytest.raises(ValueError, match="proximal_mu must be at least 0 and finite"):
+        _train(SmallCNN(10, width=4), scans, ClientSettings(), proximal_mu=mu)
+
+
+def test_mirrored_pictures_reach_the_network(scans: DomainCollection) -> None:
+    settings = ClientSettings(epochs=1, batch_size=64, crop_padding=0)
+    torch.manual_seed(0)
+    start = SmallCNN(10, width=4)
+    losses = [
+        _train(copy.deepcopy(start), scans, replace(settings, horizontal_flip=flip))
+        for flip in (False, True, True)
+    ]
+    assert losses[0] != losses[1] == losses[2]
 
 
 def test_round_is_the_same_whatever_ran_before_it(scans: DomainCollection) -> None:

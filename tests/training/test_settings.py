@@ -30,6 +30,8 @@ CONF = Path(__file__).parents[2] / "conf"
         ("precision", 32),
         ("compile", "yes"),
         ("compile", 1),
+        ("horizontal_flip", "half"),
+        ("horizontal_flip", 1),
     ],
 )
 def test_impossible_setting_is_named_with_its_value(name: str, value: object) -> None:
@@ -39,7 +41,7 @@ def test_impossible_setting_is_named_with_its_value(name: str, value: object) ->
 
 def test_defaults_are_the_papers() -> None:
     assert ClientSettings() == ClientSettings(
-        10, 64, 0.001, 0.9, 1e-5, 4, precision="float32", compile=False
+        10, 64, 0.001, 0.9, 1e-5, 4, precision="float32", compile=False, horizontal_flip=False
     )
 
 
