@@ -267,7 +267,7 @@ def measure(size: Size, data: Path | None = None) -> Run:
 
 def words(size: Size, data: Path | None) -> list[str]:
     """Write the run as the command takes it."""
-    pictures = ["dataset=digits"]
+    pictures = ["dataset=embedded_digits"]
     if data is not None:
         pictures = ["dataset=four_domains", f"dataset.folder={data.resolve()}"]
     return [

@@ -70,19 +70,22 @@ class DomainClient(NumPyClient):
             std=experiment.data.std,
             device=experiment.device,
             generator=generator,
+            # Flower's FedProx sends it.
+            proximal_mu=float(config.get("proximal-mu", 0.0)),
         )
         return read_model(self.model), len(share.train), {"train_loss": loss}
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate the global model on the test pictures of this client's domain."""
+        """Evaluate the global model on the client's own test pictures, else on its domain's."""
         data = self.experiment.data
         overwrite_model(self.model, parameters)
+        own = self.share.test
         domain = next(domain for domain in data.domains if domain.name == self.share.domain)
         result = evaluate_model(
             self.model,
-            domain.test,
+            domain.test if own is None else own,
             mean=data.mean,
             std=data.std,
             device=self.experiment.device,

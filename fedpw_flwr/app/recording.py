@@ -15,11 +15,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fedpw_flwr.app.profiling import RoundProfiler
 from fedpw_flwr.app.strategy_wrapper import StrategyWrapper
+from fedpw_flwr.data.images import joined
 from fedpw_flwr.experiment.configuration import resolved_yaml
 from fedpw_flwr.experiment.experiment import Experiment
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, best_round
 from fedpw_flwr.experiment.run_folder import RunFolder
-from fedpw_flwr.training.evaluation import evaluate
+from fedpw_flwr.training.evaluation import accuracy_of_parts, evaluate
 from fedpw_flwr.wire.identity import identity_of
 
 __all__ = ["RecordedStrategy", "RunRecorder", "client_metrics"]
@@ -67,6 +68,8 @@ def _only(content: RecordDict) -> tuple[int, Any] | None:
 class RunRecorder:
     """Tests the global model after every round and writes the round into the run folder.
 
+    It is tested on every domain's test pictures, and on those that the clients keep.
+
     Parameters
     ----------
     folder : RunFolder
@@ -84,6 +87,11 @@ class RunRecorder:
         self._experiment = experiment
         self._profiler = profiler
         self._model = experiment.new_model()
+        own = [share.test for share in experiment.shares]
+        # Some clients without would make figures over the others look like those over all.
+        kept = [pictures for pictures in own if pictures is not None]
+        self._own = joined(kept) if kept and len(kept) == len(own) else None
+        self._own_sizes = [len(pictures) for pictures in kept]
         self._records: list[RoundRecord] = []
         self._train_metrics: MetricRecord | None = None
         self._since: float | None = None
@@ -127,6 +135,16 @@ class RunRecorder:
             )
             for domain in data.domains
         }
+        client_accuracy = None
+        if self._own is not None:
+            client_accuracy = accuracy_of_parts(
+                self._model,
+                self._own,
+                self._own_sizes,
+                mean=data.mean,
+                std=data.std,
+                device=self._experiment.device,
+            )
         metrics = self._train_metrics if self._train_metrics is not None else MetricRecord()
         self._train_metrics = None
         now = time.monotonic()
@@ -143,8 +161,9 @@ class RunRecorder:
             clients=self._client_figures(metrics),
             loss_term_share=_number(metrics, "fedpw-loss-term-share"),
             amplification=_number(metrics, "fedpw-amplification"),
-            quarantined=_count(metrics, "fedpw-quarantined"),
-            failed=_count(metrics, "fedpw-failed"),
+            quarantined=_count(metrics, "fedpw-quarantined", "quarantined"),
+            failed=_count(metrics, "fedpw-failed", "failed"),
+            client_accuracy=client_accuracy,
             profile=profile,
         )
         self._since = now
@@ -193,7 +212,8 @@ class RunRecorder:
             identities, weights = metrics["fedpw-client-id"], metrics["fedpw-weight"]
         elif "client-id" in metrics:
             keys = {"loss": "client-loss"}
-            identities, weights = metrics["client-id"], metrics["client-share"]
+            share = "client-weight" if "client-weight" in metrics else "client-share"
+            identities, weights = metrics["client-id"], metrics[share]
         else:
             return None
         clients = [int(client) for client in _list(identities)]
@@ -241,8 +261,10 @@ def _number(metrics: MetricRecord, key: str) -> float | None:
     return float(metrics[key]) if key in metrics else None  # type: ignore[arg-type]
 
 
-def _count(metrics: MetricRecord, key: str) -> int | None:
-    return int(metrics[key]) if key in metrics else None  # type: ignore[arg-type]
+def _count(metrics: MetricRecord, *keys: str) -> int | None:
+    """Return the first of the counts that is there."""
+    found = next((metrics[key] for key in keys if key in metrics), None)
+    return None if found is None else int(found)  # type: ignore[arg-type]
 
 
 def _list(values: object) -> Sequence[Any]:

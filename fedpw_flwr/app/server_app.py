@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedpw_flwr.app.lost_machines import MachineWatch
+from fedpw_flwr.app.ordered_strategy import OrderedStrategy
 from fedpw_flwr.app.profiling import ProfiledStrategy, RoundProfiler
 from fedpw_flwr.app.recording import RecordedStrategy, RunRecorder, client_metrics
 from fedpw_flwr.checkpoint import CheckpointStore
@@ -20,6 +21,7 @@ from fedpw_flwr.experiment.configuration import (
     run_fingerprint,
 )
 from fedpw_flwr.experiment.experiment import experiment_of
+from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.run_folder import RunFolder
 
 __all__ = ["app"]
@@ -47,6 +49,8 @@ def main(grid: Grid, context: Context) -> None:
     profiler = RoundProfiler() if experiment.runtime.profile else None
     recorder = RunRecorder(folder, experiment, profiler)
     carrier = strategy = experiment.new_strategy(client_metrics)
+    if not hasattr(carrier, "asks_identities"):
+        strategy = OrderedStrategy(strategy)
     if profiler is not None:
         strategy = ProfiledStrategy(strategy, profiler)
     strategy = RecordedStrategy(strategy, recorder)
@@ -64,6 +68,7 @@ def main(grid: Grid, context: Context) -> None:
         else:
             folder.start(config_name, overrides)
         recorder.go_on()
+        folder.write_holdings(Holdings.of_shares(experiment.shares, experiment.data.num_classes))
         folder.write_config(resolved_yaml(experiment.configuration))
 
     # What is drawn by chance on the server, the nodes of a round, is the same in every run.

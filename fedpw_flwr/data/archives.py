@@ -13,6 +13,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from fedpw_flwr.data.images import (
     imagenet_normalisation,
 )
 from fedpw_flwr.data.subset import at_most
+
+__all__ = ["Archive", "archives"]
 
 _FORM = (
     "an archive holds x_train and x_test (uint8, (N, H, W) or (N, H, W, 3)) "
@@ -85,42 +88,77 @@ def archives(
         labels; the message names it.
     """
     default_mean, default_std = imagenet_normalisation(channels)
+    collection: list[Domain] = []
+    for name in domains:
+        train, test = Archive(Path(folder), name).read(
+            image_size=image_size, channels=channels, num_classes=num_classes
+        )
+        collection.append(Domain(name, train, at_most(test, max_test_per_domain)))
     return DomainCollection(
-        domains=tuple(
-            _read_domain(Path(folder), name, image_size, channels, num_classes, max_test_per_domain)
-            for name in domains
-        ),
+        domains=tuple(collection),
         num_classes=num_classes,
         mean=default_mean if mean is None else tuple(mean),
         std=default_std if std is None else tuple(std),
     )
 
 
-def _read_domain(
-    folder: Path,
-    name: str,
-    image_size: int,
-    channels: int,
-    num_classes: int,
-    max_test: int | None,
-) -> Domain:
-    file = folder / f"{name}.npz"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {folder}: set dataset.folder to the folder which holds {file.name}"
+@dataclass(frozen=True)
+class Archive:
+    """One archive.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it lies.
+    name : str
+        Its name without ``.npz``.
+    key : str, default "folder"
+        Which key of the configuration says `folder`, for messages.
+    """
+
+    folder: Path
+    name: str
+    key: str = field(default="folder", repr=False)
+
+    @property
+    def file(self) -> Path:
+        """The archive itself."""
+        return self.folder / f"{self.name}.npz"
+
+    def files(self) -> list[Path]:
+        """Return the archive, if it is there."""
+        return [self.file] if self.file.is_file() else []
+
+    def read(
+        self, *, image_size: int, channels: int, num_classes: int
+    ) -> tuple[ImageSet, ImageSet]:
+        """Read training and test pictures.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder or the archive is missing; the message lists what is there.
+        ValueError
+            As :func:`archives`.
+        """
+        folder, file = self.folder, self.file
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {folder}: set dataset.{self.key} to the folder which holds "
+                f"{file.name}"
+            )
+        if not file.is_file():
+            there = ", ".join(sorted(path.stem for path in folder.glob("*.npz")))
+            raise FileNotFoundError(
+                f"there is no {file.name} in {folder} (found: {there or 'no archive at all'}): "
+                f"correct dataset.domains or dataset.{self.key}"
+            )
+        arrays = _read_arrays(file)
+        train, test = (
+            _image_set(file, arrays, split, image_size, channels, num_classes)
+            for split in ("train", "test")
         )
-    if not file.is_file():
-        found = ", ".join(sorted(path.stem for path in folder.glob("*.npz"))) or "no archive at all"
-        raise FileNotFoundError(
-            f"there is no {file.name} in {folder} (found: {found}): correct dataset.domains "
-            "or dataset.folder"
-        )
-    arrays = _read_arrays(file)
-    train, test = (
-        _image_set(file, arrays, split, image_size, channels, num_classes)
-        for split in ("train", "test")
-    )
-    return Domain(name, train, at_most(test, max_test))
+        return train, test
 
 
 def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:

@@ -5,7 +5,7 @@ worker of a simulation would do it again. One process does it and saves what cli
 what is tested on; the others read nothing but the pages they touch, and share them.
 
 The file is safetensors': for each domain one run of training pictures, in the order of its clients,
-and its test pictures.
+its test pictures, and the pictures that its clients keep for testing, in the same order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedpw_flwr.data.images import Domain, DomainCollection, ImageSet
+from fedpw_flwr.data.images import Domain, DomainCollection, ImageSet, joined
 from fedpw_flwr.data.partition import ClientShare
 
 __all__ = ["load_prepared", "save_prepared"]
@@ -59,23 +59,27 @@ def save_prepared(
         raise ValueError(f"clients hold pictures of {sorted(unknown)}, domains of no data set")
     tensors: dict[str, torch.Tensor] = {}
     places: dict[int, tuple[int, int]] = {}
+    kept: dict[int, tuple[int, int]] = {}
     for number, domain in enumerate(collection.domains):
         held = [share for share in shares if share.domain == domain.name]
-        train = _concatenated([share.train for share in held]) if held else domain.train
-        start = 0
-        for share in held:
-            places[share.client_id] = (start, start + len(share.train))
-            start += len(share.train)
-        for split, pictures in (("train", train), ("test", domain.test)):
-            tensors[f"{number}.{split}.images"] = pictures.images.contiguous()
-            tensors[f"{number}.{split}.labels"] = pictures.labels.contiguous()
+        train = _run([(share.client_id, share.train) for share in held], places) or domain.train
+        own = _run([(one.client_id, one.test) for one in held if one.test is not None], kept)
+        for split, pictures in (("train", train), ("test", domain.test), ("own", own)):
+            if pictures is not None:
+                tensors[f"{number}.{split}.images"] = pictures.images.contiguous()
+                tensors[f"{number}.{split}.labels"] = pictures.labels.contiguous()
     layout = {
         "domains": collection.names,
         "num_classes": collection.num_classes,
         "mean": collection.mean,
         "std": collection.std,
         "shares": [
-            (share.client_id, collection.names.index(share.domain), *places[share.client_id])
+            (
+                share.client_id,
+                collection.names.index(share.domain),
+                places[share.client_id],
+                kept.get(share.client_id),
+            )
             for share in shares
         ],
     }
@@ -99,8 +103,8 @@ def load_prepared(
     Returns
     -------
     tuple[DomainCollection, tuple[ClientShare, ...], dict[str, str]] | None
-        Domains, whose training pictures are those that clients hold; shares, which are views of
-        them; all notes. None if there is no such file, it is
+        Domains, whose training pictures are those that clients train on; shares, which are views
+        of what was mapped; all notes. None if there is no such file, it is
         damaged, or its notes say something else.
     """
     if not _is_sound(file):
@@ -114,21 +118,34 @@ def load_prepared(
             Domain(name, *(_pictures(opened, f"{number}.{split}") for split in ("train", "test")))
             for number, name in enumerate(layout["domains"])
         )
+        own = {
+            number: _pictures(opened, f"{number}.own")
+            for number in {number for _, number, _, kept in layout["shares"] if kept is not None}
+        }
     collection = DomainCollection(
         domains, layout["num_classes"], tuple(layout["mean"]), tuple(layout["std"])
     )
     shares = tuple(
-        ClientShare(client, domains[number].name, _slice(domains[number].train, start, stop))
-        for client, number, start, stop in layout["shares"]
+        ClientShare(
+            client,
+            domains[number].name,
+            train=_slice(domains[number].train, *place),
+            test=None if kept is None else _slice(own[number], *kept),
+        )
+        for client, number, place, kept in layout["shares"]
     )
     return collection, shares, found
 
 
-def _concatenated(sets: Sequence[ImageSet]) -> ImageSet:
-    return ImageSet(
-        torch.cat([pictures.images for pictures in sets]),
-        torch.cat([pictures.labels for pictures in sets]),
-    )
+def _run(
+    sets: Sequence[tuple[int, ImageSet]], places: dict[int, tuple[int, int]]
+) -> ImageSet | None:
+    """Join clients' pictures and note where each one's begin and end; None where nobody has any."""
+    start = 0
+    for client, pictures in sets:
+        places[client] = (start, start + len(pictures))
+        start += len(pictures)
+    return joined([pictures for _, pictures in sets]) if sets else None
 
 
 def _pictures(opened: Any, name: str) -> ImageSet:

@@ -8,6 +8,7 @@ do well on the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +44,59 @@ TEST_FONTS = (
 # Drawn several times too large and then reduced, so that strokes have soft edges as in photographs.
 _OVERSAMPLING = 4
 _CONTRAST = 90
+
+
+_DATA_SEED = 20252
+
+
+@dataclass(frozen=True)
+class RenderedDigits:
+    """A domain of drawn digits: the same pictures in every run.
+
+    Parameters
+    ----------
+    train, test : int
+        Number of training and of test pictures, at least 1 each.
+
+    Raises
+    ------
+    ValueError
+        If a number is less than 1.
+    """
+
+    train: int
+    test: int
+
+    def __post_init__(self) -> None:
+        for name, count in (("syn_train", self.train), ("syn_test", self.test)):
+            if count < 1:
+                raise ValueError(f"dataset.{name} must be at least 1 picture, got {count}")
+
+    def files(self) -> list[Path]:
+        """Return the files of the fonts."""
+        return _font_files((*TRAINING_FONTS, *TEST_FONTS))
+
+    def read(
+        self, *, image_size: int, channels: int, num_classes: int
+    ) -> tuple[ImageSet, ImageSet]:
+        """Draw training and test pictures, from different typefaces.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the fonts are missing.
+        ValueError
+            If `channels` is not 3, or `num_classes` is less than 10.
+        """
+        if channels != 3 or num_classes < 10:
+            raise ValueError(
+                "drawn digits have 3 channels and 10 classes, got dataset.channels="
+                f"{channels} and dataset.num_classes={num_classes}"
+            )
+        return (
+            rendered_digits(self.train, TRAINING_FONTS, image_size=image_size, seed=_DATA_SEED),
+            rendered_digits(self.test, TEST_FONTS, image_size=image_size, seed=_DATA_SEED + 1),
+        )
 
 
 def rendered_digits(count: int, fonts: Sequence[str], *, image_size: int, seed: int) -> ImageSet:

@@ -31,6 +31,7 @@ __all__ = [
     "compose_configuration",
     "config_folder",
     "count_clients",
+    "group_settings",
     "join_overrides",
     "override_key",
     "resolved_yaml",
@@ -241,6 +242,16 @@ def checked(configuration: DictConfig) -> DictConfig:
     return configuration
 
 
+def group_settings(configuration: DictConfig, group: str) -> DictConfig:
+    """Return what a group is built from: all of it but `name`, its label in tables and plots.
+
+    What refers to other groups is resolved.
+    """
+    settings = OmegaConf.to_container(configuration[group], resolve=True)
+    assert isinstance(settings, dict)
+    return OmegaConf.create({key: value for key, value in settings.items() if key != "name"})
+
+
 def runtime_settings(configuration: DictConfig) -> RuntimeSettings:
     """Return the runtime group, typed and checked."""
     typed = OmegaConf.merge(OmegaConf.structured(RuntimeSettings), configuration.runtime)
@@ -267,11 +278,19 @@ def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
 
 
 def _of_the_results(nested: dict[Any, Any]) -> dict[str, Any]:
-    return {
-        str(key): _of_the_results(value) if isinstance(value, dict) else value
-        for key, value in nested.items()
-        if key not in ("folder", "wait_for_clients", "when_missing")
-    }
+    left_out = ("folder", "wait_for_clients", "when_missing", "download")
+    kept: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            kept[str(key)] = _of_the_results(value)
+        elif key not in left_out:
+            # Where archives lie changes nothing; whether they are read in place of full sets does.
+            kept[str(key)] = value is not None if _is_folder(key) else value
+    return kept
+
+
+def _is_folder(key: object) -> bool:
+    return key == "folder" or str(key).endswith("_folder")
 
 
 def changed_overrides(saved: Sequence[str], changes: Sequence[str]) -> list[str]:
@@ -289,7 +308,7 @@ def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:
     """Return overrides that make every relative folder of the configuration absolute.
 
     A run's processes work in folders of their own, so a path typed on the command line must be tied
-    to where it was typed. A folder is any key named ``folder``.
+    to where it was typed. A folder is any key named ``folder``, or whose name ends in ``_folder``.
 
     Parameters
     ----------
@@ -324,7 +343,7 @@ def _folders(configuration: DictConfig, base: Path) -> dict[str, str]:
             where = f"{path}.{key}" if path else str(key)
             if isinstance(value, dict):
                 visit(value, where)
-            elif key == "folder" and isinstance(value, str):
+            elif _is_folder(key) and isinstance(value, str):
                 folders[where] = str((base / Path(value).expanduser()).resolve())
 
     visit(OmegaConf.to_container(configuration, resolve=True), "")
@@ -351,7 +370,7 @@ def count_clients(configuration: DictConfig) -> int:
             "dataset has no key 'domains': the number of clients follows from its length"
         )
     try:
-        partition = instantiate(configuration.partition)
+        partition = instantiate(group_settings(configuration, "partition"))
         return int(partition.num_clients(list(configuration.dataset.domains)))
     except (HydraException, ValueError) as error:
         raise ConfigurationError(f"partition: {_with_cause(error)}") from error

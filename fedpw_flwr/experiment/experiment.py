@@ -36,6 +36,7 @@ from fedpw_flwr.experiment.configuration import (
     ConfigurationError,
     RuntimeSettings,
     compose_configuration,
+    group_settings,
     resolved_yaml,
     runtime_settings,
 )
@@ -66,7 +67,7 @@ class Experiment:
     data : DomainCollection
         The domains with their training and test pictures.
     shares : tuple[ClientShare, ...]
-        What each client trains on; client k is at place k.
+        What each client holds; client k is at place k.
     client : ClientSettings
         How a client trains.
     runtime : RuntimeSettings
@@ -117,10 +118,7 @@ class Experiment:
         train_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord]
             Aggregates the training metrics of a round.
         """
-        settings = OmegaConf.masked_copy(
-            self.configuration.strategy,
-            [key for key in self.configuration.strategy if key != "name"],
-        )
+        settings = group_settings(self.configuration, "strategy")
         sampling = {
             "min_train_nodes": 1,
             "min_evaluate_nodes": 1,
@@ -243,7 +241,7 @@ def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:
             f"{group}: the configuration does not say how to build it: {group}._target_ is missing"
         )
     with named_part(group):
-        return instantiate(node, **arguments)
+        return instantiate(group_settings(configuration, group), **arguments)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ Use them after a run, or on an old one, to answer three questions:
 * ``signals.png``: why? Direction terms p and loss terms q, and which of the two leads: agreeing
   updates lead early, clients with high losses gain weight later.
 
-A run that was profiled has a fourth, ``profile.png``: where does the time go?
+``partition.png`` shows who holds what. A run that was profiled has one more, ``profile.png``: where
+does the time go?
 
 A domain keeps its colour (Okabe-Ito, told apart by colour-blind people too) in the first three.
 """
@@ -38,6 +39,7 @@ from fedpw_flwr.experiment.panels import (
     write_label,
     write_title,
 )
+from fedpw_flwr.experiment.partition_plot import partition_figure
 from fedpw_flwr.experiment.profile_plot import profile_figure
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError, atomic_file
@@ -112,6 +114,9 @@ def write_plots(run_folder: RunFolder) -> list[Path]:
             "the run's log for why there is none"
         )
     figures = draw_plots(records)
+    holdings = run_folder.read_holdings()
+    if holdings is not None and holdings.clients:
+        figures["partition.png"] = partition_figure(holdings)
     for name, reason in (
         ("weights.png", "no round recorded its clients"),
         ("signals.png", "the strategy has no p and q"),

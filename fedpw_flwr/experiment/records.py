@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any, Self
 
 from fedpw_flwr.experiment.round_profile import RoundProfile
+from fedpw_flwr.fairness import fairness_report
 
 __all__ = [
     "ClientFigures",
@@ -161,6 +162,9 @@ class RoundRecord:
         Replies that were dropped because they could not be used.
     failed : int | None (default: None)
         Clients that raised or were lost.
+    client_accuracy : list[float] | None (default: None)
+        Accuracy (0 to 1) of the global model on each client's own test pictures, client k's at
+        place k, whether it took part or not; None where clients keep no test pictures.
     profile : RoundProfile | None (default: None)
         Where the round's time went, in runs that are profiled.
     """
@@ -175,6 +179,7 @@ class RoundRecord:
     amplification: float | None = None
     quarantined: int | None = None
     failed: int | None = None
+    client_accuracy: list[float] | None = None
     profile: RoundProfile | None = None
 
     @property
@@ -206,6 +211,8 @@ class RoundRecord:
             line["quarantined"] = int(self.quarantined)
         if self.failed is not None:
             line["failed"] = int(self.failed)
+        if self.client_accuracy is not None:
+            line["client_accuracy"] = [_number(value) for value in self.client_accuracy]
         if self.profile is not None:
             line["profile"] = self.profile.to_json()
         return line
@@ -224,6 +231,9 @@ class RoundRecord:
             amplification=_float(line["amplification"]) if "amplification" in line else None,
             quarantined=int(line["quarantined"]) if "quarantined" in line else None,
             failed=int(line["failed"]) if "failed" in line else None,
+            client_accuracy=[_float(value) for value in line["client_accuracy"]]
+            if "client_accuracy" in line
+            else None,
             profile=RoundProfile.from_json(line["profile"]) if "profile" in line else None,
         )
 
@@ -253,6 +263,9 @@ class RunSummary:
         Wall-clock seconds of all rounds together.
     quarantined : int
         Replies dropped in all rounds together.
+    clients : dict[str, float | None] | None
+        Fairness of the last round over the clients' own test pictures, figures 0 to 1 and the
+        angle in degrees (`fedpw_flwr.fairness.FairnessReport`); None where they keep none.
     versions : dict[str, str | None]
         Versions of Python and of the packages that decide the figures; None if not installed.
     """
@@ -270,6 +283,7 @@ class RunSummary:
     seconds: float
     quarantined: int
     failed: int
+    clients: dict[str, float | None] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
 
     @classmethod
@@ -314,6 +328,7 @@ class RunSummary:
             seconds=math.fsum(record.seconds for record in records),
             quarantined=sum(record.quarantined or 0 for record in records),
             failed=sum(record.failed or 0 for record in records),
+            clients=_client_fairness(records[-1]),
             versions=installed_versions(),
         )
 
@@ -332,6 +347,7 @@ class RunSummary:
             "seconds": _number(self.seconds),
             "quarantined": int(self.quarantined),
             "failed": int(self.failed),
+            **({} if self.clients is None else {"clients": dict(self.clients)}),
             "versions": dict(self.versions),
         }
 
@@ -352,6 +368,7 @@ class RunSummary:
             seconds=_float(summary["seconds"]),
             quarantined=int(summary["quarantined"]),
             failed=int(summary.get("failed", 0)),
+            clients=dict(summary["clients"]) if "clients" in summary else None,
             versions=dict(summary["versions"]),
         )
 
@@ -368,6 +385,13 @@ def best_round(records: Sequence[RoundRecord]) -> RoundRecord | None:
         if usable and (best is None or worst > best.spread.worst):
             best = record
     return best
+
+
+def _client_fairness(record: RoundRecord) -> dict[str, float | None] | None:
+    accuracy = record.client_accuracy
+    if not accuracy or not all(map(math.isfinite, accuracy)):
+        return None
+    return {name: _number(value) for name, value in fairness_report(accuracy).to_dict().items()}
 
 
 def installed_versions() -> dict[str, str | None]:

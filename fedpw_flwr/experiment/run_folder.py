@@ -10,6 +10,8 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``model.safetensors``      the global model after the last round
 ``model_best.safetensors`` the global model of the round with the highest worst-domain accuracy
 ``command.json``           what the run was composed from, for ``fedpw resume=``
+``partition.json``         how many pictures of each class every client holds
+``failure.json``           why a run of a sweep failed; gone when it is run again
 ``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
 =========================  ====================================================================
 
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
+from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.records import RoundRecord, RunSummary
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.yaml"
 COMMAND_FILE = "command.json"
+PARTITION_FILE = "partition.json"
+FAILURE_FILE = "failure.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
@@ -174,6 +179,39 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path / COMMAND_FILE} is not what a run was composed from ({_reason(error)})"
             ) from error
+
+    def write_holdings(self, holdings: Holdings) -> None:
+        """Write ``partition.json``."""
+        text = json.dumps(holdings.to_json(), ensure_ascii=False)
+        self._write_text(PARTITION_FILE, text + "\n")
+
+    def read_holdings(self) -> Holdings | None:
+        """Read ``partition.json``; None where it was not written, as by older versions.
+
+        Raises
+        ------
+        RunFolderError
+            If it cannot be read.
+        """
+        if not (self.path / PARTITION_FILE).exists():
+            return None
+        content = self._read(PARTITION_FILE)
+        try:
+            return Holdings.from_json(json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(
+                f"{self.path / PARTITION_FILE} does not say what clients hold ({_reason(error)})"
+            ) from error
+
+    def mark_failed(self, status: str, error: str) -> None:
+        """Write ``failure.json``: how Flower recorded the end of the run, and why it failed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"status": status, "error": error}, ensure_ascii=False, indent=2)
+        self._write_text(FAILURE_FILE, text + "\n")
+
+    def unmark_failed(self) -> None:
+        """Remove ``failure.json``, because the run is run again."""
+        (self.path / FAILURE_FILE).unlink(missing_ok=True)
 
     def append_round(self, record: RoundRecord) -> None:
         """Add one round to ``metrics.jsonl``; on return the line is on disk.

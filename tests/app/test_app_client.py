@@ -129,7 +129,7 @@ def test_the_same_question_gives_the_same_bits_whatever_ran_before_in_the_proces
 def test_a_model_that_draws_random_numbers_gives_the_same_bits_too() -> None:
     overrides = OVERRIDES.replace(
         "model=cnn model.width=4",
-        "model=cnn ~model.width model._target_=dropout_model.DropoutModel",
+        "model=cnn ~model.width model._target_=dropout_model.DropoutModel ~model.normalisation",
     )
     torch.manual_seed(1)
     first = train_reply(0, overrides=overrides).content["arrays"]

@@ -392,3 +392,46 @@ def test_one_domain_has_no_spread_and_is_recorded_all_the_same(folder: RunFolder
     (record,) = folder.read_rounds()
     assert set(record.accuracy) == {"scans"}
     assert math.isnan(folder.read_summary().final.std)
+
+
+def test_a_round_records_each_client_s_accuracy_on_the_pictures_it_keeps(
+    folder: RunFolder,
+) -> None:
+    kept = experiment(f"{OVERRIDES} partition.test_share=0.25")
+    recorder = RunRecorder(folder, kept)
+    recorder.record_round(0, model_that_says(3))
+    (record,) = folder.read_rounds()
+    assert record.client_accuracy is not None
+    for share, accuracy in zip(kept.shares, record.client_accuracy, strict=True):
+        assert share.test is not None
+        assert accuracy == pytest.approx(share_of(3, share.test))
+
+
+def test_clients_that_keep_no_pictures_have_no_accuracy_of_their_own(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.record_round(0, model_that_says(3))
+    assert folder.read_rounds()[0].client_accuracy is None
+
+
+def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.keep(
+        MetricRecord(
+            {
+                "client-id": [1, 0],
+                "client-share": [0.5, 0.5],
+                "client-weight": [0.9, 0.1],
+                "client-loss": [2.0, 1.0],
+                "quarantined": 1,
+                "failed": 2,
+            }
+        )
+    )
+    recorder.record_round(1, model_that_says(3))
+    (record,) = folder.read_rounds()
+    assert record.clients is not None
+    assert (record.clients.id, record.clients.weight) == ([0, 1], [0.1, 0.9])
+    assert record.clients.loss == [1.0, 2.0]
+    assert (record.quarantined, record.failed) == (1, 2)

@@ -79,6 +79,8 @@ def test_a_run_leaves_all_its_files_and_nothing_else(run: FinishedRun) -> None:
         "model.safetensors",
         "model_best.safetensors",
         "accuracy.png",
+        "partition.json",
+        "partition.png",
         "weights.png",
     }
     if run.strategy == "fedpw":

@@ -9,3 +9,8 @@ from fedpw_flwr.data.images import DomainCollection
 @pytest.fixture(scope="session")
 def digits() -> DomainCollection:
     return embedded_digits()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDPW_CACHE_DIR", str(tmp_path_factory.mktemp("cache") / "fedpw"))

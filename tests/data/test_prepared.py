@@ -143,3 +143,17 @@ def _domain(name: str, seed: int) -> Domain:
 def _assert_same(first: ImageSet, second: ImageSet) -> None:
     assert torch.equal(first.images, second.images)
     assert torch.equal(first.labels, second.labels)
+
+
+def test_pictures_that_clients_keep_for_testing_come_back_as_they_were(
+    collection: DomainCollection, tmp_path: Path
+) -> None:
+    shares = ByDomain(clients_per_domain=2, test_share=0.3).split(collection, seed=3)
+    save_prepared(tmp_path / "prepared", collection, shares, NOTES)
+    loaded = load_prepared(tmp_path / "prepared", NOTES)
+    assert loaded is not None
+    for share, saved in zip(loaded[1], shares, strict=True):
+        assert share.test is not None
+        assert saved.test is not None
+        _assert_same(share.test, saved.test)
+        _assert_same(share.train, saved.train)

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from fedpw_flwr.data.images import DomainCollection, ImageSet
 from fedpw_flwr.models.resnet import ResNet10
-from fedpw_flwr.training.evaluation import Evaluation, evaluate
+from fedpw_flwr.training.evaluation import Evaluation, accuracy_of_parts, evaluate
 
 
 class AlwaysThree(nn.Module):
@@ -72,3 +72,23 @@ def test_evaluation_leaves_a_model_that_can_be_loaded_into_and_trained() -> None
     moved = [*model.parameters(), *model.buffers()]
     assert all(tensor.device.type == "meta" for tensor in moved)
     assert not any(tensor.is_inference() for tensor in moved)
+
+
+def test_accuracy_of_parts_is_that_of_each_part_alone(scans: DomainCollection) -> None:
+    torch.manual_seed(0)
+    model, test = ResNet10(10, width=2), scans.domains[0].test
+    sizes, options = [1, 70, 29, 100], {"mean": scans.mean, "std": scans.std, "device": "cpu"}
+    # A batch ends in the middle of a part.
+    found = accuracy_of_parts(model, test, sizes, batch_size=64, **options)  # type: ignore[arg-type]
+    places = torch.arange(200).split(sizes)
+    expected = [evaluate(model, test.select(part), **options).accuracy for part in places]  # type: ignore[arg-type]
+    assert found == expected
+
+
+@pytest.mark.parametrize("sizes", [[100, 99], [0, 200], [], [201]])
+def test_parts_that_are_not_those_of_the_pictures_are_refused(
+    scans: DomainCollection, sizes: list[int]
+) -> None:
+    test = scans.domains[0].test
+    with pytest.raises(ValueError, match="200 pictures cannot be divided"):
+        accuracy_of_parts(AlwaysThree(), test, sizes, mean=scans.mean, std=scans.std, device="cpu")

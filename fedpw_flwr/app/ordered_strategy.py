@@ -1,0 +1,60 @@
+"""Any strategy, made repeatable: whom it draws and in which order it adds up depend on no node id.
+
+Flower's strategies draw from the nodes in the order of their ids, which are new in every run, and
+add replies up as these arrive. FedPW sees to both itself; beside the others stands this wrapper, so
+that all methods of a comparison train the same clients in the same round, and a seed gives one
+result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedpw_flwr.app.strategy_wrapper import StrategyWrapper
+from fedpw_flwr.strategy.listed_grid import ListedGrid
+from fedpw_flwr.strategy.roll_call import RollCall
+from fedpw_flwr.wire.identity import identity_of
+
+__all__ = ["OrderedStrategy"]
+
+
+class OrderedStrategy(StrategyWrapper):
+    """A strategy that sees nodes and replies in the order of the clients' identities.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy that decides everything.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__(strategy)
+        self._roll_call = RollCall()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """As the strategy does, with the nodes in order where it draws some of them."""
+        if getattr(self._strategy, "fraction_train", 1.0) < 1.0:
+            grid = ListedGrid(grid, self._roll_call.ordered(grid, grid.get_node_ids()))
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As the strategy does, with the replies in order."""
+        return super().aggregate_train(server_round, sorted(replies, key=_place))
+
+
+def _place(reply: Message) -> tuple[bool, int]:
+    """Order by identity; replies that state none come last, by node."""
+    node = reply.metadata.src_node_id
+    try:
+        stated = identity_of(reply.content) if reply.has_content() else None
+    except ValueError:
+        stated = None
+    return (stated is None, node if stated is None else stated)

@@ -1,0 +1,89 @@
+"""Who holds what: how many pictures of each class every client of a run trains and tests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from fedpw_flwr.data.images import ImageSet
+    from fedpw_flwr.data.partition import ClientShare
+
+__all__ = ["ClientHolding", "Holdings"]
+
+
+@dataclass(frozen=True)
+class ClientHolding:
+    """The pictures of one client.
+
+    Attributes
+    ----------
+    domain : str
+        Name of the domain they come from.
+    train, test : list[int], list[int]
+        Pictures of each class that it trains on, and that it keeps for testing; shape (classes,).
+    """
+
+    domain: str
+    train: list[int]
+    test: list[int]
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """The pictures of all clients; client k is at place k."""
+
+    clients: list[ClientHolding]
+
+    @classmethod
+    def of_shares(cls, shares: Sequence[ClientShare], num_classes: int) -> Self:
+        """Count the clients' pictures.
+
+        Parameters
+        ----------
+        shares : Sequence[ClientShare]
+            Clients 0 to K-1.
+        num_classes : int
+            Labels lie in ``range(num_classes)``.
+        """
+        return cls(
+            [
+                ClientHolding(
+                    share.domain,
+                    train=_counted(share.train, num_classes),
+                    test=[0] * num_classes
+                    if share.test is None
+                    else _counted(share.test, num_classes),
+                )
+                for share in shares
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the strict JSON form."""
+        return {
+            "clients": [
+                {"id": client, "domain": held.domain, "train": held.train, "test": held.test}
+                for client, held in enumerate(self.clients)
+            ]
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild from the JSON form."""
+        return cls(
+            [
+                ClientHolding(
+                    str(held["domain"]),
+                    [int(count) for count in held["train"]],
+                    [int(count) for count in held["test"]],
+                )
+                for held in content["clients"]
+            ]
+        )
+
+
+def _counted(pictures: ImageSet, num_classes: int) -> list[int]:
+    counts: list[int] = pictures.labels.bincount(minlength=num_classes).tolist()
+    return counts
