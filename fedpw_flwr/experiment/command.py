@@ -3,20 +3,23 @@
     fedpw rounds=10 strategy=fedavg seed=1
 
 Whatever hydra understands works: overrides, ``--help``, ``--cfg job``, ``--config-dir`` with files
-of one's own, ``-m`` for several runs one after the other. The exit status is 0 only if Flower
-recorded the run as completed.
+of one's own, ``-m`` for several runs one after the other (see `sweep`). The exit status is 0 only
+if Flower recorded the run as completed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -40,35 +43,95 @@ from fedpw_flwr.experiment.ray_cluster import check_cluster_answers
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.experiment.staging import StagingError
 from fedpw_flwr.experiment.superlink import SuperLinkError
+from fedpw_flwr.experiment.sweep import Sweep, count_runs, run_name
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command; exits with status 1 if the configuration or a run failed."""
-    failed: list[Path] = []
+    failed = False
+    sweep: Sweep | None = None
 
     def run(configuration: DictConfig) -> None:
+        nonlocal failed, sweep
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if sweep is None:
+                folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+                sweep = Sweep(folder, count_runs(sys.argv[1:]), Console())
+            failed |= not _run_of_sweep(sweep, configuration)
+            return
         folder = Path(HydraConfig.get().runtime.output_dir)
-        if not _run(configuration):
-            failed.append(folder)
+        failed |= not _run(configuration, _folder(configuration))
         _remove_if_empty(folder)
 
     hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run)()
+    if sweep is not None:
+        sweep.print_endings()
+        _compare(sweep)
     if failed:
-        if len(failed) > 1:
-            Console(stderr=True).print(f"fedpw: {len(failed)} runs failed", highlight=False)
         sys.exit(1)
 
 
-def _run(configuration: DictConfig) -> bool:
+def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
+    """Run one of a sweep's runs if it is not done yet; return whether it did not fail."""
+    errors = Console(stderr=True)
+    try:
+        _check_config_sources()
+        checked(configuration)
+        if configuration.get("resume") is not None:
+            raise ConfigurationError(
+                "resume= is for one run: the same sweep, begun again, goes on by itself"
+            )
+        configuration = _with_absolute_folders(configuration)
+        sweep.announce(configuration)
+    except ConfigurationError as error:
+        errors.print(f"[bold red]fedpw:[/] {escape(str(error))}", highlight=False)
+        sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
+        return False
+    before = sweep.finished(configuration)
+    if before is not None:
+        sweep.console.print(f"done before: {before}", highlight=False)
+        sweep.ended(before, "done before")
+        return True
+    begun = time.monotonic()
+    with sweep.claim(configuration) as claim:
+        if claim is None:
+            sweep.console.print("another process runs it at the moment", highlight=False)
+            sweep.ended(sweep.folder / run_name(configuration), "run by another sweep")
+            return True
+        claim.folder.unmark_failed()
+        completed = _run(configuration, claim.folder, go_on=claim.resume)
+        sweep.ended(claim.folder.path, "done" if completed else "failed", time.monotonic() - begun)
+    return completed
+
+
+def _compare(sweep: Sweep) -> None:
+    """Put the finished runs of a sweep into a table and pictures."""
+    runs = sweep.runs()
+    if not runs:
+        return
+    # Not at the top: matplotlib and SciPy take a second.
+    from fedpw_flwr.experiment.comparison.command import compare
+    from fedpw_flwr.experiment.comparison.runs import ComparisonError
+
+    try:
+        compare(runs, output=sweep.folder / "comparison", console=sweep.console)
+    except (ComparisonError, RunFolderError, OSError) as error:
+        Console(stderr=True).print(
+            f"[bold red]fedpw:[/] the runs cannot be compared: {escape(str(error))}",
+            highlight=False,
+        )
+
+
+def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -> bool:
     """Launch the run that hydra composed, say how it ended, and return whether it completed."""
     console, errors = Console(), Console(stderr=True)
-    folder = _folder(configuration)
     try:
-        outcome = _launch(configuration, folder)
+        outcome = _launch(configuration, folder, go_on=go_on)
     except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
         errors.print(f"[bold red]fedpw:[/] {escape(str(error))}", highlight=False)
+        _mark_failed(folder, "not-started", str(error))
         return False
     except KeyboardInterrupt:
         errors.print("fedpw: stopped; no process is left", highlight=False)
@@ -79,9 +142,17 @@ def _run(configuration: DictConfig) -> bool:
             f"The whole log is in {outcome.log_file}",
             highlight=False,
         )
+        _mark_failed(folder, outcome.status, outcome.error)
         return False
     _print_results(console, folder, outcome)
     return True
+
+
+def _mark_failed(folder: RunFolder, status: str, error: str) -> None:
+    """Leave in the folder of a sweep's run why it failed: nobody may have watched."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        with contextlib.suppress(OSError):
+            folder.mark_failed(status, error)
 
 
 def _folder(configuration: DictConfig) -> RunFolder:
@@ -93,14 +164,29 @@ def _folder(configuration: DictConfig) -> RunFolder:
     return RunFolder((Path(hydra_config.runtime.cwd) / str(resume)).resolve())
 
 
-def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
+def _with_absolute_folders(configuration: DictConfig) -> DictConfig:
+    return with_absolute_folders(configuration, Path(HydraConfig.get().runtime.cwd))
+
+
+def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> RunOutcome:
+    """Launch a run.
+
+    Parameters
+    ----------
+    configuration : DictConfig
+        What hydra composed.
+    folder : RunFolder
+        The run's folder.
+    go_on : bool
+        Whether the folder holds the begun run of this very configuration.
+    """
     hydra_config = HydraConfig.get()
     launched_from = Path(hydra_config.runtime.cwd)
     config_name = str(hydra_config.job.config_name)
     overrides = list(hydra_config.overrides.task)
-    resume = configuration.get("resume") is not None
+    resume = go_on or configuration.get("resume") is not None
     _check_config_sources()
-    if resume:
+    if resume and not go_on:
         config_name, saved = folder.read_command()
         changes = [word for word in overrides if override_key(word) != "resume"]
         overrides = changed_overrides(shlex.split(saved), changes)
@@ -108,7 +194,8 @@ def _launch(configuration: DictConfig, folder: RunFolder) -> RunOutcome:
         search = [] if extra is None else [f"hydra.searchpath=['file://{extra.resolve()}']"]
         configuration = compose_configuration(config_name, join_overrides([*overrides, *search]))
     else:
-        folder.check_unused()
+        if not go_on:
+            folder.check_unused()
         checked(configuration)
     runtime = runtime_settings(configuration)
     if runtime.ray_address is not None:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -39,19 +40,66 @@ def test_fedavg_weights_clients_by_their_number_of_pictures(tmp_path: Path) -> N
     assert (folder.path / "weights.png").is_file()
 
 
-def test_a_sweep_goes_on_after_a_failed_run_and_says_so_at_its_end(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [COMMANDS / "fedpw", "-m", "client.epochs=0,1", "model=cnn", "rounds=1"],
-        cwd=tmp_path,
+def _sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMANDS / "fedpw", "-m", "model=cnn", "model.width=4", *words],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 1
-    assert "client.epochs must be an integer of at least 1" in done.stderr
-    (summary,) = (tmp_path / "multirun").rglob("summary.json")
+
+
+def test_a_sweep_marks_what_failed_compares_the_rest_and_runs_only_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    runs = tmp_path / "multirun"
+    first = _sweep(tmp_path, "client.epochs=0,1", "rounds=1")
+    assert first.returncode == 1
+    assert "client.epochs must be an integer of at least 1" in first.stderr
+    assert "run 2 of 2, 1 failed" in first.stdout
+    (summary,) = runs.rglob("summary.json")
     assert json.loads(summary.read_text())["rounds"] == 1
+    (failure,) = runs.rglob("failure.json")
+    assert "client.epochs" in json.loads(failure.read_text())["error"]
+    assert "fedpw" in (runs / "comparison" / "comparison.md").read_text()
+
+    # Under another name it is the same run; another seed is none of these.
+    summary.parent.rename(runs / "of yesterday")
+    again = _sweep(tmp_path, "client.epochs=1", "seed=0,1", "rounds=1")
+    assert again.returncode == 0, again.stderr
+    assert f"done before: {runs / 'of yesterday'}" in " ".join(again.stdout.split())
+    assert len(list(runs.rglob("summary.json"))) == 2
+
+
+def test_a_killed_sweep_goes_on_with_the_run_it_was_in(tmp_path: Path) -> None:
+    words = ["strategy=fedavg,fedpw", "rounds=3"]
+    with subprocess.Popen(
+        [COMMANDS / "fedpw", "-m", "model=cnn", "model.width=4", *words],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as sweep:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("multirun/*/checkpoints/round-00000[12]")):
+            assert time.monotonic() < deadline
+            assert sweep.poll() is None
+            time.sleep(0.05)
+        sweep.kill()
+    begun = {path.name for path in (tmp_path / "multirun").iterdir()}
+    assert len(begun) == 1
+    again = _sweep(tmp_path, *words)
+    assert again.returncode == 0, again.stderr
+    rounds = {
+        file.parent.name: [json.loads(line)["round"] for line in file.read_text().splitlines()]
+        for file in tmp_path.glob("multirun/*/metrics.jsonl")
+    }
+    assert begun <= rounds.keys()
+    assert list(rounds.values()) == [[0, 1, 2, 3]] * 2
+    assert "Going on after round" in (
+        tmp_path / "multirun" / begun.pop() / "flower.log"
+    ).read_text()
 
 
 @pytest.fixture

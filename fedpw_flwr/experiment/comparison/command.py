@@ -1,0 +1,292 @@
+"""The command `fedpw-compare`: any set of finished runs as tables and pictures.
+
+    fedpw-compare outputs multirun --against fedavg --target 80
+
+Finds all runs in and below the folders, puts those of one setting together, and writes
+``comparison.md``, ``comparison.csv``, ``differences.csv`` and pictures. Runs that did not finish
+are listed by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fedpw_flwr.experiment.comparison.csv_files import write_comparison_csv, write_differences_csv
+from fedpw_flwr.experiment.comparison.markdown import ComparedSetting, write_markdown
+from fedpw_flwr.experiment.comparison.runs import ComparisonError, LeftOutRun, find_runs
+from fedpw_flwr.experiment.comparison.settings import Setting, group_runs
+from fedpw_flwr.experiment.comparison.statistics import Window, default_target
+from fedpw_flwr.experiment.comparison.tables import (
+    UNKNOWN,
+    figure_heading,
+    figures_table,
+    target_table,
+)
+from fedpw_flwr.experiment.comparison.tensorboard import check_tensorboard, write_events
+from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
+
+__all__ = ["compare", "main"]
+
+FOLDER = "comparison"
+
+_PRINTED = (
+    *("domains.mean", "domains.std", "domains.worst"),
+    *("clients.mean", "clients.std", "clients.worst_10"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments : Sequence[str] | None (default: None)
+        Command line without the program's name; None takes the process's own.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 if there is nothing to compare or it cannot be written (argparse itself
+        exits with 2).
+    """
+    options = _parser().parse_args(arguments)
+    errors = Console(stderr=True)
+    try:
+        compare(**vars(options))
+    except (ComparisonError, RunFolderError) as error:
+        errors.print(
+            f"[bold red]fedpw-compare:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
+        return 1
+    except OSError as error:
+        errors.print(
+            f"[bold red]fedpw-compare:[/] cannot write the comparison "
+            f"({escape(str(error))}): choose another folder with --output",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedpw-compare",
+        description="Compare finished runs: Markdown and CSV tables, and pictures.",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="output folders of runs, or folders that hold some at any depth",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where to write (default: {FOLDER}/ in the folders' common parent)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="method that the others are compared with (default: fedavg, else the first)",
+    )
+    parser.add_argument(
+        "--target",
+        type=_percentage,
+        metavar="PERCENT",
+        help="mean accuracy to count the rounds to (default: 95 %% of the best method's last)",
+    )
+    parser.add_argument(
+        "--last",
+        type=_count,
+        default=5,
+        metavar="ROUNDS",
+        help="how many last rounds to average, beside the last one alone (default: 5)",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        type=Path,
+        metavar="FOLDER",
+        help="also write TensorBoard event files, one folder a run",
+    )
+    return parser
+
+
+def compare(
+    paths: Sequence[Path],
+    *,
+    output: Path | None = None,
+    against: str | None = None,
+    target: float | None = None,
+    last: int = 5,
+    tensorboard: Path | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Compare all finished runs in and below some folders.
+
+    Parameters
+    ----------
+    paths : Sequence[Path]
+        Run folders, or folders that hold some at any depth.
+    output : Path | None (default: None)
+        Where to write; None: ``comparison/`` in the paths' common parent.
+    against : str | None (default: None)
+        Label or strategy of the method that the others are compared with; None: fedavg, or the
+        first method where there is none.
+    target : float | None (default: None)
+        Mean accuracy in percent that rounds are counted to; None: 95 % of the best method's last.
+    last : int (default: 5)
+        How many last rounds to average, at least 1.
+    tensorboard : Path | None (default: None)
+        Where to write event files; None: nowhere.
+    console : Console | None (default: None)
+        Where to print; None: standard output.
+
+    Returns
+    -------
+    Path
+        The page, ``comparison.md``.
+
+    Raises
+    ------
+    ComparisonError
+        If no run has finished, none is of the method `against`, or TensorBoard is missing.
+    RunFolderError
+        If a run's rounds can no longer be read.
+    """
+    console = console or Console()
+    if tensorboard is not None:
+        check_tensorboard()
+    runs, left_out = find_runs(paths)
+    if not runs:
+        raise ComparisonError(_nothing(paths, left_out))
+    settings, repeated = group_runs(runs)
+    left_out = sorted([*left_out, *repeated], key=lambda run: run.path)
+    references = {setting.label: setting.reference(against) for setting in settings}
+    found = [method.label for method in references.values() if method is not None]
+    labels = [*found, *(method.label for setting in settings for method in setting.methods)]
+    if against is not None and not found:
+        raise ComparisonError(
+            f"no run is of the method {against!r} to compare with: there are "
+            f"{', '.join(dict.fromkeys(labels))}"
+        )
+
+    # Matplotlib and SciPy take a second to import, which a mistyped path should not cost.
+    from fedpw_flwr.experiment.comparison.pictures.draw import write_pictures
+    from fedpw_flwr.experiment.comparison.pictures.looks import give_looks
+
+    output = (output or _common_parent(paths) / FOLDER).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    windows = tuple(Window(count) for count in dict.fromkeys((1, last)))
+    looks = give_looks(labels)
+    compared = []
+    for setting in settings:
+        wanted, note = _target(target, setting)
+        folder = output / setting.slug if len(settings) > 1 else output
+        pictures = write_pictures(folder, setting, looks, windows[-1], wanted)
+        compared.append(ComparedSetting(setting, references[setting.label], wanted, note, pictures))
+    targets = {each.setting.label: each.target for each in compared}
+    page, *tables = (
+        output / name for name in ("comparison.md", "comparison.csv", "differences.csv")
+    )
+    write_markdown(page, compared, left_out, windows)
+    write_comparison_csv(tables[0], settings, windows, targets)
+    write_differences_csv(tables[1], settings, windows, references)
+    for each in compared:
+        _print_setting(console, each, windows[-1])
+    _print_left_out(console, left_out)
+    drawn = sum(len(each.pictures) for each in compared)
+    lines = [f"Tables and {drawn} pictures: {page}", *map(str, tables)]
+    if tensorboard is not None:
+        events = write_events(tensorboard, settings)
+        lines.append(f"TensorBoard events of {len(events)} runs: {tensorboard}")
+    for line in lines:
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    return page
+
+
+def _target(wanted: float | None, setting: Setting) -> tuple[float, str]:
+    if wanted is not None:
+        return wanted, "As asked for by --target."
+    return default_target(setting), "95 % of the best method's mean accuracy after the last round."
+
+
+def _nothing(paths: Sequence[Path], left_out: Sequence[LeftOutRun]) -> str:
+    where = ", ".join(str(path) for path in paths)
+    if not left_out:
+        return f"there is no run in {where}: give folders that hold metrics.jsonl, at any depth"
+    listed = "\n".join(f"  {run.path}: {run.status} ({run.reason})" for run in left_out)
+    return f"no run in {where} has finished, so there is nothing to compare\n{listed}"
+
+
+def _common_parent(paths: Sequence[Path]) -> Path:
+    common = Path(os.path.commonpath([path.resolve() for path in paths]))
+    return common.parent if RunFolder(common).metrics_file.exists() else common
+
+
+def _print_setting(console: Console, each: ComparedSetting, window: Window) -> None:
+    """Print the figures that papers put into their main tables; the page has all."""
+    setting = each.setting
+    figures = (*setting.domain_figures, *setting.client_figures)
+    shown = [figure for figure in figures if figure.key in _PRINTED]
+    content = figures_table(setting, shown, window)
+    table = Table(title=f"{escape(setting.label)}\n{window.label}, %", title_justify="left")
+    headings = [figure_heading(figure, of_whom=True) for figure in shown]
+    for place, heading in enumerate((*content.columns[:2], *headings)):
+        table.add_column(escape(heading), justify="right" if place else "left", overflow="fold")
+    reached = target_table(setting, each.target) if math.isfinite(each.target) else None
+    if reached is not None:
+        table.add_column(f"rounds to {each.target:.1f} %", justify="right", overflow="fold")
+    for number, row in enumerate(content.rows):
+        cells = [
+            f"[bold]{escape(cell)}[/]" if (number, place) in content.best else escape(cell)
+            for place, cell in enumerate(row)
+        ]
+        if reached is not None:
+            cells.append(_reached(reached.rows[number]))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _reached(row: Sequence[str]) -> str:
+    _, counted, mean, _ = row
+    return f"{counted} seeds" if mean == UNKNOWN else mean
+
+
+def _print_left_out(console: Console, left_out: Sequence[LeftOutRun]) -> None:
+    for run in left_out:
+        console.print(
+            f"[bold yellow]left out, {run.status}:[/] {escape(str(run.path))} "
+            f"({escape(run.reason)})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _percentage(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"choose a percentage above 0 and up to 100, not {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"choose at least 1 round, not {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""``comparison.md``: the whole comparison as a page, with links to its pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from fedpw_flwr.experiment.comparison.csv_files import COLUMN_NOTES
+from fedpw_flwr.experiment.comparison.runs import LeftOutRun
+from fedpw_flwr.experiment.comparison.settings import Method, Setting
+from fedpw_flwr.experiment.comparison.statistics import Window
+from fedpw_flwr.experiment.comparison.tables import (
+    Table,
+    differences_table,
+    figures_table,
+    mean_of,
+    target_table,
+)
+from fedpw_flwr.experiment.run_folder import atomic_file
+
+__all__ = ["ComparedSetting", "write_markdown"]
+
+HOW_TO_READ = (
+    "Accuracies are in percent. *a ± b* is mean and standard deviation (ddof = 1) over seeds; "
+    "STD is the standard deviation (ddof = 1) over domains or clients, in points. **Bold**: the "
+    "best mean of its column, which need not be better than the others by more than chance."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedSetting:
+    """A setting with what the page says about it.
+
+    Attributes
+    ----------
+    setting : Setting
+        Its runs.
+    reference : Method | None
+        The method that the others are compared with; None if it was not run here.
+    target : float
+        Mean accuracy in percent that methods race to; NaN where there is none.
+    target_note : str
+        Where the target comes from.
+    pictures : Mapping[Path, str]
+        Captions by the pictures' files.
+    """
+
+    setting: Setting
+    reference: Method | None
+    target: float
+    target_note: str
+    pictures: Mapping[Path, str]
+
+
+def write_markdown(
+    path: Path,
+    compared: Sequence[ComparedSetting],
+    left_out: Sequence[LeftOutRun],
+    windows: Sequence[Window],
+) -> None:
+    """Write the page.
+
+    Parameters
+    ----------
+    path : Path
+        The file; links are relative to its folder.
+    compared : Sequence[ComparedSetting]
+        At least one setting.
+    left_out : Sequence[LeftOutRun]
+        Runs that are in no table; the page begins with them.
+    windows : Sequence[Window]
+        Which rounds the tables are about.
+    """
+    text = "\n\n".join(_page(path.parent, compared, left_out, windows))
+    with atomic_file(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8", newline="\n")
+
+
+def _page(
+    folder: Path,
+    compared: Sequence[ComparedSetting],
+    left_out: Sequence[LeftOutRun],
+    windows: Sequence[Window],
+) -> Iterator[str]:
+    runs = sum(len(each.setting.runs) for each in compared)
+    yield f"# Comparison of {_count(runs, 'run')}"
+    yield HOW_TO_READ
+    if left_out:
+        yield from _left_out(folder, left_out)
+    for each in compared:
+        yield from _setting(folder, each, windows)
+    yield "## Columns of comparison.csv"
+    yield "\n".join(f"* `{name}`: {note}" for name, note in COLUMN_NOTES.items())
+    yield (
+        "`differences.csv` has a row for each difference to a reference method: mean and standard "
+        "deviation over the common seeds, and the p-values."
+    )
+
+
+def _left_out(folder: Path, left_out: Sequence[LeftOutRun]) -> Iterator[str]:
+    counts = Counter(run.status for run in left_out)
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    yield f"**Left out: {_count(len(left_out), 'run')}** ({said})."
+    # Messages name files by their whole path, which nobody else has.
+    rows = tuple(
+        (_relative(run.path, folder), run.status, run.reason.replace(f"{run.path}/", ""))
+        for run in left_out
+    )
+    yield _table(Table(("run", "why", "what happened"), rows), figures=False)
+
+
+def _setting(folder: Path, each: ComparedSetting, windows: Sequence[Window]) -> Iterator[str]:
+    setting = each.setting
+    yield f"## {_plain(setting.label)}"
+    yield from _circumstances(setting)
+    for window in windows:
+        yield f"### Global model on {_test_sets(setting)}, {window.label}"
+        yield _table(figures_table(setting, setting.domain_figures, window))
+    if setting.client_figures:
+        for window in windows:
+            yield f"### Global model on every client's own test data, {window.label}"
+            yield _table(figures_table(setting, setting.client_figures, window))
+    yield from _differences(each, windows)
+    if each.target == each.target:
+        yield f"### Rounds to a mean accuracy of {each.target:.2f} %"
+        yield f"{each.target_note} The first round at or above it: {mean_of(setting)}."
+        yield _table(target_table(setting, each.target))
+    for picture, caption in each.pictures.items():
+        yield f"![{_plain(caption)}]({quote(_relative(picture, folder))})"
+        yield f"*{_plain(caption)}*"
+
+
+def _differences(each: ComparedSetting, windows: Sequence[Window]) -> Iterator[str]:
+    if each.reference is None:
+        yield "The method that others were to be compared with was not run in this setting."
+        return
+    if len(each.setting.methods) == 1:
+        return
+    for window in windows:
+        yield f"### Difference to {_plain(each.reference.label)}, {window.label}"
+        yield _table(differences_table(each.setting, each.reference, window))
+
+
+def _circumstances(setting: Setting) -> Iterator[str]:
+    """Say what could make the methods' figures differ beside the methods."""
+    seeds = {method.label: tuple(method.runs) for method in setting.methods}
+    if len(set(seeds.values())) == 1:
+        yield f"Seeds: {_listed(next(iter(seeds.values())))}."
+    else:
+        yield "**Methods were run with different seeds**: " + "; ".join(
+            f"{_plain(label)}: {_listed(own)}" for label, own in seeds.items()
+        )
+    versions: dict[str, set[str]] = {}
+    for run in setting.runs:
+        for package, version in run.summary.versions.items():
+            versions.setdefault(package, set()).add(str(version))
+    if versions:
+        differ = any(len(found) > 1 for found in versions.values())
+        said = ", ".join(
+            f"{package} {' and '.join(sorted(found))}" for package, found in versions.items()
+        )
+        yield ("**Runs of different versions**: " if differ else "Versions: ") + said + "."
+    lost = [
+        f"{method.label}, seed {seed}: {run.summary.quarantined} replies that could not be used, "
+        f"{run.summary.failed} failed clients"
+        for method in setting.methods
+        for seed, run in method.runs.items()
+        if run.summary.quarantined or run.summary.failed
+    ]
+    if lost:
+        yield f"**Left out of rounds**: {_plain('; '.join(lost))}."
+
+
+def _table(table: Table, *, figures: bool = True) -> str:
+    align = ["---"] + ["--:" if figures else "---"] * (len(table.columns) - 1)
+    lines = [_row(table.columns), _row(align, plain=False)]
+    for place, row in enumerate(table.rows):
+        cells = [
+            f"**{_plain(cell)}**" if (place, column) in table.best else _plain(cell)
+            for column, cell in enumerate(row)
+        ]
+        lines.append(_row(cells, plain=False))
+    notes = [_plain(note) for note in table.notes]
+    return "\n".join([*lines, *(["", " ".join(notes)] if notes else [])])
+
+
+def _row(cells: Sequence[str], *, plain: bool = True) -> str:
+    return "| " + " | ".join(_plain(cell) if plain else cell for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Keep names from being read as Markdown: a bar would end a cell, stars would be emphasis."""
+    one_line = " ".join(text.split())
+    # An underscore inside a word is none.
+    return re.sub(r"[\\|*`\[\]$]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", one_line)
+
+
+def _test_sets(setting: Setting) -> str:
+    return "every domain's test set" if len(setting.domains) > 1 else "the test set"
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,156 @@
+"""``fairness.png`` tells methods that serve everyone well from those that serve the average well.
+
+A method's mean accuracy against the standard deviation between those it serves, with its seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fedpw_flwr.experiment.comparison.figures import Basis
+from fedpw_flwr.experiment.comparison.pictures.looks import Look
+from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, widest
+from fedpw_flwr.experiment.comparison.settings import Setting
+from fedpw_flwr.experiment.comparison.statistics import OverSeeds, Window, over_seeds
+from fedpw_flwr.experiment.panels import INK, LABEL_PITCH, LABEL_SIZE, spread_out
+
+__all__ = ["fairness_figure"]
+
+LEFT, WIDTH, LEADER, BOTTOM = 0.8, 5.2, 0.55, 0.62  # inches
+
+
+def fairness_figure(
+    setting: Setting, looks: Mapping[str, Look], basis: Basis, window: Window
+) -> Figure | None:
+    """Draw the methods that have figures over `basis`; None if none has."""
+    points = {
+        method.label: (
+            over_seeds(method, window, f"{basis}.mean"),
+            over_seeds(method, window, f"{basis}.std"),
+        )
+        for method in setting.methods
+    }
+    points = {
+        label: (mean, std)
+        for label, (mean, std) in points.items()
+        if math.isfinite(mean.mean) and math.isfinite(std.mean)
+    }
+    if not points:
+        return None
+    texts = {label: _text(looks[label], *point) for label, point in points.items()}
+    height = max(3.6, (len(points) + 1) * LABEL_PITCH / 72)
+    seeds = any(len(mean.values) > 1 for mean, _ in points.values())
+    whom = "domains" if basis == "domains" else "clients, each on its own test data"
+    figure = new_page(
+        LEFT + WIDTH + LEADER + widest(texts.values()) + 0.15,
+        BOTTOM + height + 0.15,
+        "Accuracy against fairness",
+        (
+            setting.label,
+            f"Over {whom}: {window.label}. Better is right and down."
+            + (" Small: one seed. Large: mean over seeds." if seeds else ""),
+        ),
+    )
+    axes = add_axes(figure, left=LEFT, bottom=BOTTOM, width=WIDTH, height=height)
+    axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
+    for label, (mean, std) in points.items():
+        _draw_method(axes, looks[label], mean, std)
+    axes.margins(0.08)
+    _leave_room(axes)
+    axes.set_xlabel(f"mean accuracy over {basis} (%)")
+    axes.set_ylabel(f"STD over {basis} (points)")
+    _write_labels(axes, looks, points, texts)
+    return figure
+
+
+def _draw_method(axes: Axes, look: Look, mean: OverSeeds, std: OverSeeds) -> None:
+    if len(mean.values) > 1:
+        axes.plot(
+            mean.values,
+            std.values,
+            linestyle="",
+            marker=look.marker,
+            markersize=4.5 * look.marker_size,
+            markerfacecolor=look.color,
+            markeredgewidth=0,
+            alpha=0.55,
+            zorder=3,
+        )
+    axes.plot(
+        [mean.mean],
+        [std.mean],
+        linestyle="",
+        marker=look.marker,
+        markersize=10.0 * look.marker_size,
+        markerfacecolor=look.color,
+        markeredgecolor="white",
+        markeredgewidth=1.0,
+        zorder=4,
+    )
+
+
+def _leave_room(axes: Axes) -> None:
+    """Widen limits that lie so close together that their ticks would have many digits."""
+    for low, high, set_limits in (
+        (*axes.get_xlim(), axes.set_xlim),
+        (*axes.get_ylim(), axes.set_ylim),
+    ):
+        missing = 1.0 - (high - low)
+        if missing > 0:
+            set_limits(low - missing / 2, high + missing / 2)
+
+
+def _write_labels(
+    axes: Axes,
+    looks: Mapping[str, Look],
+    points: Mapping[str, tuple[OverSeeds, OverSeeds]],
+    texts: Mapping[str, str],
+) -> None:
+    """Name the markers right of the axes, each led to by a thin line, so that no name hides any."""
+    width, height = (size / axes.figure.dpi for size in (axes.bbox.width, axes.bbox.height))
+    low, high = axes.get_ylim()
+    heights = [(std.mean - low) / (high - low) for _, std in points.values()]
+    left, right = axes.get_xlim()
+    placed = spread_out(heights, LABEL_PITCH / 72 / height)
+    for (label, (mean, _)), own, place in zip(points.items(), heights, placed, strict=True):
+        look = looks[label]
+        start = (mean.mean - left) / (right - left)
+        axes.plot(
+            [start, 1.0, 1.0 + 0.15 / width, 1.0 + 0.25 / width],
+            [own, own, place, place],
+            color=look.color,
+            linewidth=0.7,
+            alpha=0.6,
+            transform=axes.transAxes,
+            clip_on=False,
+            zorder=2,
+        )
+        axes.plot(
+            [1.0 + 0.38 / width],
+            [place],
+            linestyle="",
+            marker=look.marker,
+            markersize=7.0 * look.marker_size,
+            markerfacecolor=look.color,
+            markeredgewidth=0,
+            transform=axes.transAxes,
+            clip_on=False,
+        )
+        axes.text(
+            1.0 + LEADER / width,
+            float(place),
+            texts[label],
+            transform=axes.transAxes,
+            va="center_baseline",
+            fontsize=LABEL_SIZE,
+            color=INK,
+            parse_math=False,
+        )
+
+
+def _text(look: Look, mean: OverSeeds, std: OverSeeds) -> str:
+    return f"{look.label}: {mean.mean:.1f} %, STD {std.mean:.1f}"

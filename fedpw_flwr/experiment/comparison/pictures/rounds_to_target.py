@@ -1,0 +1,112 @@
+"""``rounds_to_target.png`` shows how many rounds of communication each method takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedpw_flwr.experiment.comparison.pictures.looks import Look
+from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, widest
+from fedpw_flwr.experiment.comparison.settings import Setting
+from fedpw_flwr.experiment.comparison.statistics import rounds_to_target
+from fedpw_flwr.experiment.comparison.tables import mean_of
+from fedpw_flwr.experiment.panels import FAINT, INK, LABEL_SIZE
+
+__all__ = ["rounds_to_target_figure"]
+
+WIDTH, BOTTOM, ROW = 5.0, 0.62, 0.3  # inches
+NEVER = 0.9  # inches of the column for seeds that did not get there
+
+
+def rounds_to_target_figure(
+    setting: Setting, looks: Mapping[str, Look], target: float
+) -> Figure | None:
+    """Draw a row a method, in the order of the tables; None where there is no target."""
+    if not math.isfinite(target):
+        return None
+    found = {method.label: rounds_to_target(method, target) for method in setting.methods}
+    texts = {
+        label: f"{result.mean:.1f}"
+        if math.isfinite(result.mean)
+        else f"{len(result.reached)} of {len(result.rounds)} seeds"
+        for label, result in found.items()
+    }
+    left = 0.15 + widest(looks[label].label for label in found) + 0.15
+    height = max(0.5, ROW * len(found) + 0.1)
+    many = any(len(result.rounds) > 1 for result in found.values())
+    figure = new_page(
+        left + WIDTH + NEVER + 0.15 + widest(texts.values()) + 0.15,
+        BOTTOM + height + 0.3,
+        f"Rounds to a mean accuracy of {target:.1f} %",
+        (
+            setting.label,
+            f"First round at or above it: {mean_of(setting)}."
+            + (" Marker: one seed. Bar: the mean, where all seeds got there." if many else ""),
+        ),
+    )
+    axes = add_axes(figure, left=left, bottom=BOTTOM, width=WIDTH + NEVER, height=height)
+    last = setting.rounds
+    # In data units, so that the seeds that never got there stand in a column of their own.
+    column = max(last, 1) * NEVER / WIDTH
+    axes.set_xlim(0, max(last, 1) + column)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.axvspan(max(last, 1), max(last, 1) + column, color="#F1F1F1", linewidth=0, zorder=0)
+    axes.grid(visible=False)
+    axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
+    for row, (label, result) in enumerate(found.items()):
+        look = looks[label]
+        if math.isfinite(result.mean):
+            axes.barh(row, result.mean, height=0.6, color=look.color, alpha=0.3, linewidth=0)
+        offsets = _offsets(len(result.rounds))
+        for number, offset in zip(result.rounds.values(), offsets, strict=True):
+            reached = number is not None
+            axes.plot(
+                [number if number is not None else max(last, 1) + column / 2],
+                [row + offset],
+                linestyle="",
+                marker=look.marker if reached else "x",
+                markersize=5.5 * look.marker_size if reached else 4.5,
+                markerfacecolor=look.color,
+                markeredgecolor="white" if reached else look.color,
+                markeredgewidth=0.5 if reached else 1.4,
+                clip_on=False,
+                zorder=3,
+            )
+        axes.text(
+            1.0 + 0.12 / (WIDTH + NEVER),
+            row,
+            texts[label],
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=LABEL_SIZE,
+            color=INK,
+        )
+    axes.set_yticks(range(len(found)), [looks[label].label for label in found])
+    for text in axes.get_yticklabels():
+        text.set_parse_math(False)
+    axes.tick_params(axis="y", length=0)
+    ticks = MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]).tick_values(0, last)
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= last])
+    axes.set_xlabel("round")
+    axes.text(
+        max(last, 1) + column / 2,
+        1.0 + 0.06 / height,
+        "not reached",
+        transform=axes.get_xaxis_transform(),
+        ha="center",
+        va="bottom",
+        fontsize=LABEL_SIZE,
+        color=INK,
+    )
+    axes.axvline(max(last, 1), color=FAINT, linewidth=0.8)
+    return figure
+
+
+def _offsets(count: int) -> list[float]:
+    """Move a row's seeds around its middle, in rows, so that equal ones do not hide each other."""
+    reach = min(0.3, 0.14 * (count - 1))
+    return [float(offset) for offset in np.linspace(-reach, reach, count)]

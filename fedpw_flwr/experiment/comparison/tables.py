@@ -1,0 +1,189 @@
+"""The tables of a comparison, as rows of text: Markdown and the terminal show the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedpw_flwr.experiment.comparison.figures import CLIENT_FIGURES, DOMAIN_FIGURES, Figure
+from fedpw_flwr.experiment.comparison.settings import Method, Setting
+from fedpw_flwr.experiment.comparison.statistics import (
+    FEWEST_FOR_WILCOXON,
+    OverSeeds,
+    PairedDifference,
+    Window,
+    over_seeds,
+    paired_difference,
+    rounds_to_target,
+)
+
+__all__ = [
+    "TESTED_CLIENT_FIGURES",
+    "UNKNOWN",
+    "Table",
+    "differences_table",
+    "figure_heading",
+    "figures_table",
+    "mean_and_deviation",
+    "mean_of",
+    "target_table",
+    "tested_figures",
+]
+
+UNKNOWN = "–"
+
+TESTED_CLIENT_FIGURES = tuple(
+    figure
+    for figure in CLIENT_FIGURES
+    if figure.key.removeprefix("clients.") in ("mean", "std", "worst_10", "best_10", "angle")
+)
+"""Those that are tested: the more are, the more seem to differ by chance."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes
+    ----------
+    columns : tuple[str, ...]
+        Their headings; the first column holds names and all others figures.
+    rows : tuple[tuple[str, ...], ...]
+        As many cells each as there are columns.
+    best : frozenset[tuple[int, int]]
+        Places (row, column) of the cells with the best figure of their column.
+    notes : tuple[str, ...]
+        What one has to know to read it, a sentence each.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -> Table:
+    """Tabulate figures of all methods, over their seeds."""
+    rows: list[tuple[str, ...]] = []
+    means: list[list[float]] = []
+    for method in setting.methods:
+        values = [over_seeds(method, window, figure.key) for figure in figures]
+        cells = [mean_and_deviation(value) for value in values]
+        rows.append((method.label, str(len(method.runs)), *cells))
+        means.append([value.mean for value in values])
+    best: set[tuple[int, int]] = set()
+    if len(rows) > 1:
+        for place, figure in enumerate(figures):
+            shown = [round(row[place], 2) for row in means]
+            known = [value for value in shown if math.isfinite(value)]
+            if not known:
+                continue
+            top = max(known) if figure.higher_is_better else min(known)
+            best |= {(row, place + 2) for row, value in enumerate(shown) if value == top}
+    headings = (figure_heading(figure) for figure in figures)
+    return Table(("method", "seeds", *headings), tuple(rows), frozenset(best))
+
+
+def differences_table(setting: Setting, reference: Method, window: Window) -> Table:
+    """Tabulate each method's difference to the reference, seed by seed, with paired tests."""
+    figures = tested_figures(setting)
+    rows: list[tuple[str, ...]] = []
+    tests = 0
+    for method in setting.methods:
+        if method is reference:
+            continue
+        found = [paired_difference(method, reference, window, figure.key) for figure in figures]
+        tests += sum(math.isfinite(difference.p_t) for difference in found)
+        common = max((len(difference.seeds) for difference in found), default=0)
+        rows.append((method.label, str(common), *map(_difference, found)))
+    headings = (figure_heading(figure, of_whom=True) for figure in figures)
+    return Table(("method", "common seeds", *headings), tuple(rows), notes=_test_notes(rows, tests))
+
+
+def target_table(setting: Setting, target: float) -> Table:
+    """Tabulate the round in which each seed first reached a mean accuracy in percent."""
+    rows = []
+    means = []
+    for method in setting.methods:
+        found = rounds_to_target(method, target)
+        each = (
+            f"{'not reached' if number is None else number}" for number in found.rounds.values()
+        )
+        summary = OverSeeds.of([math.nan if n is None else n for n in found.rounds.values()])
+        rows.append(
+            (
+                method.label,
+                f"{len(found.reached)} of {len(found.rounds)}",
+                mean_and_deviation(summary, digits=1),
+                ", ".join(each),
+            )
+        )
+        means.append(found.mean)
+    known = [mean for mean in means if math.isfinite(mean)]
+    best = {(row, 2) for row, mean in enumerate(means) if known and mean == min(known)}
+    return Table(
+        ("method", "seeds that reached it", "rounds", "each seed"),
+        tuple(rows),
+        frozenset(best) if len(rows) > 1 else frozenset(),
+        ("The mean is given only where all seeds reached the target.",),
+    )
+
+
+def mean_of(setting: Setting) -> str:
+    """Say what the mean accuracy is that methods race to."""
+    if len(setting.domains) == 1:
+        return "accuracy on the test set"
+    return "mean over the domains' test sets"
+
+
+def tested_figures(setting: Setting) -> tuple[Figure, ...]:
+    """Return the figures by which methods are compared with a reference."""
+    over_domains = DOMAIN_FIGURES if len(setting.domains) > 1 else DOMAIN_FIGURES[:1]
+    return (*over_domains, *(TESTED_CLIENT_FIGURES if setting.client_figures else ()))
+
+
+def mean_and_deviation(value: OverSeeds, digits: int = 2) -> str:
+    """Write mean ± standard deviation; the mean alone where there is one seed."""
+    if not math.isfinite(value.mean):
+        return UNKNOWN
+    mean = f"{value.mean:.{digits}f}"
+    return f"{mean} ± {value.std:.{digits}f}" if math.isfinite(value.std) else mean
+
+
+def figure_heading(figure: Figure, *, of_whom: bool = False) -> str:
+    """Name a column; `of_whom` tells clients' figures from the domains' in a table with both."""
+    whose = "clients' " if of_whom and figure in CLIENT_FIGURES else ""
+    return f"{whose}{figure.label}" + (", °" if figure.unit == "°" else "")
+
+
+def _difference(found: PairedDifference) -> str:
+    if not math.isfinite(found.mean):
+        return UNKNOWN
+    text = f"{found.mean:+.2f}"
+    if math.isfinite(found.std):
+        text += f" ± {found.std:.2f}"
+    tests = []
+    if math.isfinite(found.p_t):
+        tests.append(_probability("p", found.p_t))
+    if math.isfinite(found.p_wilcoxon):
+        tests.append(_probability("W", found.p_wilcoxon))
+    return f"{text} ({', '.join(tests)})" if tests else text
+
+
+def _probability(name: str, value: float) -> str:
+    return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.3f}"
+
+
+def _test_notes(rows: Sequence[Sequence[str]], tests: int) -> tuple[str, ...]:
+    seeds = {int(row[1]) for row in rows}
+    if not tests:
+        return ("No p-values: they take two common seeds or more, and differences that vary.",)
+    said = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    notes = [
+        f"p: two-sided paired t-test over {said} common seeds. Not corrected for the number of "
+        f"comparisons ({tests} in this table): one in twenty is below 0.05 by chance."
+    ]
+    if max(seeds) >= FEWEST_FOR_WILCOXON:
+        notes.append(f"W: Wilcoxon's signed-rank test, from {FEWEST_FOR_WILCOXON} seeds on.")
+    return tuple(notes)

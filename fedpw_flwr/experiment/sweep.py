@@ -1,0 +1,207 @@
+"""The runs of a sweep (`fedpw -m`): which there are, which are done, and what becomes of the rest.
+
+Runs are told apart by what decides their results, not by the folder's name or the place in the
+sweep: the same command, or another one that shares some of its runs, runs only what is missing. A
+run that was interrupted goes on; one that failed is marked, and tried again the next time. Two
+sweeps may share a folder: what one of them runs at the moment, the other leaves alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fedpw_flwr.experiment.configuration import run_fingerprint
+from fedpw_flwr.experiment.run_folder import (
+    CHECKPOINTS_FOLDER,
+    COMMAND_FILE,
+    CONFIG_FILE,
+    SUMMARY_FILE,
+    RunFolder,
+)
+
+__all__ = ["Claim", "Sweep", "count_runs", "results_fingerprint", "run_name"]
+
+Ending = Literal["done before", "done", "failed", "run by another sweep"]
+
+LOCK_FILE = ".lock"
+_LONGEST_NAME = 100  # characters
+
+
+def results_fingerprint(configuration: DictConfig) -> str:
+    """Return the SHA-256 of all that decides a run's results, the number of rounds included."""
+    content = {**run_fingerprint(configuration), "rounds": int(configuration.rounds)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def run_name(configuration: DictConfig) -> str:
+    """Return the folder's name of a run: readable, and one for each fingerprint."""
+    groups = [str(configuration[group].get("name", "")) for group in ("dataset", "partition")]
+    labels = [*dict.fromkeys(groups), str(configuration.strategy.name)]
+    readable = "_".join(label for label in labels if label)[:_LONGEST_NAME]
+    safe = "".join(sign if sign.isalnum() or sign in "_-." else "-" for sign in readable)
+    return f"{safe}_seed{configuration.seed}_{results_fingerprint(configuration)[:8]}"
+
+
+def count_runs(words: Sequence[str]) -> int | None:
+    """Return how many runs a command line asks for; None where its words do not say.
+
+    Parameters
+    ----------
+    words : Sequence[str]
+        Arguments of the command, flags among them.
+    """
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        sweeps = [override for override in parsed if override.is_sweep_override()]
+        return prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+    except HydraException:
+        return None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A run of the sweep that is this process's to run.
+
+    Attributes
+    ----------
+    folder : RunFolder
+        Where.
+    resume : bool
+        Whether there is something to go on with.
+    """
+
+    folder: RunFolder
+    resume: bool
+
+
+@dataclass
+class Sweep:
+    """What became of the runs of one command, and how far it is.
+
+    Parameters
+    ----------
+    folder : Path
+        Where its runs are, and those of other sweeps.
+    total : int | None
+        Number of its runs, where known.
+    console : Console
+        Where to say it.
+    """
+
+    folder: Path
+    total: int | None
+    console: Console
+    endings: list[tuple[Path, Ending, float]] = field(default_factory=list)
+    _finished: dict[str, Path] | None = None
+
+    def finished(self, configuration: DictConfig) -> Path | None:
+        """Return the folder of a finished run with the same results; None where there is none."""
+        if self._finished is None:
+            self._finished = _finished_runs(self.folder)
+        place = self.folder / run_name(configuration)
+        if (place / SUMMARY_FILE).is_file():
+            # Another sweep may have ended it since.
+            return place
+        return self._finished.get(results_fingerprint(configuration))
+
+    @contextmanager
+    def claim(self, configuration: DictConfig) -> Iterator[Claim | None]:
+        """Take a run that is not finished, as long as the context lasts.
+
+        Yields
+        ------
+        Claim | None
+            The run; None where another process runs it.
+        """
+        place = self.folder / run_name(configuration)
+        place.mkdir(parents=True, exist_ok=True)
+        with (place / LOCK_FILE).open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            yield Claim(RunFolder(place), resume=(place / COMMAND_FILE).is_file())
+
+    def announce(self, configuration: DictConfig) -> None:
+        """Say which run is next, how the others went, and how long the rest may take."""
+        number = len(self.endings) + 1
+        parts = [f"run {number}" + (f" of {self.total}" if self.total else "")]
+        before, failed = self._count("done before"), self._count("failed")
+        if before:
+            parts.append(f"{before} done before")
+        if failed:
+            parts.append(f"[bold red]{failed} failed[/]")
+        seconds = [took for _, ending, took in self.endings if ending == "done"]
+        if seconds and self.total:
+            left = sum(seconds) / len(seconds) * (self.total - number + 1)
+            parts.append(f"about {timedelta(seconds=round(left))} left")
+        self.console.rule(f"[bold]{escape(run_name(configuration))}[/]", align="left")
+        self.console.print(", ".join(parts), highlight=False)
+
+    def ended(self, place: Path, ending: Ending, seconds: float = 0.0) -> None:
+        """Note how a run ended."""
+        self.endings.append((place, ending, seconds))
+
+    def runs(self) -> list[Path]:
+        """Return the folders of the runs that are finished."""
+        return [place for place, ending, _ in self.endings if ending in ("done", "done before")]
+
+    @property
+    def failed(self) -> int:
+        """How many runs failed."""
+        return self._count("failed")
+
+    def print_endings(self) -> None:
+        """Print what became of each run."""
+        table = Table(title=f"{len(self.endings)} runs in {self.folder}")
+        table.add_column("run")
+        table.add_column("")
+        table.add_column("seconds", justify="right")
+        for place, ending, seconds in self.endings:
+            style = {"failed": "bold red", "run by another sweep": "yellow"}.get(ending, "")
+            table.add_row(
+                escape(place.name),
+                f"[{style}]{ending}[/]" if style else ending,
+                f"{seconds:.0f}" if seconds else "",
+            )
+        self.console.print(table)
+
+    def _count(self, ending: Ending) -> int:
+        return sum(one == ending for _, one, _ in self.endings)
+
+
+def _finished_runs(folder: Path) -> dict[str, Path]:
+    """Return the finished runs below a folder, the newest of each fingerprint."""
+    found: dict[str, Path] = {}
+    summaries = [
+        file for file in folder.rglob(SUMMARY_FILE) if CHECKPOINTS_FOLDER not in file.parts
+    ]
+    for summary in sorted(summaries, key=lambda file: file.stat().st_mtime):
+        try:
+            configuration = OmegaConf.load(summary.with_name(CONFIG_FILE))
+            if isinstance(configuration, DictConfig):
+                found[results_fingerprint(configuration)] = summary.parent
+        except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError):
+            # No run of this version; it can be none of the sweep's.
+            continue
+    return found

@@ -1,0 +1,414 @@
+"""`fedpw-compare` writes tables and pictures of all runs it finds, and names all it leaves out."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedpw_flwr.experiment.comparison.command import compare, main
+from fedpw_flwr.experiment.comparison.history import History
+from fedpw_flwr.experiment.comparison.runs import find_runs
+from fedpw_flwr.experiment.comparison.tensorboard import scalars_of_round
+from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary
+from fedpw_flwr.experiment.run_folder import RunFolder
+
+DOMAINS = ("mnist", "svhn")
+
+
+def write_run(
+    path: Path,
+    strategy: str = "fedavg",
+    seed: int = 0,
+    percent: float = 70.0,
+    *,
+    domains: Sequence[str] = DOMAINS,
+    tested_clients: bool = False,
+    finished: bool = True,
+    **strategy_keys: float,
+) -> RunFolder:
+    """Write a run of three rounds as the server writes one; the last domain is 20 points worse."""
+    configuration = {
+        "dataset": {"_target_": "some.archives", "folder": "/data", "domains": list(domains)},
+        "model": {"_target_": "some.ResNet10", "width": 16},
+        "strategy": {"name": strategy, **strategy_keys},
+        "seed": seed,
+        "rounds": 3,
+    }
+    text = OmegaConf.to_yaml(OmegaConf.create(configuration))
+    folder = RunFolder(path)
+    folder.start()
+    folder.write_config(text)
+    records = []
+    for number in range(4):
+        level = (percent if number == 3 else 10 + number * percent / 4) / 100
+        accuracy = dict.fromkeys(domains, level)
+        if len(domains) > 1:
+            accuracy[domains[-1]] -= 0.2 if number == 3 else 0.0
+        records.append(
+            RoundRecord(
+                number,
+                2.0,
+                accuracy,
+                dict.fromkeys(domains, 1.5),
+                train_loss=1.0,
+                clients=ClientFigures([0, 1], [domains[0], domains[-1]], [0.6, 0.4])
+                if number
+                else None,
+                client_accuracy=[level, level / 2] if tested_clients else None,
+            )
+        )
+        folder.append_round(records[-1])
+    if finished:
+        folder.write_summary(
+            RunSummary.of_run(records, config_text=text, strategy=strategy, seed=seed)
+        )
+    return folder
+
+
+def write_runs(folder: Path) -> Path:
+    """Write two methods with two seeds each."""
+    for seed in (0, 1):
+        write_run(folder / f"a{seed}", "fedavg", seed, 70 + seed)
+        write_run(folder / "deeper" / f"b{seed}", "fedpw", seed, 74 + 3 * seed)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Runs that a test may change."""
+    return write_runs(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison of unchanged runs."""
+    return compare([write_runs(tmp_path_factory.mktemp("compared") / "runs")])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def refused(arguments: Sequence[str | Path], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command, which must fail, and return what it says."""
+    assert main([str(argument) for argument in arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err
+
+
+# ------------------------------------------------------------------------------------- finding
+
+
+def test_runs_are_found_at_any_depth_once_and_not_in_checkpoints(runs: Path) -> None:
+    write_run(runs / "a0" / "checkpoints" / "copy")
+    write_run(runs / ".hidden" / "run")
+    (runs / "notes").mkdir()
+    (runs / "notes" / "summary.json").write_text("{}")
+    finished, left_out = find_runs([runs, runs / "a0", runs / "deeper" / ".." / "a1"])
+    assert [run.path.name for run in finished] == ["a0", "a1", "b0", "b1"]
+    assert left_out == []
+
+
+def test_runs_that_did_not_finish_are_named_with_the_reason(runs: Path) -> None:
+    write_run(runs / "stopped", finished=False)
+    RunFolder(runs / "begun").start()
+    write_run(runs / "broken", finished=False).mark_failed(
+        "finished:failed", "Traceback (most recent call last):\n  ...\nValueError: too few\n"
+    )
+    RunFolder(runs / "unstarted").mark_failed("not-started", "dataset.folder is missing\nsee ...")
+    (runs / "odd").mkdir()
+    (runs / "odd" / "failure.json").write_text("[]")
+    finished, left_out = find_runs([runs])
+    assert len(finished) == 4
+    assert {(run.path.name, run.status, run.reason) for run in left_out} == {
+        ("stopped", "unfinished", "the last recorded round is 3"),
+        ("begun", "unfinished", "no round yet"),
+        ("broken", "failed", "ValueError: too few"),
+        ("unstarted", "failed", "dataset.folder is missing"),
+        ("odd", "failed", "failure.json does not say why"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.yaml", None, "config.yaml is missing"),
+        ("config.yaml", "dataset: {", "is not a configuration"),
+        ("config.yaml", "- a\n", "it has no keys"),
+        ("config.yaml", "a: ${nothing.there}\n", "is not a configuration"),
+        ("summary.json", "{}", "is not a run's summary"),
+        ("metrics.jsonl", "nonsense\n", "is not a round's record"),
+        ("metrics.jsonl", "", "holds no round"),
+        ("metrics.jsonl", None, "metrics.jsonl is missing"),
+    ],
+)
+def test_a_damaged_run_is_left_out_and_named(
+    runs: Path, file: str, content: str | None, said: str
+) -> None:
+    damaged = runs / "a0" / file
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_text(content)
+    finished, (left_out,) = find_runs([runs])
+    assert len(finished) == 3
+    assert (left_out.path, left_out.status) == (runs / "a0", "unreadable")
+    assert said in left_out.reason
+
+
+# -------------------------------------------------------------------------------------- tables
+
+
+def test_the_csv_has_a_row_a_run_and_a_row_a_method(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(runs), "--last", "2", "--target", "60"]) == 0
+    found = rows(runs / "comparison" / "comparison.csv")
+    assert [(row["kind"], row["method"], row["seed"]) for row in found] == [
+        ("method", "fedavg", ""),
+        ("run", "fedavg", "0"),
+        ("run", "fedavg", "1"),
+        ("method", "fedpw", ""),
+        ("run", "fedpw", "0"),
+        ("run", "fedpw", "1"),
+    ]
+    fedavg, first, second = found[:3]
+    assert float(first["last_round.domains.mean"]) == pytest.approx(60)
+    assert float(second["last_round.domains.mean"]) == pytest.approx(61)
+    assert float(fedavg["last_round.domains.mean"]) == pytest.approx(60.5)
+    assert float(fedavg["last_round.domains.mean.sd"]) == pytest.approx(math.sqrt(0.5))
+    assert float(first["last_round.accuracy.svhn"]) == pytest.approx(50)
+    assert float(first["last_round.domains.std"]) == pytest.approx(20 / math.sqrt(2), abs=1e-6)
+    assert float(first["last_2_rounds.domains.mean"]) == pytest.approx((60 + 45) / 2)
+    assert (fedavg["seeds"], fedavg["reached"], fedavg["rounds_to_target"]) == ("2", "2", "3.0")
+    assert (runs / "comparison" / first["folder"]).resolve() == runs / "a0"
+    assert (float(first["seconds"]), float(fedavg["seconds"])) == (8.0, 8.0)
+
+
+def test_the_page_holds_tables_whose_rows_are_whole_and_links_that_lead_to_pictures(
+    page: Path,
+) -> None:
+    text = page.read_text(encoding="utf-8")
+    best = ("**75.50 ± 2.12**", "**55.50 ± 2.12**", "**65.50 ± 2.12**")
+    assert "| fedpw | 2 | " + " | ".join(best) in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+    links = re.findall(r"!\[.*\]\((.+)\)", text)
+    assert {Path(link).name for link in links} == {
+        *("fairness.png", "curves.png", "domains.png", "rounds_to_target.png", "weights.png")
+    }
+    assert all((page.parent / unquote(link)).is_file() for link in links)
+    assert str(page.parents[2]) not in text
+
+
+def test_differences_are_in_the_page_and_in_a_file_of_their_own(page: Path) -> None:
+    assert "### Difference to fedavg, last round" in page.read_text(encoding="utf-8")
+    found = rows(page.parent / "differences.csv")
+    row = next(row for row in found if row["figure"] == "domains.mean")
+    assert (row["method"], row["reference"], row["window"]) == ("fedpw", "fedavg", "last_round")
+    # Seed 0: 64 to 60, seed 1: 67 to 61.
+    assert float(row["difference"]) == pytest.approx(5)
+    assert float(row["difference.sd"]) == pytest.approx(math.sqrt(2))
+    # t = 5 with one degree of freedom: p = 1 - 2/π · arctan t.
+    assert float(row["p_t"]) == pytest.approx(1 - 2 / math.pi * math.atan(5), abs=1e-6)
+    assert row["p_wilcoxon"] == ""
+
+
+def test_the_reference_can_be_chosen(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(runs), "--against", "fedpw"]) == 0
+    assert "### Difference to fedpw, last round" in (
+        runs / "comparison" / "comparison.md"
+    ).read_text(encoding="utf-8")
+    capsys.readouterr()
+    said = refused([runs, "--against", "fedsgd"], capsys)
+    assert "no run is of the method 'fedsgd'" in said
+    assert "fedavg, fedpw" in said
+
+
+def test_left_out_runs_are_in_the_page_and_on_the_terminal(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(runs / "stopped", finished=False)
+    older = write_run(runs / "again", "fedavg", 0, 10.0)
+    os.utime(older.path / "summary.json", (1.0, 1.0))
+    (runs / "a1" / "summary.json").write_text("{}")
+    assert main([str(runs)]) == 0
+    printed = capsys.readouterr().out
+    text = (runs / "comparison" / "comparison.md").read_text(encoding="utf-8")
+    assert "**Left out: 3 runs** (1 repeated, 1 unfinished, 1 unreadable)." in text
+    assert "| ../stopped | unfinished | the last recorded round is 3 |" in text
+    assert "| ../again | repeated | the same was run again later: a0 |" in text
+    assert "| ../a1 | unreadable | summary.json is not a run's summary" in text
+    for name in ("stopped", "again", "a1"):
+        assert re.search(rf"left out, \w+: {runs / name} ", printed)
+
+
+def test_methods_run_with_different_seeds_or_versions_are_pointed_out(runs: Path) -> None:
+    write_run(runs / "c", "fedavg", 2)
+    other = runs / "a0" / "summary.json"
+    other.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "0.1"', other.read_text()))
+    text = compare([runs]).read_text(encoding="utf-8")
+    assert "**Methods were run with different seeds**: fedavg: 0, 1, 2; fedpw: 0, 1" in text
+    assert re.search(r"\*\*Runs of different versions\*\*: .*torch 0\.1 and ", text)
+
+
+def test_clients_own_tests_have_tables_of_their_own(tmp_path: Path) -> None:
+    for name in ("fedavg", "fedpw"):
+        write_run(tmp_path / name, name, domains=["cifar10"], tested_clients=True)
+    page = compare([tmp_path])
+    text = page.read_text(encoding="utf-8")
+    assert "### Global model on the test set, last round" in text
+    assert "### Global model on every client's own test data, mean of the last 5 rounds" in text
+    row = rows(page.parent / "comparison.csv")[1]
+    assert float(row["last_round.clients.mean"]) == pytest.approx(52.5)
+    assert float(row["last_round.clients.worst_10"]) == pytest.approx(35)
+    assert float(row["last_round.clients.angle"]) == pytest.approx(
+        math.degrees(math.atan(17.5 / 52.5)), abs=1e-6
+    )
+    assert "last_round.domains.std" not in row
+
+
+def test_each_setting_has_its_tables_and_a_folder_of_pictures(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", domains=["usps"])
+    page = compare([tmp_path / "a", tmp_path / "b"])
+    assert page == tmp_path / "comparison" / "comparison.md"
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall(r"^## .* 3 rounds$", text, flags=re.MULTILINE)) == 2
+    folders = [path for path in page.parent.iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    assert all((folder / "curves.png").is_file() for folder in folders)
+
+
+def test_names_cannot_break_a_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "a|b *c* <script> _d_")
+    text = compare([tmp_path / "a"]).read_text(encoding="utf-8")
+    assert r"| a\|b \*c\* \<script> \_d\_ | 1 |" in text
+
+
+def test_a_single_run_s_comparison_lies_beside_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "a")
+    assert compare([run.path]).parent == tmp_path / "runs" / "comparison"
+
+
+def test_a_comparison_can_be_made_again_and_is_the_same(page: Path) -> None:
+    files = [page, page.with_name("comparison.csv"), page.with_name("differences.csv")]
+    before = [file.read_bytes() for file in files]
+    assert compare([page.parents[1]]) == page
+    assert [file.read_bytes() for file in files] == before
+    assert not list(page.parent.glob(".*"))
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+def test_without_a_finished_run_the_unfinished_ones_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "stopped", finished=False)
+    said = refused([tmp_path], capsys)
+    assert "nothing to compare" in said
+    assert "stopped: unfinished (the last recorded round is 3)" in said
+    assert not (tmp_path / "comparison").exists()
+
+
+def test_a_missing_folder_and_one_without_runs_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no folder" in refused([tmp_path / "nothing"], capsys)
+    assert "there is no run in" in refused([tmp_path], capsys)
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    said = refused([runs, "--output", tmp_path / "file"], capsys)
+    assert "choose another folder with --output" in said
+
+
+@pytest.mark.parametrize("option", [["--target", "0"], ["--target", "101"], ["--last", "0"]])
+def test_options_out_of_range_are_refused(runs: Path, option: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(runs), *option])
+    assert ended.value.code == 2
+
+
+def test_the_module_is_a_command(runs: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedpw_flwr.experiment.comparison.command"]
+    output = ["--last", "1", "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, runs, *output], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "out" / "comparison.md") in done.stdout
+    assert "65.50 ± 2.12" in done.stdout
+    failed = subprocess.run([*command, "missing"], check=False, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "there is no folder missing" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+# ---------------------------------------------------------------------------------- TensorBoard
+
+
+def test_scalars_of_a_round_are_its_figures_losses_and_weights(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", tested_clients=True)
+    records = folder.read_rounds()
+    history = History.of_rounds(records)
+    figures = {key: float(values[-1]) for key, values in history.figures.items()}
+    scalars = dict(scalars_of_round(records[-1], figures))
+    assert scalars["accuracy/svhn"] == pytest.approx(50)
+    assert scalars["domains/mean"] == pytest.approx(60)
+    assert scalars["clients/worst_10"] == pytest.approx(35)
+    assert (scalars["loss/mnist"], scalars["train_loss"]) == (1.5, 1.0)
+    assert (scalars["weight/client_0"], scalars["weight/client_1"]) == (0.6, 0.4)
+    assert all(math.isfinite(value) for value in scalars.values())
+
+
+def test_a_figure_that_is_not_finite_is_no_scalar(tmp_path: Path) -> None:
+    record = write_run(tmp_path / "a").read_rounds()[0]
+    assert "domains/std" not in dict(scalars_of_round(record, {"domains.std": math.nan}))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is not None, reason="TensorBoard is installed"
+)
+def test_without_tensorboard_the_command_says_what_to_install(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused([runs, "--tensorboard", tmp_path / "events"], capsys)
+    assert 'pip install "fedpw-flwr[tensorboard]"' in said
+
+
+def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # Twice: old events must be replaced, or TensorBoard would draw both.
+    for _ in range(2):
+        compare([runs], tensorboard=tmp_path / "events")
+    folders = sorted(path.name for path in (tmp_path / "events").iterdir())
+    assert folders == ["fedavg_seed0", "fedavg_seed1", "fedpw_seed0", "fedpw_seed1"]
+    events = EventAccumulator(str(tmp_path / "events" / "fedpw_seed1"))
+    events.Reload()
+    mean = events.Scalars("domains/mean")
+    assert [event.step for event in mean] == [0, 1, 2, 3]
+    assert mean[-1].value == pytest.approx(67)
+    assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0, abs=1e-3)
+    weights = events.Scalars("weight/client_0")
+    assert [event.step for event in weights] == [1, 2, 3]
