@@ -67,9 +67,7 @@ PUBLISHED = (
         for dataset in ("fashion_mnist", "cifar10")
         for partition in ("dirichlet", "pat1", "pat2")
     ),
-    Published(
-        "beta", ((*FOUR_DOMAINS, "strategy=fedpw", "strategy.beta=0.1,0.2,0.3,0.5,0.7"),)
-    ),
+    Published("beta", ((*FOUR_DOMAINS, "strategy=fedpw", "strategy.beta=0.1,0.2,0.3,0.5,0.7"),)),
     Published(
         "drop-rate",
         ((*FOUR_DOMAINS, "strategy=fedpw", "strategy.avg_drop_rate=0.1,0.2,0.3,0.4,0.5"),),

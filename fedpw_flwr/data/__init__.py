@@ -16,7 +16,7 @@ file ``conf/dataset/NAME.yaml``::
     your_option: 1
 
 and run ``fedpw dataset=NAME partition=by_domain``. The key ``domains`` lists the names in client
-order, so that the number of clients is known before any picture is read; a key which holds a folder
-is called ``folder``, or ends in ``_folder``, so that the command can make it absolute. ``name`` is a
-label and no argument of the function.
+order, so that the number of clients is known before any picture is read; a key which holds a
+folder is called ``folder``, or ends in ``_folder``, so that the command can make it absolute.
+``name`` is a label and no argument of the function.
 """

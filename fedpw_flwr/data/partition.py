@@ -1,11 +1,11 @@
 """Which client trains on which pictures.
 
 Cross-domain federations give each client pictures of a single domain: a hospital has one scanner.
-Within a domain, clients hold all classes alike (:class:`ByDomain`), or differ in them as the fair-FL
-papers have it: :class:`Dirichlet`, :class:`Pathological` (Pat-1, Pat-2), :class:`Shards`. Who gets
-what is decided by flwr-datasets' partitioners, on indices and labels alone, so it needs no internet
-and copies each picture once. The same seed gives the same division on every machine, and a domain's
-does not depend on the other domains.
+Within a domain, clients hold all classes alike (:class:`ByDomain`), or differ in them as the
+fair-FL papers have it: :class:`Dirichlet`, :class:`Pathological` (Pat-1, Pat-2), :class:`Shards`.
+Who gets what is decided by flwr-datasets' partitioners, on indices and labels alone, so it needs no
+internet and copies each picture once. The same seed gives the same division on every machine, and a
+domain's does not depend on the other domains.
 
 Each client may keep a part of its own pictures for testing (`test_share`): it never trains on them.
 

@@ -1,4 +1,4 @@
-"""A strategy that is not FedPW draws and adds up in the order of the clients, not of their nodes."""
+"""Strategies that are not FedPW draw and add up in the order of the clients, not of nodes."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from fedpw_flwr.data.images import Domain, DomainCollection, ImageSet
 from fedpw_flwr.data.partition import (
     ByDomain,

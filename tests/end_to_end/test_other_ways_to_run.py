@@ -97,9 +97,9 @@ def test_a_killed_sweep_goes_on_with_the_run_it_was_in(tmp_path: Path) -> None:
     }
     assert begun <= rounds.keys()
     assert list(rounds.values()) == [[0, 1, 2, 3]] * 2
-    assert "Going on after round" in (
-        tmp_path / "multirun" / begun.pop() / "flower.log"
-    ).read_text()
+    assert (
+        "Going on after round" in (tmp_path / "multirun" / begun.pop() / "flower.log").read_text()
+    )
 
 
 @pytest.fixture
