@@ -9,10 +9,12 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedpw_flwr import FedPW
 from fedpw_flwr.app.lost_machines import MachineWatch
 from fedpw_flwr.app.ordered_strategy import OrderedStrategy
 from fedpw_flwr.app.profiling import ProfiledStrategy, RoundProfiler
 from fedpw_flwr.app.recording import RecordedStrategy, RunRecorder, client_metrics
+from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.experiment.configuration import (
@@ -23,6 +25,7 @@ from fedpw_flwr.experiment.configuration import (
 from fedpw_flwr.experiment.experiment import experiment_of
 from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.run_folder import RunFolder
+from fedpw_flwr.strategy.draws import Draws
 
 __all__ = ["app"]
 
@@ -49,8 +52,10 @@ def main(grid: Grid, context: Context) -> None:
     profiler = RoundProfiler() if experiment.runtime.profile else None
     recorder = RunRecorder(folder, experiment, profiler)
     carrier = strategy = experiment.new_strategy(client_metrics)
-    if not hasattr(carrier, "asks_identities"):
-        strategy = OrderedStrategy(strategy)
+    if isinstance(carrier, FedPW | ScreenedStrategy):
+        carrier.draws = Draws(experiment.seed)
+    else:
+        strategy = OrderedStrategy(strategy, experiment.seed)
     if profiler is not None:
         strategy = ProfiledStrategy(strategy, profiler)
     strategy = RecordedStrategy(strategy, recorder)
@@ -71,7 +76,7 @@ def main(grid: Grid, context: Context) -> None:
         folder.write_holdings(Holdings.of_shares(experiment.shares, experiment.data.num_classes))
         folder.write_config(resolved_yaml(experiment.configuration))
 
-    # What is drawn by chance on the server, the nodes of a round, is the same in every run.
+    # What else a strategy may draw by chance on the server is the same in every run.
     random.seed(experiment.seed)
     run_rounds(
         strategy,

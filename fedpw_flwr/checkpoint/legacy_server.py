@@ -25,6 +25,7 @@ from fedpw_flwr.checkpoint.strategy_state import (
     strategy_fingerprint,
     strategy_state,
 )
+from fedpw_flwr.strategy.ordered_clients import OrderedClientManager
 from fedpw_flwr.wire.arrays import ArrayTensors, array_of_npy, encode_arrays
 
 __all__ = ["CheckpointedServer"]
@@ -143,6 +144,8 @@ class CheckpointedServer(Server):
     def _save(self, server_round: int, history: History, identity: dict[str, Any]) -> None:
         state, tensors = strategy_state(self.strategy)
         random_state, random_tensors = saved_random_state()
+        manager = self.client_manager()
+        draws = manager.saved_draws() if isinstance(manager, OrderedClientManager) else None
         self.checkpoints.save(
             Checkpoint(
                 round=server_round,
@@ -150,6 +153,7 @@ class CheckpointedServer(Server):
                 state={
                     "strategy": state,
                     "random": random_state,
+                    "draws": draws,
                     "history": {name: getattr(history, name) for name in (*_LOSSES, *_METRICS)},
                 },
                 tensors={**tensors, **random_tensors},
@@ -167,6 +171,9 @@ class CheckpointedServer(Server):
         try:
             restore_strategy(self.strategy, state["strategy"], checkpoint.tensors, arrays)
             restore_random_state(state["random"], dict(checkpoint.tensors))
+            manager = self.client_manager()
+            if isinstance(manager, OrderedClientManager) and state["draws"] is not None:
+                manager.restore_draws(state["draws"])
             for name in _LOSSES:
                 setattr(history, name, _pairs(state["history"][name]))
             for name in _METRICS:

@@ -6,6 +6,7 @@ back, hands the usable replies to the server step, and turns the result into Flo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
+from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of
 from fedpw_flwr.strategy.listed_grid import ListedGrid
 from fedpw_flwr.strategy.quarantine import answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import alike_metrics, round_metrics
@@ -35,10 +37,10 @@ from fedpw_flwr.wire.packing import UploadDtype
 
 __all__ = ["FedPW"]
 
+logger = logging.getLogger("flwr")
+
 _STEP_ON_TOP = (FedAdam, FedAdagrad, FedYogi, FedAvgM)
 """Strategies that take a step on the aggregate of the class behind them."""
-
-_MINIMA = ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes")
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -104,6 +106,10 @@ class FedPW(FedAvg):
     wait_for_clients : float | None (default: 3600.0)
         Seconds to wait for as many nodes as are needed (`min_available_nodes`, `min_train_nodes`,
         `min_evaluate_nodes`), counted from when there were last enough. None waits for ever.
+    seed : int | None (default: None)
+        Decides which nodes are drawn for a round, where some are; the same clients in another run
+        where they say who they are (`checkpoint_dir`, or `adjustment="client"`). None: a number
+        from `random` at the first draw.
     when_missing : "stop" | "continue" (default: "stop")
         After it, "stop" the run with `TooFewClientsError`, or "continue" with the nodes that are
         there, without waiting again until there were enough.
@@ -152,6 +158,7 @@ class FedPW(FedAvg):
         resume: bool = False,
         wait_for_clients: float | None = 3600.0,
         when_missing: WhenMissing = "stop",
+        seed: int | None = None,
     ) -> None:
         settings = FedPWSettings(
             avg_drop_rate=avg_drop_rate,
@@ -180,6 +187,8 @@ class FedPW(FedAvg):
         self.asks_identities = self.rounds.on_clients or self.checkpoints is not None
         """Whether nodes are asked who they are, where some are drawn: clients that cannot answer
         log an error."""
+        self.draws = Draws(seed)
+        """Draws the clients of a round."""
         self._with_checkpoints = False
         self._roll_call = RollCall()
         self._attendance = Attendance(wait_for_clients, when_missing)
@@ -238,7 +247,8 @@ class FedPW(FedAvg):
 
     def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return everything the method carries from round to round: JSON, and tensors by name."""
-        return self.rounds.saved_state()
+        state, tensors = self.rounds.saved_state()
+        return {**state, "seed": self.draws.seed}, tensors
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the method to what `saved_state` returned.
@@ -249,6 +259,7 @@ class FedPW(FedAvg):
             If it is not such a state.
         """
         self.rounds.restore_state(state, tensors)
+        self.draws = Draws(state.get("seed"))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""
@@ -321,7 +332,7 @@ class FedPW(FedAvg):
         if self.rounds.upload == "packed":
             refuse_clipping_of_packed(config)
         arrays = self.rounds.checked_model(server_round, arrays)
-        with self._present(grid, self.fraction_train, self.min_train_nodes) as present:
+        with self._present(grid, "train", server_round) as present:
             messages = list(super().configure_train(server_round, arrays, config, present))
         nodes = [message.metadata.dst_node_id for message in messages]
         self.rounds.introduce(self._roll_call.take(grid, self.rounds.strangers(nodes)))
@@ -382,7 +393,7 @@ class FedPW(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes for evaluation, as FedAvg; remember whom."""
-        with self._present(grid, self.fraction_evaluate, self.min_evaluate_nodes) as present:
+        with self._present(grid, "evaluate", server_round) as present:
             messages = tuple(super().configure_evaluate(server_round, arrays, config, present))
         self._asked_to_evaluate = messages
         return messages
@@ -416,20 +427,28 @@ class FedPW(FedAvg):
         return metrics
 
     @contextmanager
-    def _present(self, grid: Grid, fraction: float, least: int) -> Iterator[Grid]:
-        """Wait for the nodes that are needed, and list them as they are to be sampled from.
+    def _present(self, grid: Grid, phase: Phase, server_round: int) -> Iterator[Grid]:
+        """Wait for the nodes that are needed, and list those that are to take part.
 
         Where some are drawn by chance, in an order that another run repeats. Only clients of this
-        package say who they are, so only where they or a repetition are expected.
+        package say who they are, so they are asked only where they or a repetition are expected.
         """
+        fraction = self.fraction_train if phase == "train" else self.fraction_evaluate
+        least = self.min_train_nodes if phase == "train" else self.min_evaluate_nodes
         if fraction == 0.0:
             yield grid
             return
         nodes = self._attendance.wait(grid.get_node_ids, max(self.min_available_nodes, least))
-        if self.asks_identities and fraction < 1.0:
-            nodes = self._roll_call.ordered(grid, nodes)
-        with minima_of_at_most(self, _MINIMA, len(nodes)):
-            yield ListedGrid(grid, nodes)
+        if fraction == 1.0:
+            with minima_of_at_most(self, MINIMA, len(nodes)):
+                yield ListedGrid(grid, nodes)
+            return
+        ordered = self._roll_call.ordered(grid, nodes) if self.asks_identities else sorted(nodes)
+        size = min(len(nodes), max(int(len(nodes) * fraction), least))
+        drawn = self.draws.draw(phase, server_round, ordered, size)
+        logger.info("configure_%s: Drew %s nodes (out of %s)", phase, size, len(nodes))
+        with all_of(grid, self, phase, drawn) as listed:
+            yield listed
 
 
 def _with_entries(content: RecordDict, config_key: str, entries: Mapping[str, bytes]) -> RecordDict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -34,13 +34,28 @@ class OrderedClientManager(SimpleClientManager):
     a client of your own that returns its number as ``"client-id"``. Those that do not answer come
     last, by node id, which another run does not repeat.
 
-    Seed `random` for a draw that repeats. Give it to ``ServerAppComponents(client_manager=...)`` or
-    to ``CheckpointedServer``.
+    Give it to ``ServerAppComponents(client_manager=...)`` or to ``CheckpointedServer``, which goes
+    on with its draws.
+
+    Parameters
+    ----------
+    seed : int | None (default: None)
+        The same seed draws the same clients. None: a number from `random` at the first draw.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int | None = None) -> None:
         super().__init__()
         self._identities: dict[str, int | None] = {}
+        self._seed = seed
+        self._draws = 0
+
+    def saved_draws(self) -> dict[str, int | None]:
+        """Return the seed and the number of draws so far."""
+        return {"seed": self._seed, "draws": self._draws}
+
+    def restore_draws(self, state: Mapping[str, int | None]) -> None:
+        """Go on with the draw after those that `saved_draws` counted."""
+        self._seed, self._draws = state["seed"], int(state["draws"] or 0)
 
     def sample(
         self,
@@ -61,7 +76,12 @@ class OrderedClientManager(SimpleClientManager):
                 "Sampling failed: %s clients are there, %s are asked for", len(clients), num_clients
             )
             return []
-        return random.sample(sorted(clients, key=self._place), num_clients)
+        if self._seed is None:
+            self._seed = random.getrandbits(64)
+        self._draws += 1
+        # Not the global generator: Flower's heartbeats take numbers from it at any time.
+        generator = random.Random(f"{self._seed} {self._draws}")
+        return generator.sample(sorted(clients, key=self._place), num_clients)
 
     def _place(self, client: ClientProxy) -> tuple[bool, int, str]:
         identity = self._identities.get(client.cid)

@@ -56,8 +56,8 @@ def test_its_arguments_are_fedavgs_and_the_methods_in_name_and_default() -> None
         name: parameter
         for name, parameter in inspect.signature(fedpw_flwr.FedPW).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        # Here they are CheckpointedServer's.
-        and name not in ("checkpoint_dir", "checkpoint_every", "resume")
+        # Here they are CheckpointedServer's and OrderedClientManager's.
+        and name not in ("checkpoint_dir", "checkpoint_every", "resume", "seed")
     }
     expected = {**flowers, **methods}
     names = ours.pop("array_names")

@@ -68,6 +68,7 @@ def test_its_arguments_begin_with_fedavgs_in_name_order_and_default() -> None:
         "resume": False,
         "wait_for_clients": 3600.0,
         "when_missing": "stop",
+        "seed": None,
     }
 
 

@@ -1,0 +1,174 @@
+"""The step all the rivals share: w ← w − Σ c_k Δ_k, and plain means of what is not trained.
+
+Strategies differ in the numbers c_k, and in what they do to an update before it is summed. What
+gradient descent does not train, BatchNorm's running statistics and counters, has no update to
+step along: whatever a strategy does to the rest, these are averaged with weights that sum to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedpw_flwr.algorithm import ClientResult
+from fedpw_flwr.algorithm.cohort import Cohort
+from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors, saturated, working_dtype
+from fedpw_flwr.algorithm.tensorwise import move_tensor
+
+__all__ = [
+    "RoundWeights",
+    "inner_products",
+    "kinds_of",
+    "moved_tensors",
+    "normalised",
+    "squared_norms",
+    "update_of",
+    "weights_by_examples",
+]
+
+_BLOCK = 1 << 16
+"""Entries of every client's update that are in memory at once for their inner products."""
+
+
+@dataclass(frozen=True)
+class RoundWeights:
+    """What each client counts in a round; lists run over the clients in the order of identity.
+
+    Attributes
+    ----------
+    step : tuple[float, ...]
+        c_k, what Δ_k is multiplied by before it is summed. Need not sum to 1.
+    mean : tuple[float, ...]
+        Weights of running statistics and counters: at least 0, summing to 1.
+    tensors : Mapping[int, Mapping[str, Tensor]]
+        What stands in for w_k, by client, where a strategy changes updates; empty: w_k as it came.
+    """
+
+    step: tuple[float, ...]
+    mean: tuple[float, ...]
+    tensors: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of_mean(
+        cls,
+        weights: Sequence[float],
+        tensors: Mapping[int, Mapping[str, Tensor]] | None = None,
+    ) -> RoundWeights:
+        """Return one set of weights that sums to 1, for everything."""
+        return cls(tuple(weights), tuple(weights), tensors or {})
+
+
+def kinds_of(model: Mapping[str, Tensor]) -> dict[str, TensorKind]:
+    """Say which tensors of a model are trained, by the rule of `classify_tensors`."""
+    return classify_tensors({name: tensor.dtype for name, tensor in model.items()})
+
+
+def moved_tensors(
+    global_model: Mapping[str, Tensor], results: Sequence[ClientResult], weights: RoundWeights
+) -> Iterator[tuple[str, Tensor]]:
+    """Compute the next model, one tensor after the other.
+
+    Parameters
+    ----------
+    global_model : Mapping[str, Tensor]
+        w.
+    results : Sequence[ClientResult]
+        The participants in the order of identity; one tensor of each is decoded at a time.
+    weights : RoundWeights
+        What each counts.
+
+    Yields
+    ------
+    tuple[str, Tensor]
+        Name and tensor, in the order, shapes and dtypes of `global_model`.
+    """
+    stand_ins = [
+        ClientResult(result.client, weights.tensors.get(result.client, result.tensors))
+        for result in results
+    ]
+    cohort = Cohort(stand_ins, rates=None, sent=None, avg_drop_rate=0.0, device="cpu")
+    for name, kind in kinds_of(global_model).items():
+        tensor = global_model[name]
+        if kind is TensorKind.BUFFER:
+            yield name, _mean(tensor, [one.tensors[name] for one in stand_ins], weights.mean)
+        else:
+            counted = weights.step if kind is TensorKind.TRAINABLE else weights.mean
+            yield name, move_tensor(name, tensor, kind, cohort, counted)[0]
+
+
+def _mean(like: Tensor, trained: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Average w_k themselves: a mean of variances by way of differences could end below 0."""
+    mean = torch.zeros_like(like, dtype=working_dtype(like.dtype))
+    for tensor, weight in zip(trained, weights, strict=True):
+        mean.add_(tensor.to(mean.dtype), alpha=weight)
+    return saturated(mean, like.dtype)
+
+
+def update_of(start: Tensor, trained: Tensor) -> Tensor:
+    """Return Δ_k = w − w_k of one tensor, flat, in the working precision."""
+    dtype = working_dtype(start.dtype)
+    return start.reshape(-1).to(dtype) - trained.reshape(-1).to(dtype)
+
+
+def squared_norms(
+    global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
+) -> list[float]:
+    """Return ‖Δ_k‖² over the trainable tensors, one a client."""
+    trainable = _trainable(global_model)
+    return [
+        sum(_squared(update_of(global_model[name], result.tensors[name])) for name in trainable)
+        for result in results
+    ]
+
+
+def _squared(update: Tensor) -> float:
+    return float(torch.dot(update, update))
+
+
+def inner_products(
+    global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
+) -> npt.NDArray[np.float64]:
+    """Return ⟨Δ_k, Δ_j⟩ over the trainable tensors, shape (N, N).
+
+    Notes
+    -----
+    Of every client's update a block is in memory at once. Products of a block are taken in the
+    working precision and added in double precision.
+    """
+    products = np.zeros((len(results), len(results)))
+    for name in _trainable(global_model):
+        start = global_model[name].reshape(-1)
+        trained = [result.tensors[name].reshape(-1) for result in results]
+        for begin in range(0, start.numel(), _BLOCK):
+            part = slice(begin, begin + _BLOCK)
+            block = torch.stack([update_of(start[part], tensor[part]) for tensor in trained])
+            products += (block @ block.T).double().numpy()
+    return products
+
+
+def _trainable(model: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, kind in kinds_of(model).items() if kind is TensorKind.TRAINABLE]
+
+
+def weights_by_examples(results: Sequence[ClientResult]) -> tuple[float, ...]:
+    """Return n_k / Σ n_j; equal weights where not every client says n_k, or all say 0."""
+    counts = [result.num_examples for result in results]
+    if any(count is None for count in counts):
+        return normalised([1.0] * len(counts))
+    return normalised([float(count or 0.0) for count in counts])
+
+
+def normalised(values: Sequence[float]) -> tuple[float, ...]:
+    """Divide finite values ≥ 0 by their sum; equal shares where it is 0."""
+    largest = max(values)
+    if largest <= 0.0:
+        return (1.0 / len(values),) * len(values)
+    # The sum of very large values would not be finite.
+    scaled = [value / largest for value in values]
+    total = sum(scaled)
+    return tuple(value / total for value in scaled)

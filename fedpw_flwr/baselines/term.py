@@ -1,0 +1,101 @@
+"""TERM: weights tilted towards the clients with large losses.
+
+One number moves the objective from the mean loss (t = 0) towards the largest one (t → ∞), without
+memory and without a step size of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+from torch import Tensor
+
+from fedpw_flwr.algorithm import ClientResult
+from fedpw_flwr.baselines.averaging import RoundWeights, normalised, weights_by_examples
+from fedpw_flwr.baselines.screened import FedAvgOptions, ScreenedStrategy
+from fedpw_flwr.baselines.settings import number_in
+
+__all__ = ["TERM", "tilted_weights"]
+
+
+class TERM(ScreenedStrategy):
+    """Tilted empirical risk minimisation over clients.
+
+    Li, Beirami, Sanjabi, Smith, "Tilted Empirical Risk Minimization", ICLR 2021. The objective is
+    (1/t) log Σ_k p_k exp(t f_k(w)), p_k = n_k / n, whose gradient is Σ_k λ_k ∇f_k(w) with
+
+        λ_k ∝ n_k exp(t ℓ_k),     w ← w − Σ_k λ_k Δ_k,     Δ_k = w − w_k.
+
+    ℓ_k is the mean training loss that client k reports; equal n_k where no client reports them.
+    At t = 0 this is FedAvg.
+
+    Parameters
+    ----------
+    t : float (default: 0.1)
+        The tilt, any finite number: above 0 it favours large losses, below 0 small ones.
+    train_loss_key : str (default: "train_loss")
+        MetricRecord key under which clients report their mean training loss.
+    **options : FedAvgOptions
+        As in Flower's FedAvg.
+
+    Raises
+    ------
+    TypeError
+        If `t` is not a number.
+    ValueError
+        If `t` is not finite.
+    """
+
+    needs_loss = True
+    needs_examples = True
+
+    def __init__(
+        self,
+        *,
+        t: float = 0.1,
+        train_loss_key: str = "train_loss",
+        **options: Unpack[FedAvgOptions],
+    ) -> None:
+        self.t = number_in("t", t)
+        super().__init__(train_loss_key=train_loss_key, **options)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's hyper-parameters."""
+        return {"t": self.t}
+
+    def weigh(
+        self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
+    ) -> tuple[RoundWeights, Any]:
+        """Weight by number of examples and tilted loss."""
+        losses = [result.loss or 0.0 for result in results]
+        shares = weights_by_examples(results)
+        return RoundWeights.of_mean(tilted_weights(shares, losses, self.t)), None
+
+
+def tilted_weights(shares: Sequence[float], losses: Sequence[float], t: float) -> tuple[float, ...]:
+    """Return λ_k ∝ p_k exp(t ℓ_k).
+
+    Parameters
+    ----------
+    shares : Sequence[float]
+        p_k ≥ 0, summing to 1.
+    losses : Sequence[float]
+        ℓ_k, finite.
+    t : float
+        The tilt.
+
+    Notes
+    -----
+    The loss that counts most is taken out of all losses first, so nothing overflows and not all
+    weights can vanish.
+    """
+    counted = np.asarray(shares, dtype=np.float64)
+    values = np.asarray(losses, dtype=np.float64)
+    there = values[counted > 0]
+    leading = there.max() if t > 0 else there.min()
+    with np.errstate(over="ignore"):
+        exponents = t * (values - leading)
+    return normalised((counted * np.exp(np.minimum(exponents, 0.0))).tolist())

@@ -1,0 +1,35 @@
+"""What every test of the rivals needs: an identity to write messages with, and Flower's log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+# The tests here share a module, which pytest's importlib mode does not put within their reach.
+sys.path.append(str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _task_identity() -> Iterator[None]:
+    before = {name: TaskIdentity.__dict__[name] for name in ("_run_id", "_task_id", "_node_id")}
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
+    yield
+    for name, value in before.items():
+        setattr(TaskIdentity, name, value)
+
+
+@pytest.fixture
+def flower_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """`caplog` that hears Flower's logger whether or not that passes its records on."""
+    logger = logging.getLogger("flwr")
+    passes_on, logger.propagate = logger.propagate, False
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="flwr")
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.propagate = passes_on

@@ -1,0 +1,92 @@
+"""Claims about AFL: λ_t weights the round, and climbs along the round's losses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from baselines_federation import (
+    MODEL,
+    ClientsGrid,
+    array_record,
+    client_of,
+    flat,
+    grid_of,
+    local,
+    ndarrays,
+    stepped,
+    train_round,
+    with_loss,
+)
+
+from fedpw_flwr.baselines import AFL
+
+UPDATES = [local([1, 0, 0, 0]), local([0, 1, 0, 0]), local([0, 0, 1, 0])]
+
+
+def weights_of_rounds(strategy: AFL, *losses: list[float]) -> list[list[float]]:
+    rounds = {
+        server_round: [with_loss(one, loss) for one, loss in zip(UPDATES, said, strict=True)]
+        for server_round, said in enumerate(losses, start=1)
+    }
+    arrays, weights = array_record(MODEL), []
+    for server_round in rounds:
+        arrays, metrics = train_round(strategy, grid_of(rounds), arrays, server_round)
+        listed = metrics["client-weight"]
+        assert isinstance(listed, list)
+        weights.append([float(one) for one in listed])
+    return weights
+
+
+def test_two_rounds_worked_out_by_hand() -> None:
+    """Round 1: equal. λ + 0.1 ℓ = 1/3 + (0.1, 0.2, 0.6) is 0.9 too much in sum, 0.3 each; with that
+    the first would be 1/3 − 0.2, the second 1/3 − 0.1, the third 1/3 + 0.3: all above 0."""
+    weights = weights_of_rounds(AFL(lambda_step=0.1), [1.0, 2.0, 6.0], [1.0, 1.0, 1.0])
+    assert weights[0] == pytest.approx([1 / 3] * 3)
+    assert weights[1] == pytest.approx([1 / 3 - 0.2, 1 / 3 - 0.1, 1 / 3 + 0.3])
+
+
+def test_the_update_is_summed_with_the_weights_before_the_ascent() -> None:
+    clients = [with_loss(one, loss) for one, loss in zip(UPDATES, (0.0, 0.0, 9.0), strict=True)]
+    arrays, _ = train_round(AFL(), grid_of(clients), array_record(MODEL))
+    np.testing.assert_allclose(flat(ndarrays(arrays)), stepped(clients, [1 / 3] * 3), rtol=1e-6)
+
+
+def test_a_client_that_stays_badly_served_takes_over() -> None:
+    weights = weights_of_rounds(AFL(lambda_step=0.1), *[[0.1, 0.1, 3.0]] * 5)
+    assert [one[2] for one in weights] == sorted(one[2] for one in weights)
+    assert weights[-1] == pytest.approx([0.0, 0.0, 1.0])
+
+
+def test_equal_losses_move_nothing() -> None:
+    weights = weights_of_rounds(AFL(), *[[2.5, 2.5, 2.5]] * 4)
+    np.testing.assert_allclose(weights, 1 / 3)
+
+
+def test_an_absent_client_keeps_its_weight() -> None:
+    """1 is away in round 2; 0 and 2 divide what is theirs anew."""
+    strategy, arrays = AFL(lambda_step=0.05), array_record(MODEL)
+    losses = {0: 1.0, 1: 2.0, 2: 3.0}
+    clients = {
+        100 + one: client_of(lambda who, _: with_loss(UPDATES[who], losses[who]), one)
+        for one in range(3)
+    }
+    arrays, _ = train_round(strategy, ClientsGrid(clients), arrays)
+    before = dict(strategy.shares.weights)
+    present = ClientsGrid({node: clients[node] for node in (100, 102)})
+    _, metrics = train_round(strategy, present, arrays, 2)
+    after = strategy.shares.weights
+    assert after[1] == before[1]
+    assert after[0] + after[2] == pytest.approx(before[0] + before[2])
+    total = before[0] + before[2]
+    shares = [before[0] / total, before[2] / total]
+    assert metrics["client-weight"] == pytest.approx(shares)
+    # x + 0.05 (1, 3) less 0.1 each: both stay above 0.
+    assert [after[0] / total, after[2] / total] == pytest.approx(
+        [shares[0] - 0.05, shares[1] + 0.05]
+    )
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_step_that_does_not_climb_is_refused(step: float) -> None:
+    with pytest.raises(ValueError, match="lambda_step"):
+        AFL(lambda_step=step)

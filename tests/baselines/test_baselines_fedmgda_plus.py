@@ -1,0 +1,184 @@
+"""Claims about FedMGDA+: the shortest mixture, and the step along it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from baselines_federation import (
+    MODEL,
+    array_record,
+    drawn,
+    flat,
+    grid_of,
+    local,
+    ndarrays,
+    one_round,
+    stepped,
+    train_round,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpw_flwr.baselines import EqualFedAvg, FedMGDAPlus
+from fedpw_flwr.baselines.min_norm import min_norm_weights, optimality_gap
+
+PERPENDICULAR = np.eye(2)
+
+
+def unit_vectors(seed: int, count: int, size: int) -> np.ndarray:
+    vectors = np.random.default_rng(seed).standard_normal((count, size))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_perpendicular_vectors_are_mixed_by_the_inverse_of_their_squares() -> None:
+    """‖λ a + (1−λ) b‖² = 4 λ² + (1−λ)² is least at λ = 1/5."""
+    assert min_norm_weights(np.diag([4.0, 1.0]), 1.0) == pytest.approx((0.2, 0.8), abs=1e-7)
+
+
+def test_the_bound_holds_weights_near_the_equal_one() -> None:
+    assert min_norm_weights(np.diag([4.0, 1.0]), 0.1) == pytest.approx((0.4, 0.6), abs=1e-9)
+
+
+def test_the_shortest_of_two_that_point_the_same_way_is_the_shorter() -> None:
+    assert min_norm_weights(np.array([[4.0, 2.0], [2.0, 1.0]]), 1.0) == pytest.approx(
+        (0.0, 1.0), abs=1e-7
+    )
+
+
+def test_opposite_vectors_cancel() -> None:
+    assert min_norm_weights(np.array([[1.0, -1.0], [-1.0, 1.0]]), 1.0) == pytest.approx((0.5, 0.5))
+
+
+def test_where_any_weights_are_as_good_they_are_equal() -> None:
+    assert min_norm_weights(np.ones((3, 3)), 1.0) == (1 / 3,) * 3
+    assert min_norm_weights(np.zeros((3, 3)), 1.0) == (1 / 3,) * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 25),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]),
+)
+def test_weights_are_allowed_and_the_best(seed: int, count: int, size: int, epsilon: float) -> None:
+    """The gap of Frank and Wolfe bounds the distance from the optimum, whoever solved it."""
+    vectors = unit_vectors(seed, count, size)
+    products = vectors @ vectors.T
+    weights = np.array(min_norm_weights(products, epsilon))
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights.min() >= 0
+    assert np.abs(weights - 1 / count).max() <= epsilon + 1e-9
+    assert optimality_gap(products, weights, epsilon) <= 1e-6
+
+
+def test_the_gap_is_what_it_says() -> None:
+    """At the equal point of diag(4, 1) the gradient is (2, ½): all weight on the second is best."""
+    assert optimality_gap(np.diag([4.0, 1.0]), np.array([0.5, 0.5]), 1.0) == pytest.approx(0.75)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_at_the_min_norm_point_nobody_loses(seed: int) -> None:
+    """⟨d, g_k⟩ ≥ ‖d‖²: a small step along d lets every client's loss fall, or stay."""
+    vectors = unit_vectors(seed, 5, 8)
+    common = np.array(min_norm_weights(vectors @ vectors.T, 1.0)) @ vectors
+    assert (vectors @ common).min() >= common @ common - 1e-6
+
+
+def test_a_round_worked_out_by_hand() -> None:
+    """Updates (2, 0), (0, 1) and (0, −1) in the first two entries have the units a, b, −b. Within
+    1/3 ± 0.1 the mixture is (λ_1, λ_2 − λ_3): shortest at λ_1 = 1/3 − 0.1, the others equal. The
+    mean norm is 4/3.
+    """
+    clients = [local([2, 0, 0, 0]), local([0, 1, 0, 0]), local([0, -1, 0, 0])]
+    model, metrics = one_round(FedMGDAPlus(epsilon=0.1), *clients)
+    mixture = [1 / 3 - 0.1, 1 / 3 + 0.05, 1 / 3 + 0.05]
+    weights = [4 / 3 * share / norm for share, norm in zip(mixture, (2, 1, 1), strict=True)]
+    assert metrics["client-weight"] == pytest.approx(weights, abs=1e-6)
+    np.testing.assert_allclose(flat(model), stepped(clients, weights), atol=1e-6)
+
+
+def test_in_the_papers_form_a_step_has_the_length_of_the_servers_rate() -> None:
+    same = local([3, 0, 4, 0])
+    model, _ = one_round(
+        FedMGDAPlus(rescale="none", server_learning_rate=0.5, epsilon=1.0), same, same
+    )
+    np.testing.assert_allclose(flat(MODEL) - flat(model), [0.3, 0, 0.4, 0, 0, 0], atol=1e-6)
+
+
+def test_the_servers_rate_decays_from_round_to_round() -> None:
+    same = local([3, 0, 4, 0])
+    strategy = FedMGDAPlus(rescale="none", decay=0.5)
+    arrays, lengths = array_record(MODEL), []
+    for server_round in (1, 2, 3):
+        before = flat(ndarrays(arrays))
+        arrays, _ = train_round(strategy, grid_of([same] * 2), arrays, server_round)
+        lengths.append(np.linalg.norm(before - flat(ndarrays(arrays))))
+    np.testing.assert_allclose(lengths, [1.0, 0.5, 0.25], rtol=1e-5)
+
+
+def test_the_length_of_an_update_buys_no_influence() -> None:
+    small, large = [drawn(0, 1), drawn(1, 1)], [drawn(0, 1, scale=5.0), drawn(1, 1)]
+    steps = []
+    for clients in (small, large):
+        model, _ = one_round(FedMGDAPlus(rescale="none", epsilon=0.3), *clients)
+        steps.append(flat(MODEL) - flat(model))
+    np.testing.assert_allclose(steps[0], steps[1], atol=1e-6)
+
+
+def test_without_room_it_is_the_mean_of_normalised_updates() -> None:
+    clients = [local([2, 0, 0, 0]), local([0, 0, 0.5, 0])]
+    model, _ = one_round(FedMGDAPlus(epsilon=0.0, rescale="none"), *clients)
+    np.testing.assert_allclose(flat(MODEL) - flat(model), [0.5, 0, 0.5, 0, 0, 0], atol=1e-6)
+
+
+def test_a_client_that_did_not_move_counts_nothing() -> None:
+    moved = [drawn(0, 1), drawn(1, 1)]
+    expected, _ = one_round(FedMGDAPlus(rescale="none"), *moved)
+    model, metrics = one_round(FedMGDAPlus(rescale="none"), *moved, local([0] * 4))
+    assert metrics["client-weight"][2] == 0.0  # type: ignore[index]
+    np.testing.assert_allclose(flat(model), flat(expected), rtol=1e-6)
+
+
+def test_where_nobody_moved_the_model_stays() -> None:
+    model, metrics = one_round(FedMGDAPlus(), *[local([0] * 4, mean=(0.5, 0))] * 3)
+    np.testing.assert_array_equal(flat(model), flat(MODEL))
+    np.testing.assert_allclose(model["norm.running_mean"], [0.0, 1.0], atol=1e-6)
+    assert metrics["client-weight"] == [0.0] * 3
+
+
+def test_agreeing_clients_move_as_far_as_in_fedavg() -> None:
+    clients = [local([0.5, 0, 0, 0]), local([1.5, 0, 0, 0])]
+    expected, _ = one_round(EqualFedAvg(), *clients)
+    model, _ = one_round(FedMGDAPlus(), *clients)
+    np.testing.assert_allclose(flat(model), flat(expected), rtol=1e-6)
+
+
+def test_a_solution_that_is_not_the_best_is_said(flower_log: pytest.LogCaptureFixture) -> None:
+    """Every solution is a little off, so one that has to be exact is."""
+    vectors = unit_vectors(3, 12, 5)
+    min_norm_weights(vectors @ vectors.T, 0.1)
+    assert not flower_log.records
+    min_norm_weights(vectors @ vectors.T, 0.1, tolerance=0.0)
+    (record,) = flower_log.records
+    assert "away from the optimum" in record.getMessage()
+    assert record.levelno == logging.WARNING
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epsilon": -0.1},
+        {"epsilon": 1.1},
+        {"server_learning_rate": 0.0},
+        {"decay": 0.0},
+        {"decay": 1.5},
+        {"rescale": "median"},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FedMGDAPlus(**wrong)  # type: ignore[arg-type]
