@@ -1,25 +1,32 @@
-"""Run the experiments of RESULTS.md, and write it: tables and pictures by `fedpw-compare`.
+"""Run the experiments of RESULTS.md, compare them, and write it.
 
-    python benchmarks/published.py --data DATA               # all sweeps: hours
-    python benchmarks/published.py --data DATA digits pat2   # some of them
-    python benchmarks/published.py --write                   # only RESULTS.md, from what is done
+    python benchmarks/published.py --data DATA               # all: hours
+    python benchmarks/published.py --data DATA digits beta   # some of them
+    python benchmarks/published.py --write                   # only RESULTS.md, of what there is
 
 DATA is a folder of archives (mnist.npz, usps.npz, svhn.npz, mnistm.npz, fashion_mnist.npz,
-cifar10.npz). A sweep that is begun again runs only what is missing, so this may be stopped at any
-time.
+cifar10.npz). Begun again it runs only what is missing, so it may be stopped at any time. What
+`fedpw-compare` makes of each experiment goes to results/NAME; RESULTS.md is made of these pages and
+of the remarks in results/NAME/remarks.md, which are written by hand.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedpw_flwr.experiment.comparison.command import compare
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "RESULTS.md"
+PAGE = REPOSITORY / "RESULTS.md"
 COMPARISONS = REPOSITORY / "results"
+PREFACE, REMARKS = "preface.md", "remarks.md"
 
 SEEDS = "seed=0,1,2"
 ALL_METHODS = (
@@ -27,81 +34,130 @@ ALL_METHODS = (
     "fedpw_server,fedpw,fedpw_pa,fedpw_awa"
 )
 RIVALS = "fedavg,qfedavg,term,fedheal,fedpw"
-SMALL = ("model=cnn", "client.epochs=1", "rounds=40")
+FOUR_DOMAINS = ("experiment=four_domains", "dataset.folder=DATA", SEEDS)
+SMALL = ("model=cnn", "client.epochs=1", "client.learning_rate=0.02", "rounds=30")
 
 
 @dataclass(frozen=True)
 class Published:
-    """One comparison of RESULTS.md.
+    """One experiment of RESULTS.md.
 
     Attributes
     ----------
     name : str
         Of its folder, and on the command line.
-    sweeps : tuple[tuple[str, ...], ...]
-        Overrides of each `fedpw -m` that belongs to it; DATA stands for the folder of the archives.
+    title : str
+        Of its section.
+    overrides : tuple[str, ...]
+        What `fedpw -m` is called with; DATA stands for the folder of the archives.
     against : str
         The method that the others are compared with.
     """
 
     name: str
-    sweeps: tuple[tuple[str, ...], ...]
+    title: str
+    overrides: tuple[str, ...]
     against: str = "fedavg"
 
 
-FOUR_DOMAINS = ("experiment=four_domains", "dataset.folder=DATA", SEEDS)
-
-
-def _label_skew(dataset: str, partition: str) -> Published:
-    overrides = (
-        *(f"experiment={dataset}", f"partition={partition}", "dataset.archives_folder=DATA"),
-        *(f"strategy={RIVALS}", SEEDS, *SMALL),
-    )
-    return Published(f"{dataset}-{partition}", (overrides,))
+def _label_skew(dataset: str, title: str) -> list[Published]:
+    return [
+        Published(
+            f"{dataset}-{partition}",
+            f"{title}, {divided}",
+            (
+                *(f"experiment={dataset}", f"partition={partition}"),
+                *("dataset.archives_folder=DATA", f"strategy={RIVALS}", SEEDS, *SMALL),
+            ),
+        )
+        for partition, divided in (
+            ("dirichlet", "Dir(0.1)"),
+            ("pat1", "Pat-1 (one class a client)"),
+            ("pat2", "Pat-2 (two classes a client)"),
+        )
+    ]
 
 
 PUBLISHED = (
-    Published("digits", ((*FOUR_DOMAINS, f"strategy={ALL_METHODS}"),)),
-    *(
-        _label_skew(dataset, partition)
-        for dataset in ("fashion_mnist", "cifar10")
-        for partition in ("dirichlet", "pat1", "pat2")
+    Published("digits", "Four real sources of digits", (*FOUR_DOMAINS, f"strategy={ALL_METHODS}")),
+    *_label_skew("fashion_mnist", "Fashion-MNIST"),
+    *_label_skew("cifar10", "CIFAR-10"),
+    Published(
+        "beta",
+        "Sensitivity to β, on the four sources",
+        (*FOUR_DOMAINS, "strategy=fedpw", "strategy.beta=0.1,0.2,0.3,0.5,0.7"),
+        against="fedpw, beta=0.3",
     ),
-    Published("beta", ((*FOUR_DOMAINS, "strategy=fedpw", "strategy.beta=0.1,0.2,0.3,0.5,0.7"),)),
     Published(
         "drop-rate",
-        ((*FOUR_DOMAINS, "strategy=fedpw", "strategy.avg_drop_rate=0.1,0.2,0.3,0.4,0.5"),),
+        "Sensitivity to the mean drop rate, on the four sources",
+        (*FOUR_DOMAINS, "strategy=fedpw", "strategy.avg_drop_rate=0.1,0.2,0.3,0.4,0.5"),
+        against="fedpw, avg_drop_rate=0.3",
     ),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [one.name for one in PUBLISHED]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--data", type=Path, help="folder of the archives")
-    parser.add_argument("--runs", type=Path, default=REPOSITORY / "multirun" / "published")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "multirun", help="of all runs")
+    parser.add_argument("--write", action="store_true", help="run nothing, only write RESULTS.md")
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(names)
+    unknown = sorted(set(arguments.names) - set(names))
     if unknown:
-        parser.error(f"there is no {', '.join(sorted(unknown))}; choose among {', '.join(names)}")
-    if arguments.data is None:
+        parser.error(f"there is no {', '.join(unknown)}; choose among {', '.join(names)}")
+    if arguments.data is None and not arguments.write:
         parser.error("say with --data where the archives are")
     failed = False
     for one in PUBLISHED:
-        if arguments.names and one.name not in arguments.names:
-            continue
-        for sweep in one.sweeps:
-            failed |= not _run(one, sweep, arguments.data.resolve(), arguments.runs.resolve())
+        if not arguments.write and (not arguments.names or one.name in arguments.names):
+            failed |= not run(one, arguments.data.resolve(), arguments.runs.resolve())
+    PAGE.write_text(page(), encoding="utf-8")
     sys.exit(1 if failed else 0)
 
 
-def _run(one: Published, sweep: tuple[str, ...], data: Path, runs: Path) -> bool:
-    overrides = [word.replace("DATA", str(data)) for word in sweep]
-    # One folder for all: a run that two comparisons share is run once.
-    command = ["fedpw", "-m", *overrides, f"hydra.sweep.dir={runs}"]
-    print(f"{one.name}: {' '.join(command)}", flush=True)
-    return subprocess.run(command, check=False).returncode == 0
+def run(one: Published, data: Path, runs: Path) -> bool:
+    """Run what is missing of an experiment and keep its comparison; return whether all is done."""
+    overrides = [word.replace("DATA", str(data)) for word in one.overrides]
+    # One folder for all: a run that two experiments share is run once.
+    sweep = ["fedpw", "-m", *overrides, f"hydra.sweep.dir={runs}"]
+    print(f"{one.name}: {' '.join(sweep)}", flush=True)
+    done = subprocess.run(sweep, check=False).returncode == 0
+    made = runs / "comparison" / "comparison.csv"
+    if not made.is_file():
+        return False
+    with made.open(encoding="utf-8", newline="") as rows:
+        folders = [made.parent / row["folder"] for row in csv.DictReader(rows) if row["folder"]]
+    shutil.rmtree(made.parent)
+    compare(folders, output=COMPARISONS / one.name, against=one.against)
+    return done
+
+
+def page() -> str:
+    """Put RESULTS.md together from the comparisons that there are."""
+    parts = ["# Results", _text(COMPARISONS / PREFACE)]
+    for one in PUBLISHED:
+        made = COMPARISONS / one.name / "comparison.md"
+        if not made.is_file():
+            parts += [f"## {one.title}", "Not run yet."]
+            continue
+        command = " ".join(("fedpw -m", *one.overrides))
+        parts += [f"## {one.title}", f"`{command}`", _text(made.with_name(REMARKS))]
+        parts.append(_section(made.read_text(encoding="utf-8"), f"results/{one.name}"))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(text: str, folder: str) -> str:
+    """Take a comparison's page as a section: its own titles go, its links point to its folder."""
+    body = re.sub(r"\A# .+\n+", "", text.split("\n## Columns of comparison.csv")[0])
+    body = re.sub(r"^## (.+)$", r"**\1**", body, flags=re.MULTILINE)
+    return re.sub(r"\]\((?!https?:)([^)]+)\)", rf"]({folder}/\1)", body).strip()
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 if __name__ == "__main__":
