@@ -154,7 +154,9 @@ def run(
     size: Size, data: DomainCollection, seed: int, attack: Attack, options: dict[str, Any]
 ) -> Outcome:
     """Train one federation."""
-    shares = ByDomain(size.clients_per_domain, size.pictures).split(data, seed)
+    shares = ByDomain(
+        clients_per_domain=size.clients_per_domain, train_per_client=size.pictures
+    ).split(data, seed)
     sets = [share.train for share in shares]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -129,6 +129,7 @@ def rounds_with_nan(strategy: flower.FedAvg, rounds: int = 6) -> int:
     return broken
 
 
+@pytest.mark.long
 def test_flowers_own_momentum_breaks_batchnorm_and_ours_does_not() -> None:
     """Why there is one here: when the first line fails, Flower's can do it."""
     assert rounds_with_nan(flower.FedAvgM(server_momentum=0.9)) > 0

@@ -20,7 +20,12 @@ from fedpw_flwr.experiment.superlink import (
 
 
 def _started_by(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
+    return [
+        process
+        for process in psutil.Process(pid).children(recursive=True)
+        # Python's own, left by a test that used multiprocessing.
+        if not any("resource_tracker" in word for word in process.cmdline())
+    ]
 
 
 def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
