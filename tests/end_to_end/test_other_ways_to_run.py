@@ -87,7 +87,7 @@ def test_a_killed_sweep_goes_on_with_the_run_it_was_in(tmp_path: Path) -> None:
             assert sweep.poll() is None
             time.sleep(0.05)
         sweep.kill()
-    begun = {path.name for path in (tmp_path / "multirun").iterdir()}
+    begun = {path.name for path in (tmp_path / "multirun").iterdir() if path.is_dir()}
     assert len(begun) == 1
     again = _sweep(tmp_path, *words)
     assert again.returncode == 0, again.stderr
