@@ -397,7 +397,10 @@ def _client_fairness(record: RoundRecord) -> dict[str, float | None] | None:
 def installed_versions() -> dict[str, str | None]:
     """Return the versions that decide a run's figures; None for a package not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("fedpw_flwr", "flwr", "torch", "numpy", "ray"):
+    for package in (
+        *("fedpw_flwr", "flwr", "flwr-datasets", "torch", "torchvision"),
+        *("numpy", "scipy", "ray"),
+    ):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

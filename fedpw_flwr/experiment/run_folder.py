@@ -145,6 +145,9 @@ class RunFolder:
         RunFolderError
             If the folder holds no run, or not all the rounds up to the checkpoint's.
         """
+        if after is None and (self.path / COMMAND_FILE).is_file():
+            # Killed before it had a round, or the file for them.
+            self.metrics_file.touch()
         kept = [
             record for record in self.read_rounds() if after is not None and record.round <= after
         ]

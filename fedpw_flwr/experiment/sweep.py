@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -33,6 +34,7 @@ from fedpw_flwr.experiment.run_folder import (
     CHECKPOINTS_FOLDER,
     COMMAND_FILE,
     CONFIG_FILE,
+    FAILURE_FILE,
     SUMMARY_FILE,
     RunFolder,
 )
@@ -48,7 +50,16 @@ _LONGEST_NAME = 100  # characters
 def results_fingerprint(configuration: DictConfig) -> str:
     """Return the SHA-256 of all that decides a run's results, the number of rounds included."""
     content = {**run_fingerprint(configuration), "rounds": int(configuration.rounds)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_plain(content), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Write numbers in one way: ``beta=1`` and ``beta=1.0`` are the same run."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_name(configuration: DictConfig) -> str:
@@ -117,11 +128,11 @@ class Sweep:
         """Return the folder of a finished run with the same results; None where there is none."""
         if self._finished is None:
             self._finished = _finished_runs(self.folder)
-        place = self.folder / run_name(configuration)
-        if (place / SUMMARY_FILE).is_file():
+        wanted, place = results_fingerprint(configuration), self.folder / run_name(configuration)
+        if _fingerprint_of(place) == wanted and _is_finished(place):
             # Another sweep may have ended it since.
             return place
-        return self._finished.get(results_fingerprint(configuration))
+        return self._finished.get(wanted)
 
     @contextmanager
     def claim(self, configuration: DictConfig) -> Iterator[Claim | None]:
@@ -132,7 +143,7 @@ class Sweep:
         Claim | None
             The run; None where another process runs it.
         """
-        place = self.folder / run_name(configuration)
+        place = self._place(configuration)
         place.mkdir(parents=True, exist_ok=True)
         with (place / LOCK_FILE).open("a") as stream:
             try:
@@ -141,6 +152,16 @@ class Sweep:
                 yield None
                 return
             yield Claim(RunFolder(place), resume=(place / COMMAND_FILE).is_file())
+
+    def _place(self, configuration: DictConfig) -> Path:
+        """Return the run's folder: not one in which a run was made longer, and is another since."""
+        name, wanted = run_name(configuration), results_fingerprint(configuration)
+        places = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        return next(
+            self.folder / place
+            for place in places
+            if _fingerprint_of(self.folder / place) in (None, wanted)
+        )
 
     def announce(self, configuration: DictConfig) -> None:
         """Say which run is next, how the others went, and how long the rest may take."""
@@ -197,11 +218,24 @@ def _finished_runs(folder: Path) -> dict[str, Path]:
         file for file in folder.rglob(SUMMARY_FILE) if CHECKPOINTS_FOLDER not in file.parts
     ]
     for summary in sorted(summaries, key=lambda file: file.stat().st_mtime):
-        try:
-            configuration = OmegaConf.load(summary.with_name(CONFIG_FILE))
-            if isinstance(configuration, DictConfig):
-                found[results_fingerprint(configuration)] = summary.parent
-        except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError):
-            # No run of this version; it can be none of the sweep's.
-            continue
+        fingerprint = _fingerprint_of(summary.parent)
+        if fingerprint is not None and _is_finished(summary.parent):
+            found[fingerprint] = summary.parent
     return found
+
+
+def _is_finished(run: Path) -> bool:
+    """Say whether a run ended, and did not fail after its summary, as where pictures are drawn."""
+    return (run / SUMMARY_FILE).is_file() and not (run / FAILURE_FILE).exists()
+
+
+def _fingerprint_of(run: Path) -> str | None:
+    """Return the fingerprint of the configuration in a folder; None where there is none to read."""
+    try:
+        configuration = OmegaConf.load(run / CONFIG_FILE)
+        if isinstance(configuration, DictConfig):
+            return results_fingerprint(configuration)
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError):
+        # No run of this version; it can be none of the sweep's.
+        pass
+    return None

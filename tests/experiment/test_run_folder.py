@@ -312,7 +312,10 @@ def test_the_summary_has_the_figures_of_the_run(folder: RunFolder) -> None:
     assert summary.best.worst == 0.6
     assert summary.seconds == pytest.approx(7 * 2.1)
     assert summary.quarantined == 7
-    assert summary.versions.keys() == {"python", "fedpw_flwr", "flwr", "torch", "numpy", "ray"}
+    assert summary.versions.keys() == {
+        *("python", "fedpw_flwr", "flwr", "flwr-datasets", "torch", "torchvision"),
+        *("numpy", "scipy", "ray"),
+    }
     assert len(summary.config_fingerprint) == 64
 
     folder.write_summary(summary)
@@ -408,3 +411,11 @@ def test_a_run_remembers_what_it_was_composed_from(folder: RunFolder) -> None:
     (folder.path / "command.json").write_text("[]")
     with pytest.raises(RunFolderError, match="is not what a run was composed from"):
         folder.read_command()
+
+
+def test_a_run_killed_before_its_first_file_of_rounds_begins_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_command("config", "seed=1")
+    folder.go_on(None)
+    assert folder.read_rounds() == []

@@ -86,6 +86,31 @@ def test_a_folder_that_is_no_run_is_passed_over(tmp_path: Path) -> None:
     assert _sweep(tmp_path).finished(_configuration()) is None
 
 
+def test_a_run_that_failed_after_its_summary_is_not_finished(tmp_path: Path) -> None:
+    configuration = _configuration("rounds=3")
+    _finish(tmp_path / run_name(configuration), configuration)
+    RunFolder(tmp_path / run_name(configuration)).mark_failed("finished:failed", "disk full")
+    assert _sweep(tmp_path).finished(configuration) is None
+
+
+def test_a_run_that_was_made_longer_is_another_and_keeps_its_folder(tmp_path: Path) -> None:
+    short, long = _configuration("rounds=3"), _configuration("rounds=9")
+    _finish(tmp_path / run_name(short), long)
+    sweep = _sweep(tmp_path)
+    assert sweep.finished(short) is None
+    assert sweep.finished(long) == tmp_path / run_name(short)
+    with sweep.claim(short) as claim:
+        assert claim is not None
+        assert claim.folder.path == tmp_path / f"{run_name(short)}_2"
+        assert not claim.resume
+
+
+def test_a_number_is_the_same_however_it_is_written() -> None:
+    assert results_fingerprint(_configuration("strategy.beta=1")) == results_fingerprint(
+        _configuration("strategy.beta=1.0")
+    )
+
+
 def test_one_run_is_claimed_by_one_sweep_at_a_time(tmp_path: Path) -> None:
     configuration = _configuration()
     with _sweep(tmp_path).claim(configuration) as first:
