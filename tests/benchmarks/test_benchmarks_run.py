@@ -14,10 +14,6 @@ import run
 from report import Table
 
 FOLDER = Path(run.__file__).parent
-LASTING = {
-    *("client_loop", "start_up", "many_clients"),
-    *("attacks", "privacy_cost", "server_step"),
-}
 WRITTEN = [name for name in run.ALL if (FOLDER / f"{name}.py").is_file()]
 
 
@@ -45,10 +41,11 @@ def test_every_script_with_tables_is_on_the_runners_list() -> None:
     assert with_tables == set(WRITTEN)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.long] if name in LASTING else [])
+        name
         for name in WRITTEN
         # Its runs, which take minutes, are those of the client loop's own test.
         if name != "client_accuracy"
