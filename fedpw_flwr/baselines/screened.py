@@ -22,7 +22,7 @@ from torch import Tensor
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, kinds_of, moved_tensors
 from fedpw_flwr.strategy.attendance import Attendance
-from fedpw_flwr.strategy.draws import Draws, Phase, all_of
+from fedpw_flwr.strategy.draws import Draws, Phase, all_of, share_of
 from fedpw_flwr.strategy.quarantine import (
     BadReply,
     MissingLossError,
@@ -288,8 +288,7 @@ class ScreenedStrategy(FedAvg):
     @contextmanager
     def _drawn(self, grid: Grid, phase: Phase, server_round: int) -> Iterator[Grid]:
         """Draw nodes for a phase of a round, as many as Flower does."""
-        fraction = self.fraction_train if phase == "train" else self.fraction_evaluate
-        least = self.min_train_nodes if phase == "train" else self.min_evaluate_nodes
+        fraction, least = share_of(self, phase)
         if fraction in (0.0, 1.0):
             yield grid
             return

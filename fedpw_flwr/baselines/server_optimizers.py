@@ -7,6 +7,7 @@ their step is taken on the trained arrays, and the rest is averaged.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Unpack
 
@@ -67,8 +68,9 @@ class _StepOnTrainable(FedAvg):
         self._start_step_from(_trainable_part(arrays))
         return messages
 
+    @abstractmethod
     def _start_step_from(self, trainable: ArrayRecord) -> None:
-        raise NotImplementedError
+        """Tell Flower's step which arrays it starts from."""
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

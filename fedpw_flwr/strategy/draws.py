@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedpw_flwr.strategy.listed_grid import ListedGrid
 
-__all__ = ["MINIMA", "Draws", "Phase", "all_of"]
+__all__ = ["MINIMA", "Draws", "Phase", "all_of", "share_of"]
 
 Phase = Literal["train", "evaluate"]
 
@@ -43,6 +43,13 @@ class Draws:
         if self.seed is None:
             self.seed = random.getrandbits(64)
         return random.Random(f"{self.seed} {phase} {server_round}").sample(list(nodes), size)
+
+
+def share_of(strategy: FedAvg, phase: Phase) -> tuple[float, int]:
+    """Return which share of the nodes a strategy takes in a phase, and how many at least."""
+    if phase == "train":
+        return strategy.fraction_train, strategy.min_train_nodes
+    return strategy.fraction_evaluate, strategy.min_evaluate_nodes
 
 
 @contextmanager

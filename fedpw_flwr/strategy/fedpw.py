@@ -26,7 +26,7 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of
+from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of, share_of
 from fedpw_flwr.strategy.listed_grid import ListedGrid
 from fedpw_flwr.strategy.quarantine import answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import alike_metrics, round_metrics
@@ -433,8 +433,7 @@ class FedPW(FedAvg):
         Where some are drawn by chance, in an order that another run repeats. Only clients of this
         package say who they are, so they are asked only where they or a repetition are expected.
         """
-        fraction = self.fraction_train if phase == "train" else self.fraction_evaluate
-        least = self.min_train_nodes if phase == "train" else self.min_evaluate_nodes
+        fraction, least = share_of(self, phase)
         if fraction == 0.0:
             yield grid
             return
