@@ -15,9 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedpw_flwr.app.strategy_wrapper import StrategyWrapper
-from fedpw_flwr.strategy.attendance import Attendance
-from fedpw_flwr.strategy.draws import Draws, all_of
-from fedpw_flwr.strategy.roll_call import RollCall
+from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.wire.identity import identity_of
 
 __all__ = ["OrderedStrategy"]
@@ -36,26 +34,18 @@ class OrderedStrategy(StrategyWrapper):
 
     def __init__(self, strategy: Strategy, seed: int) -> None:
         super().__init__(strategy)
-        self._draws = Draws(seed)
-        self._roll_call = RollCall()
+        self._sampling = NodeSampling(seed)
+        self._sampling.asks_identities = True
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the strategy does, with the nodes drawn for it where it takes some of them."""
         strategy = self._strategy
-        if not isinstance(strategy, FedAvg) or not 0.0 < strategy.fraction_train < 1.0:
+        if not isinstance(strategy, FedAvg):
             return super().configure_train(server_round, arrays, config, grid)
-        least = strategy.min_train_nodes
-        # For ever, as Flower does.
-        nodes = Attendance(None, "stop").wait(
-            grid.get_node_ids, max(strategy.min_available_nodes, least)
-        )
-        size = max(int(len(nodes) * strategy.fraction_train), least)
-        ordered = self._roll_call.ordered(grid, nodes)
-        drawn = self._draws.draw("train", server_round, ordered, size)
-        with all_of(grid, strategy, "train", drawn) as listed:
-            return list(super().configure_train(server_round, arrays, config, listed))
+        with self._sampling.taking_part(strategy, "train", server_round, grid) as present:
+            return list(super().configure_train(server_round, arrays, config, present))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

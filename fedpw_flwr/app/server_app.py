@@ -9,12 +9,10 @@ from pathlib import Path
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedpw_flwr import FedPW
 from fedpw_flwr.app.lost_machines import MachineWatch
 from fedpw_flwr.app.ordered_strategy import OrderedStrategy
 from fedpw_flwr.app.profiling import ProfiledStrategy, RoundProfiler
 from fedpw_flwr.app.recording import RecordedStrategy, RunRecorder, client_metrics
-from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.experiment.configuration import (
@@ -26,6 +24,7 @@ from fedpw_flwr.experiment.experiment import experiment_of
 from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.run_folder import RunFolder
 from fedpw_flwr.strategy.draws import Draws
+from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
 
 __all__ = ["app"]
 
@@ -52,8 +51,8 @@ def main(grid: Grid, context: Context) -> None:
     profiler = RoundProfiler() if experiment.runtime.profile else None
     recorder = RunRecorder(folder, experiment, profiler)
     carrier = strategy = experiment.new_strategy(client_metrics)
-    if isinstance(carrier, FedPW | ScreenedStrategy):
-        carrier.draws = Draws(experiment.seed)
+    if isinstance(carrier, ScreenedFedAvg):
+        carrier.sampling.draws = Draws(experiment.seed)
     else:
         strategy = OrderedStrategy(strategy, experiment.seed)
     if profiler is not None:

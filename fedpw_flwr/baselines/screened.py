@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, TypedDict, Unpack
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Unpack
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, kinds_of, moved_tensors
-from fedpw_flwr.strategy.attendance import Attendance
-from fedpw_flwr.strategy.draws import Draws, Phase, all_of, share_of
+from fedpw_flwr.strategy.draws import Draws
+from fedpw_flwr.strategy.identities import Identities, log_replies
+from fedpw_flwr.strategy.overgrown import step_without_overgrown, too_large
 from fedpw_flwr.strategy.quarantine import (
+    Answer,
     BadReply,
+    EvaluateReply,
     MissingLossError,
     TrainReply,
     all_finite,
@@ -32,10 +33,11 @@ from fedpw_flwr.strategy.quarantine import (
     check_finite,
     screen_evaluate_replies,
     screen_train_replies,
+    without_uncounted,
 )
-from fedpw_flwr.strategy.reply_metrics import alike_metrics
-from fedpw_flwr.strategy.roll_call import RollCall
-from fedpw_flwr.strategy.server_rounds import log_replies
+from fedpw_flwr.strategy.reply_metrics import reply_counts
+from fedpw_flwr.strategy.sampling import NodeSampling
+from fedpw_flwr.strategy.screened_fedavg import FedAvgOptions, ScreenedFedAvg
 from fedpw_flwr.wire.arrays import ArrayTensors, take_as_arrays
 
 __all__ = ["FedAvgOptions", "ScreenedStrategy"]
@@ -43,22 +45,7 @@ __all__ = ["FedAvgOptions", "ScreenedStrategy"]
 logger = logging.getLogger("flwr")
 
 
-class FedAvgOptions(TypedDict, total=False):
-    """Options of Flower's FedAvg, which every strategy here passes on."""
-
-    fraction_train: float
-    fraction_evaluate: float
-    min_train_nodes: int
-    min_evaluate_nodes: int
-    min_available_nodes: int
-    weighted_by_key: str
-    arrayrecord_key: str
-    configrecord_key: str
-    train_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord] | None
-    evaluate_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord] | None
-
-
-class ScreenedStrategy(FedAvg):
+class ScreenedStrategy(ScreenedFedAvg):
     """A strategy that says what each client counts in a round; the rest is done here.
 
     Parameters
@@ -85,21 +72,12 @@ class ScreenedStrategy(FedAvg):
     ) -> None:
         if not isinstance(train_loss_key, str) or not train_loss_key:
             raise ValueError(f"train_loss_key must name a metric, got {train_loss_key!r}")
-        super().__init__(**options)
+        super().__init__(NodeSampling(), **options)
         self.train_loss_key = train_loss_key
-        self.asks_identities = False
-        """Whether nodes are asked who they are, where some are drawn: by a run with checkpoints,
-        because clients that cannot answer log an error."""
-        self.draws = Draws()
-        """Draws the clients of a round."""
-        self._roll_call = RollCall()
         self.rounds = 0
         """Rounds that were aggregated so far."""
-        self._owners: dict[int, int] = {}
-        self._homes: dict[int, int] = {}
+        self.identities = Identities()
         self._global_arrays: ArrayRecord | None = None
-        self._asked_to_train: tuple[Message, ...] = ()
-        self._asked_to_evaluate: tuple[Message, ...] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -132,9 +110,8 @@ class ScreenedStrategy(FedAvg):
         """Return everything that is carried from round to round: JSON, and tensors by name."""
         return {
             "rounds": self.rounds,
-            "owners": {str(client): node for client, node in self._owners.items()},
-            "homes": {str(client): node for client, node in self._homes.items()},
-            "seed": self.draws.seed,
+            **self.identities.to_dict(),
+            "seed": self.sampling.draws.seed,
         }, {}
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -147,13 +124,12 @@ class ScreenedStrategy(FedAvg):
         """
         try:
             rounds = int(state["rounds"])
-            owners = {int(client): int(node) for client, node in state["owners"].items()}
-            homes = {int(client): int(node) for client, node in state["homes"].items()}
+            identities = Identities.from_dict(state)
             draws = Draws(state["seed"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved state of {type(self).__name__}: {error!r}") from error
-        self.rounds, self._owners, self._homes = rounds, owners, homes
-        self.draws = draws
+        self.rounds, self.identities = rounds, identities
+        self.sampling.draws = draws
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""
@@ -186,11 +162,8 @@ class ScreenedStrategy(FedAvg):
                 check_finite(name, model[name])
             except ValueError as error:
                 raise ValueError(f"the global model of round {server_round}: {error}") from error
-        with self._drawn(grid, "train", server_round) as drawn:
-            messages = tuple(super().configure_train(server_round, arrays, config, drawn))
         self._global_arrays = arrays
-        self._asked_to_train = messages
-        return messages
+        return self.sampled(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -227,12 +200,15 @@ class ScreenedStrategy(FedAvg):
         if not self._asked_to_train:
             return self._global_arrays.copy(), None
         global_model = ArrayTensors(self._global_arrays)
-        replies = list(replies)
-        good, bad = self._screened(replies, global_model)
-        stepped, good, overgrown = self._step(good, global_model)
+        asked = {message.metadata.dst_node_id: None for message in self._asked_to_train}
+        answers = answers_of_messages(replies, self._asked_to_train)
+        good, bad = self._screened(answers, asked, global_model)
+        stepped, good, overgrown = step_without_overgrown(
+            good, global_model, lambda replies: self._attempt(replies, global_model)
+        )
         bad += overgrown
         log_replies("aggregate_train", server_round, len(good), bad)
-        _log_silent(server_round, self._asked_to_train, replies)
+        self.identities.log_silent("aggregate_train", server_round, asked, answers)
         if stepped is None:
             logger.warning(
                 "aggregate_train: round %s has no reply that can be used; the model stays as it is",
@@ -243,79 +219,35 @@ class ScreenedStrategy(FedAvg):
         arrays = take_as_arrays(model)
         self.remember(memory)
         self.rounds += 1
-        for reply in good:
-            self._owners[reply.client] = reply.node_id
-            self._homes.setdefault(reply.client, reply.node_id)
+        self.identities.note("aggregate_train", server_round, good)
         return arrays, self._metrics(good, weights.step, bad)
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Sample nodes for evaluation, as FedAvg; remember whom."""
-        with self._drawn(grid, "evaluate", server_round) as drawn:
-            messages = tuple(super().configure_evaluate(server_round, arrays, config, drawn))
-        self._asked_to_evaluate = messages
-        return messages
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Average the round's evaluation metrics over the replies that can be used.
-
-        Returns
-        -------
-        MetricRecord | None
-            The averaged metrics with ``quarantined`` and ``failed``; None where nobody was asked.
-        """
-        asked = self._asked_to_evaluate
-        if asked is not None and not asked:
-            return None
+    def _screened_evaluation(
+        self, server_round: int, answers: Iterable[Answer], asked: Collection[int] | None
+    ) -> tuple[Sequence[EvaluateReply], Sequence[BadReply]]:
         good, bad = screen_evaluate_replies(
-            answers_of_messages(replies, asked or ()),
-            None if asked is None else {message.metadata.dst_node_id for message in asked},
-            self._owners,
+            answers,
+            asked,
+            self.identities.owners,
             self.weighted_by_key,
-            homes=self._homes,
+            homes=self.identities.homes,
         )
         log_replies("aggregate_evaluate", server_round, len(good), bad)
-        metrics = MetricRecord()
-        contents = alike_metrics([reply.content for reply in good], self.weighted_by_key)
-        if contents:
-            metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
-        metrics.update(_counts(bad))
-        return metrics
-
-    @contextmanager
-    def _drawn(self, grid: Grid, phase: Phase, server_round: int) -> Iterator[Grid]:
-        """Draw nodes for a phase of a round, as many as Flower does."""
-        fraction, least = share_of(self, phase)
-        if fraction in (0.0, 1.0):
-            yield grid
-            return
-        # For ever, as Flower does.
-        nodes = Attendance(None, "stop").wait(
-            grid.get_node_ids, max(self.min_available_nodes, least)
-        )
-        size = max(int(len(nodes) * fraction), least)
-        ordered = self._roll_call.ordered(grid, nodes) if self.asks_identities else sorted(nodes)
-        drawn = self.draws.draw(phase, server_round, ordered, size)
-        logger.info("configure_%s: Drew %s nodes (out of %s)", phase, size, len(nodes))
-        with all_of(grid, self, phase, drawn) as listed:
-            yield listed
+        return good, bad
 
     def _screened(
-        self, replies: Iterable[Message], global_model: ArrayTensors
+        self, answers: Sequence[Answer], asked: Mapping[int, None], global_model: ArrayTensors
     ) -> tuple[list[TrainReply], list[BadReply]]:
         """Separate the replies that can be aggregated from those that cannot."""
         try:
             good, bad = screen_train_replies(
-                answers_of_messages(replies, self._asked_to_train),
-                asked={message.metadata.dst_node_id: None for message in self._asked_to_train},
-                owners=self._owners,
+                answers,
+                asked=asked,
+                owners=self.identities.owners,
                 global_model=global_model,
                 loss_key=self.train_loss_key if self.needs_loss else None,
                 examples_key=self.weighted_by_key,
-                homes=self._homes,
+                homes=self.identities.homes,
                 loss_was_reported=self.rounds > 0,
             )
         except MissingLossError as error:
@@ -324,47 +256,29 @@ class ScreenedStrategy(FedAvg):
                 f"reports the metric {self.train_loss_key!r}: let the clients return it, or name "
                 f"the one they report with train_loss_key"
             ) from error
-        uncounted = [reply for reply in good if reply.result.num_examples is None]
-        if self.needs_examples and uncounted and len(uncounted) < len(good):
-            reason = f"its metrics lack {self.weighted_by_key!r}, which weights the clients"
-            bad += [BadReply(reply.node_id, reply.client, reason) for reply in uncounted]
-            good = [reply for reply in good if reply.result.num_examples is not None]
+        if self.needs_examples:
+            good, uncounted = without_uncounted(good, self.weighted_by_key)
+            bad += uncounted
         return good, bad
 
-    def _step(
-        self, good: list[TrainReply], global_model: ArrayTensors
-    ) -> tuple[
-        tuple[dict[str, Tensor], RoundWeights, Any] | None, list[TrainReply], list[BadReply]
-    ]:
-        """Aggregate; set aside a reply that would make a model no next round could begin with."""
-        overgrown: list[BadReply] = []
+    def _attempt(
+        self, good: Sequence[TrainReply], global_model: ArrayTensors
+    ) -> tuple[tuple[dict[str, Tensor], RoundWeights, Any], str | None]:
+        """Aggregate as far as the first tensor that no next round could begin with."""
+        results = [reply.result for reply in good]
+        model: dict[str, Tensor] = {}
         with torch.no_grad():
-            while good:
-                results = [reply.result for reply in good]
-                weights, memory = self.weigh(global_model, results)
-                model: dict[str, Tensor] = {}
-                for name, tensor in moved_tensors(global_model, results, weights):
-                    if _too_large(name, tensor):
-                        break
-                    model[name] = tensor
-                else:
-                    return (model, weights, memory), good, overgrown
-                start = global_model[name].double()
-                largest = max(
-                    good, key=lambda reply: float((reply.result.tensors[name] - start).norm())
-                )
-                reason = f"with it, tensor {name!r} of the next model would be too large"
-                overgrown.append(BadReply(largest.node_id, largest.client, reason))
-                good = [reply for reply in good if reply is not largest]
-        return None, good, overgrown
+            weights, memory = self.weigh(global_model, results)
+            for name, tensor in moved_tensors(global_model, results, weights):
+                if too_large(name, tensor):
+                    return (model, weights, memory), name
+                model[name] = tensor
+        return (model, weights, memory), None
 
     def _metrics(
         self, good: Sequence[TrainReply], weights: Sequence[float], bad: Sequence[BadReply]
     ) -> MetricRecord:
-        metrics = MetricRecord()
-        contents = alike_metrics([reply.content for reply in good], self.weighted_by_key)
-        if contents:
-            metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        metrics = self._averaged_train_metrics([reply.content for reply in good])
         if good:
             metrics["client-id"] = [reply.client for reply in good]
             metrics["client-weight"] = list(weights)
@@ -372,23 +286,8 @@ class ScreenedStrategy(FedAvg):
             known = [loss for loss in losses if loss is not None]
             if len(known) == len(losses):
                 metrics["client-loss"] = known
-        metrics.update(_counts(bad))
+        metrics.update(reply_counts(bad))
         return metrics
-
-
-def _log_silent(server_round: int, asked: Sequence[Message], replies: Sequence[Message]) -> None:
-    """Name the nodes of which nothing came back before the round ended."""
-    answered = {answer.node_id for answer in answers_of_messages(replies, asked)}
-    for node in sorted({message.metadata.dst_node_id for message in asked} - answered):
-        logger.warning("aggregate_train: round %s, node %s did not answer", server_round, node)
-
-
-def _too_large(name: str, tensor: Tensor) -> bool:
-    try:
-        check_finite(name, tensor)
-    except ValueError:
-        return True
-    return False
 
 
 def _reported(content: RecordDict, key: str) -> float | None:
@@ -398,8 +297,3 @@ def _reported(content: RecordDict, key: str) -> float | None:
     if not isinstance(value, int | float) or not all_finite(value):
         return None
     return float(value)
-
-
-def _counts(bad: Sequence[BadReply]) -> MetricRecord:
-    failed = sum(reply.failed for reply in bad)
-    return MetricRecord({"quarantined": len(bad) - failed, "failed": failed})

@@ -20,8 +20,8 @@ from torch import Tensor
 from fedpw_flwr.algorithm.tensors import TensorKind, saturated
 from fedpw_flwr.baselines.averaging import kinds_of
 from fedpw_flwr.baselines.fedavg import FedAvg
-from fedpw_flwr.baselines.screened import FedAvgOptions
 from fedpw_flwr.baselines.settings import number_in
+from fedpw_flwr.strategy.screened_fedavg import FedAvgOptions
 from fedpw_flwr.wire.arrays import ArrayTensors, encode_arrays
 
 __all__ = ["FedAdam", "FedAvgM"]

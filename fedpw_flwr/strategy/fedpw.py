@@ -7,8 +7,7 @@ back, hands the usable replies to the server step, and turns the result into Flo
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
-from fedpw_flwr.strategy.attendance import Attendance, WhenMissing, minima_of_at_most
+from fedpw_flwr.strategy.attendance import WhenMissing
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of, share_of
-from fedpw_flwr.strategy.listed_grid import ListedGrid
-from fedpw_flwr.strategy.quarantine import answers_of_messages
-from fedpw_flwr.strategy.reply_metrics import alike_metrics, round_metrics
-from fedpw_flwr.strategy.roll_call import RollCall
+from fedpw_flwr.strategy.draws import Draws
+from fedpw_flwr.strategy.quarantine import Answer, BadReply, EvaluateReply, answers_of_messages
+from fedpw_flwr.strategy.reply_metrics import round_metrics
+from fedpw_flwr.strategy.sampling import NodeSampling
+from fedpw_flwr.strategy.screened_fedavg import MetricsAggregation, ScreenedFedAvg
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
@@ -42,10 +41,8 @@ logger = logging.getLogger("flwr")
 _STEP_ON_TOP = (FedAdam, FedAdagrad, FedYogi, FedAvgM)
 """Strategies that take a step on the aggregate of the class behind them."""
 
-MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
-
-class FedPW(FedAvg):
+class FedPW(ScreenedFedAvg):
     """Fair federated learning by parameter adjustment and adaptive weights.
 
     Implementation of FedPW (Guan et al., "Rethinking Fair Federated Learning from Parameter and
@@ -127,6 +124,8 @@ class FedPW(FedAvg):
     >>> strategy = FedPW(fraction_train=1.0, min_available_nodes=4)
     """
 
+    metrics_prefix = "fedpw-"
+
     def __init__(
         self,
         fraction_train: float = 1.0,
@@ -184,17 +183,11 @@ class FedPW(FedAvg):
         elif resume:
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.resume = resume
-        self.asks_identities = self.rounds.on_clients or self.checkpoints is not None
-        """Whether nodes are asked who they are, where some are drawn: clients that cannot answer
-        log an error."""
-        self.draws = Draws(seed)
-        """Draws the clients of a round."""
         self._with_checkpoints = False
-        self._roll_call = RollCall()
-        self._attendance = Attendance(wait_for_clients, when_missing)
-        self._asked_to_train: tuple[Message, ...] = ()
-        self._asked_to_evaluate: tuple[Message, ...] | None = None
+        sampling = NodeSampling(seed, wait_for_clients, when_missing)
+        sampling.asks_identities = self.rounds.on_clients or self.checkpoints is not None
         super().__init__(
+            sampling,
             fraction_train=fraction_train,
             fraction_evaluate=fraction_evaluate,
             min_train_nodes=min_train_nodes,
@@ -248,7 +241,7 @@ class FedPW(FedAvg):
     def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return everything the method carries from round to round: JSON, and tensors by name."""
         state, tensors = self.rounds.saved_state()
-        return {**state, "seed": self.draws.seed}, tensors
+        return {**state, "seed": self.sampling.draws.seed}, tensors
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the method to what `saved_state` returned.
@@ -259,7 +252,7 @@ class FedPW(FedAvg):
             If it is not such a state.
         """
         self.rounds.restore_state(state, tensors)
-        self.draws = Draws(state.get("seed"))
+        self.sampling.draws = Draws(state.get("seed"))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""
@@ -332,17 +325,15 @@ class FedPW(FedAvg):
         if self.rounds.upload == "packed":
             refuse_clipping_of_packed(config)
         arrays = self.rounds.checked_model(server_round, arrays)
-        with self._present(grid, "train", server_round) as present:
-            messages = list(super().configure_train(server_round, arrays, config, present))
+        messages = self.sampled(server_round, arrays, config, grid)
         nodes = [message.metadata.dst_node_id for message in messages]
-        self.rounds.introduce(self._roll_call.take(grid, self.rounds.strangers(nodes)))
+        self.rounds.introduce(self.sampling.identities(grid, self.rounds.strangers(nodes)))
         entries = self.rounds.begin(arrays, nodes)
         for message, node in zip(messages, nodes, strict=True):
             if entries[node]:
                 message.content = _with_entries(
                     message.content, self.configrecord_key, entries[node]
                 )
-        self._asked_to_train = tuple(messages)
         return messages
 
     def aggregate_train(
@@ -381,73 +372,17 @@ class FedPW(FedAvg):
         )
         if not aggregated.asked:
             return aggregated.arrays, None
-        metrics = MetricRecord()
-        contents = alike_metrics([reply.content for reply in aggregated.good], self.weighted_by_key)
-        if contents:
-            metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+        metrics = self._averaged_train_metrics([reply.content for reply in aggregated.good])
         results = [reply.result for reply in aggregated.good]
         metrics.update(round_metrics(aggregated.step, results, aggregated.bad))
         return aggregated.arrays, metrics
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Sample nodes for evaluation, as FedAvg; remember whom."""
-        with self._present(grid, "evaluate", server_round) as present:
-            messages = tuple(super().configure_evaluate(server_round, arrays, config, present))
-        self._asked_to_evaluate = messages
-        return messages
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Average the round's evaluation metrics over the replies that can be used.
-
-        Returns
-        -------
-        MetricRecord | None
-            The averaged metrics with ``fedpw-quarantined`` and ``fedpw-failed``; None where nobody
-            was asked.
-        """
-        asked = self._asked_to_evaluate
-        if asked is not None and not asked:
-            return None
-        good, bad = self.rounds.screen_evaluation(
-            "aggregate_evaluate",
-            server_round,
-            answers_of_messages(replies, asked or ()),
-            None if asked is None else {message.metadata.dst_node_id for message in asked},
-            self.weighted_by_key,
+    def _screened_evaluation(
+        self, server_round: int, answers: Iterable[Answer], asked: Collection[int] | None
+    ) -> tuple[Sequence[EvaluateReply], Sequence[BadReply]]:
+        return self.rounds.screen_evaluation(
+            "aggregate_evaluate", server_round, answers, asked, self.weighted_by_key
         )
-        metrics = MetricRecord()
-        contents = alike_metrics([reply.content for reply in good], self.weighted_by_key)
-        if contents:
-            metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
-        metrics.update(round_metrics(None, [], bad))
-        return metrics
-
-    @contextmanager
-    def _present(self, grid: Grid, phase: Phase, server_round: int) -> Iterator[Grid]:
-        """Wait for the nodes that are needed, and list those that are to take part.
-
-        Where some are drawn by chance, in an order that another run repeats. Only clients of this
-        package say who they are, so they are asked only where they or a repetition are expected.
-        """
-        fraction, least = share_of(self, phase)
-        if fraction == 0.0:
-            yield grid
-            return
-        nodes = self._attendance.wait(grid.get_node_ids, max(self.min_available_nodes, least))
-        if fraction == 1.0:
-            with minima_of_at_most(self, MINIMA, len(nodes)):
-                yield ListedGrid(grid, nodes)
-            return
-        ordered = self._roll_call.ordered(grid, nodes) if self.asks_identities else sorted(nodes)
-        size = min(len(nodes), max(int(len(nodes) * fraction), least))
-        drawn = self.draws.draw(phase, server_round, ordered, size)
-        logger.info("configure_%s: Drew %s nodes (out of %s)", phase, size, len(nodes))
-        with all_of(grid, self, phase, drawn) as listed:
-            yield listed
 
 
 def _with_entries(content: RecordDict, config_key: str, entries: Mapping[str, bytes]) -> RecordDict:

@@ -35,6 +35,7 @@ __all__ = [
     "check_finite",
     "screen_evaluate_replies",
     "screen_train_replies",
+    "without_uncounted",
 ]
 
 LARGEST_NORM = 1e16
@@ -548,3 +549,18 @@ def _one_reply_per_client(
         else:
             unique[reply.client] = reply
     return list(unique.values()), duplicates
+
+
+def without_uncounted(
+    replies: list[TrainReply], examples_key: str
+) -> tuple[list[TrainReply], list[BadReply]]:
+    """Set aside replies without a number of training examples, where others have one."""
+    counted = [reply for reply in replies if reply.result.num_examples is not None]
+    if not counted:
+        return replies, []
+    reason = f"its metrics lack {examples_key!r}, which weights the clients"
+    return counted, [
+        BadReply(reply.node_id, reply.result.client, reason)
+        for reply in replies
+        if reply.result.num_examples is None
+    ]

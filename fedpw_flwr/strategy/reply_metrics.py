@@ -9,7 +9,7 @@ from flwr.app import MetricRecord, RecordDict
 from fedpw_flwr.algorithm import ClientResult, ServerStep
 from fedpw_flwr.strategy.quarantine import BadReply, all_finite
 
-__all__ = ["alike_metrics", "round_metrics"]
+__all__ = ["alike_metrics", "reply_counts", "round_metrics"]
 
 
 def alike_metrics(contents: Sequence[RecordDict], weighted_by_key: str) -> list[RecordDict]:
@@ -86,7 +86,11 @@ def round_metrics(
             metrics["fedpw-loss-term-share"] = step.weights.loss_term_share
         factors = step.amplification.values()
         metrics["fedpw-amplification"] = sum(factors) / len(factors) if factors else 1.0
-    failed = sum(reply.failed for reply in bad)
-    metrics["fedpw-quarantined"] = len(bad) - failed
-    metrics["fedpw-failed"] = failed
+    metrics.update(reply_counts(bad, "fedpw-"))
     return metrics
+
+
+def reply_counts(bad: Sequence[BadReply], prefix: str = "") -> MetricRecord:
+    """Count the replies that were set aside: ``quarantined``, and ``failed`` at the client."""
+    failed = sum(reply.failed for reply in bad)
+    return MetricRecord({f"{prefix}quarantined": len(bad) - failed, f"{prefix}failed": failed})

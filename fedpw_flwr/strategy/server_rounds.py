@@ -27,6 +27,8 @@ from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.client_step import Consensus
 from fedpw_flwr.algorithm.kernels import why_not_compiled
 from fedpw_flwr.device import available_device
+from fedpw_flwr.strategy.identities import Identities, log_replies
+from fedpw_flwr.strategy.overgrown import step_without_overgrown, too_large
 from fedpw_flwr.strategy.quarantine import (
     Answer,
     BadReply,
@@ -35,6 +37,7 @@ from fedpw_flwr.strategy.quarantine import (
     check_finite,
     screen_evaluate_replies,
     screen_train_replies,
+    without_uncounted,
 )
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
@@ -146,10 +149,8 @@ class ServerRounds:
         self._global_arrays: ArrayRecord | None = None
         self._dtypes: dict[str, torch.dtype] = {}
         self._asked: dict[int, AdjustmentRequest | None] = {}
-        self._owners: dict[int, int] = {}
-        self._homes: dict[int, int] = {}
+        self.identities = Identities()
         self._failed: set[int] = set()
-        self._introduced: dict[int, int] = {}
         self._restored = False
 
     @property
@@ -179,8 +180,7 @@ class ServerRounds:
             else {"round": consensus.round, "factors": dict(consensus.factors)},
             "trainable": None if trainable is None else list(trainable),
             "dtypes": {name: str(dtype) for name, dtype in self._dtypes.items()},
-            "owners": {str(client): node for client, node in self._owners.items()},
-            "homes": {str(client): node for client, node in self._homes.items()},
+            **self.identities.to_dict(),
         }
         members = {} if consensus is None else consensus.members
         return state, {f"consensus/{name}": tensor for name, tensor in members.items()}
@@ -207,8 +207,7 @@ class ServerRounds:
             )
             trainable = state["trainable"]
             dtypes = {name: _dtype(text) for name, text in state["dtypes"].items()}
-            owners = {int(client): int(node) for client, node in state["owners"].items()}
-            homes = {int(client): int(node) for client, node in state["homes"].items()}
+            identities = Identities.from_dict(state)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved state of FedPW: {error!r}") from error
         self._state = weighting
@@ -217,8 +216,7 @@ class ServerRounds:
             self.settings, trainable=None if trainable is None else tuple(trainable)
         )
         self._dtypes = dtypes
-        self._owners = owners
-        self._homes = homes
+        self.identities = identities
         self._restored = True
 
     def fingerprint(self) -> dict[str, Any]:
@@ -299,7 +297,7 @@ class ServerRounds:
 
         After a restart, when known clients are at new nodes: what they are asked for depends on it.
         """
-        known = {*self._owners.values(), *self._introduced}
+        known = self.identities.by_node()
         unknown = [node for node in nodes if node not in known]
         if not self._restored or not self.on_clients or self.state.rounds == 0:
             # One that fails in every round never says who it is.
@@ -311,7 +309,7 @@ class ServerRounds:
 
         What a node only says counts for no more than that, until it replies with an update.
         """
-        self._introduced.update(clients)
+        self.identities.introduced.update(clients)
 
     def begin(self, arrays: ArrayRecord, nodes: Sequence[int]) -> dict[int, dict[str, bytes]]:
         """Begin a round: say what the nodes are to be asked beside training the model.
@@ -335,8 +333,7 @@ class ServerRounds:
         rates = [0.0] * len(nodes)
         if self.state.rounds > 0:
             # In the order of identity: the last bit of a mean depends on the order of its terms.
-            owners = {node: client for client, node in self._owners.items()}
-            client_of = {**self._introduced, **owners}
+            client_of = self.identities.by_node()
             nodes = sorted(nodes, key=lambda node: client_of.get(node, node))
             losses = self.adjustment_state.losses
             rates = requested_rates(
@@ -405,29 +402,29 @@ class ServerRounds:
         good, bad = screen_train_replies(
             answers,
             asked=self._asked,
-            owners=self._owners,
+            owners=self.identities.owners,
             global_model=global_model,
             loss_key=self.train_loss_key if needs_loss else None,
             examples_key=examples_key,
-            homes=self._homes,
-            named=self._introduced,
+            homes=self.identities.homes,
+            named=self.identities.introduced,
             loss_was_reported=self.state.rounds > 0,
         )
         if self.state.rounds == 0:
             _refuse_incompatible_clients(good, bad)
         self._failed.update(reply.node_id for reply in bad if reply.failed)
         if not self.settings.adapt_weights:
-            good, uncounted = _without_uncounted(good, examples_key)
+            good, uncounted = without_uncounted(good, examples_key)
             bad += uncounted
         if not self._knows_names:
             good, odd = self._take_trainable(good, global_model)
             bad += odd
-        step, overgrown = self._step(good, global_model)
-        dropped = {reply.client for reply in overgrown}
-        good = [reply for reply in good if reply.client not in dropped]
+        step, good, overgrown = step_without_overgrown(
+            good, global_model, lambda replies: self._attempt(replies, global_model)
+        )
         bad += overgrown
         log_replies(phase, server_round, len(good), bad)
-        self._log_silent(phase, server_round, self._asked, answers)
+        self.identities.log_silent(phase, server_round, self._asked, answers)
         if step is None:
             logger.warning(
                 "%s: round %s has no reply that can be used; the model stays as it is",
@@ -441,15 +438,7 @@ class ServerRounds:
         _log_bounded(phase, server_round, step, {r.client: r.result.loss for r in good})
         arrays = take_as_arrays(model)
         self._state = step.state
-        for reply in good:
-            before = self._owners.get(reply.client, reply.node_id)
-            if before != reply.node_id:
-                logger.info(
-                    "%s: round %s, client %s answers from node %s, before it was at node %s",
-                    *(phase, server_round, reply.client, reply.node_id, before),
-                )
-            self._owners[reply.client] = reply.node_id
-            self._homes.setdefault(reply.client, reply.node_id)
+        self.identities.note(phase, server_round, good)
         if self.on_clients:
             losses = dict(zip(step.clients, step.losses, strict=True))
             self.adjustment_state = AdjustmentState(
@@ -470,53 +459,28 @@ class ServerRounds:
         good, bad = screen_evaluate_replies(
             answers,
             asked,
-            self._owners,
+            self.identities.owners,
             examples_key,
-            homes=self._homes,
-            named=self._introduced,
+            homes=self.identities.homes,
+            named=self.identities.introduced,
         )
         log_replies(phase, server_round, len(good), bad)
-        self._log_silent(phase, server_round, asked or (), answers)
+        self.identities.log_silent(phase, server_round, asked or (), answers)
         return good, bad
 
-    def _log_silent(
-        self, phase: str, server_round: int, asked: Collection[int], answers: Iterable[Answer]
-    ) -> None:
-        """Name the clients of which nothing came back before the round ended."""
-        answered = {answer.node_id for answer in answers}
-        client_of = {
-            **self._introduced,
-            **{node: client for client, node in self._owners.items()},
-        }
-        for node in sorted(set(asked) - answered):
-            who = _who(client_of.get(node, node), node)
-            logger.warning("%s: round %s, %s did not answer", phase, server_round, who)
-
-    def _step(
+    def _attempt(
         self, good: Sequence[TrainReply], global_model: ArrayTensors
-    ) -> tuple[ServerStep | None, list[BadReply]]:
-        """Aggregate; set aside a reply that would make a model no next round could begin with."""
-        overgrown: list[BadReply] = []
-        while good:
-            step = server_step(
-                global_model,
-                [reply.result for reply in good],
-                self.state,
-                self.settings,
-                self.device,
-                self._sent(good) if self.on_clients else None,
-            )
-            name = next((name for name in step.model if _too_large(name, step.model[name])), None)
-            if name is None:
-                return step, overgrown
-            start = global_model[name].double()
-            largest = max(
-                good, key=lambda reply: float((reply.result.tensors[name] - start).norm())
-            )
-            reason = f"with it, tensor {name!r} of the next model would be too large to go on from"
-            overgrown.append(BadReply(largest.node_id, largest.client, reason))
-            good = [reply for reply in good if reply is not largest]
-        return None, overgrown
+    ) -> tuple[ServerStep, str | None]:
+        """Aggregate, and name the first tensor that no next round could begin with."""
+        step = server_step(
+            global_model,
+            [reply.result for reply in good],
+            self.state,
+            self.settings,
+            self.device,
+            self._sent(good) if self.on_clients else None,
+        )
+        return step, next((name for name in step.model if too_large(name, step.model[name])), None)
 
     def _sent(self, good: Sequence[TrainReply]) -> SentAdjustment:
         rates = {}
@@ -592,47 +556,6 @@ def _refuse_incompatible_clients(good: Sequence[TrainReply], bad: Sequence[BadRe
         raise RuntimeError(f"no client can take part: {bad[0].reason}")
 
 
-def _too_large(name: str, tensor: torch.Tensor) -> bool:
-    try:
-        check_finite(name, tensor)
-    except ValueError:
-        return True
-    return False
-
-
-def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadReply]) -> None:
-    """Log how many replies a phase of a round had, and what was wrong with each bad one."""
-    failed = sum(reply.failed for reply in bad)
-    logger.info(
-        "%s: Received %s usable results, %s quarantined and %s failures",
-        phase,
-        usable,
-        len(bad) - failed,
-        failed,
-    )
-    for reply in bad:
-        logger.warning(
-            "%s: round %s, %s %s: %s",
-            phase,
-            server_round,
-            _who(reply.client, reply.node_id),
-            "failed" if reply.failed else "quarantined",
-            _in_the_log(reply.reason),
-        )
-
-
-def _in_the_log(reason: str) -> str:
-    """Shorten and indent a text that a client may have written: no line of it is one of ours."""
-    shown = reason if len(reason) < 2000 else f"{reason[:2000]} ..."
-    return "\n\t".join(
-        "".join(sign if sign.isprintable() else " " for sign in line) for line in shown.splitlines()
-    )
-
-
-def _who(client: int, node: int) -> str:
-    return f"node {node}" if client == node else f"client {client} (node {node})"
-
-
 def _log_bounded(
     phase: str, server_round: int, step: ServerStep, reported: Mapping[int, float | None]
 ) -> None:
@@ -653,21 +576,6 @@ def _log_bounded(
                 "%s: round %s, client %s would have the weight %.3f and gets %.3f (max_weight)",
                 *(phase, server_round, client, unbounded, weight),
             )
-
-
-def _without_uncounted(
-    replies: list[TrainReply], examples_key: str
-) -> tuple[list[TrainReply], list[BadReply]]:
-    """Set aside replies without a number of examples where others have one."""
-    counted = [reply for reply in replies if reply.result.num_examples is not None]
-    if not counted:
-        return replies, []
-    reason = f"its metrics lack {examples_key!r}, which weights the clients"
-    return counted, [
-        BadReply(reply.node_id, reply.result.client, reason)
-        for reply in replies
-        if reply.result.num_examples is None
-    ]
 
 
 def _dtype(text: str) -> torch.dtype:

@@ -421,7 +421,7 @@ def test_every_strategy_draws_the_clients_that_fedpw_draws(build: Build) -> None
     """A seed decides who takes part, whatever the method and Flower's node ids."""
 
     def drawn_by(strategy: FedPW | ScreenedStrategy, nodes: Sequence[int]) -> list[list[int]]:
-        strategy.asks_identities = True
+        strategy.sampling.asks_identities = True
         grid = clients_at(nodes)
         random.seed(11)
         arrays, ids = array_record(MODEL), []

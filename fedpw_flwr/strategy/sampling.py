@@ -1,0 +1,113 @@
+"""Which nodes take part in a phase of a round: waited for, put in order, drawn.
+
+Flower's strategies draw from the nodes in the order of their ids, which are new in every run, and
+wait for ever. Every strategy of this package takes its nodes from here, so that all methods of a
+comparison train the same clients in the same round, and a seed gives one result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedpw_flwr.strategy.attendance import Attendance, WhenMissing, minima_of_at_most
+from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of, share_of
+from fedpw_flwr.strategy.listed_grid import ListedGrid
+from fedpw_flwr.strategy.roll_call import RollCall
+
+__all__ = ["NodeSampling"]
+
+logger = logging.getLogger("flwr")
+
+
+class NodeSampling:
+    """Chooses the nodes of a phase for a strategy of Flower's.
+
+    Parameters
+    ----------
+    seed : int | None (default: None)
+        Decides which nodes are drawn, where some are. None: a number from `random` at the first
+        draw.
+    wait_for_clients : float | None (default: None)
+        Seconds to wait for as many nodes as are needed, counted from when there were last enough.
+        None waits for ever, as Flower does.
+    when_missing : "stop" | "continue" (default: "stop")
+        What to do after it.
+
+    Attributes
+    ----------
+    draws : Draws
+        Draws the nodes.
+    asks_identities : bool
+        Whether nodes are asked who they are where some are drawn, which another run repeats at
+        other nodes. Clients that cannot answer log an error.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `Attendance`.
+    """
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        wait_for_clients: float | None = None,
+        when_missing: WhenMissing = "stop",
+    ) -> None:
+        self.draws = Draws(seed)
+        self.asks_identities = False
+        self._roll_call = RollCall()
+        self._attendance = Attendance(wait_for_clients, when_missing)
+
+    def identities(self, grid: Grid, nodes: Iterable[int]) -> Mapping[int, int]:
+        """Return the identity of those of the nodes that say who they are; each is asked once."""
+        return self._roll_call.take(grid, nodes)
+
+    @contextmanager
+    def taking_part(
+        self, strategy: FedAvg, phase: Phase, server_round: int, grid: Grid
+    ) -> Iterator[Grid]:
+        """Wait for the nodes that are needed, and list those that are to take part.
+
+        Parameters
+        ----------
+        strategy : FedAvg
+            Says which share of the nodes it takes and how many at least; while the context lasts it
+            takes all that are listed.
+        phase : "train" | "evaluate"
+            What for.
+        server_round : int
+            The round.
+        grid : Grid
+            Knows the nodes that are connected.
+
+        Yields
+        ------
+        Grid
+            The grid, with the nodes that are to take part alone.
+
+        Raises
+        ------
+        TooFewClientsError
+            If too few nodes were there for too long.
+        """
+        fraction, least = share_of(strategy, phase)
+        if fraction == 0.0:
+            yield grid
+            return
+        needed = max(strategy.min_available_nodes, least)
+        nodes = self._attendance.wait(grid.get_node_ids, needed)
+        if fraction == 1.0:
+            with minima_of_at_most(strategy, MINIMA, len(nodes)):
+                yield ListedGrid(grid, nodes)
+            return
+        ordered = self._roll_call.ordered(grid, nodes) if self.asks_identities else sorted(nodes)
+        size = min(len(nodes), max(int(len(nodes) * fraction), least))
+        drawn = self.draws.draw(phase, server_round, ordered, size)
+        logger.info("configure_%s: Drew %s nodes (out of %s)", phase, size, len(nodes))
+        with all_of(grid, strategy, phase, drawn) as listed:
+            yield listed
