@@ -21,14 +21,17 @@ from torch import nn
 
 from fedpw_flwr.client import FedPWClient, numpy_client_app
 from fedpw_flwr.client.timings_mod import TimingsMod
+from fedpw_flwr.data.images import ImageSet
 from fedpw_flwr.data.partition import ClientShare
 from fedpw_flwr.experiment.configuration import ConfigurationError
 from fedpw_flwr.experiment.experiment import Experiment, experiment_of
+from fedpw_flwr.training.evaluation import Evaluation
 from fedpw_flwr.training.evaluation import evaluate as evaluate_model
 from fedpw_flwr.training.loop import client_generator
 from fedpw_flwr.training.loop import train as train_model
 from fedpw_flwr.training.model_arrays import overwrite_model, read_model
 from fedpw_flwr.training.threads import use_assigned_cpus
+from fedpw_flwr.wire.initial_loss import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
 __all__ = ["DomainClient", "app", "client_fn"]
 
@@ -56,9 +59,16 @@ class DomainClient(NumPyClient):
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train the global model on this client's pictures; report the mean training loss."""
+        """Train the global model on this client's pictures; report the mean training loss.
+
+        Where the server asks for it, also ``initial_loss``, the loss of the global model itself
+        over all of these pictures. Training is the same bit for bit.
+        """
         experiment, share = self.experiment, self.share
         overwrite_model(self.model, parameters)
+        metrics: dict[str, Scalar] = {}
+        if config.get(REPORT_INITIAL_LOSS):
+            metrics[INITIAL_LOSS] = self._evaluated_on(share.train).loss
         generator = client_generator(experiment.seed, int(config["server-round"]), share.client_id)
         # A model with dropout draws from the global source.
         torch.manual_seed(generator.initial_seed())
@@ -73,24 +83,29 @@ class DomainClient(NumPyClient):
             # Flower's FedProx sends it.
             proximal_mu=float(config.get("proximal-mu", 0.0)),
         )
-        return read_model(self.model), len(share.train), {"train_loss": loss}
+        return read_model(self.model), len(share.train), {**metrics, "train_loss": loss}
 
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global model on the client's own test pictures, else on its domain's."""
-        data = self.experiment.data
+        domains = self.experiment.data.domains
         overwrite_model(self.model, parameters)
         own = self.share.test
-        domain = next(domain for domain in data.domains if domain.name == self.share.domain)
-        result = evaluate_model(
-            self.model,
-            domain.test if own is None else own,
-            mean=data.mean,
-            std=data.std,
-            device=self.experiment.device,
-        )
+        domain = next(domain for domain in domains if domain.name == self.share.domain)
+        result = self._evaluated_on(domain.test if own is None else own)
         return result.loss, result.num_examples, {"eval_acc": result.accuracy}
+
+    def _evaluated_on(self, pictures: ImageSet) -> Evaluation:
+        """Test the model as it is now: in evaluation mode, on pictures as they are."""
+        experiment = self.experiment
+        return evaluate_model(
+            self.model,
+            pictures,
+            mean=experiment.data.mean,
+            std=experiment.data.std,
+            device=experiment.device,
+        )
 
 
 def client_fn(context: Context) -> FedPWClient:

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights
-from fedpw_flwr.baselines.screened import FedAvgOptions, ScreenedStrategy
+from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
+from fedpw_flwr.baselines.screened import FedAvgOptions
 from fedpw_flwr.baselines.settings import number_in
 from fedpw_flwr.baselines.simplex import ClientShares, project_to_simplex
 
 __all__ = ["AFL"]
 
 
-class AFL(ScreenedStrategy):
+class AFL(LossWeightedStrategy):
     """Agnostic federated learning: min_w max_{λ ∈ simplex} Σ_k λ_k ℓ_k(w).
 
     Mohri, Sivek, Suresh, "Agnostic Federated Learning", ICML 2019. Descent on w and projected
@@ -29,9 +30,10 @@ class AFL(ScreenedStrategy):
         w ← w − Σ_k λ_k Δ_k,     Δ_k = w − w_k
         λ ← Π(λ + γ_λ ℓ),        Π: Euclidean projection onto the simplex
 
-    λ begins with equal weights. ℓ_k is the mean training loss that client k reports, over its
-    local steps; the paper takes one stochastic gradient step a round, here Δ_k is what local
-    training did.
+    λ begins with equal weights. ℓ_k is the loss of w, the model that arrives at client k, over its
+    training data, with ``train_loss_key="initial_loss"``, as in conf/strategy; by default it is
+    what every client can report, the mean over its local steps, which end elsewhere than at w. The
+    paper takes one stochastic gradient step a round, here Δ_k is what local training did.
 
     Where not all clients take part, the formulas hold for the participants' shares of their own
     sum of weights: the sum stays with them and is divided anew, absent clients keep their weights,
@@ -44,7 +46,9 @@ class AFL(ScreenedStrategy):
         γ_λ > 0, the step of the weights, in weight per unit of loss. The paper's follows from
         bounds that are not known in practice and is to be tuned.
     train_loss_key : str (default: "train_loss")
-        MetricRecord key under which clients report their mean training loss.
+        MetricRecord key of the loss. The default is the mean over a client's local steps, which
+        any client can report; ``"initial_loss"``, the method's own, has to be reported by clients
+        that are asked for it (`LossWeightedStrategy`), as those of this package's app do.
     **options : FedAvgOptions
         As in Flower's FedAvg.
 
@@ -55,8 +59,6 @@ class AFL(ScreenedStrategy):
     ValueError
         If `lambda_step` is not positive and finite.
     """
-
-    needs_loss = True
 
     def __init__(
         self,

@@ -1,14 +1,14 @@
 """The step all the rivals share: w ← w − Σ c_k Δ_k, and plain means of what is not trained.
 
-Strategies differ in the numbers c_k, and in what they do to an update before it is summed. What
+Strategies differ in the numbers c_k, and in which entries of an update they sum at all. What
 gradient descent does not train, BatchNorm's running statistics and counters, has no update to
 step along: whatever a strategy does to the rest, these are averaged with weights that sum to 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +21,23 @@ from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors, saturated
 from fedpw_flwr.algorithm.tensorwise import move_tensor
 
 __all__ = [
+    "KeptEntries",
     "RoundWeights",
     "inner_products",
     "kinds_of",
     "moved_tensors",
     "normalised",
     "squared_norms",
+    "trainable_names",
     "update_of",
     "weights_by_examples",
 ]
 
 _BLOCK = 1 << 16
 """Entries of every client's update that are in memory at once for their inner products."""
+
+KeptEntries = Callable[[int, str, Tensor], Tensor]
+"""From client, name and Δ_k of a tensor (flat) to the entries that are summed (bool, flat)."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +50,30 @@ class RoundWeights:
         c_k, what Δ_k is multiplied by before it is summed. Need not sum to 1.
     mean : tuple[float, ...]
         Weights of running statistics and counters: at least 0, summing to 1.
-    tensors : Mapping[int, Mapping[str, Tensor]]
-        What stands in for w_k, by client, where a strategy changes updates; empty: w_k as it came.
+    kept : KeptEntries | None (default: None)
+        Says which entries of a client's update are summed. Who discards an entry has no say in it:
+        there the c_k of the others are divided by their sum, and where nobody keeps it, w stays.
+        None: the plain sum.
     """
 
     step: tuple[float, ...]
     mean: tuple[float, ...]
-    tensors: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    kept: KeptEntries | None = None
 
     @classmethod
-    def of_mean(
-        cls,
-        weights: Sequence[float],
-        tensors: Mapping[int, Mapping[str, Tensor]] | None = None,
-    ) -> RoundWeights:
+    def of_mean(cls, weights: Sequence[float], kept: KeptEntries | None = None) -> RoundWeights:
         """Return one set of weights that sums to 1, for everything."""
-        return cls(tuple(weights), tuple(weights), tensors or {})
+        return cls(tuple(weights), tuple(weights), kept)
 
 
 def kinds_of(model: Mapping[str, Tensor]) -> dict[str, TensorKind]:
     """Say which tensors of a model are trained, by the rule of `classify_tensors`."""
     return classify_tensors({name: tensor.dtype for name, tensor in model.items()})
+
+
+def trainable_names(model: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors of a model that are trained."""
+    return [name for name, kind in kinds_of(model).items() if kind is TensorKind.TRAINABLE]
 
 
 def moved_tensors(
@@ -87,18 +95,37 @@ def moved_tensors(
     tuple[str, Tensor]
         Name and tensor, in the order, shapes and dtypes of `global_model`.
     """
-    stand_ins = [
-        ClientResult(result.client, weights.tensors.get(result.client, result.tensors))
-        for result in results
-    ]
-    cohort = Cohort(stand_ins, rates=None, sent=None, avg_drop_rate=0.0, device="cpu")
+    cohort = Cohort(results, rates=None, sent=None, avg_drop_rate=0.0, device="cpu")
     for name, kind in kinds_of(global_model).items():
         tensor = global_model[name]
         if kind is TensorKind.BUFFER:
-            yield name, _mean(tensor, [one.tensors[name] for one in stand_ins], weights.mean)
+            yield name, _mean(tensor, [one.tensors[name] for one in results], weights.mean)
+        elif kind is TensorKind.TRAINABLE and weights.kept is not None:
+            yield name, _moved_where_kept(name, tensor, results, weights.step, weights.kept)
         else:
             counted = weights.step if kind is TensorKind.TRAINABLE else weights.mean
             yield name, move_tensor(name, tensor, kind, cohort, counted)[0]
+
+
+def _moved_where_kept(
+    name: str,
+    start: Tensor,
+    results: Sequence[ClientResult],
+    weights: Sequence[float],
+    kept: KeptEntries,
+) -> Tensor:
+    """Return w − Σ c_k Δ_k of one tensor, with the c_k divided at each entry by their sum there."""
+    like = start.reshape(-1).to(working_dtype(start.dtype))
+    change, counted = torch.zeros_like(like), torch.zeros_like(like)
+    for result, weight in zip(results, weights, strict=True):
+        update = update_of(start, result.tensors[name])
+        entries = kept(result.client, name, update)
+        change.add_(update.mul_(entries), alpha=weight)
+        counted.add_(entries, alpha=weight)
+    # Where nobody keeps an entry, 0 / 1.
+    change.div_(counted.masked_fill_(counted == 0, 1.0))
+    moved = torch.sub(like, change, out=change)
+    return saturated(moved, start.dtype).reshape(start.shape)
 
 
 def _mean(like: Tensor, trained: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -119,7 +146,7 @@ def squared_norms(
     global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
 ) -> list[float]:
     """Return ‖Δ_k‖² over the trainable tensors, one a client."""
-    trainable = _trainable(global_model)
+    trainable = trainable_names(global_model)
     return [
         sum(_squared(update_of(global_model[name], result.tensors[name])) for name in trainable)
         for result in results
@@ -141,7 +168,7 @@ def inner_products(
     working precision and added in double precision.
     """
     products = np.zeros((len(results), len(results)))
-    for name in _trainable(global_model):
+    for name in trainable_names(global_model):
         start = global_model[name].reshape(-1)
         trained = [result.tensors[name].reshape(-1) for result in results]
         for begin in range(0, start.numel(), _BLOCK):
@@ -149,10 +176,6 @@ def inner_products(
             block = torch.stack([update_of(start[part], tensor[part]) for tensor in trained])
             products += (block @ block.T).double().numpy()
     return products
-
-
-def _trainable(model: Mapping[str, Tensor]) -> list[str]:
-    return [name for name, kind in kinds_of(model).items() if kind is TensorKind.TRAINABLE]
 
 
 def weights_by_examples(results: Sequence[ClientResult]) -> tuple[float, ...]:

@@ -1,14 +1,14 @@
 """FedHEAL: what changes its mind is noise; who is left far behind counts more.
 
 Under domain skew a parameter that matters to a client is moved in the same direction round after
-round. Entries that go against their own habit are dropped before averaging, so that they cannot
+round. Entries that go against their own habit are left out of the average, so that they cannot
 drown what others need, and the weights move towards the clients that the global model is far from.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -16,19 +16,11 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
-from fedpw_flwr.algorithm.tensors import TensorKind
-from fedpw_flwr.baselines.averaging import (
-    RoundWeights,
-    kinds_of,
-    normalised,
-    squared_norms,
-    update_of,
-)
+from fedpw_flwr.baselines.averaging import RoundWeights, normalised, trainable_names, update_of
 from fedpw_flwr.baselines.screened import FedAvgOptions, ScreenedStrategy
 from fedpw_flwr.baselines.settings import number_in
-from fedpw_flwr.baselines.simplex import ClientShares
 
-__all__ = ["ClientHabits", "FedHEAL", "FedHEALMemory", "KeptUpdates"]
+__all__ = ["ClientHabits", "FedHEAL", "FedHEALMemory", "average_weight", "observed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,29 +40,57 @@ class ClientHabits:
     fell: Mapping[str, Tensor] = field(default_factory=dict)
     rose: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def after(
-        self, global_model: Mapping[str, Tensor], trained: Mapping[str, Tensor]
-    ) -> ClientHabits:
-        """Return the counts with one more round."""
-        rounds = self.rounds + 1
-        dtype = _counter_dtype(rounds)
-        fell, rose = {}, {}
-        for name, start in _trainable(global_model):
-            update = update_of(start, trained[name])
-            fell[name] = _counted(self.fell.get(name), update > 0, dtype)
-            rose[name] = _counted(self.rose.get(name), update < 0, dtype)
-        return ClientHabits(rounds, fell, rose)
-
     def kept(self, name: str, update: Tensor, tau: float) -> Tensor:
-        """Return which entries of an update are consistent with the rounds so far, bool, flat."""
-        same = torch.where(update > 0, self.fell[name], self.rose[name])
-        # 0.1 · 30 is a little above 3 in binary; the share 3 of 30 is meant to meet τ = 0.1.
-        return same >= math.ceil(tau * self.rounds - 1e-9)
+        """Return which entries of an update have C_k > τ, bool, flat; all where nothing is known.
+
+        Parameters
+        ----------
+        name : str
+            The array.
+        update : Tensor
+            Δ_k of the array in the round that comes after those counted, flat.
+        tau : float
+            τ.
+        """
+        if self.rounds == 0:
+            return torch.ones_like(update, dtype=torch.bool)
+        # 0.3 · 10 may be a little below 3 in binary; 3 of 10 rounds are not more than τ = 0.3.
+        most = math.floor(tau * self.rounds + 1e-9)
+        return ((update > 0) & (self.fell[name] > most)) | ((update < 0) & (self.rose[name] > most))
+
+
+def observed(
+    habits: ClientHabits,
+    global_model: Mapping[str, Tensor],
+    trained: Mapping[str, Tensor],
+    tau: float,
+) -> tuple[ClientHabits, float]:
+    """Return a client's counts with one more round, and d_k of what is kept of its update.
+
+    Parameters
+    ----------
+    habits : ClientHabits
+        Its counts so far.
+    global_model, trained : Mapping[str, Tensor]
+        w and w_k.
+    tau : float
+        τ.
+    """
+    rounds, distance = habits.rounds + 1, 0.0
+    dtype = _counter_dtype(rounds)
+    fell, rose = {}, {}
+    for name in trainable_names(global_model):
+        update = update_of(global_model[name], trained[name])
+        fell[name] = _counted(habits.fell.get(name), update > 0, dtype)
+        rose[name] = _counted(habits.rose.get(name), update < 0, dtype)
+        update.mul_(habits.kept(name, update, tau))
+        distance += float(torch.linalg.vector_norm(update))
+    return ClientHabits(rounds, fell, rose), distance
 
 
 def _counted(before: Tensor | None, happened: Tensor, dtype: torch.dtype) -> Tensor:
     once = happened.to(dtype)
-    return once if before is None else before.to(dtype) + once
+    return once if before is None else once.add_(before)
 
 
 def _counter_dtype(rounds: int) -> torch.dtype:
@@ -80,73 +100,28 @@ def _counter_dtype(rounds: int) -> torch.dtype:
     return torch.int16 if rounds <= torch.iinfo(torch.int16).max else torch.int32
 
 
-def _trainable(model: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, kind in kinds_of(model).items():
-        if kind is TensorKind.TRAINABLE:
-            yield name, model[name]
+def average_weight(rounds: int, beta: float) -> float:
+    """Return what p is after some rounds in each of which d was the average of the participants.
 
-
-class KeptUpdates(Mapping[str, Tensor]):
-    """A trained model without what is inconsistent in its update: those entries are w's.
-
-    Parameters
-    ----------
-    global_model : Mapping[str, Tensor]
-        w.
-    trained : Mapping[str, Tensor]
-        w_k.
-    habits : ClientHabits
-        The client's counts, this round's included.
-    tau : float
-        τ.
+    1 + Σ_{s=1}^{rounds} (1 − (1−β)^s), in units of p at the beginning.
     """
-
-    def __init__(
-        self,
-        global_model: Mapping[str, Tensor],
-        trained: Mapping[str, Tensor],
-        habits: ClientHabits,
-        tau: float,
-    ) -> None:
-        self._global_model = global_model
-        self._trained = trained
-        self._habits = habits
-        self._tau = tau
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Return one tensor, computed when it is asked for and not kept."""
-        trained = self._trained[name]
-        if name not in self._habits.fell:
-            return trained
-        start = self._global_model[name]
-        kept = self._habits.kept(name, update_of(start, trained), self._tau)
-        return torch.where(kept.reshape(start.shape), trained, start)
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
-        return iter(self._trained)
-
-    def __len__(self) -> int:
-        """Return the number of tensors."""
-        return len(self._trained)
+    return 1.0 + sum(1.0 - (1.0 - beta) ** age for age in range(1, rounds + 1))
 
 
 @dataclass(frozen=True, eq=False)
 class FedHEALMemory:
-    """What FedHEAL carries from round to round.
+    """What FedHEAL carries from round to round, by client.
 
     Attributes
     ----------
     habits : Mapping[int, ClientHabits]
-        By client.
-    shares : ClientShares
-        p.
-    momenta : Mapping[int, float]
-        δp_k, by client.
+        What C_k is counted from.
+    weights, momenta : Mapping[int, float]
+        p_k and δp_k, in units of p_k at the beginning.
     """
 
     habits: Mapping[int, ClientHabits] = field(default_factory=dict)
-    shares: ClientShares = field(default_factory=ClientShares)
+    weights: Mapping[int, float] = field(default_factory=dict)
     momenta: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -156,23 +131,38 @@ class FedHEAL(ScreenedStrategy):
     Chen, Huang, Ye, "Fair Federated Learning under Domain Skew with Local Consistency and Domain
     Diversity", CVPR 2024, arXiv 2405.16585. With Δ_k = w − w_k over the trainable arrays:
 
-    *Parameter update consistency.* C_k of an entry is the share of client k's rounds, this one
-    included, in which the entry moved in the direction it moves in now. Entries with C_k < τ are
-    discarded: Δ̃_k is 0 there, Δ_k elsewhere.
+    *Parameter update consistency.* C_k of an entry is the share of client k's earlier rounds in
+    which the entry moved in the direction it moves in now. Entries with C_k > τ are kept, the
+    others discarded; in a client's first round all are kept. M_k is 1 where an entry is kept, 0
+    elsewhere, and Δ̃_k = M_k Δ_k.
 
-    *Weights.* With d_k = ‖Δ̃_k‖, the distance of the client's model to the global one,
+    *Weights.* d_k = Σ_l ‖Δ̃_k,l‖ over the arrays l, the distance of the client's model to the
+    global one, and
 
-        δp_k ← (1−β) δp_k + β d_k² / Σ_j d_j²
-        p_k ← normalise(p_k + δp_k)
-        w ← w − Σ_k p_k Δ̃_k
+        δp_k ← (1−β) δp_k + β d_k / Σ_j d_j
+        p_k ← p_k + δp_k
 
-    Choices of this package, where the paper may differ: the present round counts in C_k, so nothing
-    is discarded in a client's first round. An entry that did not move counts for neither direction.
-    p begins equal, δp at 0. Running statistics and counters are not masked, have no part in d_k,
-    and are averaged with p. Where all d_k are 0, equal shares take the place of d_k² / Σ d². Where
-    not all clients take part, p is divided anew among the participants, whose sum stays with them;
-    absent clients keep p_k, δp_k and their counts, and a client that is seen first comes in with
-    the average p.
+    *Aggregation.* Each entry is averaged over those who keep it; where nobody does, w stays:
+
+        w ← w − Σ_k p_k Δ̃_k / Σ_k p_k M_k
+
+    Elsewhere (in the reported weights, in the mean of running statistics and counters) a client
+    counts p_k / Σ_j p_j.
+
+    The formulas are this package's reading of the published method; it was not compared with a run
+    of the authors' own program. Choices of this package:
+
+    * p_k begins with 1/N, δp_k with 0, and the round's own d_k is in the p_k it is summed with.
+    * The defaults of τ and β are to be tuned for a data set.
+    * An entry that does not move in a round has no direction in it: it is discarded after the
+      client's first round, and the round counts for neither direction.
+    * Running statistics and counters have no M_k and no part in d_k.
+    * Where all d_k are 0, equal shares take the place of d_k / Σ d.
+    * Where not all clients take part, N is the number of participants, and sums run over them. p
+      grows with every round of a client, so it is divided by what a client of average d would have
+      in as many rounds (`average_weight`), lest those who are drawn more often count more; with
+      full participation this changes nothing. Absent clients keep p_k, δp_k and their counts, and
+      a client that is seen first counts as the average one does, but for its δp_k.
 
     The counts take two bytes a parameter and client in memory and in checkpoints (four after 255
     rounds of a client).
@@ -180,11 +170,10 @@ class FedHEAL(ScreenedStrategy):
     Parameters
     ----------
     tau : float (default: 0.3)
-        τ in [0, 1]. 0 keeps everything; above ½ also entries are discarded that move as often
-        one way as the other.
+        τ in [0, 1). 0 discards only what never went its present way before; from ½ on also entries
+        are discarded that move as often one way as the other.
     beta : float (default: 0.4)
-        β in [0, 1], momentum of the weights. 0: they stay equal. τ and β are to be tuned for a
-        data set.
+        β in [0, 1], momentum of the weights. 0: they stay equal.
     train_loss_key : str (default: "train_loss")
         MetricRecord key of the training loss; recorded, not needed.
     **options : FedAvgOptions
@@ -207,6 +196,8 @@ class FedHEAL(ScreenedStrategy):
         **options: Unpack[FedAvgOptions],
     ) -> None:
         self.tau = number_in("tau", tau, 0.0, 1.0)
+        if self.tau == 1.0:
+            raise ValueError("tau=1 would discard everything after the first round: choose less")
         self.beta = number_in("beta", beta, 0.0, 1.0)
         super().__init__(train_loss_key=train_loss_key, **options)
         self.memory = FedHEALMemory()
@@ -219,40 +210,44 @@ class FedHEAL(ScreenedStrategy):
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
     ) -> tuple[RoundWeights, FedHEALMemory]:
-        """Discard what is inconsistent, and weight by distance."""
-        memory = self.memory
-        habits = {
-            result.client: memory.habits.get(result.client, ClientHabits()).after(
-                global_model, result.tensors
+        """Keep what is consistent, and weight by distance."""
+        clients = [result.client for result in results]
+        before = {client: self.memory.habits.get(client, ClientHabits()) for client in clients}
+        habits, distances = {}, []
+        for result in results:
+            after, distance = observed(
+                before[result.client], global_model, result.tensors, self.tau
             )
-            for result in results
-        }
-        kept = {
-            result.client: KeptUpdates(
-                global_model, result.tensors, habits[result.client], self.tau
-            )
-            for result in results
-        }
-        distances = squared_norms(
-            global_model, [ClientResult(client, tensors) for client, tensors in kept.items()]
-        )
-        clients = list(kept)
-        momenta = {
-            client: (1.0 - self.beta) * memory.momenta.get(client, 0.0) + self.beta * share
-            for client, share in zip(clients, normalised(distances), strict=True)
-        }
-        weights = normalised(
+            habits[result.client] = after
+            distances.append(distance)
+        momenta, weights = self._moved(clients, normalised(distances))
+        shares = normalised(
             [
-                share + momenta[client]
-                for client, share in zip(clients, memory.shares.of(clients), strict=True)
+                weights[client] / average_weight(habits[client].rounds, self.beta)
+                for client in clients
             ]
         )
-        after = FedHEALMemory(
-            habits={**memory.habits, **habits},
-            shares=memory.shares.moved(clients, weights),
-            momenta={**memory.momenta, **momenta},
+
+        def kept(client: int, name: str, update: Tensor) -> Tensor:
+            return before[client].kept(name, update, self.tau)
+
+        memory = FedHEALMemory(
+            habits={**self.memory.habits, **habits},
+            weights={**self.memory.weights, **weights},
+            momenta={**self.memory.momenta, **momenta},
         )
-        return RoundWeights.of_mean(weights, kept), after
+        return RoundWeights.of_mean(shares, kept), memory
+
+    def _moved(
+        self, clients: Sequence[int], distance_shares: Sequence[float]
+    ) -> tuple[dict[int, float], dict[int, float]]:
+        """Return δp_k and p_k after the round, from d_k / Σ d."""
+        momenta, weights = {}, {}
+        for client, share in zip(clients, distance_shares, strict=True):
+            momentum = self.memory.momenta.get(client, 0.0)
+            momenta[client] = (1.0 - self.beta) * momentum + self.beta * len(clients) * share
+            weights[client] = self.memory.weights.get(client, 1.0) + momenta[client]
+        return momenta, weights
 
     def remember(self, memory: FedHEALMemory) -> None:
         """Take the memory of the next round."""
@@ -264,7 +259,7 @@ class FedHEAL(ScreenedStrategy):
         memory = self.memory
         nested = {
             **state,
-            "shares": memory.shares.to_dict(),
+            "weights": {str(client): weight for client, weight in memory.weights.items()},
             "momenta": {str(client): momentum for client, momentum in memory.momenta.items()},
             "client_rounds": {str(client): one.rounds for client, one in memory.habits.items()},
         }
@@ -294,7 +289,7 @@ class FedHEAL(ScreenedStrategy):
                     )
                     for client, rounds in state["client_rounds"].items()
                 },
-                shares=ClientShares.from_dict(state["shares"]),
+                weights={int(client): float(one) for client, one in state["weights"].items()},
                 momenta={int(client): float(one) for client, one in state["momenta"].items()},
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, squared_norms
-from fedpw_flwr.baselines.screened import FedAvgOptions, ScreenedStrategy
+from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
+from fedpw_flwr.baselines.screened import FedAvgOptions
 from fedpw_flwr.baselines.settings import Rescale, checked_rescale, number_in
 
 __all__ = ["QFedAvg", "q_weights"]
@@ -23,7 +24,7 @@ _LEAST_LOSS = 1e-10
 """Added to every loss, as Flower and the paper's authors do: a loss of 0 has no power below 0."""
 
 
-class QFedAvg(ScreenedStrategy):
+class QFedAvg(LossWeightedStrategy):
     """q-FedAvg.
 
     Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020,
@@ -34,11 +35,15 @@ class QFedAvg(ScreenedStrategy):
         h_k = q F_k^{q−1} ‖Δw_k‖² + L F_k^q
         w ← w − Σ_k Δ_k / Σ_k h_k
 
-    F_k is the mean training loss that client k reports. Running statistics and counters are no
-    part of Δw_k or its norm: they are averaged with the weights F_k^q / Σ_j F_j^q, in proportion to
-    what the clients' updates count. The weights c_k = L F_k^q / Σ_j h_j that are reported sum to
-    less than 1 for q > 0: the step is shorter than an average, by 1 + q L ‖w − w_k‖² / F_k for
-    clients that are alike. At q = 0 this is `EqualFedAvg`.
+    F_k is the loss of w, the model that arrives at client k, over its training data, with
+    ``train_loss_key="initial_loss"``, as in conf/strategy; by default it is what every client can
+    report, the mean over its local steps, which end elsewhere than at w.
+
+    Running statistics and counters are no part of Δw_k or its norm: they are averaged with the
+    weights F_k^q / Σ_j F_j^q, in proportion to what the clients' updates count. The weights
+    c_k = L F_k^q / Σ_j h_j that are reported sum to less than 1 for q > 0: the step is shorter than
+    an average, by 1 + q L ‖w − w_k‖² / F_k for clients that are alike. At q = 0 this is
+    `EqualFedAvg`.
 
     After many local steps ‖w − w_k‖² is large, and the paper's step may be too short to train by:
     q is to be tuned for a local training, or ``rescale="mean"`` takes the step
@@ -53,7 +58,9 @@ class QFedAvg(ScreenedStrategy):
     rescale : "none" | "mean" (default: "none")
         Length of a step: the paper's, or that of a weighted mean.
     train_loss_key : str (default: "train_loss")
-        MetricRecord key under which clients report their mean training loss.
+        MetricRecord key of the loss. The default is the mean over a client's local steps, which
+        any client can report; ``"initial_loss"``, the method's own, has to be reported by clients
+        that are asked for it (`LossWeightedStrategy`), as those of this package's app do.
     **options : FedAvgOptions
         As in Flower's FedAvg.
 
@@ -64,8 +71,6 @@ class QFedAvg(ScreenedStrategy):
     ValueError
         If `client_learning_rate` is not positive, `q` is negative, or `rescale` is neither.
     """
-
-    needs_loss = True
 
     def __init__(
         self,

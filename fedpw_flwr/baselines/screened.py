@@ -252,7 +252,7 @@ class ScreenedStrategy(ScreenedFedAvg):
             )
         except MissingLossError as error:
             raise MissingLossError(
-                f"{type(self).__name__} weights clients by their mean training loss, and no client "
+                f"{type(self).__name__} weights clients by their loss, and no client "
                 f"reports the metric {self.train_loss_key!r}: let the clients return it, or name "
                 f"the one they report with train_loss_key"
             ) from error

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, weights_by_examples
-from fedpw_flwr.baselines.screened import FedAvgOptions, ScreenedStrategy
+from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
+from fedpw_flwr.baselines.screened import FedAvgOptions
 from fedpw_flwr.baselines.settings import number_in
 
 __all__ = ["TERM", "tilted_weights"]
 
 
-class TERM(ScreenedStrategy):
+class TERM(LossWeightedStrategy):
     """Tilted empirical risk minimisation over clients.
 
     Li, Beirami, Sanjabi, Smith, "Tilted Empirical Risk Minimization", ICLR 2021. The objective is
@@ -28,15 +29,19 @@ class TERM(ScreenedStrategy):
 
         λ_k ∝ n_k exp(t ℓ_k),     w ← w − Σ_k λ_k Δ_k,     Δ_k = w − w_k.
 
-    ℓ_k is the mean training loss that client k reports; equal n_k where no client reports them.
-    At t = 0 this is FedAvg.
+    ℓ_k is f_k(w), the loss of the model that arrives at client k over its training data, with
+    ``train_loss_key="initial_loss"``, as in conf/strategy; by default it is what every client can
+    report, the mean over its local steps, which end elsewhere than at w. Equal n_k where no client
+    reports them. At t = 0 this is FedAvg.
 
     Parameters
     ----------
     t : float (default: 0.1)
         The tilt, any finite number: above 0 it favours large losses, below 0 small ones.
     train_loss_key : str (default: "train_loss")
-        MetricRecord key under which clients report their mean training loss.
+        MetricRecord key of the loss. The default is the mean over a client's local steps, which
+        any client can report; ``"initial_loss"``, the method's own, has to be reported by clients
+        that are asked for it (`LossWeightedStrategy`), as those of this package's app do.
     **options : FedAvgOptions
         As in Flower's FedAvg.
 
@@ -48,7 +53,6 @@ class TERM(ScreenedStrategy):
         If `t` is not finite.
     """
 
-    needs_loss = True
     needs_examples = True
 
     def __init__(

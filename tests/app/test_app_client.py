@@ -14,6 +14,7 @@ from app_federation import (
     OVERRIDES,
     RUN_ID,
     TRAINING_PICTURES,
+    AppGrid,
     client_context,
     experiment,
     initial_arrays,
@@ -21,12 +22,21 @@ from app_federation import (
     over_the_wire,
     payloads,
 )
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedpw_flwr.app.client_app import app
+from fedpw_flwr.app.recording import client_metrics
 from fedpw_flwr.experiment.configuration import ConfigurationError
 from fedpw_flwr.training.evaluation import evaluate
 from fedpw_flwr.training.loop import client_generator, train
+
+DROPOUT = OVERRIDES.replace(
+    "model=cnn model.width=4",
+    "model=cnn ~model.width model._target_=dropout_model.DropoutModel ~model.normalisation",
+)
+"""A model that draws random numbers while it trains."""
+
+BATCHNORM = OVERRIDES.replace("model=cnn", "model=resnet10")
 
 
 def train_reply(
@@ -34,10 +44,13 @@ def train_reply(
     arrays: ArrayRecord | None = None,
     server_round: int = 1,
     overrides: str = OVERRIDES,
+    asked_for_initial_loss: bool = False,
 ) -> Message:
     sent = initial_arrays(overrides) if arrays is None else arrays
-    message = over_the_wire(message_to(client, sent, "train", server_round))
-    return over_the_wire(app(message, client_context(client, overrides=overrides)))
+    message = message_to(client, sent, "train", server_round)
+    if asked_for_initial_loss:
+        message.content["config"]["report-initial-loss"] = True
+    return over_the_wire(app(over_the_wire(message), client_context(client, overrides=overrides)))
 
 
 def evaluate_reply(client: int, arrays: ArrayRecord) -> Message:
@@ -59,7 +72,7 @@ def test_a_training_reply_has_the_names_shapes_and_dtypes_that_were_sent(model: 
 
 
 def test_counters_of_batchnorm_stay_integers_and_count_the_batches() -> None:
-    overrides = OVERRIDES.replace("model=cnn", "model=resnet10") + " client.batch_size=8"
+    overrides = f"{BATCHNORM} client.batch_size=8"
 
     arrays = train_reply(0, overrides=overrides).content["arrays"]
 
@@ -127,15 +140,11 @@ def test_the_same_question_gives_the_same_bits_whatever_ran_before_in_the_proces
 
 
 def test_a_model_that_draws_random_numbers_gives_the_same_bits_too() -> None:
-    overrides = OVERRIDES.replace(
-        "model=cnn model.width=4",
-        "model=cnn ~model.width model._target_=dropout_model.DropoutModel ~model.normalisation",
-    )
     torch.manual_seed(1)
-    first = train_reply(0, overrides=overrides).content["arrays"]
+    first = train_reply(0, overrides=DROPOUT).content["arrays"]
     torch.manual_seed(2)
-    second = train_reply(0, overrides=overrides).content["arrays"]
-    other_round = train_reply(0, server_round=2, overrides=overrides).content["arrays"]
+    second = train_reply(0, overrides=DROPOUT).content["arrays"]
+    other_round = train_reply(0, server_round=2, overrides=DROPOUT).content["arrays"]
 
     assert payloads(second) == payloads(first)
     assert payloads(other_round) != payloads(first)
@@ -149,6 +158,66 @@ def test_another_round_partition_or_seed_gives_other_arrays() -> None:
     assert payloads(train_reply(1, arrays).content["arrays"]) != reply
     other_seed = train_reply(0, arrays, overrides=f"{OVERRIDES} seed=1")
     assert payloads(other_seed.content["arrays"]) != reply
+
+
+def initial_losses(overrides: str, arrays: ArrayRecord) -> list[float]:
+    """The loss of a model over every client's training pictures, as they are."""
+    built = experiment(overrides)
+    model = built.new_model()
+    model.load_state_dict(arrays.to_torch_state_dict())
+    return [
+        evaluate(model, share.train, mean=built.data.mean, std=built.data.std, device="cpu").loss
+        for share in built.shares
+    ]
+
+
+@pytest.mark.parametrize("client", [0, 3, 7])
+def test_a_client_that_is_asked_reports_the_loss_of_the_model_it_received(client: int) -> None:
+    # Running statistics that say something: those of a model that was trained.
+    arrays = train_reply(1, overrides=BATCHNORM).content["arrays"]
+
+    reply = train_reply(client, arrays, 2, BATCHNORM, asked_for_initial_loss=True)
+
+    metrics = reply.content["metrics"]
+    assert set(metrics) == {"initial_loss", "train_loss", "num-examples"}
+    assert metrics["initial_loss"] == initial_losses(BATCHNORM, arrays)[client]
+    assert metrics["initial_loss"] != metrics["train_loss"]
+
+
+@pytest.mark.parametrize("overrides", [OVERRIDES, BATCHNORM, DROPOUT])
+def test_a_client_that_is_asked_trains_to_the_same_bits(overrides: str) -> None:
+    arrays = train_reply(1, overrides=overrides).content["arrays"]
+
+    plain = train_reply(0, arrays, 2, overrides).content
+    asked = train_reply(0, arrays, 2, overrides, asked_for_initial_loss=True).content
+    after = train_reply(0, arrays, 2, overrides).content
+
+    assert payloads(asked["arrays"]) == payloads(plain["arrays"]) == payloads(after["arrays"])
+    assert asked["metrics"]["train_loss"] == plain["metrics"]["train_loss"]
+    assert after["metrics"] == plain["metrics"]
+
+
+@pytest.mark.parametrize("strategy", ["afl", "term", "qfedavg"])
+def test_methods_of_losses_are_given_those_of_the_model_they_sent(strategy: str) -> None:
+    overrides = f"{OVERRIDES} strategy={strategy}"
+    deciding = experiment(overrides).new_strategy(client_metrics)
+    grid, arrays = AppGrid(overrides=overrides), initial_arrays(overrides)
+    for server_round in (1, 2):
+        sent = arrays
+        messages = list(deciding.configure_train(server_round, sent, ConfigRecord(), grid))
+        trained, metrics = deciding.aggregate_train(server_round, grid.send_and_receive(messages))
+        assert trained is not None
+        assert metrics is not None
+        arrays = trained
+        assert metrics["client-id"] == list(range(NUM_CLIENTS))
+        assert metrics["client-loss"] == initial_losses(overrides, sent)
+        # What a run records as its training loss is the mean over local steps, for every method.
+        local_losses = [
+            train_reply(client, sent, server_round, overrides).content["metrics"]["train_loss"]
+            for client in range(NUM_CLIENTS)
+        ]
+        sizes = [TRAINING_PICTURES[domain] for domain in DOMAIN_OF_CLIENT]
+        assert metrics["train_loss"] == pytest.approx(np.average(local_losses, weights=sizes))
 
 
 def test_a_reply_does_not_share_memory_with_the_worker_s_model() -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from baselines_federation import BUILDS
+from baselines_federation import BUILDS, MODEL, ClientsGrid, array_record, client_of, drawn
+from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from fedpw_flwr.experiment.configuration import compose_configuration
-
-RIVALS = [name for name in BUILDS if name != "fedavg"]
+from fedpw_flwr.experiment.configuration import compose_configuration, config_folder
+from fedpw_flwr.strategy.draws import Draws
 
 SET_OTHERWISE = {"qfedavg": {"q": 1.0, "rescale": "mean"}}
 """Where the class is the paper's, and the file what learns in many local steps."""
+
+ALL = sorted(path.stem for path in (config_folder() / "strategy").glob("*.yaml"))
 
 
 def settings_of(name: str, overrides: str = "") -> dict[str, object]:
@@ -25,7 +27,7 @@ def settings_of(name: str, overrides: str = "") -> dict[str, object]:
     return {str(key): value for key, value in settings.items()}
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", BUILDS)
 def test_every_rival_names_itself_and_can_be_built(name: str) -> None:
     settings = settings_of(name)
     assert settings.pop("name") == name
@@ -34,7 +36,7 @@ def test_every_rival_names_itself_and_can_be_built(name: str) -> None:
     assert (strategy.fraction_train, strategy.fraction_evaluate) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize("name", [name for name in RIVALS if name != "fedprox"])
+@pytest.mark.parametrize("name", [name for name in BUILDS if name != "fedprox"])
 def test_its_file_shows_all_its_settings_with_their_defaults(name: str) -> None:
     settings = settings_of(name)
     parameters = inspect.signature(get_class(str(settings["_target_"])).__init__).parameters
@@ -55,3 +57,24 @@ def test_q_fedavg_takes_the_clients_learning_rate() -> None:
 
 def test_fedprox_has_a_term() -> None:
     assert settings_of("fedprox")["proximal_mu"] == 0.01
+
+
+@pytest.mark.parametrize("name", ["afl", "term", "qfedavg"])
+def test_a_method_of_losses_takes_that_of_the_model_that_arrives(name: str) -> None:
+    assert settings_of(name)["train_loss_key"] == "initial_loss"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_all_methods_of_a_comparison_train_the_same_clients(name: str) -> None:
+    """Who is drawn follows from the seed and the round, whatever the file in conf/strategy."""
+    grid = ClientsGrid({200 - 7 * one: client_of(drawn, one) for one in range(8)})
+    settings = settings_of(name, "strategy.fraction_train=0.5")
+    del settings["name"]
+    strategy = instantiate(settings)
+    strategy.sampling.asks_identities = True
+    strategy.sampling.draws = Draws(seed=3)
+    for server_round in range(1, 5):
+        messages = strategy.configure_train(server_round, array_record(MODEL), ConfigRecord(), grid)
+        asked = {message.metadata.dst_node_id for message in messages}
+        drawn_clients = Draws(seed=3).draw("train", server_round, range(8), 4)
+        assert asked == {200 - 7 * one for one in drawn_clients}

@@ -1,6 +1,8 @@
-"""Claims about FedHEAL: inconsistent entries are dropped, and distance brings weight."""
+"""Claims about FedHEAL: who discards an entry has no say in it, and distance brings weight."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -21,82 +23,137 @@ from baselines_federation import (
 )
 
 from fedpw_flwr.baselines import EqualFedAvg, FedHEAL
-from fedpw_flwr.baselines.fedheal import ClientHabits
+from fedpw_flwr.baselines.fedheal import ClientHabits, average_weight, observed
 
 
 def after_rounds(
     strategy: FedHEAL, rounds: dict[int, list[Local]]
-) -> tuple[list[np.ndarray], list]:
-    """The trained arrays after each round, and the weights."""
-    arrays, models, weights = array_record(MODEL), [], []
+) -> tuple[np.ndarray, list[list[float]]]:
+    """What each round took from the trained arrays, and its weights."""
+    arrays, models, weights = array_record(MODEL), [flat(MODEL)], []
     for server_round in rounds:
         arrays, metrics = train_round(strategy, grid_of(rounds), arrays, server_round)
         models.append(flat(ndarrays(arrays)))
-        weights.append(metrics["client-weight"])
-    return models, weights
+        listed = metrics["client-weight"]
+        assert isinstance(listed, list)
+        weights.append([float(one) for one in listed])
+    return -np.diff(models, axis=0), weights
 
 
-def test_three_rounds_worked_out_by_hand() -> None:
-    """One client, τ = 0.6: the first entry falls, falls, rises (1 of 3: dropped); the second rises,
-    falls (1 of 2: dropped), falls (2 of 3: kept); the third does not move, falls (1 of 2: dropped),
-    falls (2 of 3: kept); the fourth always falls."""
+def test_what_a_client_keeps_worked_out_by_hand() -> None:
+    """τ = 0.6, shares of earlier rounds. Round 2: the first and the last entry fall as in 1 of 1;
+    the second fell in 0 of 1, and so did the third, which did not move. Round 3: the first rose in
+    0 of 2; the second and third fell in 1 of 2; the last in 2 of 2. Round 4: the first three fell
+    in 2 of 3; the last does not move."""
     rounds = {
         1: [local([1, -1, 0, 1])],
         2: [local([1, 1, 1, 1])],
         3: [local([-1, 1, 1, 1])],
+        4: [local([1, 1, 1, 0])],
     }
     strategy = FedHEAL(tau=0.6, min_train_nodes=1, min_available_nodes=1)
-    models, _ = after_rounds(strategy, rounds)
-    steps = -np.diff([flat(MODEL), *models], axis=0)[:, :4]
-    np.testing.assert_allclose(steps, [[1, -1, 0, 1], [1, 0, 0, 1], [0, 1, 1, 1]], atol=1e-6)
+    steps, _ = after_rounds(strategy, rounds)
+    expected = [[1, -1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 1], [1, 1, 1, 0]]
+    np.testing.assert_allclose(steps[:, :4], expected, atol=1e-6)
 
 
-def test_weights_of_two_rounds_worked_out_by_hand() -> None:
-    """β = 0.4, d² = 1 and 3: δp = 0.1, 0.3; p = normalise(0.6, 0.8) = 3/7, 4/7.
+def test_an_entry_is_averaged_over_those_who_keep_it() -> None:
+    """Both keep the first and the last; client 1 discards the second, where client 0 alone is not
+    halved; nobody keeps the third, which stays."""
+    same = local([1, 1, 1, 1])
+    rounds = {1: [same, same], 2: [local([4, 4, -4, 4]), local([2, -2, -2, 2])]}
+    steps, _ = after_rounds(FedHEAL(tau=0.6, beta=0.0), rounds)
+    np.testing.assert_allclose(steps[1, :4], [3, 4, 0, 3], atol=1e-6)
 
-    Then d² = 3 and 1: δp = 0.6·(0.1, 0.3) + 0.4·(3/4, 1/4) = 0.36, 0.28, and p is to be divided by
-    1 + 0.64.
+
+def test_two_rounds_with_weights_worked_out_by_hand() -> None:
+    """β = 0.4. Round 1: d = ‖(3, 4)‖ + ‖(0, 1)‖ = 6 and 1 + 1 = 2, so in units of 1/N
+    δp = 0.8 · (3/4, 1/4) = 0.6, 0.2 and p = 1.6, 1.2: weights 4/7, 3/7.
+
+    Round 2: d = 1 + 1 = 2 and 6 + 0 = 6; δp = 0.6 · (0.6, 0.2) + 0.8 · (1/4, 3/4) = 0.56, 0.72 and
+    p = 2.16, 1.92: weights 9/17, 8/17. Both move the first entry; the second and the sixth are
+    moved by client 0 alone.
     """
-    one, three = local([1, 0, 0, 0]), local([0, 1, 1, 1])
-    strategy = FedHEAL(tau=0.0, beta=0.4)
-    _, weights = after_rounds(strategy, {1: [one, three], 2: [three, one]})
-    assert weights[0] == pytest.approx([3 / 7, 4 / 7])
-    assert weights[1] == pytest.approx([(3 / 7 + 0.36) / 1.64, (4 / 7 + 0.28) / 1.64])
-    assert strategy.memory.momenta == pytest.approx({0: 0.36, 1: 0.28})
+    rounds = {
+        1: [local([3, 4, 0, 0], (0, 1)), local([1, 0, 0, 0], (1, 0))],
+        2: [local([0.6, 0.8, 0, 0], (0, 1)), local([6, 0, 0, 0])],
+    }
+    strategy = FedHEAL(tau=0.3, beta=0.4)
+    steps, weights = after_rounds(strategy, rounds)
+    assert weights[0] == pytest.approx([4 / 7, 3 / 7])
+    first = [(4 * 3 + 3 * 1) / 7, 4 * 4 / 7, 0, 0, 3 / 7, 4 / 7]
+    np.testing.assert_allclose(steps[0], first, atol=1e-6)
+    assert weights[1] == pytest.approx([9 / 17, 8 / 17])
+    second = [(9 * 0.6 + 8 * 6) / 17, 0.8, 0, 0, 0, 1]
+    np.testing.assert_allclose(steps[1], second, atol=1e-6)
+    assert strategy.memory.momenta == pytest.approx({0: 0.56, 1: 0.72})
+    assert strategy.memory.weights == pytest.approx({0: 2.16, 1: 1.92})
 
 
 def test_the_distance_is_that_of_what_was_kept() -> None:
-    """In round 2 client 1 turns round altogether: all of its update is dropped, d_1 = 0."""
+    """In round 2 client 1 turns round altogether, so d_1 = 0. β = 1: p = 2, 2, then 4, 2."""
     ahead, back = local([1, 1, 1, 1]), local([-5, -5, -5, -5])
     strategy = FedHEAL(tau=0.6, beta=1.0)
-    models, weights = after_rounds(strategy, {1: [ahead, ahead], 2: [ahead, back]})
-    assert weights[1] == pytest.approx([0.75, 0.25])  # ½ + 1 and ½ + 0, of 2
-    np.testing.assert_allclose(models[0][:4] - models[1][:4], 0.75, atol=1e-6)
+    steps, weights = after_rounds(strategy, {1: [ahead, ahead], 2: [ahead, back]})
+    assert weights == [pytest.approx([1 / 2, 1 / 2]), pytest.approx([2 / 3, 1 / 3])]
+    np.testing.assert_allclose(steps[1, :4], 1.0, atol=1e-6)
 
 
-def test_nothing_is_dropped_in_the_first_round() -> None:
+def plainly(
+    rounds: Mapping[int, list[Local]], tau: float, beta: float
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The docstring's formulas on whole histories in double precision, all clients taking part."""
+    clients = len(rounds[1])
+    p, momentum = np.full(clients, 1 / clients), np.zeros(clients)
+    past: list[np.ndarray] = []
+    steps, weights = [], []
+    for locals_ in rounds.values():
+        updates = np.stack([one.flat() for one in locals_])
+        kept = np.ones_like(updates, dtype=bool)
+        if past:
+            same = np.mean([np.sign(one) == np.sign(updates) for one in past], axis=0)
+            kept = (same > tau) & (updates != 0)
+        past.append(updates)
+        masked = kept * updates
+        # body.weight and body.bias
+        d = np.array([np.linalg.norm(one[:4]) + np.linalg.norm(one[4:]) for one in masked])
+        share = d / d.sum() if d.any() else np.full(clients, 1 / clients)
+        momentum = (1 - beta) * momentum + beta * share
+        p = p + momentum
+        counted = p @ kept
+        steps.append(np.divide(p @ masked, counted, np.zeros(6), where=counted > 0))
+        weights.append(p / p.sum())
+    return steps, weights
+
+
+@pytest.mark.parametrize(("tau", "beta"), [(0.0, 0.4), (0.3, 0.4), (0.55, 1.0), (0.9, 0.1)])
+def test_many_rounds_are_those_of_the_plain_formulas(tau: float, beta: float) -> None:
+    rounds = {now: [drawn(one, now) for one in range(4)] for now in range(1, 9)}
+    expected_steps, expected_weights = plainly(rounds, tau, beta)
+    steps, weights = after_rounds(FedHEAL(tau=tau, beta=beta), rounds)
+    np.testing.assert_allclose(steps, expected_steps, atol=1e-6)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-5)
+
+
+def test_nothing_is_discarded_in_the_first_round() -> None:
     clients = [drawn(one, 1) for one in range(4)]
     expected, _ = one_round(EqualFedAvg(), *clients)
-    model, _ = one_round(FedHEAL(tau=1.0, beta=0.0), *clients)
+    model, _ = one_round(FedHEAL(tau=0.99, beta=0.0), *clients)
     np.testing.assert_allclose(flat(model), flat(expected), rtol=1e-6)
 
 
-def test_without_threshold_and_momentum_it_is_equal_fedavg() -> None:
-    rounds = {
-        server_round: [drawn(one, server_round) for one in range(4)] for server_round in (1, 2, 3)
-    }
-    models, weights = after_rounds(FedHEAL(tau=0.0, beta=0.0), rounds)
-    arrays = array_record(MODEL)
-    for server_round, model in zip(rounds, models, strict=True):
-        arrays, _ = train_round(EqualFedAvg(), grid_of(rounds), arrays, server_round)
-        np.testing.assert_allclose(model, flat(ndarrays(arrays)), rtol=1e-6)
-    np.testing.assert_allclose(weights, 0.25)
+def test_clients_that_never_turn_make_it_equal_fedavg_without_momentum() -> None:
+    ahead = [local([1, 2, -3, 4], (1, 1)), local([2, 1, -1, 1], (3, 2))]
+    rounds = dict.fromkeys((1, 2, 3), ahead)
+    steps, weights = after_rounds(FedHEAL(tau=0.99, beta=0.0), rounds)
+    np.testing.assert_allclose(steps, [(ahead[0].flat() + ahead[1].flat()) / 2] * 3, atol=1e-6)
+    np.testing.assert_allclose(weights, 0.5)
 
 
-def test_statistics_and_counters_are_never_dropped() -> None:
+def test_statistics_and_counters_are_never_discarded() -> None:
     there = local([1, 1, 1, 1], mean=(0.25, 0), batches=2)
     back = local([-1, -1, -1, -1], mean=(-0.25, 0), batches=2)
-    strategy, rounds = FedHEAL(tau=1.0), {1: [there] * 2, 2: [back] * 2}
+    strategy, rounds = FedHEAL(tau=0.9), {1: [there] * 2, 2: [back] * 2}
     arrays = array_record(MODEL)
     for server_round in rounds:
         arrays, _ = train_round(strategy, grid_of(rounds), arrays, server_round)
@@ -114,11 +171,31 @@ def test_an_absent_client_keeps_weight_momentum_and_counts() -> None:
     present = ClientsGrid({node: clients[node] for node in (100, 102)})
     train_round(strategy, present, arrays, 2)
     after = strategy.memory
-    assert after.shares.weights[1] == before.shares.weights[1]
+    assert after.weights[1] == before.weights[1]
     assert after.momenta[1] == before.momenta[1]
     assert after.habits[1] is before.habits[1]
     assert [after.habits[one].rounds for one in range(3)] == [2, 1, 2]
-    assert sum(after.shares.weights.values()) == pytest.approx(3.0)
+
+
+def test_who_is_drawn_more_often_does_not_count_more() -> None:
+    """Clients whose updates are as long as the others' count equally, in their tenth round and in
+    their first."""
+    strategy, arrays = FedHEAL(), array_record(MODEL)
+    often, too, rare = (client_of(lambda who, now: local([1, 1, 1, 1]), one) for one in range(3))
+    for server_round in range(1, 10):
+        grid = ClientsGrid({100: often, 101: too})
+        arrays, _ = train_round(strategy, grid, arrays, server_round)
+    _, metrics = train_round(strategy, ClientsGrid({100: often, 102: rare}), arrays, 10)
+    assert metrics["client-weight"] == pytest.approx([0.5, 0.5])
+    assert strategy.memory.weights[0] > 5 * strategy.memory.weights[2]
+
+
+def test_what_an_average_client_accumulates_worked_out_by_hand() -> None:
+    """β = 0.4: δp = 0.4, 0.64, 0.784."""
+    assert [average_weight(rounds, 0.4) for rounds in range(4)] == pytest.approx(
+        [1.0, 1.4, 2.04, 2.824]
+    )
+    assert average_weight(100, 0.0) == 1.0
 
 
 @pytest.mark.parametrize(("rounds", "dtype"), [(255, torch.uint8), (256, torch.int16)])
@@ -126,27 +203,29 @@ def test_counts_take_a_larger_type_before_they_overflow(rounds: int, dtype: torc
     start, trained = {"weight": torch.zeros(3)}, {"weight": torch.tensor([-1.0, 1.0, 0.0])}
     habits = ClientHabits()
     for _ in range(rounds):
-        habits = habits.after(start, trained)
+        habits, _ = observed(habits, start, trained, 0.3)
     assert habits.fell["weight"].dtype == habits.rose["weight"].dtype == dtype
     assert habits.fell["weight"].tolist() == [rounds, 0, 0]
     assert habits.rose["weight"].tolist() == [0, rounds, 0]
 
 
-@pytest.mark.parametrize("tenths", range(1, 11))
+@pytest.mark.parametrize("tenths", range(10))
 @pytest.mark.parametrize("rounds", [10, 30, 110])
-def test_a_threshold_is_met_by_the_share_it_names(tenths: int, rounds: int) -> None:
-    """3 of 10 rounds meet τ = 0.3, 2 of 10 do not, whatever 0.3 is in binary."""
-    enough = tenths * rounds // 10
+def test_a_share_has_to_be_above_the_threshold(tenths: int, rounds: int) -> None:
+    """4 of 10 rounds are more than τ = 0.3, 3 of 10 are not, whatever 0.3 is in binary."""
+    even = tenths * rounds // 10
     habits = ClientHabits(
         rounds,
-        {"weight": torch.tensor([enough, enough - 1, 0, 0], dtype=torch.uint8)},
-        {"weight": torch.tensor([0, 0, enough, enough - 1], dtype=torch.uint8)},
+        {"weight": torch.tensor([even + 1, even, 0, 0], dtype=torch.uint8)},
+        {"weight": torch.tensor([0, 0, even + 1, even], dtype=torch.uint8)},
     )
     update = torch.tensor([0.1, 0.1, -0.1, -0.1])
     assert habits.kept("weight", update, tenths / 10).tolist() == [True, False, True, False]
 
 
-@pytest.mark.parametrize("wrong", [{"tau": 1.1}, {"tau": -0.1}, {"beta": 1.5}, {"beta": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"tau": 1.0}, {"tau": 1.1}, {"tau": -0.1}, {"beta": 1.5}, {"beta": -1.0}]
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FedHEAL(**wrong)  # type: ignore[arg-type]
