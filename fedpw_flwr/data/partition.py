@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -239,9 +239,14 @@ class ByDomain(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class _ByLabel(Partition):
-    """Clients of a domain differ in the classes they hold; all training pictures are given out."""
+    """Clients of a domain differ in the classes that they hold."""
 
     def _divide(self, domain: Domain, seed: int) -> list[NDArray[np.int64]]:
+        return self._drawn(domain, seed, self._partitioner)
+
+    def _drawn(
+        self, domain: Domain, seed: int, build: Callable[[int], Partitioner]
+    ) -> list[NDArray[np.int64]]:
         import numpy as np
 
         source = np.random.SeedSequence([seed, *domain.name.encode()])
@@ -251,18 +256,14 @@ class _ByLabel(Partition):
         # What the partitioners refuse is mostly bad luck, and they give up soon.
         for draw in dividing.generate_state(_DRAWS):
             try:
-                partitioner = self._partitioner(int(draw))
                 with warnings.catch_warnings(action="ignore"):
-                    return _divided(partitioner, shuffled, domain, self.clients_per_domain)
+                    return _divided(build(int(draw)), shuffled, domain, self.clients_per_domain)
             except ValueError as error:
                 failure = error
         raise ValueError(
             f"the {len(domain.train)} training pictures of domain {domain.name!r} cannot be "
-            f"divided among {self.clients_per_domain} clients: {self._advice(failure)}"
+            f"divided among {self.clients_per_domain} clients: {failure}"
         ) from failure
-
-    def _advice(self, failure: ValueError | None) -> str:
-        return str(failure)
 
     @abstractmethod
     def _partitioner(self, seed: int) -> Partitioner:
@@ -273,7 +274,8 @@ class _ByLabel(Partition):
 class Dirichlet(_ByLabel):
     """Each class is divided in shares drawn from a Dirichlet distribution, Dir(α).
 
-    Clients that have more than the average already get nothing of further classes.
+    Clients that have more than the average already get nothing of further classes. All pictures are
+    given out.
 
     Parameters
     ----------
@@ -282,7 +284,9 @@ class Dirichlet(_ByLabel):
     alpha : float (default: 0.1)
         α, above 0: small values give most of a class to few clients.
     min_pictures : int (default: 10)
-        Pictures that each client has at least; the division is drawn again until it is so.
+        Pictures that each client has at least. The division is drawn again until it is so; where no
+        draw comes to it, as among 100 clients of a small set, the clients that have too few get
+        the rest at random from those that have most.
 
     Raises
     ------
@@ -300,22 +304,46 @@ class Dirichlet(_ByLabel):
         if self.min_pictures < 1:
             raise ValueError(f"min_pictures must be at least 1, got {self.min_pictures}")
 
+    def _divide(self, domain: Domain, seed: int) -> list[NDArray[np.int64]]:
+        if len(domain.train) < self.clients_per_domain * self.min_pictures:
+            raise ValueError(
+                f"the {len(domain.train)} training pictures of domain {domain.name!r} are too few "
+                f"for {self.clients_per_domain} clients with partition.min_pictures="
+                f"{self.min_pictures} each: lower that, or have fewer clients"
+            )
+        try:
+            return super()._divide(domain, seed)
+        except ValueError:
+            divided = self._drawn(domain, seed, lambda draw: self._of_at_least(0, draw))
+            return self._topped_up(divided, seed)
+
+    def _topped_up(self, divided: list[NDArray[np.int64]], seed: int) -> list[NDArray[np.int64]]:
+        """Move pictures from the clients that have most to those that have too few."""
+        import numpy as np
+
+        rng = np.random.default_rng([seed, len(divided)])
+        for client in range(len(divided)):
+            while (missing := self.min_pictures - len(divided[client])) > 0:
+                richest = max(range(len(divided)), key=lambda one: len(divided[one]))
+                spare = len(divided[richest]) - self.min_pictures
+                moved = rng.permutation(divided[richest])[: min(missing, spare)]
+                divided[client] = np.concatenate([divided[client], moved])
+                divided[richest] = divided[richest][~np.isin(divided[richest], moved)]
+        return divided
+
     def _partitioner(self, seed: int) -> Partitioner:
+        return self._of_at_least(self.min_pictures, seed)
+
+    def _of_at_least(self, pictures: int, seed: int) -> Partitioner:
         from flwr_datasets.partitioner import DirichletPartitioner
 
         return DirichletPartitioner(
             num_partitions=self.clients_per_domain,
             partition_by="label",
             alpha=self.alpha,
-            min_partition_size=self.min_pictures,
+            min_partition_size=pictures,
             self_balancing=True,
             seed=seed,
-        )
-
-    def _advice(self, failure: ValueError | None) -> str:
-        return (
-            f"no draw gave each of them partition.min_pictures={self.min_pictures}. Lower that, "
-            f"raise partition.alpha={self.alpha:g}, or have fewer clients"
         )
 
 
@@ -323,7 +351,8 @@ class Dirichlet(_ByLabel):
 class Pathological(_ByLabel):
     """Each client holds only so many classes (Pat-1: one, Pat-2: two).
 
-    The first class of client k is k modulo the number of classes, the others are drawn.
+    The first class of client k is k modulo the number of classes, the others are drawn. All
+    pictures are given out, because every class must have a client.
 
     Parameters
     ----------
@@ -335,7 +364,7 @@ class Pathological(_ByLabel):
     Raises
     ------
     ValueError
-        If a number is out of range.
+        If a number is out of range; when dividing, if a class would be nobody's.
     """
 
     classes_per_client: int
@@ -346,6 +375,21 @@ class Pathological(_ByLabel):
             raise ValueError(
                 f"classes_per_client must be at least 1, got {self.classes_per_client}"
             )
+
+    def _divide(self, domain: Domain, seed: int) -> list[NDArray[np.int64]]:
+        divided = super()._divide(domain, seed)
+        labels = domain.train.labels.numpy()
+        held = {int(label) for places in divided for label in set(labels[places].tolist())}
+        nobodys = sorted(set(labels.tolist()) - held)
+        if nobodys:
+            raise ValueError(
+                f"{len(nobodys)} of the {len(nobodys) + len(held)} classes of domain "
+                f"{domain.name!r} would be no client's, as class {nobodys[0]}, and could not be "
+                f"learned: {self.clients_per_domain} clients hold "
+                f"{self.classes_per_client} each; raise partition.clients_per_domain to the "
+                "number of classes, or partition.classes_per_client"
+            )
+        return divided
 
     def _partitioner(self, seed: int) -> Partitioner:
         from flwr_datasets.partitioner import PathologicalPartitioner
@@ -364,7 +408,8 @@ class Shards(_ByLabel):
     """Pictures are sorted by class and cut into shards, of which each client gets some at random.
 
     The division of McMahan et al., "Communication-Efficient Learning of Deep Networks from
-    Decentralized Data" (AISTATS 2017), who give two shards a client.
+    Decentralized Data" (AISTATS 2017), who give two shards a client. Of pictures that are too few
+    for one more shard each, nobody holds any.
 
     Parameters
     ----------

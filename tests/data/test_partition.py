@@ -191,9 +191,28 @@ def test_a_smaller_alpha_gives_clients_fewer_of_the_classes() -> None:
     assert held[0.1] > 0.4 > 0.2 > held[100.0]
 
 
-def test_a_dirichlet_division_that_cannot_be_drawn_says_what_to_change() -> None:
-    partition = Dirichlet(clients_per_domain=50, alpha=0.01, min_pictures=10)
-    with pytest.raises(ValueError, match=r"partition\.min_pictures=10.*partition\.alpha=0\.01"):
+def test_a_dirichlet_division_of_too_few_pictures_says_what_to_change() -> None:
+    partition = Dirichlet(clients_per_domain=50, alpha=0.01, min_pictures=11)
+    with pytest.raises(ValueError, match=r"partition\.min_pictures=11.*fewer clients"):
+        partition.split(_labelled(50), seed=0)
+
+
+def test_where_no_draw_gives_every_client_enough_the_largest_top_up_the_smallest() -> None:
+    partition = Dirichlet(clients_per_domain=50, alpha=0.01, min_pictures=9)
+    shares = partition.split(_labelled(50), seed=0)
+    sizes = [len(share.train) for share in shares]
+    assert min(sizes) == 9
+    assert sum(sizes) == 500
+    numbers = [number for share in shares for number in _numbers(share)]
+    assert len(set(numbers)) == 500
+    again = partition.split(_labelled(50), seed=0)
+    assert [_numbers(share) for share in again] == [_numbers(share) for share in shares]
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_pathological_division_leaves_no_class_to_nobody(classes: int) -> None:
+    partition = Pathological(clients_per_domain=4, classes_per_client=classes)
+    with pytest.raises(ValueError, match=r"of the 10 classes.*no client's"):
         partition.split(_labelled(50), seed=0)
 
 
