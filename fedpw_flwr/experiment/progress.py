@@ -2,11 +2,12 @@
 
 The server writes one line a round to `metrics.jsonl`; the command reads it, because the two are
 different processes and the file is there anyway. On a terminal that is a bar with the figures that
-matter for fairness, in a pipe or a CI log one plain line a round. A run that is profiled says at
-its end where the time went.
+matter for fairness, in a pipe or a CI log one plain line a round: between domains, or, where there
+is one only, between the clients. A run that is profiled says at its end where the time went.
 """
 
 import json
+import statistics
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -193,10 +194,15 @@ def _percent(value: object) -> str:
 
 
 def _figures(record: Mapping[str, Any]) -> str:
-    """Describe a round: mean accuracy, spread between domains and the worst domain, in percent."""
+    """Describe a round: mean accuracy, spread between domains and the worst domain, in percent.
+
+    With one domain these are the clients' own, beside the accuracy on the test set.
+    """
     mean, spread = _percent(record.get("mean_accuracy")), _percent(record.get("std_accuracy"))
     worst = _percent(record.get("worst_accuracy"))
     accuracy = record.get("accuracy")
+    if isinstance(accuracy, dict) and len(accuracy) == 1:
+        return f"test set {mean} %{_clients_figures(record.get('client_accuracy'))}"
     known = {
         str(domain): number
         for domain, value in (accuracy.items() if isinstance(accuracy, dict) else ())
@@ -204,3 +210,16 @@ def _figures(record: Mapping[str, Any]) -> str:
     }
     named = f" ({min(known, key=lambda domain: known[domain])})" if known else ""
     return f"mean {mean} %  spread {spread}  worst {worst} %{named}"
+
+
+def _clients_figures(accuracy: object) -> str:
+    """Describe how the clients fare on their own test pictures; empty where they have none."""
+    known = [_number(value) for value in accuracy] if isinstance(accuracy, list) else []
+    values = [value for value in known if value is not None and 0 <= value <= 1]
+    if not values:
+        return ""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return (
+        f"  clients: mean {_percent(statistics.fmean(values))} %  spread {_percent(spread)}  "
+        f"worst {_percent(min(values))} %"
+    )

@@ -80,7 +80,8 @@ class ClientFigures:
     id, domain : list[int], list[str]
         Who the client is and which domain its data come from.
     weight : list[float]
-        Aggregation weights; they sum to 1.
+        Aggregation weights, as the strategy reports them. They sum to 1, except where they also say
+        how far the server steps (FedMGDA+, q-FedAvg); `weight_shares` always do.
     p, q : list[float] | None (default: None)
         Direction and loss terms; None where the strategy has none (FedAvg).
     drop_rate : list[float] | None (default: None)
@@ -107,6 +108,14 @@ class ClientFigures:
         lengths = {name: len(values) for name, values in vars(self).items() if values is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the clients' lists must have one entry a client, got {lengths}")
+
+    @property
+    def weight_shares(self) -> list[float]:
+        """The weights divided by their sum; all NaN where that is not a positive number."""
+        total = sum(self.weight)
+        if not 0 < total < math.inf:
+            return [math.nan] * len(self.weight)
+        return [weight / total for weight in self.weight]
 
     def to_json(self) -> dict[str, Any]:
         """Return the strict JSON form; lists that are None are left out."""
@@ -268,6 +277,12 @@ class RunSummary:
         angle in degrees (`fedpw_flwr.fairness.FairnessReport`); None where they keep none.
     versions : dict[str, str | None]
         Versions of Python and of the packages that decide the figures; None if not installed.
+    data_digest : str | None (default: None)
+        SHA-256 of the pictures that were divided among the clients: runs of one configuration but
+        different ones stood on different files. None where an older version did not record it.
+    package : str | None (default: None)
+        Version of this package and the beginning of a digest of its code, such as
+        ``"0.1.0+1a2b3c4d5e6f"``; None likewise.
     """
 
     strategy: str
@@ -285,10 +300,19 @@ class RunSummary:
     failed: int
     clients: dict[str, float | None] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
+    data_digest: str | None = None
+    package: str | None = None
 
     @classmethod
     def of_run(
-        cls, records: Sequence[RoundRecord], *, config_text: str, strategy: str, seed: int
+        cls,
+        records: Sequence[RoundRecord],
+        *,
+        config_text: str,
+        strategy: str,
+        seed: int,
+        data_digest: str | None = None,
+        package: str | None = None,
     ) -> Self:
         """Summarise the rounds of a run.
 
@@ -302,6 +326,8 @@ class RunSummary:
             Name of the strategy.
         seed : int
             The run's seed.
+        data_digest, package : str | None, str | None (default: None)
+            As in the attributes.
 
         Raises
         ------
@@ -330,6 +356,8 @@ class RunSummary:
             failed=sum(record.failed or 0 for record in records),
             clients=_client_fairness(records[-1]),
             versions=installed_versions(),
+            data_digest=data_digest,
+            package=package,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -349,6 +377,8 @@ class RunSummary:
             "failed": int(self.failed),
             **({} if self.clients is None else {"clients": dict(self.clients)}),
             "versions": dict(self.versions),
+            **({} if self.data_digest is None else {"data_digest": self.data_digest}),
+            **({} if self.package is None else {"package": self.package}),
         }
 
     @classmethod
@@ -370,6 +400,8 @@ class RunSummary:
             failed=int(summary.get("failed", 0)),
             clients=dict(summary["clients"]) if "clients" in summary else None,
             versions=dict(summary["versions"]),
+            data_digest=_text(summary.get("data_digest")),
+            package=_text(summary.get("package")),
         )
 
 
@@ -416,6 +448,10 @@ def _number(value: float) -> float | None:
 
 def _float(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _spread_to_json(spread: Spread) -> dict[str, float | None]:

@@ -20,6 +20,7 @@ from fedpw_flwr.experiment.comparison.command import compare, main
 from fedpw_flwr.experiment.comparison.history import History
 from fedpw_flwr.experiment.comparison.runs import find_runs
 from fedpw_flwr.experiment.comparison.tensorboard import scalars_of_round
+from fedpw_flwr.experiment.holdings import ClientHolding, Holdings
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary
 from fedpw_flwr.experiment.run_folder import RunFolder
 
@@ -35,6 +36,8 @@ def write_run(
     domains: Sequence[str] = DOMAINS,
     tested_clients: bool = False,
     finished: bool = True,
+    data_digest: str | None = None,
+    package: str | None = None,
     **strategy_keys: float,
 ) -> RunFolder:
     """Write a run of three rounds as the server writes one; the last domain is 20 points worse."""
@@ -62,7 +65,7 @@ def write_run(
                 accuracy,
                 dict.fromkeys(domains, 1.5),
                 train_loss=1.0,
-                clients=ClientFigures([0, 1], [domains[0], domains[-1]], [0.6, 0.4])
+                clients=ClientFigures([0, 1], [domains[0], domains[-1]], [0.06, 0.04])
                 if number
                 else None,
                 client_accuracy=[level, level / 2] if tested_clients else None,
@@ -71,7 +74,14 @@ def write_run(
         folder.append_round(records[-1])
     if finished:
         folder.write_summary(
-            RunSummary.of_run(records, config_text=text, strategy=strategy, seed=seed)
+            RunSummary.of_run(
+                records,
+                config_text=text,
+                strategy=strategy,
+                seed=seed,
+                data_digest=data_digest,
+                package=package,
+            )
         )
     return folder
 
@@ -257,6 +267,69 @@ def test_left_out_runs_are_in_the_page_and_on_the_terminal(
         assert re.search(rf"left out, \w+: {runs / name} ", printed)
 
 
+def test_a_failed_run_below_the_folders_is_listed_with_its_error(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(runs / "deeper" / "failed").mark_failed("finished:failed", "ValueError: too few")
+    text = compare([runs]).read_text(encoding="utf-8")
+    assert "| ../deeper/failed | failed | ValueError: too few |" in text
+    assert f"left out, failed: {runs / 'deeper' / 'failed'} (" in capsys.readouterr().out
+
+
+def test_runs_on_different_pictures_have_tables_of_their_own(tmp_path: Path) -> None:
+    write_run(tmp_path / "older", "fedpw", data_digest="1a2b3c4d5e")
+    write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
+    text = compare([tmp_path]).read_text(encoding="utf-8")
+    assert re.findall(r"^## .*data=(\w+)$", text, flags=re.MULTILINE) == ["1a2b3c4d", "9f8e7d6c"]
+    assert "recorded which pictures" not in text
+
+
+def test_runs_that_did_not_record_their_pictures_are_pointed_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "older", "fedpw")
+    write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
+    text = compare([tmp_path]).read_text(encoding="utf-8")
+    assert "**Not all runs recorded which pictures they stood on**: 1 of 2 runs did not" in text
+
+
+def test_runs_of_more_than_one_state_of_the_package_are_pointed_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "fedavg", package="0.1.0+aaaa")
+    write_run(tmp_path / "b", "fedpw", package="0.1.0+aaaa")
+    said = "Made by more than one state of the package"
+    assert said not in compare([tmp_path]).read_text(encoding="utf-8")
+    write_run(tmp_path / "c", "afl", package="0.1.0+bbbb")
+    write_run(tmp_path / "d", "term")
+    assert f"**{said}**: 0.1.0+aaaa (2 runs), 0.1.0+bbbb (1 run), not recorded (1 run)." in compare(
+        [tmp_path]
+    ).read_text(encoding="utf-8")
+
+
+def test_an_unreadable_partition_makes_a_run_unreadable(runs: Path) -> None:
+    (runs / "a0" / "partition.json").write_text("[]")
+    _, (left_out,) = find_runs([runs])
+    assert (left_out.path, left_out.status) == (runs / "a0", "unreadable")
+    assert "does not say what clients hold" in left_out.reason
+
+
+def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for strategy, percent in (("fedavg", 70.0), ("collapsed", 22.0)):
+        folder = write_run(tmp_path / strategy, strategy, 0, percent)
+        folder.write_holdings(Holdings([ClientHolding("mnist", [5] * 10, [0] * 10)]))
+        client = OmegaConf.create({"client": {"epochs": 5, "batch_size": 64}})
+        configuration = OmegaConf.merge(OmegaConf.load(folder.config_file), client)
+        folder.write_config(OmegaConf.to_yaml(configuration))
+    page = compare([tmp_path])
+    text = page.read_text(encoding="utf-8")
+    assert "Local training: 5 epochs, batches of 64. Each client trains on 50 pictures." in text
+    assert "Chance: 10.0 % (10 classes)." in text
+    assert "**Near chance**, at most 15.0 % after the last round: collapsed. " in text
+    assert "| collapsed (near chance) | 1 | 22.00 | 2.00 | 12.00 |" in text
+    assert "| fedavg | 1 | **70.00** | **50.00** | **60.00** | **14.14** |" in text
+    assert {row["chance"] for row in rows(page.parent / "comparison.csv")} == {"10.0"}
+    assert "chance: 10.0 %" in capsys.readouterr().out
+
+
 def test_methods_run_with_different_seeds_or_versions_are_pointed_out(runs: Path) -> None:
     write_run(runs / "c", "fedavg", 2)
     other = runs / "a0" / "summary.json"
@@ -272,7 +345,9 @@ def test_clients_own_tests_have_tables_of_their_own(tmp_path: Path) -> None:
     page = compare([tmp_path])
     text = page.read_text(encoding="utf-8")
     assert "### Global model on the test set, last round" in text
-    assert "### Global model on every client's own test data, mean of the last 5 rounds" in text
+    # The runs have three rounds, fewer than the five that are averaged by default.
+    assert "### Global model on every client's own test data, mean of the last 3 rounds" in text
+    assert "last 5" not in text
     row = rows(page.parent / "comparison.csv")[1]
     assert float(row["last_round.clients.mean"]) == pytest.approx(52.5)
     assert float(row["last_round.clients.worst_10"]) == pytest.approx(35)
@@ -311,6 +386,38 @@ def test_a_comparison_can_be_made_again_and_is_the_same(page: Path) -> None:
     assert compare([page.parents[1]]) == page
     assert [file.read_bytes() for file in files] == before
     assert not list(page.parent.glob(".*"))
+
+
+def test_pictures_that_only_an_earlier_comparison_had_are_removed_and_no_others(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", domains=["usps"])
+    page = compare([tmp_path])
+    settings = [folder for folder in page.parent.iterdir() if folder.is_dir()]
+    assert len(settings) == 2
+    other = settings[0] / "weights_of_somebody_else.png"
+    other.write_bytes(b"")
+    compare([tmp_path / "a"], output=page.parent)
+    assert {path.name for path in page.parent.glob("*.png")} == {
+        *("fairness.png", "curves.png", "domains.png", "rounds_to_target.png", "weights.png")
+    }
+    assert [path for folder in settings for path in folder.glob("*")] == [other]
+    assert not settings[1].exists()
+    compare([tmp_path / "b"], output=page.parent)
+    assert {path.name for path in page.parent.glob("*.png")} == {
+        *("curves.png", "rounds_to_target.png", "weights.png")
+    }
+
+
+def test_a_page_that_shows_pictures_elsewhere_costs_none_of_them(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs" / "a").path
+    (folder / "weights.png").write_bytes(b"")
+    output = tmp_path / "runs" / "comparison"
+    output.mkdir()
+    (output / "comparison.md").write_text("![a run's](../a/weights.png)\n")
+    compare([folder], output=output)
+    assert (folder / "weights.png").exists()
 
 
 # ------------------------------------------------------------------------------------- refusals
@@ -376,7 +483,9 @@ def test_scalars_of_a_round_are_its_figures_losses_and_weights(tmp_path: Path) -
     assert scalars["domains/mean"] == pytest.approx(60)
     assert scalars["clients/worst_10"] == pytest.approx(35)
     assert (scalars["loss/mnist"], scalars["train_loss"]) == (1.5, 1.0)
-    assert (scalars["weight/client_0"], scalars["weight/client_1"]) == (0.6, 0.4)
+    # Shares, where the weights also say how far the server steps.
+    assert scalars["weight/client_0"] == pytest.approx(0.6)
+    assert scalars["weight/client_1"] == pytest.approx(0.4)
     assert all(math.isfinite(value) for value in scalars.values())
 
 

@@ -87,6 +87,26 @@ def test_a_target_is_reached_by_the_first_round_at_or_above_it() -> None:
     assert history.first_reached("domains.mean", 75.1) is None
 
 
+def test_the_initial_model_reaches_no_target() -> None:
+    history = History.of_rounds([record(number, {"a": 0.5}) for number in range(3)])
+    assert history.first_reached("domains.mean", 40.0) == 1
+
+
+def test_weights_that_say_how_far_the_server_steps_are_drawn_as_shares() -> None:
+    short = ClientFigures([0, 1, 2], ["a", "a", "b"], [0.03, 0.01, 0.01])
+    nothing = ClientFigures([0, 1, 2], ["a", "a", "b"], [0.0, 0.0, 0.0])
+    history = History.of_rounds(
+        [
+            record(number, {"a": 0.1, "b": 0.1}, clients=clients)
+            for number, clients in enumerate((short, nothing), start=1)
+        ]
+    )
+    np.testing.assert_allclose(history.domain_weights["a"], [1.2, math.nan])
+    np.testing.assert_allclose(history.domain_weights["b"], [0.6, math.nan])
+    np.testing.assert_allclose(history.client_weights["largest"], [1.8, math.nan])
+    np.testing.assert_allclose(history.client_weights["smallest"], [0.6, math.nan])
+
+
 def test_weights_are_relative_to_the_equal_share_of_the_round() -> None:
     four = ClientFigures([0, 1, 2, 3], ["a", "a", "b", "b"], [0.4, 0.3, 0.2, 0.1])
     two = ClientFigures([0, 2], ["a", "b"], [0.5, 0.5])

@@ -22,7 +22,7 @@ from fedpw_flwr.experiment.comparison.pictures.draw import draw_setting, write_p
 from fedpw_flwr.experiment.comparison.pictures.fairness import fairness_figure
 from fedpw_flwr.experiment.comparison.pictures.looks import give_looks
 from fedpw_flwr.experiment.comparison.pictures.rounds_to_target import rounds_to_target_figure
-from fedpw_flwr.experiment.comparison.pictures.weights import weights_over_seeds
+from fedpw_flwr.experiment.comparison.pictures.weights import weights_figure, weights_over_seeds
 from fedpw_flwr.experiment.comparison.runs import FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Method, Setting
 from fedpw_flwr.experiment.comparison.statistics import Window, default_target, over_seeds
@@ -197,6 +197,25 @@ def test_fairness_shows_each_seed_and_the_mean_of_each_method() -> None:
         assert f"{method.label}: {mean.mean:.1f} %, STD {std.mean:.1f}" in said
 
 
+def test_fairness_says_which_method_is_near_chance() -> None:
+    # In two classes guessing gets 50 %, and what is at most 75 % counts as near.
+    base = synthetic_setting(METHODS[:2])
+    for run in base.runs:
+        run.configuration["dataset"] = {"num_classes": 2}
+    looks = give_looks([method.label for method in base.methods])
+    figure = fairness_figure(base, looks, "domains", WINDOW)
+    assert figure is not None
+    said = {text.get_text() for axes in figure.axes for text in axes.texts}
+    marked = {text.partition(":")[0] for text in said if text.endswith("(near chance)")}
+    low = {
+        method.label
+        for method in base.methods
+        if over_seeds(method, Window(1), "domains.mean").mean <= 75
+    }
+    assert marked == low
+    assert len(low) == 1
+
+
 def test_a_method_keeps_its_colour_in_every_picture() -> None:
     setting = synthetic_setting(METHODS[:6])
     looks = give_looks([method.label for method in setting.methods])
@@ -273,6 +292,19 @@ def test_weights_are_averaged_over_the_seeds_in_which_a_domain_took_part() -> No
     )
     assert absent.any()
     np.testing.assert_array_equal(np.isnan(weights["domain 0"]), absent)
+
+
+def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
+    setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30, seeds=1)
+    figure = weights_figure(setting)
+    assert figure is not None
+    _, weights = weights_over_seeds(setting.methods[0], of_clients=False)
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 30]
+    for line, values in zip(lines, weights.values(), strict=True):
+        marked = set(line.get_markevery())
+        known = {place for place, value in enumerate(values) if math.isfinite(value)}
+        assert marked == {place for place in known if not {place - 1, place + 1} & known}
+        assert marked
 
 
 def test_pictures_are_written_whole(tmp_path: Path) -> None:

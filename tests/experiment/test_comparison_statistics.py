@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from fedpw_flwr.experiment.comparison.runs import FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Method, Setting
 from fedpw_flwr.experiment.comparison.statistics import (
     Window,
+    chance_accuracy,
     default_target,
+    near_chance,
     over_seeds,
     paired_difference,
     rounds_to_target,
+    windows_of,
 )
 from fedpw_flwr.experiment.comparison.tables import (
     differences_table,
@@ -30,7 +34,9 @@ LAST = Window(1)
 MEAN = "domains.mean"
 
 
-def method(label: str, percents: Mapping[int, Sequence[float]]) -> Method:
+def method(
+    label: str, percents: Mapping[int, Sequence[float]], classes: int | None = None
+) -> Method:
     """A method whose runs had these accuracies (%) on one test set in rounds 0, 1, 2, ..."""
     runs = {}
     for seed, accuracies in percents.items():
@@ -40,7 +46,7 @@ def method(label: str, percents: Mapping[int, Sequence[float]]) -> Method:
         ]
         runs[seed] = FinishedRun(
             path=Path(f"/runs/{label}_{seed}"),
-            configuration={},
+            configuration={} if classes is None else {"dataset": {"num_classes": classes}},
             summary=RunSummary.of_run(records, config_text="", strategy=label, seed=seed),
             history=History.of_rounds(records),
             finished_at=0.0,
@@ -52,8 +58,8 @@ def setting(*methods: Method) -> Setting:
     return Setting("a setting", "a-setting", ("only",), methods)
 
 
-def finals(label: str, *percents: float) -> Method:
-    return method(label, {seed: [10.0, value] for seed, value in enumerate(percents)})
+def finals(label: str, *percents: float, classes: int | None = None) -> Method:
+    return method(label, {seed: [10.0, value] for seed, value in enumerate(percents)}, classes)
 
 
 # ---------------------------------------------------------------------------------- over seeds
@@ -87,6 +93,46 @@ def test_the_best_method_of_each_column_is_marked_ties_too() -> None:
     assert figures_table(three, three.domain_figures, LAST).best == {(1, 2), (2, 2)}
     alone = setting(finals("a", 70.0))
     assert figures_table(alone, alone.domain_figures, LAST).best == frozenset()
+
+
+def test_a_window_has_no_more_rounds_than_the_runs() -> None:
+    short = setting(method("fedpw", {0: [10, 50, 60, 70]}))
+    assert [window.label for window in windows_of(short, 5)] == [
+        "last round",
+        "mean of the last 3 rounds",
+    ]
+    assert windows_of(short, 2) == (Window(1), Window(2))
+    assert windows_of(setting(finals("fedpw", 70)), 5) == (Window(1),)
+
+
+# -------------------------------------------------------------------------------------- chance
+
+
+def test_a_method_near_chance_is_marked_and_is_the_best_in_nothing() -> None:
+    lost, learned = finals("lost", 12, 14, classes=10), finals("learned", 15.1, 30, classes=10)
+    both = setting(lost, learned)
+    assert chance_accuracy(both) == pytest.approx(10)
+    assert [near_chance(both, one) for one in both.methods] == [True, False]
+    # A model that answers the same for every picture is as bad for everyone: its STD is the lowest.
+    (mean,) = both.domain_figures
+    low_is_good = replace(mean, higher_is_better=False)
+    table = figures_table(both, (mean, low_is_good), LAST)
+    assert [row[0] for row in table.rows] == ["lost (near chance)", "learned"]
+    assert table.best == {(1, 2), (1, 3)}
+    assert differences_table(both, learned, LAST).rows[0][0] == "lost (near chance)"
+    assert target_table(both, 11.0).best == {(1, 2)}
+
+
+def test_chance_is_not_guessed_where_the_classes_are_not_known() -> None:
+    unknown = setting(finals("a", 1.0))
+    assert math.isnan(chance_accuracy(unknown))
+    assert not near_chance(unknown, unknown.methods[0])
+
+
+def test_a_method_near_chance_sets_no_target() -> None:
+    lost = finals("lost", 12, classes=10)
+    assert math.isnan(default_target(setting(lost)))
+    assert default_target(setting(lost, finals("learned", 60))) == pytest.approx(57)
 
 
 # ---------------------------------------------------------------------------------- differences

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -65,6 +65,17 @@ def test_a_terminal_gets_a_bar_with_the_same_figures(tmp_path: Path) -> None:
         assert expected in shown
 
 
+def test_with_one_domain_the_clients_fare_is_shown_in_place_of_a_spread(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    one = {"accuracy": {"cifar10": 0.4}, "mean_accuracy": 0.4, "std_accuracy": None}
+    _append(path, _record(1, **one, client_accuracy=[0.5, 0.3, 0.1]), _record(2, **one))
+    with_clients, without = _shown(path, 2).splitlines()
+    assert with_clients.startswith(
+        "round 1/2  test set 40.0 %  clients: mean 30.0 %  spread 20.0  worst 10.0 %  2.1 s"
+    )
+    assert without.startswith("round 2/2  test set 40.0 %  2.1 s")
+
+
 def test_a_half_written_line_is_shown_once_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = RoundLines(path)
@@ -77,16 +88,19 @@ def test_a_half_written_line_is_shown_once_it_is_whole(tmp_path: Path) -> None:
     assert lines.read_new() == []
 
 
+@example(content=b"", value=float("inf"))
 @given(content=st.binary(max_size=200), value=st.one_of(st.none(), st.text(), st.floats()))
 def test_no_content_breaks_the_display(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, value: object
 ) -> None:
     path = tmp_path_factory.mktemp("progress") / "metrics.jsonl"
-    odd = dict.fromkeys((*_record(1), "quarantined", "profile"), value)
+    odd = dict.fromkeys((*_record(1), "quarantined", "profile", "client_accuracy"), value)
+    one_domain = {"accuracy": {"a": 0.5}, "client_accuracy": [value, 0.5, None]}
     half_read = _profile() | {"server": dict.fromkeys(SERVER_PHASES, value)}
     lines = [
         *(json.dumps(odd | {"round": 1}), json.dumps(_record(1, accuracy={"a": value}))),
         json.dumps(_record(3, profile=half_read)),
+        json.dumps(_record(2, **one_domain)),
     ]
     path.write_bytes("\n".join(lines).encode() + b"\n" + content)
     _shown(path, 3)

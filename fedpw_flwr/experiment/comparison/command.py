@@ -20,11 +20,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedpw_flwr.experiment.comparison.compared import ComparedSetting
 from fedpw_flwr.experiment.comparison.csv_files import write_comparison_csv, write_differences_csv
-from fedpw_flwr.experiment.comparison.markdown import ComparedSetting, write_markdown
+from fedpw_flwr.experiment.comparison.earlier_pictures import pictures_of_page, remove_pictures
+from fedpw_flwr.experiment.comparison.markdown import write_markdown
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, LeftOutRun, find_runs
 from fedpw_flwr.experiment.comparison.settings import Setting, group_runs
-from fedpw_flwr.experiment.comparison.statistics import Window, default_target
+from fedpw_flwr.experiment.comparison.statistics import (
+    chance_accuracy,
+    default_target,
+    windows_of,
+)
 from fedpw_flwr.experiment.comparison.tables import (
     UNKNOWN,
     figure_heading,
@@ -140,14 +146,15 @@ def compare(
     paths : Sequence[Path]
         Run folders, or folders that hold some at any depth.
     output : Path | None (default: None)
-        Where to write; None: ``comparison/`` in the paths' common parent.
+        Where to write; None: ``comparison/`` in the paths' common parent. Pictures there that an
+        earlier ``comparison.md`` shows and the new one does not are removed.
     against : str | None (default: None)
         Label or strategy of the method that the others are compared with; None: fedavg, or the
         first method where there is none.
     target : float | None (default: None)
         Mean accuracy in percent that rounds are counted to; None: 95 % of the best method's last.
     last : int (default: 5)
-        How many last rounds to average, at least 1.
+        How many last rounds to average, at least 1; all trained ones where there are fewer.
     tensorboard : Path | None (default: None)
         Where to write event files; None: nowhere.
     console : Console | None (default: None)
@@ -188,23 +195,25 @@ def compare(
 
     output = (output or _common_parent(paths) / FOLDER).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    windows = tuple(Window(count) for count in dict.fromkeys((1, last)))
     looks = give_looks(labels)
+    page, *tables = (
+        output / name for name in ("comparison.md", "comparison.csv", "differences.csv")
+    )
+    earlier = pictures_of_page(page)
     compared = []
     for setting in settings:
         wanted, note = _target(target, setting)
         folder = output / setting.slug if len(settings) > 1 else output
+        windows = windows_of(setting, last)
         pictures = write_pictures(folder, setting, looks, windows[-1], wanted)
-        compared.append(ComparedSetting(setting, references[setting.label], wanted, note, pictures))
-    targets = {each.setting.label: each.target for each in compared}
-    page, *tables = (
-        output / name for name in ("comparison.md", "comparison.csv", "differences.csv")
-    )
-    write_markdown(page, compared, left_out, windows)
-    write_comparison_csv(tables[0], settings, windows, targets)
-    write_differences_csv(tables[1], settings, windows, references)
+        reference = references[setting.label]
+        compared.append(ComparedSetting(setting, windows, reference, wanted, note, pictures))
+    write_markdown(page, compared, left_out)
+    write_comparison_csv(tables[0], compared)
+    write_differences_csv(tables[1], compared)
+    remove_pictures(earlier.difference(*(each.pictures for each in compared)), output)
     for each in compared:
-        _print_setting(console, each, windows[-1])
+        _print_setting(console, each)
     _print_left_out(console, left_out)
     drawn = sum(len(each.pictures) for each in compared)
     lines = [f"Tables and {drawn} pictures: {page}", *map(str, tables)]
@@ -235,13 +244,16 @@ def _common_parent(paths: Sequence[Path]) -> Path:
     return common.parent if RunFolder(common).metrics_file.exists() else common
 
 
-def _print_setting(console: Console, each: ComparedSetting, window: Window) -> None:
+def _print_setting(console: Console, each: ComparedSetting) -> None:
     """Print the figures that papers put into their main tables; the page has all."""
-    setting = each.setting
+    setting, window = each.setting, each.windows[-1]
     figures = (*setting.domain_figures, *setting.client_figures)
     shown = [figure for figure in figures if figure.key in _PRINTED]
     content = figures_table(setting, shown, window)
-    table = Table(title=f"{escape(setting.label)}\n{window.label}, %", title_justify="left")
+    chance = chance_accuracy(setting)
+    guessing = f"; chance: {chance:.1f} %" if math.isfinite(chance) else ""
+    title = f"{escape(setting.label)}\n{window.label}, %{guessing}"
+    table = Table(title=title, title_justify="left")
     headings = [figure_heading(figure, of_whom=True) for figure in shown]
     for place, heading in enumerate((*content.columns[:2], *headings)):
         table.add_column(escape(heading), justify="right" if place else "left", overflow="fold")

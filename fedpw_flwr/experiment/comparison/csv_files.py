@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from fedpw_flwr.experiment.comparison.figures import Figure
-from fedpw_flwr.experiment.comparison.settings import Method, Setting
+from fedpw_flwr.experiment.comparison.compared import ComparedSetting
+from fedpw_flwr.experiment.comparison.settings import Method
 from fedpw_flwr.experiment.comparison.statistics import (
     OverSeeds,
-    Window,
+    chance_accuracy,
     over_seeds,
     paired_difference,
     rounds_to_target,
@@ -30,11 +30,13 @@ COLUMN_NOTES: Mapping[str, str] = {
     "seed, folder": "of a run (relative to this file)",
     "seeds": "how many seeds the row stands for",
     "rounds, seconds": "number of the last round; wall-clock time of all rounds (method: mean)",
+    "chance": "accuracy in % of guessing, where the number of classes is known",
     "target": "mean accuracy in % that is to be reached",
     "reached": "how many of the seeds reached it",
     "rounds_to_target": "the first round at or above it (method: mean, where all seeds reached it)",
     "WINDOW.FIGURE": (
-        "a figure in %, points or degrees: WINDOW is `last_round` or `last_N_rounds`; FIGURE is "
+        "a figure in %, points or degrees: WINDOW is `last_round` or `last_N_rounds` (N: no more "
+        "than the setting's rounds); FIGURE is "
         "`accuracy.DOMAIN`, `domains.mean` (AVG), `domains.std`, `domains.worst`, or `clients.…` "
         "on the clients' own test data (method: mean over seeds)"
     ),
@@ -43,61 +45,41 @@ COLUMN_NOTES: Mapping[str, str] = {
 """What the columns of ``comparison.csv`` hold; an empty cell is a figure that there is not."""
 
 
-def write_comparison_csv(
-    path: Path,
-    settings: Sequence[Setting],
-    windows: Sequence[Window],
-    targets: Mapping[str, float],
-) -> None:
+def write_comparison_csv(path: Path, compared: Sequence[ComparedSetting]) -> None:
     """Write one row a method and one a run, in percent.
 
     Parameters
     ----------
     path : Path
         The file.
-    settings : Sequence[Setting]
+    compared : Sequence[ComparedSetting]
         What was compared.
-    windows : Sequence[Window]
-        Which rounds the figures are of.
-    targets : Mapping[str, float]
-        Accuracy in percent to be reached, by the settings' labels.
     """
     rows: list[Row] = []
-    for setting in settings:
-        figures = (*setting.domain_figures, *setting.client_figures)
-        for method in setting.methods:
-            target = targets[setting.label]
-            rows.append(_method_row(setting, method, figures, windows, target))
-            rows += _run_rows(setting, method, figures, windows, target, path.parent)
+    for each in compared:
+        for method in each.setting.methods:
+            rows.append(_method_row(each, method))
+            rows += _run_rows(each, method, path.parent)
     _write(path, rows)
 
 
-def write_differences_csv(
-    path: Path,
-    settings: Sequence[Setting],
-    windows: Sequence[Window],
-    references: Mapping[str, Method | None],
-) -> None:
+def write_differences_csv(path: Path, compared: Sequence[ComparedSetting]) -> None:
     """Write one row a method, window and figure: the paired difference to the reference.
 
     Parameters
     ----------
     path : Path
         The file.
-    settings : Sequence[Setting]
-        What was compared.
-    windows : Sequence[Window]
-        Which rounds the figures are of.
-    references : Mapping[str, Method | None]
-        The method that the others are compared with, by the settings' labels; None: no rows.
+    compared : Sequence[ComparedSetting]
+        What was compared; a setting without a reference has no rows.
     """
     rows: list[Row] = []
-    for setting in settings:
-        reference = references[setting.label]
+    for each in compared:
+        setting, reference = each.setting, each.reference
         for method in setting.methods:
             if reference is None or method is reference:
                 continue
-            for window in windows:
+            for window in each.windows:
                 for figure in tested_figures(setting):
                     found = paired_difference(method, reference, window, figure.key)
                     rows.append(
@@ -118,14 +100,9 @@ def write_differences_csv(
     _write(path, rows)
 
 
-def _method_row(
-    setting: Setting,
-    method: Method,
-    figures: Sequence[Figure],
-    windows: Sequence[Window],
-    target: float,
-) -> Row:
-    found = rounds_to_target(method, target)
+def _method_row(each: ComparedSetting, method: Method) -> Row:
+    setting = each.setting
+    found = rounds_to_target(method, each.target)
     row: Row = {
         "kind": "method",
         "setting": setting.label,
@@ -138,27 +115,22 @@ def _method_row(
             OverSeeds.of([run.summary.seconds for run in method.runs.values()]).mean
         ),
         "folder": "",
-        "target": _number(target),
+        "chance": _number(chance_accuracy(setting)),
+        "target": _number(each.target),
         "reached": len(found.reached),
         "rounds_to_target": _number(found.mean),
     }
-    for window in windows:
-        for figure in figures:
+    for window in each.windows:
+        for figure in (*setting.domain_figures, *setting.client_figures):
             value = over_seeds(method, window, figure.key)
             row[f"{window.key}.{figure.key}"] = _number(value.mean)
             row[f"{window.key}.{figure.key}.sd"] = _number(value.std)
     return row
 
 
-def _run_rows(
-    setting: Setting,
-    method: Method,
-    figures: Sequence[Figure],
-    windows: Sequence[Window],
-    target: float,
-    beside: Path,
-) -> Iterable[Row]:
-    reached = rounds_to_target(method, target).rounds
+def _run_rows(each: ComparedSetting, method: Method, beside: Path) -> Iterable[Row]:
+    setting = each.setting
+    reached = rounds_to_target(method, each.target).rounds
     for seed, run in method.runs.items():
         number = reached[seed]
         row: Row = {
@@ -171,12 +143,13 @@ def _run_rows(
             "rounds": run.summary.rounds,
             "seconds": _number(run.summary.seconds),
             "folder": os.path.relpath(run.path, beside),
-            "target": _number(target),
+            "chance": _number(chance_accuracy(setting)),
+            "target": _number(each.target),
             "reached": int(number is not None),
             "rounds_to_target": "" if number is None else number,
         }
-        for window in windows:
-            for figure in figures:
+        for window in each.windows:
+            for figure in (*setting.domain_figures, *setting.client_figures):
                 row[f"{window.key}.{figure.key}"] = _number(window.value(run, figure.key))
                 row[f"{window.key}.{figure.key}.sd"] = ""
         yield row

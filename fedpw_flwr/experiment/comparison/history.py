@@ -34,11 +34,11 @@ class History:
         can have it: those over clients where no client has test pictures, and all over domains but
         the mean where there is one domain.
     domain_weights : Mapping[str, FloatArray]
-        Mean aggregation weight of a domain's participants in each round, shape (R,), in units of
-        the round's equal share 1/N; NaN where none of them took part. Empty where no round recorded
-        its clients.
+        Mean share of a domain's participants in the round's aggregation weights, shape (R,), in
+        units of the equal share 1/N; NaN where none of them took part. Empty where no round
+        recorded its clients.
     client_weights : Mapping[str, FloatArray]
-        ``"largest"``, ``"median"`` and ``"smallest"`` weight of a round's participants, likewise.
+        ``"largest"``, ``"median"`` and ``"smallest"`` share of a round's participants, likewise.
     """
 
     rounds: FloatArray
@@ -76,11 +76,14 @@ class History:
         return float(trained[-count:].mean()) if len(trained) else math.nan
 
     def first_reached(self, key: str, target: float) -> int | None:
-        """Return the first round in which a figure is at or above the target; None if none is."""
+        """Return the first round in which a figure is at or above the target; None if none is.
+
+        The initial model (round 0) reached nothing by training.
+        """
         values = self.figures.get(key)
         if values is None:
             return None
-        reached = np.flatnonzero(values >= target)
+        reached = np.flatnonzero((values >= target) & (self.rounds > 0))
         return int(self.rounds[reached[0]]) if reached.size else None
 
 
@@ -151,5 +154,5 @@ def _client_weights(records: Sequence[RoundRecord]) -> dict[str, FloatArray]:
 
 
 def _relative_to_equal(clients: ClientFigures) -> FloatArray:
-    """Return weights times the number of participants, so that rounds of any size compare."""
-    return np.asarray(clients.weight, dtype=np.float64) * len(clients.weight)
+    """Return shares times the number of participants, so that rounds of any size compare."""
+    return np.asarray(clients.weight_shares, dtype=np.float64) * len(clients.weight)

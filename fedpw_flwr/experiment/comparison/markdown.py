@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from fedpw_flwr.experiment.comparison.compared import ComparedSetting
 from fedpw_flwr.experiment.comparison.csv_files import COLUMN_NOTES
+from fedpw_flwr.experiment.comparison.labels import counted, held_pictures, local_training
 from fedpw_flwr.experiment.comparison.runs import LeftOutRun
-from fedpw_flwr.experiment.comparison.settings import Method, Setting
-from fedpw_flwr.experiment.comparison.statistics import Window
+from fedpw_flwr.experiment.comparison.settings import Setting
+from fedpw_flwr.experiment.comparison.statistics import (
+    chance_accuracy,
+    chance_limit,
+    near_chance,
+)
 from fedpw_flwr.experiment.comparison.tables import (
     Table,
     differences_table,
@@ -23,7 +28,7 @@ from fedpw_flwr.experiment.comparison.tables import (
 )
 from fedpw_flwr.experiment.run_folder import atomic_file
 
-__all__ = ["ComparedSetting", "write_markdown"]
+__all__ = ["write_markdown"]
 
 HOW_TO_READ = (
     "Accuracies are in percent. *a ± b* is mean and standard deviation (ddof = 1) over seeds; "
@@ -32,36 +37,8 @@ HOW_TO_READ = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class ComparedSetting:
-    """A setting with what the page says about it.
-
-    Attributes
-    ----------
-    setting : Setting
-        Its runs.
-    reference : Method | None
-        The method that the others are compared with; None if it was not run here.
-    target : float
-        Mean accuracy in percent that methods race to; NaN where there is none.
-    target_note : str
-        Where the target comes from.
-    pictures : Mapping[Path, str]
-        Captions by the pictures' files.
-    """
-
-    setting: Setting
-    reference: Method | None
-    target: float
-    target_note: str
-    pictures: Mapping[Path, str]
-
-
 def write_markdown(
-    path: Path,
-    compared: Sequence[ComparedSetting],
-    left_out: Sequence[LeftOutRun],
-    windows: Sequence[Window],
+    path: Path, compared: Sequence[ComparedSetting], left_out: Sequence[LeftOutRun]
 ) -> None:
     """Write the page.
 
@@ -73,27 +50,22 @@ def write_markdown(
         At least one setting.
     left_out : Sequence[LeftOutRun]
         Runs that are in no table; the page begins with them.
-    windows : Sequence[Window]
-        Which rounds the tables are about.
     """
-    text = "\n\n".join(_page(path.parent, compared, left_out, windows))
+    text = "\n\n".join(_page(path.parent, compared, left_out))
     with atomic_file(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def _page(
-    folder: Path,
-    compared: Sequence[ComparedSetting],
-    left_out: Sequence[LeftOutRun],
-    windows: Sequence[Window],
+    folder: Path, compared: Sequence[ComparedSetting], left_out: Sequence[LeftOutRun]
 ) -> Iterator[str]:
     runs = sum(len(each.setting.runs) for each in compared)
-    yield f"# Comparison of {_count(runs, 'run')}"
+    yield f"# Comparison of {counted(runs, 'run')}"
     yield HOW_TO_READ
     if left_out:
         yield from _left_out(folder, left_out)
     for each in compared:
-        yield from _setting(folder, each, windows)
+        yield from _setting(folder, each)
     yield "## Columns of comparison.csv"
     yield "\n".join(f"* `{name}`: {note}" for name, note in COLUMN_NOTES.items())
     yield (
@@ -105,7 +77,7 @@ def _page(
 def _left_out(folder: Path, left_out: Sequence[LeftOutRun]) -> Iterator[str]:
     counts = Counter(run.status for run in left_out)
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    yield f"**Left out: {_count(len(left_out), 'run')}** ({said})."
+    yield f"**Left out: {counted(len(left_out), 'run')}** ({said})."
     # Messages name files by their whole path, which nobody else has.
     rows = tuple(
         (_relative(run.path, folder), run.status, run.reason.replace(f"{run.path}/", ""))
@@ -114,18 +86,19 @@ def _left_out(folder: Path, left_out: Sequence[LeftOutRun]) -> Iterator[str]:
     yield _table(Table(("run", "why", "what happened"), rows), figures=False)
 
 
-def _setting(folder: Path, each: ComparedSetting, windows: Sequence[Window]) -> Iterator[str]:
+def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
     setting = each.setting
     yield f"## {_plain(setting.label)}"
+    yield from _experiment(setting)
     yield from _circumstances(setting)
-    for window in windows:
+    for window in each.windows:
         yield f"### Global model on {_test_sets(setting)}, {window.label}"
         yield _table(figures_table(setting, setting.domain_figures, window))
     if setting.client_figures:
-        for window in windows:
+        for window in each.windows:
             yield f"### Global model on every client's own test data, {window.label}"
             yield _table(figures_table(setting, setting.client_figures, window))
-    yield from _differences(each, windows)
+    yield from _differences(each)
     if each.target == each.target:
         yield f"### Rounds to a mean accuracy of {each.target:.2f} %"
         yield f"{each.target_note} The first round at or above it: {mean_of(setting)}."
@@ -135,15 +108,32 @@ def _setting(folder: Path, each: ComparedSetting, windows: Sequence[Window]) -> 
         yield f"*{_plain(caption)}*"
 
 
-def _differences(each: ComparedSetting, windows: Sequence[Window]) -> Iterator[str]:
+def _differences(each: ComparedSetting) -> Iterator[str]:
     if each.reference is None:
         yield "The method that others were to be compared with was not run in this setting."
         return
     if len(each.setting.methods) == 1:
         return
-    for window in windows:
+    for window in each.windows:
         yield f"### Difference to {_plain(each.reference.label)}, {window.label}"
         yield _table(differences_table(each.setting, each.reference, window))
+
+
+def _experiment(setting: Setting) -> Iterator[str]:
+    """Say what the label leaves out."""
+    parts = (local_training(setting.runs[0]), held_pictures(setting.runs))
+    if any(parts):
+        yield _plain(" ".join(part for part in parts if part))
+    chance = chance_accuracy(setting)
+    if chance == chance:
+        yield f"Chance: {chance:.1f} % ({setting.classes} classes)."
+    lost = [method.label for method in setting.methods if near_chance(setting, method)]
+    if lost:
+        yield (
+            f"**Near chance**, at most {chance_limit(setting):.1f} % after the last round: "
+            f"{_plain(', '.join(lost))}. Such a model fails everyone alike, so a low STD is no "
+            "merit: these methods are not ranked."
+        )
 
 
 def _circumstances(setting: Setting) -> Iterator[str]:
@@ -165,6 +155,21 @@ def _circumstances(setting: Setting) -> Iterator[str]:
             f"{package} {' and '.join(sorted(found))}" for package, found in versions.items()
         )
         yield ("**Runs of different versions**: " if differ else "Versions: ") + said + "."
+    unknown = sum(run.summary.data_digest is None for run in setting.runs)
+    if 0 < unknown < len(setting.runs):
+        yield (
+            f"**Not all runs recorded which pictures they stood on**: {unknown} of "
+            f"{counted(len(setting.runs), 'run')} did not, and may stand on others."
+        )
+    states = Counter(run.summary.package or "not recorded" for run in setting.runs)
+    if len(states) > 1:
+        yield (
+            "**Made by more than one state of the package**: "
+            + ", ".join(
+                f"{state} ({counted(count, 'run')})" for state, count in sorted(states.items())
+            )
+            + "."
+        )
     lost = [
         f"{method.label}, seed {seed}: {run.summary.quarantined} replies that could not be used, "
         f"{run.summary.failed} failed clients"
@@ -210,7 +215,3 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(str(number) for number in numbers)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedpw_flwr.experiment.comparison.history import History
+from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.records import RunSummary
 from fedpw_flwr.experiment.run_folder import (
     CHECKPOINTS_FOLDER,
@@ -52,6 +53,8 @@ class FinishedRun:
         The figures of its rounds.
     finished_at : float
         When ``summary.json`` was written, in seconds since 1970.
+    holdings : Holdings | None (default: None)
+        Who holds what; None where the run did not record it.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class FinishedRun:
     summary: RunSummary
     history: History
     finished_at: float
+    holdings: Holdings | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def _read(path: Path) -> FinishedRun | LeftOutRun:
             summary=folder.read_summary(),
             history=History.of_rounds(records),
             finished_at=(path / SUMMARY_FILE).stat().st_mtime,
+            holdings=folder.read_holdings(),
         )
     except (RunFolderError, OSError) as error:
         return LeftOutRun(path, "unreadable", str(error))

@@ -1,9 +1,11 @@
 """Which runs can be compared: settings, the methods in each, and the seeds of a method.
 
-Runs belong to one *setting* if their configurations are the same apart from ``strategy``, ``seed``,
-``runtime``, ``resume`` and where the data lie: same data, partition, model, local training and
-rounds. Within a setting a *method* is a strategy's name; where runs of one name differ in their
-strategy's keys (a sweep over beta), every value is a method of its own.
+Runs belong to one *setting* if their configurations are the same apart from ``seed``, ``runtime``,
+``resume``, where the data lie, and ``strategy``: same data, partition, model, local training and
+rounds. How many clients a round trains is configured with the strategy, and is of the setting too.
+So are the pictures themselves: files may change under a configuration that stays the same.
+Within a setting a *method* is a strategy's name; where runs of one name differ in their strategy's
+keys (a sweep over beta), every value is a method of its own.
 """
 
 from __future__ import annotations
@@ -11,10 +13,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from fedpw_flwr.experiment.comparison.configured import (
+    differing_keys,
+    group_of,
+    method_values,
+    setting_values,
+    strategy_name,
+)
 from fedpw_flwr.experiment.comparison.figures import (
     CLIENT_FIGURES,
     DOMAIN_FIGURES,
@@ -22,16 +30,13 @@ from fedpw_flwr.experiment.comparison.figures import (
     Figure,
     accuracy_of,
 )
+from fedpw_flwr.experiment.comparison.labels import setting_label
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, FinishedRun, LeftOutRun
 
 __all__ = ["Method", "Setting", "group_runs"]
 
-_NOT_OF_THE_SETTING = ("strategy", "seed", "runtime", "resume")
-# How long a server waits and where it computes is no property of a method.
-_NOT_OF_THE_METHOD = ("name", "wait_for_clients", "when_missing", "device")
 _ABSENT = "absent"
 _MOST_DIFFERENCES = 4
-_MOST_DOMAINS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +92,17 @@ class Setting:
     def runs(self) -> list[FinishedRun]:
         """The runs of all methods."""
         return [run for method in self.methods for run in method.runs.values()]
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes of the data; None where no run says it."""
+        for run in self.runs:
+            number = group_of(run, "dataset").get("num_classes")
+            if isinstance(number, int):
+                return number
+            if run.holdings is not None and run.holdings.clients:
+                return len(run.holdings.clients[0].train)
+        return None
 
     @property
     def bases(self) -> tuple[Basis, ...]:
@@ -162,10 +178,10 @@ def group_runs(
         by_setting.setdefault(_setting_key(run), []).append(run)
     repeated: list[LeftOutRun] = []
     settings = []
-    for members in by_setting.values():
+    for members in (group for alike in by_setting.values() for group in _by_data(alike)):
         methods, older = _methods(members)
         repeated += older
-        settings.append(Setting(_base_label(members[0]), "", members[0].history.domains, methods))
+        settings.append(Setting(setting_label(members[0]), "", members[0].history.domains, methods))
     return _labelled(settings), tuple(sorted(repeated, key=lambda run: run.path))
 
 
@@ -175,59 +191,30 @@ def group_runs(
 def _setting_key(run: FinishedRun) -> str:
     # Domains and rounds of the records: a configuration may say less than it means.
     return json.dumps(
-        [_of_the_setting(run), sorted(run.history.domains), run.summary.rounds],
-        sort_keys=True,
-        default=str,
+        [setting_values(run), sorted(run.history.domains), run.summary.rounds], sort_keys=True
     )
 
 
-def _of_the_setting(run: FinishedRun) -> dict[str, Any]:
-    kept = {
-        key: value for key, value in run.configuration.items() if key not in _NOT_OF_THE_SETTING
-    }
-    return _without_places(kept)
-
-
-def _without_places(nested: Mapping[Any, Any]) -> dict[str, Any]:
-    """Leave out where data lie and how they get there; whether a folder is given may matter.
-
-    With ``archives_folder`` a data set is read from archives that need not hold all of it.
-    """
-    kept: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            kept[str(key)] = _without_places(value)
-        elif str(key).endswith("_folder"):
-            kept[str(key)] = None if value is None else "given"
-        elif key not in ("folder", "download"):
-            kept[str(key)] = value
-    return kept
-
-
-def _of_the_method(run: FinishedRun) -> dict[str, str]:
-    strategy = run.configuration.get("strategy")
-    keys = strategy if isinstance(strategy, Mapping) else {}
-    kept = {key: value for key, value in keys.items() if key not in _NOT_OF_THE_METHOD}
-    return _flat(_without_places(kept))
-
-
-def _strategy_name(run: FinishedRun) -> str:
-    strategy = run.configuration.get("strategy")
-    name = strategy.get("name") if isinstance(strategy, Mapping) else None
-    return str(name or run.summary.strategy)
+def _by_data(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """Part runs on different pictures; those that did not record theirs may be on the only ones."""
+    by_digest: dict[str | None, list[FinishedRun]] = {}
+    for run in runs:
+        by_digest.setdefault(run.summary.data_digest, []).append(run)
+    known = [digest for digest in by_digest if digest is not None]
+    return list(by_digest.values()) if len(known) > 1 else [list(runs)]
 
 
 def _methods(runs: Sequence[FinishedRun]) -> tuple[tuple[Method, ...], list[LeftOutRun]]:
     by_name: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        by_name.setdefault(_strategy_name(run), []).append(run)
+        by_name.setdefault(strategy_name(run), []).append(run)
     methods: list[Method] = []
     repeated: list[LeftOutRun] = []
     for name, members in by_name.items():
-        swept = _differing(map(_of_the_method, members))
+        swept = differing_keys(map(method_values, members))
         by_label: dict[str, list[FinishedRun]] = {}
         for run in members:
-            own = _of_the_method(run)
+            own = method_values(run)
             label = ", ".join([name, *(f"{key}={own.get(key, _ABSENT)}" for key in swept)])
             by_label.setdefault(label, []).append(run)
         for label, same in by_label.items():
@@ -266,90 +253,29 @@ def _labelled(settings: Sequence[Setting]) -> tuple[Setting, ...]:
         by_label.setdefault(setting.label, []).append(setting)
     labels: list[tuple[str, Setting]] = []
     for base, same in by_label.items():
-        contents = [_flat(_of_the_setting(setting.runs[0])) for setting in same]
-        differing = _differing(contents)[:_MOST_DIFFERENCES]
+        contents = [{"data": _data(setting), **setting_values(setting.runs[0])} for setting in same]
+        differing = differing_keys(contents)[:_MOST_DIFFERENCES]
         for setting, own in zip(same, contents, strict=True):
             suffix = [f"{key}={own.get(key, _ABSENT)}" for key in differing]
             labels.append((" · ".join([base, *suffix]), setting))
     labelled: list[Setting] = []
     for label, setting in sorted(labels, key=lambda pair: _natural(pair[0])):
         unique = _unused(label, {other.label for other in labelled}, " ({})")
-        slug = re.sub(r"[^a-z0-9.=]+", "-", unique.lower()).strip("-.")[:80].rstrip("-.")
+        words = re.sub(r"\([^)]*\)", "", unique.lower())
+        slug = re.sub(r"[^a-z0-9.=]+", "-", words).strip("-.")[:80].rstrip("-.")
         slug = _unused(slug or "setting", {other.slug for other in labelled}, "-{}")
         labelled.append(replace(setting, label=unique, slug=slug))
     return tuple(labelled)
 
 
+def _data(setting: Setting) -> str:
+    digests = [run.summary.data_digest for run in setting.runs]
+    return next((digest[:8] for digest in digests if digest is not None), "not recorded")
+
+
 def _unused(name: str, used: set[str], pattern: str) -> str:
     candidates = (name, *(name + pattern.format(number) for number in range(2, len(used) + 2)))
     return next(candidate for candidate in candidates if candidate not in used)
-
-
-def _base_label(run: FinishedRun) -> str:
-    parts = (
-        _dataset_label(run),
-        _group_label(run, "partition", ("alpha",)),
-        _clients_label(run),
-        _group_label(run, "model", ("depth", "width")),
-        f"{run.summary.rounds} rounds" if run.summary.rounds != 1 else "1 round",
-    )
-    return " · ".join(part for part in parts if part)
-
-
-def _dataset_label(run: FinishedRun) -> str:
-    dataset = _group(run, "dataset")
-    if dataset.get("name"):
-        return str(dataset["name"])
-    domains = run.history.domains
-    if len(domains) > _MOST_DOMAINS:
-        return f"{len(domains)} domains ({', '.join(domains[:3])}, …)"
-    return ", ".join(domains)
-
-
-def _group_label(run: FinishedRun, group: str, told: Sequence[str]) -> str:
-    content = _group(run, group)
-    name = str(content.get("name") or str(content.get("_target_", "")).rpartition(".")[2])
-    values = [f"{key}={content[key]}" for key in told if content.get(key) is not None]
-    return ", ".join(part for part in (name, *values) if part)
-
-
-def _clients_label(run: FinishedRun) -> str:
-    per_domain = _group(run, "partition").get("clients_per_domain")
-    if not isinstance(per_domain, int):
-        return ""
-    return f"{per_domain * len(run.history.domains)} clients"
-
-
-def _group(run: FinishedRun, name: str) -> Mapping[str, Any]:
-    content = run.configuration.get(name)
-    return content if isinstance(content, Mapping) else {}
-
-
-def _differing(contents: Iterable[Mapping[str, str]]) -> list[str]:
-    """Return the keys that have not the same value everywhere, in order of first appearance."""
-    everything = list(contents)
-    keys = dict.fromkeys(key for content in everything for key in content)
-    return [key for key in keys if len({content.get(key) for content in everything}) > 1]
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = _said(value)
-    return flat
-
-
-def _said(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return str(value)
 
 
 def _natural(label: str) -> list[tuple[int, float, str]]:

@@ -24,10 +24,14 @@ __all__ = [
     "PairedDifference",
     "RoundsToTarget",
     "Window",
+    "chance_accuracy",
+    "chance_limit",
     "default_target",
+    "near_chance",
     "over_seeds",
     "paired_difference",
     "rounds_to_target",
+    "windows_of",
 ]
 
 MEAN_ACCURACY = "domains.mean"
@@ -38,6 +42,9 @@ FEWEST_FOR_WILCOXON = 6
 _FEWEST_FOR_T = 2
 
 DEFAULT_SHARE = 0.95
+
+# Times the accuracy of guessing, up to which a model is taken for one that learned nothing.
+_NEAR_CHANCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,12 @@ class RoundsToTarget:
         return float(np.mean(reached)) if len(reached) == len(self.rounds) else math.nan
 
 
+def windows_of(setting: Setting, last: int) -> tuple[Window, ...]:
+    """Return the last round, and the `last` ones together, or all trained rounds if fewer."""
+    counts = (1, min(last, max(1, setting.rounds)))
+    return tuple(Window(count) for count in dict.fromkeys(counts))
+
+
 def over_seeds(method: Method, window: Window, key: str) -> OverSeeds:
     """Summarise a method's figure over its seeds."""
     return OverSeeds.of([window.value(run, key) for run in method.runs.values()])
@@ -188,12 +201,34 @@ def rounds_to_target(method: Method, target: float) -> RoundsToTarget:
     )
 
 
+def chance_accuracy(setting: Setting) -> float:
+    """Return the accuracy of guessing in percent; NaN where the number of classes is not known."""
+    return math.nan if not setting.classes else 100 / setting.classes
+
+
+def chance_limit(setting: Setting) -> float:
+    """Return the accuracy in percent up to which a model may have learned nothing."""
+    return _NEAR_CHANCE * chance_accuracy(setting)
+
+
+def near_chance(setting: Setting, method: Method) -> bool:
+    """Tell whether a method ended at little more than guessing.
+
+    Such a model fails everyone alike: a low standard deviation is no fairness then.
+    """
+    return over_seeds(method, Window(1), MEAN_ACCURACY).mean <= chance_limit(setting)
+
+
 def default_target(setting: Setting) -> float:
     """Return 95 % of the best method's mean accuracy after the last round, in percent.
 
-    NaN where no method has one.
+    NaN where no method has one, or none has learned more than chance.
     """
-    finals = [over_seeds(method, Window(1), MEAN_ACCURACY).mean for method in setting.methods]
+    finals = [
+        over_seeds(method, Window(1), MEAN_ACCURACY).mean
+        for method in setting.methods
+        if not near_chance(setting, method)
+    ]
     known = [final for final in finals if math.isfinite(final)]
     return DEFAULT_SHARE * max(known) if known else math.nan
 

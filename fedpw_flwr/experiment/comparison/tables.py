@@ -13,6 +13,7 @@ from fedpw_flwr.experiment.comparison.statistics import (
     OverSeeds,
     PairedDifference,
     Window,
+    near_chance,
     over_seeds,
     paired_difference,
     rounds_to_target,
@@ -64,23 +65,30 @@ class Table:
 
 
 def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -> Table:
-    """Tabulate figures of all methods, over their seeds."""
+    """Tabulate figures of all methods, over their seeds.
+
+    A method near chance is marked and never the best of a column.
+    """
     rows: list[tuple[str, ...]] = []
     means: list[list[float]] = []
+    ranked = [not near_chance(setting, method) for method in setting.methods]
     for method in setting.methods:
         values = [over_seeds(method, window, figure.key) for figure in figures]
         cells = [mean_and_deviation(value) for value in values]
-        rows.append((method.label, str(len(method.runs)), *cells))
+        rows.append((_name(setting, method), str(len(method.runs)), *cells))
         means.append([value.mean for value in values])
     best: set[tuple[int, int]] = set()
     if len(rows) > 1:
         for place, figure in enumerate(figures):
             shown = [round(row[place], 2) for row in means]
-            known = [value for value in shown if math.isfinite(value)]
-            if not known:
+            places = [
+                row for row, value in enumerate(shown) if ranked[row] and math.isfinite(value)
+            ]
+            if not places:
                 continue
+            known = [shown[row] for row in places]
             top = max(known) if figure.higher_is_better else min(known)
-            best |= {(row, place + 2) for row, value in enumerate(shown) if value == top}
+            best |= {(row, place + 2) for row in places if shown[row] == top}
     headings = (figure_heading(figure) for figure in figures)
     return Table(("method", "seeds", *headings), tuple(rows), frozenset(best))
 
@@ -96,7 +104,7 @@ def differences_table(setting: Setting, reference: Method, window: Window) -> Ta
         found = [paired_difference(method, reference, window, figure.key) for figure in figures]
         tests += sum(math.isfinite(difference.p_t) for difference in found)
         common = max((len(difference.seeds) for difference in found), default=0)
-        rows.append((method.label, str(common), *map(_difference, found)))
+        rows.append((_name(setting, method), str(common), *map(_difference, found)))
     headings = (figure_heading(figure, of_whom=True) for figure in figures)
     return Table(("method", "common seeds", *headings), tuple(rows), notes=_test_notes(rows, tests))
 
@@ -113,13 +121,13 @@ def target_table(setting: Setting, target: float) -> Table:
         summary = OverSeeds.of([math.nan if n is None else n for n in found.rounds.values()])
         rows.append(
             (
-                method.label,
+                _name(setting, method),
                 f"{len(found.reached)} of {len(found.rounds)}",
                 mean_and_deviation(summary, digits=1),
                 ", ".join(each),
             )
         )
-        means.append(found.mean)
+        means.append(math.nan if near_chance(setting, method) else found.mean)
     known = [mean for mean in means if math.isfinite(mean)]
     best = {(row, 2) for row, mean in enumerate(means) if known and mean == min(known)}
     return Table(
@@ -155,6 +163,10 @@ def figure_heading(figure: Figure, *, of_whom: bool = False) -> str:
     """Name a column; `of_whom` tells clients' figures from the domains' in a table with both."""
     whose = "clients' " if of_whom and figure in CLIENT_FIGURES else ""
     return f"{whose}{figure.label}" + (", °" if figure.unit == "°" else "")
+
+
+def _name(setting: Setting, method: Method) -> str:
+    return method.label + (" (near chance)" if near_chance(setting, method) else "")
 
 
 def _difference(found: PairedDifference) -> str:

@@ -92,15 +92,15 @@ def scalars_of_round(record: RoundRecord, figures: dict[str, float]) -> Iterator
     tuple[str, float]
         Tag and value: ``accuracy/DOMAIN``, ``domains/mean``, ``domains/std``, ``domains/worst`` and
         ``clients/...`` in percent, points or degrees; ``loss/DOMAIN``, ``train_loss``; and
-        ``weight/client_3``, the aggregation weight, of which a round's sum to 1.
+        ``weight/client_3``, the client's share of the round's aggregation weights.
     """
     scalars = [(key.replace(".", "/", 1), value) for key, value in figures.items()]
     scalars += [(f"loss/{domain}", value) for domain, value in record.loss.items()]
     if record.train_loss is not None:
         scalars.append(("train_loss", record.train_loss))
     if record.clients is not None:
-        weights = zip(record.clients.id, record.clients.weight, strict=True)
-        scalars += [(f"weight/client_{client}", weight) for client, weight in weights]
+        shares = zip(record.clients.id, record.clients.weight_shares, strict=True)
+        scalars += [(f"weight/client_{client}", share) for client, share in shares]
     for tag, value in scalars:
         if math.isfinite(value):
             yield tag, value

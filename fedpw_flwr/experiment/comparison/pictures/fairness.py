@@ -15,7 +15,12 @@ from fedpw_flwr.experiment.comparison.figures import Basis
 from fedpw_flwr.experiment.comparison.pictures.looks import Look
 from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
-from fedpw_flwr.experiment.comparison.statistics import OverSeeds, Window, over_seeds
+from fedpw_flwr.experiment.comparison.statistics import (
+    OverSeeds,
+    Window,
+    near_chance,
+    over_seeds,
+)
 from fedpw_flwr.experiment.panels import INK, LABEL_PITCH, LABEL_SIZE, spread_out
 
 __all__ = ["fairness_figure"]
@@ -41,7 +46,11 @@ def fairness_figure(
     }
     if not points:
         return None
-    texts = {label: _text(looks[label], *point) for label, point in points.items()}
+    lost = [method.label for method in setting.methods if near_chance(setting, method)]
+    texts = {
+        label: _text(looks[label], *point) + (" (near chance)" if label in lost else "")
+        for label, point in points.items()
+    }
     height = max(3.6, (len(points) + 1) * LABEL_PITCH / 72)
     seeds = any(len(mean.values) > 1 for mean, _ in points.values())
     whom = "domains" if basis == "domains" else "clients, each on its own test data"

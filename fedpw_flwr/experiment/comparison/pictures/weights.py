@@ -1,4 +1,8 @@
-"""``weights.png`` shows whom each method listens to, and how that changes over the rounds."""
+"""``weights.png`` shows whom each method listens to, and how that changes over the rounds.
+
+Drawn are shares of a round's weights, so that methods whose weights also say how far the server
+steps (FedMGDA+, q-FedAvg) are as legible as the others.
+"""
 
 from __future__ import annotations
 
@@ -38,19 +42,19 @@ _CLIENT_COLORS = {"largest": "#D55E00", "median": INK, "smallest": "#0072B2"}
 def weights_over_seeds(
     method: Method, *, of_clients: bool
 ) -> tuple[FloatArray, dict[str, FloatArray]]:
-    """Average a method's weights over its seeds, round by round.
+    """Average a method's shares of the weights over its seeds, round by round.
 
     Parameters
     ----------
     method : Method
         The method.
     of_clients : bool
-        The largest, median and smallest weight of a client, instead of each domain's mean.
+        The largest, median and smallest share of a client, instead of each domain's mean.
 
     Returns
     -------
     tuple[FloatArray, dict[str, FloatArray]]
-        Round numbers, shape (R,), and by name the weights in units of the equal share 1/N; over
+        Round numbers, shape (R,), and by name the shares in units of the equal share 1/N; over
         those seeds in which some of the domain's clients took part, NaN where there is none.
     """
 
@@ -79,7 +83,7 @@ def weights_over_seeds(
 def weights_figure(setting: Setting) -> Figure | None:
     """Draw a small panel for each method that recorded weights; None if none did.
 
-    With one domain, whose mean weight is 1 by definition, its clients' extremes are drawn.
+    With one domain, whose mean share is 1 by definition, its clients' extremes are drawn.
     """
     of_clients = len(setting.domains) == 1
     drawn = {
@@ -106,8 +110,8 @@ def weights_figure(setting: Setting) -> Figure | None:
     height = max(panels_height, KEY_PITCH * len(names))
     heading = [
         setting.label,
-        ("Weights of single clients" if of_clients else "Mean weight of a domain's clients")
-        + f" in each round, mean over seeds. 1 {TIMES} is the equal share 1/N of a round.",
+        ("Shares of single clients" if of_clients else "Mean share of a domain's clients")
+        + f" in each round's weights, mean over seeds. 1 {TIMES} is the equal share 1/N.",
     ]
     if missing:
         heading.append(f"No weights recorded by: {', '.join(missing)}.")
@@ -136,8 +140,10 @@ def weights_figure(setting: Setting) -> Figure | None:
                 color=colors[name],
                 linestyle=styles[name],
                 linewidth=1.6,
-                marker="o" if len(rounds) == 1 else "",
+                marker="o",
+                markevery=_lone_points(values),
                 markersize=4,
+                clip_on=False,
                 zorder=3,
             )
         set_round_axis(axes, rounds)
@@ -188,6 +194,15 @@ def _write_key(
             color=INK,
             parse_math=False,
         )
+
+
+def _lone_points(values: FloatArray) -> list[int]:
+    """Return the places of points without a neighbour, which a line alone would not show.
+
+    Where few clients take part in a round, most domains have only such points.
+    """
+    known = np.concatenate(([False], np.isfinite(values), [False]))
+    return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
 
 
 def _fitted(label: str, width: float) -> str:
