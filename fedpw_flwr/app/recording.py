@@ -6,6 +6,7 @@ any strategy, keeps the training metrics of the round, and changes nothing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from fedpw_flwr.app.strategy_wrapper import StrategyWrapper
 from fedpw_flwr.data.images import joined
 from fedpw_flwr.experiment.configuration import resolved_yaml
 from fedpw_flwr.experiment.experiment import Experiment
+from fedpw_flwr.experiment.package_state import package_state
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary, best_round
 from fedpw_flwr.experiment.run_folder import RunFolder
 from fedpw_flwr.training.evaluation import accuracy_of_parts, evaluate
@@ -182,12 +184,21 @@ class RunRecorder:
         Raises
         ------
         RuntimeError
-            If no round had a reply that could be used: the model is still the initial one.
+            If no round had a reply that could be used, so the model is still the initial one, or
+            training diverged: the last model's test loss is not finite.
         """
         if not any(record.clients for record in self._records):
             raise RuntimeError(
                 f"none of the {self._records[-1].round} rounds had a client's reply that could be "
                 "used, so nothing was trained: the log says for every reply what was wrong"
+            )
+        last = self._records[-1]
+        diverged = [name for name, loss in last.loss.items() if not math.isfinite(loss)]
+        if diverged:
+            raise RuntimeError(
+                f"training diverged: after round {last.round} the model's test loss is not finite "
+                f"on {', '.join(diverged)}. Try a smaller client.learning_rate, or other settings "
+                "of the strategy; metrics.jsonl has all rounds"
             )
         configuration = self._experiment.configuration
         self._folder.write_summary(
@@ -196,6 +207,8 @@ class RunRecorder:
                 config_text=resolved_yaml(configuration),
                 strategy=str(configuration.strategy.name),
                 seed=self._experiment.seed,
+                data_digest=self._experiment.data_digest,
+                package=package_state(),
             )
         )
 

@@ -72,7 +72,11 @@ def main(grid: Grid, context: Context) -> None:
         else:
             folder.start(config_name, overrides)
         recorder.go_on()
-        folder.write_holdings(Holdings.of_shares(experiment.shares, experiment.data.num_classes))
+        folder.write_holdings(
+            Holdings.of_shares(
+                experiment.shares, experiment.data.num_classes, experiment.data_digest
+            )
+        )
         folder.write_config(resolved_yaml(experiment.configuration))
 
     # What else a strategy may draw by chance on the server is the same in every run.
@@ -86,7 +90,10 @@ def main(grid: Grid, context: Context) -> None:
         timeout=experiment.runtime.round_timeout,
         evaluate_fn=recorder.record_round,
         resume=resume,
-        fingerprint={"configuration": run_fingerprint(experiment.configuration)},
+        fingerprint={
+            "configuration": run_fingerprint(experiment.configuration),
+            "pictures": experiment.data_digest,
+        },
         carrier=carrier,
         on_begin=begin,
     )

@@ -39,6 +39,7 @@ from fedpw_flwr.experiment.configuration import (
     with_absolute_folders,
 )
 from fedpw_flwr.experiment.launch import ClientResources, RunOutcome, launch
+from fedpw_flwr.experiment.package_state import package_state
 from fedpw_flwr.experiment.ray_cluster import check_cluster_answers
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.experiment.staging import StagingError
@@ -49,7 +50,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command; exits with status 1 if the configuration or a run failed."""
+    """Run the command; exits with status 1 if the configuration or a run failed, or is missing."""
     failed = False
     sweep: Sweep | None = None
 
@@ -67,8 +68,10 @@ def main() -> None:
 
     hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run)()
     if sweep is not None:
+        sweep.look_again()
         sweep.print_endings()
         _compare(sweep)
+        failed |= sweep.in_other_hands > 0
     if failed:
         sys.exit(1)
 
@@ -91,7 +94,7 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
         return False
     before = sweep.finished(configuration)
     if before is not None:
-        sweep.console.print(f"done before: {before}", highlight=False)
+        sweep.console.print(f"done before: {before}{_made_by(before)}", highlight=False)
         sweep.ended(before, "done before")
         return True
     begun = time.monotonic()
@@ -106,17 +109,30 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
     return completed
 
 
+def _made_by(run: Path) -> str:
+    """Say that a run was made by another state of the package, where it was."""
+    made_by, now = RunFolder(run).read_summary().package, package_state()
+    if made_by in (None, now):
+        return ""
+    return f" (by fedpw-flwr {made_by}; this is {now}: delete the folder to run it again)"
+
+
 def _compare(sweep: Sweep) -> None:
     """Put the finished runs of a sweep into a table and pictures."""
-    runs = sweep.runs()
-    if not runs:
+    if sweep.in_other_hands:
+        Console(stderr=True).print(
+            f"[bold yellow]fedpw:[/] another sweep is at {sweep.in_other_hands} of the runs, which "
+            "are missing here: the same command, begun again when it is done, has them all",
+            highlight=False,
+        )
+    if not sweep.finished_count:
         return
     # Not at the top: matplotlib and SciPy take a second.
     from fedpw_flwr.experiment.comparison.command import compare
     from fedpw_flwr.experiment.comparison.runs import ComparisonError
 
     try:
-        compare(runs, output=sweep.folder / "comparison", console=sweep.console)
+        compare(sweep.runs(), output=sweep.comparison, console=sweep.console)
     except (ComparisonError, RunFolderError, OSError) as error:
         Console(stderr=True).print(
             f"[bold red]fedpw:[/] the runs cannot be compared: {escape(str(error))}",

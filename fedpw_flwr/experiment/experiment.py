@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from fedpw_flwr import __version__
+from fedpw_flwr.data.digest import pictures_digest
 from fedpw_flwr.data.images import DomainCollection
 from fedpw_flwr.data.partition import ClientShare
 from fedpw_flwr.data.prepared import load_prepared, save_prepared
@@ -52,6 +53,7 @@ __all__ = [
 ]
 
 _CONFIGURATION = "configuration"
+_DIGEST = "data-digest"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +76,8 @@ class Experiment:
         Where clients run.
     device : torch.device
         Device of training and evaluation in this process.
+    prepared_digest : str | None (default: None)
+        Digest of the pictures that were read, where `data` no longer holds all of them.
     """
 
     configuration: DictConfig
@@ -84,6 +88,12 @@ class Experiment:
     client: ClientSettings
     runtime: RuntimeSettings
     device: torch.device
+    prepared_digest: str | None = None
+
+    @cached_property
+    def data_digest(self) -> str:
+        """SHA-256 of the pictures that were read, before they were divided among clients."""
+        return self.prepared_digest or pictures_digest(self.data)
 
     def check(self) -> None:
         """Build what only the server needs, to find mistakes before any training.
@@ -145,7 +155,7 @@ def experiment_of(config_name: str, overrides: str) -> Experiment:
     configuration = OmegaConf.create(notes[_CONFIGURATION])
     assert isinstance(configuration, DictConfig)
     OmegaConf.set_readonly(configuration, True)
-    return _experiment(configuration, data, shares)
+    return _experiment(configuration, data, shares, notes[_DIGEST])
 
 
 def prepare_experiment(
@@ -172,7 +182,11 @@ def prepare_experiment(
     configuration = resolved_yaml(experiment.configuration)
     if "${" in configuration:
         return False
-    notes = {**_notes(config_name, overrides), _CONFIGURATION: configuration}
+    notes = {
+        **_notes(config_name, overrides),
+        _CONFIGURATION: configuration,
+        _DIGEST: experiment.data_digest,
+    }
     try:
         save_prepared(file, experiment.data, experiment.shares, notes)
     except (OSError, RuntimeError, ValueError, SafetensorError):
@@ -197,7 +211,10 @@ def build_experiment(configuration: DictConfig) -> Experiment:
 
 
 def _experiment(
-    configuration: DictConfig, data: DomainCollection, shares: tuple[ClientShare, ...]
+    configuration: DictConfig,
+    data: DomainCollection,
+    shares: tuple[ClientShare, ...],
+    prepared_digest: str | None = None,
 ) -> Experiment:
     with named_part("runtime"):
         runtime = runtime_settings(configuration)
@@ -211,6 +228,7 @@ def _experiment(
         client=build_group("client", configuration),
         runtime=runtime,
         device=device,
+        prepared_digest=prepared_digest,
     )
 
 

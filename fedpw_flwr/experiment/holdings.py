@@ -32,12 +32,23 @@ class ClientHolding:
 
 @dataclass(frozen=True)
 class Holdings:
-    """The pictures of all clients; client k is at place k."""
+    """The pictures of all clients.
+
+    Attributes
+    ----------
+    clients : list[ClientHolding]
+        Client k is at place k.
+    data_digest : str | None (default: None)
+        SHA-256 of the pictures that were divided; None in runs of older versions.
+    """
 
     clients: list[ClientHolding]
+    data_digest: str | None = None
 
     @classmethod
-    def of_shares(cls, shares: Sequence[ClientShare], num_classes: int) -> Self:
+    def of_shares(
+        cls, shares: Sequence[ClientShare], num_classes: int, data_digest: str | None = None
+    ) -> Self:
         """Count the clients' pictures.
 
         Parameters
@@ -46,6 +57,8 @@ class Holdings:
             Clients 0 to K-1.
         num_classes : int
             Labels lie in ``range(num_classes)``.
+        data_digest : str | None (default: None)
+            SHA-256 of the pictures that were divided.
         """
         return cls(
             [
@@ -57,7 +70,8 @@ class Holdings:
                     else _counted(share.test, num_classes),
                 )
                 for share in shares
-            ]
+            ],
+            data_digest,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +80,8 @@ class Holdings:
             "clients": [
                 {"id": client, "domain": held.domain, "train": held.train, "test": held.test}
                 for client, held in enumerate(self.clients)
-            ]
+            ],
+            **({} if self.data_digest is None else {"data_digest": self.data_digest}),
         }
 
     @classmethod
@@ -80,7 +95,8 @@ class Holdings:
                     [int(count) for count in held["test"]],
                 )
                 for held in content["clients"]
-            ]
+            ],
+            content.get("data_digest"),
         )
 
 

@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedpw_flwr.experiment.configuration import run_fingerprint
+from fedpw_flwr.experiment.configuration import ConfigurationError, run_fingerprint
 from fedpw_flwr.experiment.run_folder import (
     CHECKPOINTS_FOLDER,
     COMMAND_FILE,
@@ -37,6 +37,7 @@ from fedpw_flwr.experiment.run_folder import (
     FAILURE_FILE,
     SUMMARY_FILE,
     RunFolder,
+    RunFolderError,
 )
 
 __all__ = ["Claim", "Sweep", "count_runs", "results_fingerprint", "run_name"]
@@ -122,17 +123,38 @@ class Sweep:
     total: int | None
     console: Console
     endings: list[tuple[Path, Ending, float]] = field(default_factory=list)
-    _finished: dict[str, Path] | None = None
+    _finished: dict[str, list[Path]] | None = None
+    _digests: dict[str, str | None] = field(default_factory=dict)
 
     def finished(self, configuration: DictConfig) -> Path | None:
         """Return the folder of a finished run with the same results; None where there is none."""
         if self._finished is None:
             self._finished = _finished_runs(self.folder)
         wanted, place = results_fingerprint(configuration), self.folder / run_name(configuration)
-        if _fingerprint_of(place) == wanted and _is_finished(place):
-            # Another sweep may have ended it since.
-            return place
-        return self._finished.get(wanted)
+        # Another sweep may have ended it since.
+        ended = _fingerprint_of(place) == wanted and _is_finished(place)
+        found = [*self._finished.get(wanted, []), *([place] if ended else [])]
+        if not found:
+            return None
+        digest = self._data_digest(configuration)
+        return next((run for run in reversed(found) if _may_be_of(run, digest)), None)
+
+    def _data_digest(self, configuration: DictConfig) -> str | None:
+        """Return the digest of a run's pictures; None where they cannot be read."""
+        # Not at the top: PyTorch takes seconds, and the command has to start before it is needed.
+        from fedpw_flwr.data.digest import pictures_digest
+        from fedpw_flwr.experiment.experiment import build_group
+
+        key = json.dumps(
+            OmegaConf.to_container(configuration.dataset, resolve=True), sort_keys=True
+        )
+        if key not in self._digests:
+            try:
+                self._digests[key] = pictures_digest(build_group("dataset", configuration))
+            except ConfigurationError:
+                # It is said where the run is to start.
+                self._digests[key] = None
+        return self._digests[key]
 
     @contextmanager
     def claim(self, configuration: DictConfig) -> Iterator[Claim | None]:
@@ -156,12 +178,14 @@ class Sweep:
     def _place(self, configuration: DictConfig) -> Path:
         """Return the run's folder: not one in which a run was made longer, and is another since."""
         name, wanted = run_name(configuration), results_fingerprint(configuration)
-        places = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        return next(
-            self.folder / place
-            for place in places
-            if _fingerprint_of(self.folder / place) in (None, wanted)
-        )
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        for place in (self.folder / name for name in names):
+            fingerprint = _fingerprint_of(place)
+            if fingerprint is None or (
+                fingerprint == wanted and _may_be_of(place, self._data_digest(configuration))
+            ):
+                return place
+        raise AssertionError("there is always another name")
 
     def announce(self, configuration: DictConfig) -> None:
         """Say which run is next, how the others went, and how long the rest may take."""
@@ -183,9 +207,32 @@ class Sweep:
         """Note how a run ended."""
         self.endings.append((place, ending, seconds))
 
+    def look_again(self) -> None:
+        """See which of the runs that other sweeps had in hand are finished by now."""
+        for number, (place, ending, took) in enumerate(self.endings):
+            if ending == "run by another sweep" and _is_finished(place):
+                self.endings[number] = (place, "done before", took)
+
     def runs(self) -> list[Path]:
-        """Return the folders of the runs that are finished."""
-        return [place for place, ending, _ in self.endings if ending in ("done", "done before")]
+        """Return the folders of its runs, those that failed and are not finished among them."""
+        return [place for place, _, _ in self.endings if place.is_dir()]
+
+    @property
+    def comparison(self) -> Path:
+        """The folder of its table and pictures: the same for the same runs, in whatever order."""
+        names = sorted({place.name for place, _, _ in self.endings})
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        return self.folder / f"comparison-{digest[:8]}"
+
+    @property
+    def finished_count(self) -> int:
+        """How many runs are finished."""
+        return self._count("done") + self._count("done before")
+
+    @property
+    def in_other_hands(self) -> int:
+        """How many runs another sweep is running."""
+        return self._count("run by another sweep")
 
     @property
     def failed(self) -> int:
@@ -211,16 +258,29 @@ class Sweep:
         return sum(one == ending for _, one, _ in self.endings)
 
 
-def _finished_runs(folder: Path) -> dict[str, Path]:
-    """Return the finished runs below a folder, the newest of each fingerprint."""
-    found: dict[str, Path] = {}
+def _may_be_of(run: Path, digest: str | None) -> bool:
+    """Say whether a run may be one on pictures of this digest: nothing says that it is not."""
+    try:
+        holdings = RunFolder(run).read_holdings()
+    except RunFolderError:
+        return True
+    return (
+        holdings is None
+        or None in (holdings.data_digest, digest)
+        or (holdings.data_digest == digest)
+    )
+
+
+def _finished_runs(folder: Path) -> dict[str, list[Path]]:
+    """Return the finished runs below a folder by fingerprint, the newest last."""
+    found: dict[str, list[Path]] = {}
     summaries = [
         file for file in folder.rglob(SUMMARY_FILE) if CHECKPOINTS_FOLDER not in file.parts
     ]
     for summary in sorted(summaries, key=lambda file: file.stat().st_mtime):
         fingerprint = _fingerprint_of(summary.parent)
         if fingerprint is not None and _is_finished(summary.parent):
-            found[fingerprint] = summary.parent
+            found.setdefault(fingerprint, []).append(summary.parent)
     return found
 
 

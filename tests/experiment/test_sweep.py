@@ -8,7 +8,10 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from fedpw_flwr.data.digest import pictures_digest
 from fedpw_flwr.experiment.configuration import compose_configuration, resolved_yaml
+from fedpw_flwr.experiment.experiment import build_group
+from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.run_folder import RunFolder
 from fedpw_flwr.experiment.sweep import Sweep, count_runs, results_fingerprint, run_name
 
@@ -150,6 +153,7 @@ def test_the_runs_of_a_command_line_are_counted(words: list[str], runs: int | No
 
 def test_a_sweep_says_how_far_it_is_and_what_failed(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, 4, Console(record=True, width=200))
+    (tmp_path / "one").mkdir()
     sweep.ended(tmp_path / "one", "done", 60.0)
     sweep.ended(tmp_path / "two", "failed", 3.0)
     sweep.announce(_configuration("seed=7"))
@@ -160,3 +164,40 @@ def test_a_sweep_says_how_far_it_is_and_what_failed(tmp_path: Path) -> None:
     table = sweep.console.export_text()
     assert "failed" in table
     assert (sweep.runs(), sweep.failed) == ([tmp_path / "one"], 1)
+    assert sweep.finished_count == 1
+
+
+def test_a_run_on_other_pictures_is_another_and_keeps_its_folder(tmp_path: Path) -> None:
+    configuration = _configuration("rounds=3")
+    place = tmp_path / run_name(configuration)
+    _finish(place, configuration)
+    RunFolder(place).write_holdings(Holdings([], data_digest="of files that lay there before"))
+    sweep = _sweep(tmp_path)
+    assert sweep.finished(configuration) is None
+    with sweep.claim(configuration) as claim:
+        assert claim is not None
+        assert claim.folder.path == tmp_path / f"{run_name(configuration)}_2"
+    same = pictures_digest(build_group("dataset", configuration))
+    RunFolder(place).write_holdings(Holdings([], data_digest=same))
+    assert sweep.finished(configuration) == place
+
+
+def test_what_another_sweep_was_running_is_looked_at_again_at_the_end(tmp_path: Path) -> None:
+    first, second = _configuration("rounds=3"), _configuration("rounds=3 seed=1")
+    sweep = _sweep(tmp_path)
+    for configuration in (first, second):
+        sweep.ended(tmp_path / run_name(configuration), "run by another sweep")
+    _finish(tmp_path / run_name(first), first)
+    sweep.look_again()
+    assert (sweep.finished_count, sweep.in_other_hands) == (1, 1)
+
+
+def test_a_sweep_has_a_comparison_of_its_own_whatever_the_order_of_its_runs(tmp_path: Path) -> None:
+    one, other, third = (_sweep(tmp_path) for _ in range(3))
+    for place in (tmp_path / "a", tmp_path / "b"):
+        one.ended(place, "done")
+    for place in (tmp_path / "b", tmp_path / "a"):
+        other.ended(place, "failed")
+    third.ended(tmp_path / "a", "done")
+    assert one.comparison == other.comparison != third.comparison
+    assert one.comparison.parent == tmp_path
