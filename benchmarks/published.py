@@ -29,13 +29,14 @@ COMPARISONS = REPOSITORY / "results"
 PREFACE, REMARKS = "preface.md", "remarks.md"
 
 SEEDS = "seed=0,1,2"
+HELD_OUT = "seed=100"
 ALL_METHODS = (
     "fedavg,fedavg_equal,fedprox,fedavgm,fedadam,qfedavg,afl,term,fedmgda_plus,fedheal,"
-    "fedpw_server,fedpw,fedpw_pa,fedpw_awa"
+    "fedpw_paper,fedpw_server,fedpw,fedpw_pa,fedpw_awa"
 )
 RIVALS = "fedavg,qfedavg,term,fedheal,fedpw"
-FOUR_DOMAINS = ("experiment=four_domains", "dataset.folder=DATA", SEEDS)
-SMALL = ("model=cnn", "client.epochs=1", "client.learning_rate=0.02", "rounds=30")
+FOUR_DOMAINS = ("experiment=four_domains", "dataset.folder=DATA", "model.width=8")
+SMALL = ("model=cnn", "client.epochs=1", "client.learning_rate=0.02")
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,52 @@ class Published:
         Of its folder, and on the command line.
     title : str
         Of its section.
-    overrides : tuple[str, ...]
-        What `fedpw -m` is called with; DATA stands for the folder of the archives.
+    sweeps : tuple[tuple[str, ...], ...]
+        What `fedpw -m` is called with, one call after the other; DATA stands for the folder of the
+        archives.
     against : str
         The method that the others are compared with.
     """
 
     name: str
     title: str
-    overrides: tuple[str, ...]
+    sweeps: tuple[tuple[str, ...], ...]
     against: str = "fedavg"
 
 
-def _label_skew(dataset: str, title: str) -> list[Published]:
+def _tuning() -> Published:
+    grid = {
+        "fedavg": "strategy.fraction_train=1.0",
+        "fedprox": "strategy.proximal_mu=0.01,0.1,1",
+        "fedavgm": "strategy.server_momentum=0.5,0.9",
+        "fedadam": "strategy.eta=0.01,0.1",
+        "qfedavg": "strategy.q=0.1,1,5",
+        "afl": "strategy.lambda_step=0.01,0.1,1",
+        "term": "strategy.t=0.1,1,5",
+        "fedmgda_plus": "strategy.epsilon=0.1,1",
+        "fedheal": "strategy.tau=0.1,0.3,0.5",
+    }
+    return Published(
+        "tuning",
+        "The rivals' settings, chosen on a seed of its own",
+        tuple(
+            (*FOUR_DOMAINS, "rounds=15", HELD_OUT, f"strategy={method}", values)
+            for method, values in grid.items()
+        ),
+    )
+
+
+def _label_skew(dataset: str, title: str, rounds: int) -> list[Published]:
     return [
         Published(
             f"{dataset}-{partition}",
             f"{title}, {divided}",
             (
-                *(f"experiment={dataset}", f"partition={partition}"),
-                *("dataset.archives_folder=DATA", f"strategy={RIVALS}", SEEDS, *SMALL),
+                (
+                    *(f"experiment={dataset}", f"partition={partition}"),
+                    *("dataset.archives_folder=DATA", f"strategy={RIVALS}", SEEDS),
+                    *(*SMALL, f"rounds={rounds}"),
+                ),
             ),
         )
         for partition, divided in (
@@ -78,21 +105,25 @@ def _label_skew(dataset: str, title: str) -> list[Published]:
     ]
 
 
+def _sensitivity(name: str, title: str, key: str, values: str) -> Published:
+    command = (*FOUR_DOMAINS, "rounds=30", SEEDS, "strategy=fedpw", f"strategy.{key}={values}")
+    return Published(name, title, (command,), against=f"fedpw, {key}=0.3")
+
+
 PUBLISHED = (
-    Published("digits", "Four real sources of digits", (*FOUR_DOMAINS, f"strategy={ALL_METHODS}")),
-    *_label_skew("fashion_mnist", "Fashion-MNIST"),
-    *_label_skew("cifar10", "CIFAR-10"),
+    _tuning(),
     Published(
-        "beta",
-        "Sensitivity to β, on the four sources",
-        (*FOUR_DOMAINS, "strategy=fedpw", "strategy.beta=0.1,0.2,0.3,0.5,0.7"),
-        against="fedpw, beta=0.3",
+        "digits",
+        "Four real sources of digits",
+        ((*FOUR_DOMAINS, "rounds=30", SEEDS, f"strategy={ALL_METHODS}"),),
     ),
-    Published(
+    *_label_skew("fashion_mnist", "Fashion-MNIST", 25),
+    *_label_skew("cifar10", "CIFAR-10", 50),
+    _sensitivity("beta", "Sensitivity to β, on the four sources", "beta", "0.1,0.3,0.5,0.7"),
+    _sensitivity(
         "drop-rate",
         "Sensitivity to the mean drop rate, on the four sources",
-        (*FOUR_DOMAINS, "strategy=fedpw", "strategy.avg_drop_rate=0.1,0.2,0.3,0.4,0.5"),
-        against="fedpw, avg_drop_rate=0.3",
+        *("avg_drop_rate", "0.1,0.3,0.5,0.7"),
     ),
 )
 
@@ -120,19 +151,27 @@ def main() -> None:
 
 def run(one: Published, data: Path, runs: Path) -> bool:
     """Run what is missing of an experiment and keep its comparison; return whether all is done."""
-    overrides = [word.replace("DATA", str(data)) for word in one.overrides]
-    # One folder for all: a run that two experiments share is run once.
-    sweep = ["fedpw", "-m", *overrides, f"hydra.sweep.dir={runs}"]
-    print(f"{one.name}: {' '.join(sweep)}", flush=True)
-    done = subprocess.run(sweep, check=False).returncode == 0
-    made = runs / "comparison" / "comparison.csv"
-    if not made.is_file():
-        return False
-    with made.open(encoding="utf-8", newline="") as rows:
-        folders = [made.parent / row["folder"] for row in csv.DictReader(rows) if row["folder"]]
-    shutil.rmtree(made.parent)
+    done = True
+    folders: list[Path] = []
+    for overrides in one.sweeps:
+        # One folder for all: a run that two experiments share is run once.
+        words = [word.replace("DATA", str(data)) for word in overrides]
+        sweep = ["fedpw", "-m", *words, f"hydra.sweep.dir={runs}"]
+        print(f"{one.name}: {' '.join(sweep)}", flush=True)
+        done &= subprocess.run(sweep, check=False).returncode == 0
+        newest = max(runs.glob("comparison-*/comparison.csv"), key=_modified, default=None)
+        if newest is None:
+            return False
+        with newest.open(encoding="utf-8", newline="") as rows:
+            named = [row["folder"] for row in csv.DictReader(rows)]
+        folders += [newest.parent / folder for folder in named if folder]
+        shutil.rmtree(newest.parent)
     compare(folders, output=COMPARISONS / one.name, against=one.against)
     return done
+
+
+def _modified(file: Path) -> float:
+    return file.stat().st_mtime
 
 
 def page() -> str:
@@ -143,8 +182,8 @@ def page() -> str:
         if not made.is_file():
             parts += [f"## {one.title}", "Not run yet."]
             continue
-        command = " ".join(("fedpw -m", *one.overrides))
-        parts += [f"## {one.title}", f"`{command}`", _text(made.with_name(REMARKS))]
+        commands = "\n".join(" ".join(("fedpw -m", *sweep)) for sweep in one.sweeps)
+        parts += [f"## {one.title}", f"```\n{commands}\n```", _text(made.with_name(REMARKS))]
         parts.append(_section(made.read_text(encoding="utf-8"), f"results/{one.name}"))
     return "\n\n".join(part for part in parts if part) + "\n"
 
