@@ -78,7 +78,7 @@ def _tuning() -> Published:
         "tuning",
         "The rivals' settings, chosen on a seed of its own",
         tuple(
-            (*FOUR_DOMAINS, "rounds=15", HELD_OUT, f"strategy={method}", values)
+            (*FOUR_DOMAINS, "rounds=12", HELD_OUT, f"strategy={method}", values)
             for method, values in grid.items()
         ),
     )
@@ -106,7 +106,7 @@ def _label_skew(dataset: str, title: str, rounds: int) -> list[Published]:
 
 
 def _sensitivity(name: str, title: str, key: str, values: str) -> Published:
-    command = (*FOUR_DOMAINS, "rounds=30", SEEDS, "strategy=fedpw", f"strategy.{key}={values}")
+    command = (*FOUR_DOMAINS, "rounds=25", SEEDS, "strategy=fedpw", f"strategy.{key}={values}")
     return Published(name, title, (command,), against=f"fedpw, {key}=0.3")
 
 
@@ -115,10 +115,10 @@ PUBLISHED = (
     Published(
         "digits",
         "Four real sources of digits",
-        ((*FOUR_DOMAINS, "rounds=30", SEEDS, f"strategy={ALL_METHODS}"),),
+        ((*FOUR_DOMAINS, "rounds=25", SEEDS, f"strategy={ALL_METHODS}"),),
     ),
-    *_label_skew("fashion_mnist", "Fashion-MNIST", 25),
-    *_label_skew("cifar10", "CIFAR-10", 50),
+    *_label_skew("fashion_mnist", "Fashion-MNIST", 20),
+    *_label_skew("cifar10", "CIFAR-10", 40),
     _sensitivity("beta", "Sensitivity to β, on the four sources", "beta", "0.1,0.3,0.5,0.7"),
     _sensitivity(
         "drop-rate",
