@@ -171,6 +171,8 @@ class RoundRecord:
         Replies that were dropped because they could not be used.
     failed : int | None (default: None)
         Clients that raised or were lost.
+    bounded : int | None (default: None)
+        Clients whose loss or weight was out of FedPW's bounds.
     client_accuracy : list[float] | None (default: None)
         Accuracy (0 to 1) of the global model on each client's own test pictures, client k's at
         place k, whether it took part or not; None where clients keep no test pictures.
@@ -188,6 +190,7 @@ class RoundRecord:
     amplification: float | None = None
     quarantined: int | None = None
     failed: int | None = None
+    bounded: int | None = None
     client_accuracy: list[float] | None = None
     profile: RoundProfile | None = None
 
@@ -220,6 +223,8 @@ class RoundRecord:
             line["quarantined"] = int(self.quarantined)
         if self.failed is not None:
             line["failed"] = int(self.failed)
+        if self.bounded is not None:
+            line["bounded"] = int(self.bounded)
         if self.client_accuracy is not None:
             line["client_accuracy"] = [_number(value) for value in self.client_accuracy]
         if self.profile is not None:
@@ -240,6 +245,7 @@ class RoundRecord:
             amplification=_float(line["amplification"]) if "amplification" in line else None,
             quarantined=int(line["quarantined"]) if "quarantined" in line else None,
             failed=int(line["failed"]) if "failed" in line else None,
+            bounded=int(line["bounded"]) if "bounded" in line else None,
             client_accuracy=[_float(value) for value in line["client_accuracy"]]
             if "client_accuracy" in line
             else None,

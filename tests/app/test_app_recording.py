@@ -200,6 +200,7 @@ def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
                 "fedpw-amplification": 1.25,
                 "fedpw-quarantined": 2,
                 "fedpw-failed": 1,
+                "fedpw-bounded": 3,
             }
         )
     )
@@ -217,7 +218,7 @@ def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
     assert clients.loss == [1.0, 1.3, 1.6]
     assert record.train_loss == 1.5
     assert (record.loss_term_share, record.amplification) == (0.4, 1.25)
-    assert (record.quarantined, record.failed) == (2, 1)
+    assert (record.quarantined, record.failed, record.bounded) == (2, 1, 3)
 
 
 def test_a_round_s_metrics_are_not_those_of_the_next(
@@ -322,6 +323,18 @@ def test_a_diverged_model_is_recorded_in_strict_json(
     (record,) = folder.read_rounds()
     assert all(math.isnan(loss) for loss in record.loss.values())
     assert "NaN" not in folder.metrics_file.read_text()
+
+
+def test_a_run_whose_last_model_is_not_usable_has_no_summary(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.keep(client_metrics([reply(0, 1.0, 10)], "num-examples"))
+    diverged = {name: torch.full_like(value, math.nan) for name, value in fresh_state().items()}
+    recorder.record_round(1, ArrayRecord(diverged))
+
+    with pytest.raises(RuntimeError, match="training diverged: after round 1"):
+        recorder.finish()
+    assert not (folder.path / "summary.json").exists()
 
 
 def test_the_summary_is_that_of_the_recorded_rounds(

@@ -40,6 +40,7 @@ ROUND = RoundRecord(
     amplification=1.3,
     quarantined=1,
     failed=2,
+    bounded=1,
 )
 
 
@@ -80,6 +81,7 @@ def test_a_line_has_the_documented_keys(folder: RunFolder) -> None:
     }
     assert set(second) - set(first) == {
         *("train_loss", "clients", "loss_term_share", "amplification", "quarantined", "failed"),
+        "bounded",
     }
     assert second["mean_accuracy"] == pytest.approx(0.7)
     assert second["std_accuracy"] == pytest.approx(0.4 / math.sqrt(2))
