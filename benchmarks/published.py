@@ -113,6 +113,11 @@ def _sensitivity(name: str, title: str, key: str, values: str) -> Published:
 PUBLISHED = (
     _tuning(),
     Published(
+        "embedded",
+        "The default experiment, on pictures that come with the package",
+        (("strategy=fedavg,fedpw_server,fedpw", SEEDS),),
+    ),
+    Published(
         "digits",
         "Four real sources of digits",
         ((*FOUR_DOMAINS, "rounds=25", SEEDS, f"strategy={ALL_METHODS}"),),
