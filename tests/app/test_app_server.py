@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from app_federation import (
@@ -25,7 +26,9 @@ from flwr.clientapp import ClientApp
 
 from fedpw_flwr.app import client_app
 from fedpw_flwr.app.server_app import app
+from fedpw_flwr.checkpoint import CheckpointError
 from fedpw_flwr.experiment.configuration import ConfigurationError
+from fedpw_flwr.experiment.experiment import experiment_of
 from fedpw_flwr.experiment.records import best_round
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.training.evaluation import evaluate
@@ -169,6 +172,32 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run: FinishedRun) -
         app(AppGrid(overrides=run.overrides), server_context(run.folder.path, run.overrides))
 
     assert everything() == before
+
+
+def test_a_run_cannot_go_on_with_other_pictures_of_the_same_name(tmp_path: Path) -> None:
+    def draw(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        pictures = {
+            f"x_{split}": rng.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+            for split in ("train", "test")
+        }
+        labels = {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
+        np.savez(tmp_path / "site.npz", **pictures, **labels)
+        experiment_of.cache_clear()
+
+    overrides = (
+        f"dataset=four_domains dataset.folder={tmp_path} dataset.domains=[site] partition=iid "
+        "partition.clients_per_domain=2 model=cnn model.width=4 client.epochs=1 rounds=1 "
+        "runtime.device=cpu"
+    )
+    context = server_context(tmp_path / "run", overrides)
+    draw(1)
+    app(AppGrid(overrides=overrides, num_clients=2), context)
+    draw(2)
+    context.run_config["resume"] = True
+
+    with pytest.raises(CheckpointError, match=r"pictures: '.*' in the checkpoint, '.*' now"):
+        app(AppGrid(overrides=overrides, num_clients=2), context)
 
 
 def test_broken_clients_cost_only_their_replies_and_are_counted(tmp_path: Path) -> None:
