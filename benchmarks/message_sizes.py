@@ -21,7 +21,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -32,7 +32,6 @@ from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
 from flwr.proto.node_pb2 import Node
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -40,8 +39,8 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from in_process import InProcessGrid
 from report import Table
 
 from fedpw_flwr import FedPW, FedPWMod
@@ -247,56 +246,25 @@ def carry_up(message: Message) -> tuple[Message, int]:
     return _read(arrived), sum(map(len, written))
 
 
-@dataclass
-class WeighingGrid(Grid):
+class WeighingGrid(InProcessGrid):
     """Take each message to a ClientApp and its reply back, and note what they weigh."""
 
-    app: ClientApp
-    sizes: dict[int, list[Sizes]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+    def __init__(self, app: ClientApp) -> None:
+        super().__init__()
+        self.app = app
+        self.sizes: dict[int, list[Sizes]] = {}
 
     def get_node_ids(self) -> Iterable[int]:
         return NODES
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        pushed = []
-        for message in messages:
-            node = message.metadata.dst_node_id
-            message.metadata.__dict__["_message_id"] = message.object_id
-            received, down = carry_down(message)
-            context = Context(RUN_ID, node, {}, state=RecordDict(), run_config={})
-            reply, up = carry_up(self.app(received, context))
-            self.sizes.setdefault(node, []).append(Sizes(down, up))
-            self._replies[message.metadata.message_id] = reply
-            pushed.append(message.metadata.message_id)
-        return pushed
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(message_id) for message_id in message_ids]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
+    def answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        message.metadata.__dict__["_message_id"] = message.object_id
+        received, down = carry_down(message)
+        context = Context(RUN_ID, node, {}, state=RecordDict(), run_config={})
+        reply, up = carry_up(self.app(received, context))
+        self.sizes.setdefault(node, []).append(Sizes(down, up))
+        return reply
 
 
 def _client_app(width: int) -> ClientApp:

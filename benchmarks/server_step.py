@@ -24,17 +24,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from in_process import InProcessGrid
 from report import Table
 
 from fedpw_flwr import FedPW, FedPWMod
@@ -255,51 +254,20 @@ def network_name(width: int) -> str:
     return f"ResNet-10 of width {width} ({parameters(width):,} parameters)"
 
 
-@dataclass
-class Nodes(Grid):
+class Nodes(InProcessGrid):
     """So many connected nodes that run one ClientApp, in this process."""
 
-    count: int
-    app: ClientApp | None = None
-
-    def __post_init__(self) -> None:
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.app: ClientApp | None = None
 
     def get_node_ids(self) -> list[int]:
         return list(range(1, self.count + 1))
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+    def answer(self, message: Message) -> Message:
         assert self.app is not None
-        pushed = [f"message-{len(self._replies) + more}" for more, _ in enumerate(messages)]
-        for message_id, message in zip(pushed, messages, strict=True):
-            node = message.metadata.dst_node_id
-            self._replies[message_id] = self.app(message, _context(node))
-        return pushed
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        return [self._replies.pop(message_id) for message_id in message_ids]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        return self.pull_messages(self.push_messages(list(messages)))
+        return self.app(message, _context(message.metadata.dst_node_id))
 
 
 def peak_in_models(size: Size, placement: str) -> float:

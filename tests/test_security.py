@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients_grid import ClientsGrid
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -32,8 +33,6 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 from flwr.clientapp.typing import Mod
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 import fedpw_flwr
@@ -496,43 +495,12 @@ def test_the_error_text_of_a_client_cannot_pass_for_a_line_of_the_log(
     try:
         strategy = FedPW(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         arrays = ArrayRecord({"layer.weight": Array(MODEL["layer.weight"].numpy())})
-        (asked,) = strategy.configure_train(1, arrays, ConfigRecord(), _OneNode())
+        grid = ClientsGrid({1: lambda message: []})
+        (asked,) = strategy.configure_train(1, arrays, ConfigRecord(), grid)
         strategy.aggregate_train(1, [Message(Error(2, f"lost\n{forged}"), reply_to=asked)])
     finally:
         logger.removeHandler(caplog.handler)
+    assert not grid.sent
     lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
     assert any("node 1 failed" in line for line in lines)
     assert not any(line.startswith(forged) for line in lines)
-
-
-class _OneNode(Grid):
-    """A grid with one node; nothing is sent."""
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def get_node_ids(self) -> list[int]:
-        return [1]
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def push_messages(self, messages: Any) -> list[str]:
-        raise NotImplementedError
-
-    def pull_messages(self, message_ids: Any) -> list[Message]:
-        raise NotImplementedError
-
-    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
-        raise NotImplementedError

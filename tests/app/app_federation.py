@@ -1,4 +1,4 @@
-"""The app's federation inside one process: a real Grid, eight real ClientApps, no network.
+"""The app's federation inside one process: eight real ClientApps, no network.
 
 Every message and reply is written to Flower's wire format and read back, so that what arrives is
 what would arrive from another machine.
@@ -10,11 +10,10 @@ import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from clients_grid import ClientsGrid, running
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedpw_flwr.app import client_app
 from fedpw_flwr.experiment.experiment import Experiment, experiment_of
@@ -48,11 +47,6 @@ def experiment(overrides: str = OVERRIDES) -> Experiment:
 
 def initial_arrays(overrides: str = OVERRIDES) -> ArrayRecord:
     return ArrayRecord(experiment(overrides).new_model().state_dict())
-
-
-def payloads(arrays: ArrayRecord) -> list[tuple[str, str, tuple[int, ...], bytes]]:
-    """Everything about an ArrayRecord, in its order, to compare bit for bit."""
-    return [(name, array.dtype, array.shape, array.data) for name, array in arrays.items()]
 
 
 def client_context(
@@ -94,7 +88,7 @@ def over_the_wire(message: Message) -> Message:
     return message_from_proto(message_to_proto(message))
 
 
-class AppGrid(Grid):
+class AppGrid(ClientsGrid):
     """Deliver each message at once to the ClientApp of its node and hand back the replies.
 
     Parameters
@@ -117,58 +111,20 @@ class AppGrid(Grid):
         num_clients: int = NUM_CLIENTS,
         connected: Iterable[int] | None = None,
     ) -> None:
-        self.sent: list[Message] = []
-        self._apps = dict(apps or {})
-        self._contexts = {
-            node_of(client): client_context(client, num_clients, overrides)
-            for client in range(num_clients)
-        }
+        apps = apps or {}
+        super().__init__(
+            {
+                node_of(client): running(
+                    apps.get(client, client_app.app),
+                    client_context(client, num_clients, overrides),
+                )
+                for client in range(num_clients)
+            }
+        )
         self._connected = itertools.chain(connected or (), itertools.repeat(num_clients))
-        self._ids = itertools.count(1)
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        return list(self._contexts)[: next(self._connected)]
+        return list(super().get_node_ids())[: next(self._connected)]
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        pushed = []
-        for message in messages:
-            # Flower's grids name a message when it is pushed, on the object they were given.
-            message.metadata.__dict__["_message_id"] = f"message-{next(self._ids)}"
-            self.sent.append(message)
-            self._replies[message.metadata.message_id] = self._answer(over_the_wire(message))
-            pushed.append(message.metadata.message_id)
-        return pushed
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [over_the_wire(self._replies.pop(message)) for message in message_ids]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
-
-    def _answer(self, message: Message) -> Message:
-        context = self._contexts[message.metadata.dst_node_id]
-        client = int(context.node_config["partition-id"])
-        try:
-            return self._apps.get(client, client_app.app)(message, context)
-        except Exception as error:
-            return Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=message)
+    def _answers(self, message: Message) -> list[Message]:
+        return [over_the_wire(reply) for reply in super()._answers(over_the_wire(message))]

@@ -20,9 +20,9 @@ from app_federation import (
     initial_arrays,
     message_to,
     over_the_wire,
-    payloads,
 )
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from model_records import payloads
 
 from fedpw_flwr.app.client_app import app
 from fedpw_flwr.app.recording import client_metrics

@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterable
 
 import pytest
-from app_federation import AppGrid, initial_arrays, payloads
+from app_federation import AppGrid, initial_arrays
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import FedAvg
+from model_records import payloads
 
 from fedpw_flwr.app.ordered_strategy import OrderedStrategy
 from fedpw_flwr.app.recording import client_metrics

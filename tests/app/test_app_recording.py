@@ -19,10 +19,10 @@ from app_federation import (
     AppGrid,
     experiment,
     initial_arrays,
-    payloads,
 )
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
+from model_records import payloads
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.app.recording import RecordedStrategy, RunRecorder, client_metrics

@@ -18,11 +18,11 @@ from app_federation import (
     RUN_ID,
     AppGrid,
     experiment,
-    payloads,
     server_context,
 )
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
+from model_records import payloads
 
 from fedpw_flwr.app import client_app
 from fedpw_flwr.app.server_app import app

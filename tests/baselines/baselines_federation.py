@@ -1,28 +1,20 @@
-"""A federation inside one process: a Grid over plain Python clients whose updates are written out.
-
-Messages, records and strategies are the real ones; only the network is missing. A client is a
-function from the message it was sent to its replies.
-"""
+"""Every rival, and clients of a `ClientsGrid` whose updates are written out."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from clients_grid import Client, ClientsGrid, train_round
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from flwr.supercore.run import Run
+from model_records import NDArrays, array_record, ndarrays, train_content
 
 from fedpw_flwr import baselines
 from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.wire.identity import IDENTITY_QUERY
-
-Client = Callable[[Message], Iterable[Message]]
-NDArrays = dict[str, np.ndarray]
 
 MODEL: NDArrays = {
     "body.weight": np.array([[1.0, -2.0], [0.5, 0.25]], dtype=np.float32),
@@ -95,93 +87,6 @@ def drawn(node: int, server_round: int, scale: float = 0.1) -> Local:
     )
 
 
-@dataclass
-class ClientsGrid(Grid):
-    """Deliver each message to its client at once and hand back the replies."""
-
-    clients: Mapping[int, Client]
-    arrange: Callable[[list[Message]], Sequence[Message]] = list
-    sent: list[Message] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._ids = itertools.count(1)
-        self._replies: dict[str, list[Message]] = {}
-
-    def set_run(self, run: Run) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.clients)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        pushed = []
-        for message in messages:
-            # Flower's grids name a message when it is pushed, on the object they were given.
-            message.metadata.__dict__["_message_id"] = f"message-{next(self._ids)}"
-            self.sent.append(message)
-            self._replies[message.metadata.message_id] = self._answers(message)
-            pushed.append(message.metadata.message_id)
-        return pushed
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [reply for message in message_ids for reply in self._replies.pop(message, [])]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.arrange(list(self.pull_messages(self.push_messages(messages))))
-
-    def _answers(self, message: Message) -> list[Message]:
-        try:
-            return list(self.clients[message.metadata.dst_node_id](message))
-        except Exception as error:
-            return [Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=message)]
-
-
-def array_record(model: Mapping[str, np.ndarray]) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in model.items()})
-
-
-def ndarrays(arrays: ArrayRecord) -> NDArrays:
-    return {name: array.numpy() for name, array in arrays.items()}
-
-
-def payloads(arrays: ArrayRecord) -> list[tuple[str, str, tuple[int, ...], bytes]]:
-    """Everything about an ArrayRecord, in its order, to compare bit for bit."""
-    return [(name, array.dtype, array.shape, array.data) for name, array in arrays.items()]
-
-
-def train_content(
-    model: Mapping[str, np.ndarray],
-    loss: float | None = 1.0,
-    examples: float | None = 10,
-    identity: int | None = None,
-) -> RecordDict:
-    values: dict[str, Any] = {}
-    if loss is not None:
-        values["train_loss"] = loss
-    if examples is not None:
-        values["num-examples"] = examples
-    content = RecordDict({"arrays": array_record(model), "metrics": MetricRecord(values)})
-    if identity is not None:
-        content["identity"] = ConfigRecord({"client-id": identity})
-    return content
-
-
 def client_of(does: Callable[[int, int], Local], identity: int | None = None) -> Client:
     """A client whose training is `does(identity or node, round)`."""
 
@@ -215,17 +120,6 @@ def grid_of(rounds: Mapping[int, Sequence[Local]] | Sequence[Local]) -> ClientsG
 
     count = len(next(iter(rounds.values())) if isinstance(rounds, Mapping) else rounds)
     return ClientsGrid({100 + one: client_of(does, one) for one in range(count)})
-
-
-def train_round(
-    strategy: FlowerFedAvg, grid: ClientsGrid, arrays: ArrayRecord, server_round: int = 1
-) -> tuple[ArrayRecord, MetricRecord]:
-    """One training round as `Strategy.start` runs it."""
-    messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-    new_arrays, metrics = strategy.aggregate_train(server_round, grid.send_and_receive(messages))
-    assert new_arrays is not None
-    assert metrics is not None
-    return new_arrays, metrics
 
 
 def one_round(strategy: FlowerFedAvg, *clients: Local) -> tuple[NDArrays, MetricRecord]:

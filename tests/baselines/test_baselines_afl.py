@@ -6,17 +6,15 @@ import numpy as np
 import pytest
 from baselines_federation import (
     MODEL,
-    ClientsGrid,
-    array_record,
     client_of,
     flat,
     grid_of,
     local,
-    ndarrays,
     stepped,
-    train_round,
     with_loss,
 )
+from clients_grid import ClientsGrid, train_round
+from model_records import array_record, ndarrays
 
 from fedpw_flwr.baselines import AFL
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from baselines_federation import BUILDS, MODEL, ClientsGrid, array_record, client_of, drawn
+from baselines_federation import BUILDS, MODEL, client_of, drawn
+from clients_grid import ClientsGrid
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from hydra.utils import get_class, instantiate
+from model_records import array_record
 from omegaconf import OmegaConf
 
 from fedpw_flwr.experiment.configuration import compose_configuration, config_folder

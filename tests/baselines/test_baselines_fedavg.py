@@ -7,19 +7,17 @@ import pytest
 from baselines_federation import (
     MODEL,
     TRAINED,
-    array_record,
     drawn,
     flat,
     grid_of,
     local,
-    ndarrays,
     one_round,
-    payloads,
     stepped,
-    train_round,
 )
+from clients_grid import train_round
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from model_records import array_record, ndarrays, payloads
 
 from fedpw_flwr.baselines import EqualFedAvg, FedAvg, FedProx
 

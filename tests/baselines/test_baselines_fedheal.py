@@ -9,18 +9,16 @@ import pytest
 import torch
 from baselines_federation import (
     MODEL,
-    ClientsGrid,
     Local,
-    array_record,
     client_of,
     drawn,
     flat,
     grid_of,
     local,
-    ndarrays,
     one_round,
-    train_round,
 )
+from clients_grid import ClientsGrid, train_round
+from model_records import array_record, ndarrays
 
 from fedpw_flwr.baselines import EqualFedAvg, FedHEAL
 from fedpw_flwr.baselines.fedheal import ClientHabits, average_weight, observed

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from baselines_federation import (
     MODEL,
-    array_record,
     drawn,
     flat,
     grid_of,
     local,
-    ndarrays,
     one_round,
     stepped,
-    train_round,
 )
+from clients_grid import train_round
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_records import array_record, ndarrays
 
 from fedpw_flwr.baselines import EqualFedAvg, FedMGDAPlus
 from fedpw_flwr.baselines.min_norm import min_norm_weights, optimality_gap

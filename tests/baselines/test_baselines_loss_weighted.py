@@ -8,16 +8,14 @@ import pytest
 from baselines_federation import (
     BUILDS,
     MODEL,
-    Client,
-    ClientsGrid,
     Local,
-    array_record,
     client_of,
     drawn,
     grid_of,
-    train_round,
 )
+from clients_grid import Client, ClientsGrid, train_round
 from flwr.app import ConfigRecord, Message
+from model_records import array_record
 
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
 from fedpw_flwr.strategy.quarantine import MissingLossError

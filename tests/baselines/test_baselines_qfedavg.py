@@ -7,19 +7,18 @@ import pytest
 from baselines_federation import (
     MODEL,
     TRAINED,
-    array_record,
     drawn,
     flat,
     grid_of,
     local,
-    ndarrays,
     one_round,
     stepped,
-    train_round,
 )
+from clients_grid import train_round
 from flwr.serverapp.strategy import QFedAvg as FlowerQFedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_records import array_record, ndarrays
 
 from fedpw_flwr.baselines import EqualFedAvg, QFedAvg
 from fedpw_flwr.baselines.qfedavg import q_weights

@@ -10,19 +10,16 @@ import torch
 from baselines_federation import (
     MODEL,
     TRAINED,
-    ClientsGrid,
-    array_record,
     client_of,
     drawn,
     flat,
     grid_of,
     local,
-    ndarrays,
-    train_content,
-    train_round,
 )
+from clients_grid import ClientsGrid, train_round
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import strategy as flower
+from model_records import array_record, ndarrays, train_content
 from torch.nn.functional import cross_entropy
 
 from fedpw_flwr.baselines import FedAdam, FedAvgM
@@ -111,7 +108,7 @@ def trains_resnet(message: Message) -> list[Message]:
         cross_entropy(network(images[part]), labels[part]).backward()
         optimizer.step()
     model = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
-    return [Message(train_content(model, examples=64, identity=node), reply_to=message)]
+    return [Message(train_content(model, num_examples=64, client_id=node), reply_to=message)]
 
 
 def rounds_with_nan(strategy: flower.FedAvg, rounds: int = 6) -> int:

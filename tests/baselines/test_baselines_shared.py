@@ -13,21 +13,17 @@ from baselines_federation import (
     BUILDS,
     MODEL,
     TRAINED,
-    ClientsGrid,
     Local,
-    array_record,
     client_of,
     drawn,
     grid_of,
     local,
-    ndarrays,
-    payloads,
-    train_content,
-    train_round,
 )
+from clients_grid import ClientsGrid, train_round
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
+from model_records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.app.recording import client_metrics
@@ -63,7 +59,7 @@ def broken(change: Callable[[dict[str, np.ndarray]], Any], **said: Any) -> Any:
     def answer(message: Message) -> list[Message]:
         model = {name: array.copy() for name, array in ndarrays(message.content["arrays"]).items()}
         changed = change(model) or model
-        return [Message(train_content(changed, identity=9, **said), reply_to=message)]
+        return [Message(train_content(changed, client_id=9, **said), reply_to=message)]
 
     return answer
 

@@ -1,4 +1,4 @@
-"""Real ClientApps behind the grid of the strategy's tests, and what they should send.
+"""Real ClientApps behind a `ClientsGrid`, and what they should send.
 
 Every message and reply is written to Flower's wire format and read back: a client gets objects of
 its own, as from another machine. `reference_update` says what becomes of an update, in NumPy and
@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from federation import MODEL, Client, ClientsGrid, NDArrays, array_record, trained
+from clients_grid import Client, ClientsGrid
+from federation import MODEL, trained
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp.strategy import Result
+from model_records import NDArrays, array_record
 
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,

@@ -32,21 +32,14 @@ from client_federation import (
     train_metrics,
     training_loss,
 )
-from federation import (
-    MODEL,
-    ClientsGrid,
-    NDArrays,
-    array_record,
-    ask,
-    ndarrays,
-    payloads,
-    train_round,
-)
+from clients_grid import ClientsGrid, ask, train_round
+from federation import MODEL
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp.strategy import FedAvg, FedProx, QFedAvg, Result
+from model_records import NDArrays, array_record, ndarrays, payloads
 
 from fedpw_flwr import FedPW, FedPWClient, numpy_client_app
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY, AdjustmentRequest

@@ -25,7 +25,7 @@ from client_federation import (
     train_message,
     train_metrics,
 )
-from federation import MODEL, array_record, ndarrays, payloads
+from federation import MODEL
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -39,6 +39,7 @@ from flwr.app import (
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
+from model_records import array_record, ndarrays, payloads
 
 from fedpw_flwr import FedPW, FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY

@@ -35,7 +35,7 @@ from client_federation import (
     request_entries,
     train_message,
 )
-from federation import ClientsGrid, NDArrays, array_record, ndarrays, payloads
+from clients_grid import ClientsGrid
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.client import mod as legacy_mods
@@ -60,6 +60,7 @@ from flwr.common.secure_aggregation.secaggplus_constants import (
 from flwr.compat.common import recorddict_compat as compat
 from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
+from model_records import NDArrays, array_record, ndarrays, payloads
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
 from fedpw_flwr.legacy import FedPW as LegacyFedPW

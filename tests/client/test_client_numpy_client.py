@@ -23,7 +23,7 @@ from client_federation import (
     reference_update,
     request_entries,
 )
-from federation import MODEL, array_record, ndarrays
+from federation import MODEL
 from flwr.app import Message
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
@@ -44,6 +44,7 @@ from flwr.server.compat.grid_client_proxy import GridClientProxy
 from flwr.server.history import History
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.server.strategy import Strategy as LegacyStrategy
+from model_records import array_record, ndarrays
 
 from fedpw_flwr import FedPW, FedPWClient, numpy_client_app
 from fedpw_flwr.legacy import FedPW as LegacyFedPW

@@ -19,9 +19,10 @@ from client_federation import (
     request_entries,
     train_message,
 )
-from federation import MODEL, array_record, payloads
+from federation import MODEL
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
+from model_records import array_record, payloads
 
 from fedpw_flwr import FedPWClient, numpy_client_app
 from fedpw_flwr.client.timings_mod import TimingsMod

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from federation import MODEL, ClientsGrid, trained
-from flwr.app import Context, Message, RecordDict
+from clients_grid import ClientsGrid, running
+from federation import MODEL, trained
+from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import (
@@ -124,12 +125,8 @@ def plain_clients(
 
 def app_grid(app: ClientApp, nodes: Iterable[int]) -> ClientsGrid:
     """Nodes that run a ClientApp; the partition of a node is its id."""
-    return ClientsGrid({node: _app_at(app, node) for node in nodes})
-
-
-def _app_at(app: ClientApp, node: int) -> Callable[[Message], list[Message]]:
-    context = Context(1, node, {"partition-id": node}, RecordDict(), {})
-    return lambda message: [app(message, context)]
+    contexts = {node: Context(1, node, {"partition-id": node}, RecordDict(), {}) for node in nodes}
+    return ClientsGrid({node: running(app, context) for node, context in contexts.items()})
 
 
 def app_clients(app: ClientApp, nodes: Iterable[int]) -> list[ClientProxy]:

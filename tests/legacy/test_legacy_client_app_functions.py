@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from federation import Client as GridClient
-from federation import ClientsGrid
+from clients_grid import Client as GridClient
+from clients_grid import ClientsGrid
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from federation import MODEL, ClientsGrid
+from clients_grid import ClientsGrid
+from federation import MODEL
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common import FitIns, FitRes, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import LegacyContext, ServerConfig

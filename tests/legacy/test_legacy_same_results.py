@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from federation import MODEL, array_record, train_round
+from clients_grid import train_round
+from federation import MODEL
 from flwr.app import Context
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
@@ -26,6 +27,7 @@ from legacy_federation import (
     named,
     with_server_round,
 )
+from model_records import array_record
 
 import fedpw_flwr
 from fedpw_flwr import FedPWClient, numpy_client_app

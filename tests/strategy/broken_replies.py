@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from federation import array_record, ndarrays, stray
+from federation import stray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from model_records import array_record, ndarrays
 
 Break = Callable[[Message, Message], list[Message]]
 

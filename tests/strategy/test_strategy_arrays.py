@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from federation import (
-    MODEL,
-    ClientsGrid,
-    array_record,
-    good_client,
-    ndarrays,
-    payloads,
-    train_content,
-    train_reply,
-    train_round,
-    trained,
-)
+from clients_grid import ClientsGrid, train_round
+from federation import MODEL, good_client, train_reply, trained
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from model_records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
 

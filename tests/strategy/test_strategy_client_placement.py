@@ -23,20 +23,12 @@ from adjusting_clients import (
     play_round,
     report_of,
 )
-from federation import (
-    MODEL,
-    Client,
-    ClientsGrid,
-    NDArrays,
-    array_record,
-    good_client,
-    ndarrays,
-    payloads,
-    trained,
-)
+from clients_grid import Client, ClientsGrid
+from federation import MODEL, good_client, trained
 from flwr.app import ConfigRecord, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_records import NDArrays, array_record, ndarrays, payloads
 from placement_reference import ReferenceServer
 
 from fedpw_flwr import FedPW

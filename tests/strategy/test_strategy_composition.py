@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from federation import (
-    MODEL,
-    ClientsGrid,
-    array_record,
-    evaluate_reply,
-    ndarrays,
-    payloads,
-    train_content,
-)
+from clients_grid import ClientsGrid
+from federation import MODEL, evaluate_reply
 from flwr.app import Message
 from flwr.serverapp.strategy import (
     FedAdagrad,
@@ -20,6 +13,7 @@ from flwr.serverapp.strategy import (
     FedAvgM,
     FedYogi,
 )
+from model_records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
 

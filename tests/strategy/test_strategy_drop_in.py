@@ -8,21 +8,17 @@ import sys
 
 import numpy as np
 import pytest
+from clients_grid import ClientsGrid, ask, train_round
 from federation import (
     MODEL,
-    ClientsGrid,
-    array_record,
-    ask,
     evaluate_reply,
     good_client,
-    ndarrays,
-    train_content,
     train_reply,
-    train_round,
     trained,
 )
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from model_records import array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW, MissingLossError
 from fedpw_flwr.algorithm.kernels import _compiled

@@ -8,17 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from clients_grid import ClientsGrid, train_round
 from federation import (
     MODEL,
-    ClientsGrid,
-    array_record,
     evaluate_reply,
     evaluate_round,
     stray,
     train_reply,
-    train_round,
 )
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from model_records import array_record
 
 from fedpw_flwr import FedPW
 

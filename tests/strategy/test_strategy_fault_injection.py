@@ -19,24 +19,19 @@ import numpy as np
 import pytest
 from adjusting_clients import following, silent
 from broken_replies import BROKEN_REPLIES, STRANGER, BrokenReply
+from clients_grid import Client, ClientsGrid, ask, train_round
 from federation import MODEL as SMALL_MODEL
-from federation import (
-    Client,
-    ClientsGrid,
-    NDArrays,
-    array_record,
-    ask,
-    evaluate_reply,
-    evaluate_round,
-    ndarrays,
-    payloads,
-    train_content,
-    train_reply,
-    train_round,
-)
+from federation import evaluate_reply, evaluate_round, train_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_records import (
+    NDArrays,
+    array_record,
+    ndarrays,
+    payloads,
+    train_content,
+)
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.strategy.attendance import TooFewClientsError

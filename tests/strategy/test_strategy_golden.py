@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import array_record, ndarrays, train_content
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg
+from model_records import array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW
 

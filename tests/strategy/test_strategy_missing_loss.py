@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
+from clients_grid import ClientsGrid, train_round
 from federation import (
     MODEL,
-    ClientsGrid,
-    array_record,
     good_client,
     stray,
     train_reply,
-    train_round,
     trained,
 )
 from flwr.app import Message, RecordDict
+from model_records import array_record
 
 import fedpw_flwr
 from fedpw_flwr import FedPW, MissingLossError

@@ -14,21 +14,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from adjusting_clients import following
-from federation import (
-    Client,
-    ClientsGrid,
-    NDArrays,
-    array_record,
-    ask,
-    evaluate_reply,
-    ndarrays,
-    payloads,
-    train_content,
-    train_reply,
-)
+from clients_grid import Client, ClientsGrid, ask
+from federation import evaluate_reply, train_reply
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_records import (
+    NDArrays,
+    array_record,
+    ndarrays,
+    payloads,
+    train_content,
+)
 from tampered_replies import TAMPERED, Fate, Honest, Outcome
 
 from fedpw_flwr import FedPW

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from federation import MODEL, ClientsGrid, array_record, good_client, payloads, train_round
+from clients_grid import ClientsGrid, train_round
+from federation import MODEL, good_client
 from flwr.app import ConfigRecord
+from model_records import array_record, payloads
 
 from fedpw_flwr import FedPW
 

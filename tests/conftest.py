@@ -1,19 +1,12 @@
-"""What every test of the legacy strategy needs: an identity to write messages with, and the log."""
+"""What tests of several folders need: an identity to write messages with, and Flower's log."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
-
-# The tests here share modules, with each other and with the tests of the Message-API strategy;
-# pytest's importlib mode does not put them within their reach.
-sys.path.append(str(Path(__file__).parent))
-sys.path.append(str(Path(__file__).parents[1] / "strategy"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,10 +20,11 @@ def _task_identity() -> Iterator[None]:
 
 @pytest.fixture
 def flower_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """`caplog` that hears Flower's logger whether or not that passes its records on."""
+    """`caplog` that hears Flower's logger, from INFO on, whether or not that passes it on."""
     logger = logging.getLogger("flwr")
     passes_on, logger.propagate = logger.propagate, False
     logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="flwr")
     yield caplog
     logger.removeHandler(caplog.handler)
     logger.propagate = passes_on
