@@ -169,7 +169,7 @@ def run(one: Published, data: Path, runs: Path) -> bool:
             return False
         with newest.open(encoding="utf-8", newline="") as rows:
             named = [row["folder"] for row in csv.DictReader(rows)]
-        folders += [newest.parent / folder for folder in named if folder]
+        folders += [(newest.parent / folder).resolve() for folder in named if folder]
         shutil.rmtree(newest.parent)
     compare(folders, output=COMPARISONS / one.name, against=one.against)
     return done
