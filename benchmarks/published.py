@@ -126,27 +126,6 @@ def _sensitivity(name: str, title: str, key: str, values: str) -> Published:
 
 
 PUBLISHED = (
-    _grid(
-        "tuning",
-        "The rivals' settings on the four sources, chosen with a seed of its own",
-        (*FOUR_DOMAINS, "rounds=12"),
-        {
-            "fedprox": "proximal_mu=0.01,0.1,1",
-            "fedavgm": "server_momentum=0.5,0.9",
-            "fedadam": "eta=0.01,0.1",
-            "qfedavg": "q=0.1,1,5",
-            "afl": "lambda_step=0.01,0.1,1",
-            "term": "t=0.1,1,5",
-            "fedmgda_plus": "epsilon=0.1,1",
-            "fedheal": "tau=0.1,0.3,0.5",
-        },
-    ),
-    _grid(
-        "tuning-label-skew",
-        "The rivals' settings under label skew, chosen on Fashion-MNIST with a seed of its own",
-        ("experiment=fashion_mnist", "partition=dirichlet", ARCHIVES, *SMALL, "rounds=20"),
-        {"qfedavg": "q=0.1,1,5", "term": "t=0.1,1,5", "fedheal": "tau=0.1,0.3,0.5"},
-    ),
     Published(
         "embedded",
         "The default experiment, on pictures that come with the package",
@@ -168,6 +147,27 @@ PUBLISHED = (
         "drop-rate",
         "Sensitivity to the mean drop rate, on the four sources",
         *("avg_drop_rate", "0.1,0.3,0.5,0.7"),
+    ),
+    _grid(
+        "tuning",
+        "The rivals' settings on the four sources, chosen with a seed of its own",
+        (*FOUR_DOMAINS, "rounds=12"),
+        {
+            "fedprox": "proximal_mu=0.01,0.1,1",
+            "fedavgm": "server_momentum=0.5,0.9",
+            "fedadam": "eta=0.01,0.1",
+            "qfedavg": "q=0.1,1,5",
+            "afl": "lambda_step=0.01,0.1,1",
+            "term": "t=0.1,1,5",
+            "fedmgda_plus": "epsilon=0.1,1",
+            "fedheal": "tau=0.1,0.3,0.5",
+        },
+    ),
+    _grid(
+        "tuning-label-skew",
+        "The rivals' settings under label skew, chosen on Fashion-MNIST with a seed of its own",
+        ("experiment=fashion_mnist", "partition=dirichlet", ARCHIVES, *SMALL, "rounds=20"),
+        {"qfedavg": "q=0.1,1,5", "term": "t=0.1,1,5", "fedheal": "tau=0.1,0.3,0.5"},
     ),
 )
 
@@ -233,10 +233,26 @@ def page() -> str:
 
 
 def _section(text: str, folder: str) -> str:
-    """Take a comparison's page as a section: its own titles go, its links point to its folder."""
-    body = re.sub(r"\A# .+\n+", "", text.split("\n## Columns of comparison.csv")[0])
-    body = re.sub(r"^## (.+)$", r"**\1**", body, flags=re.MULTILINE)
-    return re.sub(r"\]\((?!https?:)([^)]+)\)", rf"]({folder}/\1)", body).strip()
+    """Take of a comparison's page what stands for it: the last rounds' tables and one picture.
+
+    Its own title goes, and its links point to its folder, where the rest is.
+    """
+    body = text.split("\n## Columns of comparison.csv")[0]
+    tables, *pictures = re.split(r"^(?=!\[)", body, flags=re.MULTILINE)
+    settings = tables.split("\n## ")[1:]
+    kept = []
+    for setting in settings:
+        heading, *sections = re.split(r"^(?=### )", setting, flags=re.MULTILINE)
+        label, _, said = heading.partition("\n")
+        kept += [f"**{label.strip()}**", said.strip()]
+        for section in sections:
+            title, _, content = section.partition("\n")
+            if re.search(r"mean of the last \d+ rounds", title):
+                kept += [f"**{title.removeprefix('### ')}**", content.strip()]
+    kept += [picture.split("\n")[0] for picture in pictures if "(fairness" in picture]
+    kept.append("The last round, all pictures and every run: [comparison.md](comparison.md).")
+    joined = "\n\n".join(kept)
+    return re.sub(r"\]\((?!https?:)([^)]+)\)", rf"]({folder}/\1)", joined).strip()
 
 
 def _text(file: Path) -> str:
