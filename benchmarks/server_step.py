@@ -257,10 +257,10 @@ def network_name(width: int) -> str:
 class Nodes(InProcessGrid):
     """So many connected nodes that run one ClientApp, in this process."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, app: ClientApp | None = None) -> None:
         super().__init__()
         self.count = count
-        self.app: ClientApp | None = None
+        self.app = app
 
     def get_node_ids(self) -> list[int]:
         return list(range(1, self.count + 1))
