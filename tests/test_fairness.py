@@ -7,7 +7,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -33,7 +33,6 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -301,16 +300,6 @@ def test_mean_and_deviation_are_numpys(values: list[float]) -> None:
 
 
 # --- Inside strategies -----------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _task_identity() -> Iterator[None]:
-    """Messages can only be written by somebody."""
-    before = {name: TaskIdentity.__dict__[name] for name in ("_run_id", "_task_id", "_node_id")}
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    yield
-    for name, value in before.items():
-        setattr(TaskIdentity, name, value)
 
 
 class _Client(ClientProxy):

@@ -33,7 +33,6 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 from flwr.clientapp.typing import Mod
-from flwr.supercore.task_identity import TaskIdentity
 
 import fedpw_flwr
 from fedpw_flwr import FedPW, FedPWMod
@@ -438,15 +437,6 @@ def test_the_default_bound_on_weights_bounds_nothing_up_to_three_clients(
 
 
 # ── What leaves a client, and what a client can write on the server ───────────────────────────────
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _task_identity() -> Iterator[None]:
-    before = {name: TaskIdentity.__dict__[name] for name in ("_run_id", "_task_id", "_node_id")}
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 1
-    yield
-    for name, value in before.items():
-        setattr(TaskIdentity, name, value)
 
 
 def test_with_local_dp_the_update_decides_nothing_of_a_reply_but_the_noised_arrays() -> None:
