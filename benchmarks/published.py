@@ -5,9 +5,10 @@
     python benchmarks/published.py --write                   # only RESULTS.md, of what there is
 
 DATA is a folder of archives (mnist.npz, usps.npz, svhn.npz, mnistm.npz, fashion_mnist.npz,
-cifar10.npz). Begun again it runs only what is missing, so it may be stopped at any time. What
-`fedpw-compare` makes of each experiment goes to results/NAME; RESULTS.md is made of these pages and
-of the remarks in results/NAME/remarks.md, which are written by hand.
+cifar10.npz). Begun again it runs only what is missing, so it may be stopped at any time, and go on
+in another clone: the figures of every finished run are kept in results/runs, without its models.
+What `fedpw-compare` makes of each experiment goes to results/NAME; RESULTS.md is made of these
+pages and of the remarks in results/NAME/remarks.md, which are written by hand.
 """
 
 from __future__ import annotations
@@ -22,11 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedpw_flwr.experiment.comparison.command import compare
+from fedpw_flwr.experiment.run_folder import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    PARTITION_FILE,
+    SUMMARY_FILE,
+    atomic_file,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "RESULTS.md"
 COMPARISONS = REPOSITORY / "results"
 PREFACE, REMARKS = "preface.md", "remarks.md"
+KEPT = COMPARISONS / "runs"
+KEPT_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, SUMMARY_FILE)
+"""Of a run; the summary last, since a run that has one counts as finished."""
 
 SEEDS = "seed=0,1,2"
 HELD_OUT = "seed=100"
@@ -188,7 +199,9 @@ def main() -> None:
     failed = False
     for one in PUBLISHED:
         if not arguments.write and (not arguments.names or one.name in arguments.names):
-            failed |= not run(one, arguments.data.resolve(), arguments.runs.resolve())
+            data, runs = arguments.data.resolve(), arguments.runs.resolve()
+            take_up(runs)
+            failed |= not run(one, data, runs)
     PAGE.write_text(page(), encoding="utf-8")
     sys.exit(1 if failed else 0)
 
@@ -208,10 +221,32 @@ def run(one: Published, data: Path, runs: Path) -> bool:
             return False
         with newest.open(encoding="utf-8", newline="") as rows:
             named = [row["folder"] for row in csv.DictReader(rows)]
-        folders += [(newest.parent / folder).resolve() for folder in named if folder]
+        folders += [KEPT / Path(folder).name for folder in named if folder]
         shutil.rmtree(newest.parent)
+        keep(runs, data)
     compare(folders, output=COMPARISONS / one.name, against=one.against)
     return done
+
+
+def take_up(runs: Path) -> None:
+    """Put the finished runs that are kept where a sweep finds them."""
+    for summary in KEPT.glob(f"*/{SUMMARY_FILE}"):
+        place = runs / summary.parent.name
+        if not place.exists():
+            shutil.copytree(summary.parent, place)
+
+
+def keep(runs: Path, data: Path) -> None:
+    """Keep the figures of every finished run, with DATA for the folder of the archives."""
+    for summary in sorted(runs.glob(f"*/{SUMMARY_FILE}")):
+        place = KEPT / summary.parent.name
+        if (place / SUMMARY_FILE).exists():
+            continue
+        place.mkdir(parents=True, exist_ok=True)
+        for name in KEPT_FILES:
+            text = summary.with_name(name).read_text(encoding="utf-8")
+            with atomic_file(place / name) as written:
+                written.write_text(text.replace(str(data), "DATA"), encoding="utf-8")
 
 
 def _modified(file: Path) -> float:

@@ -254,7 +254,9 @@ def test_mods_stand_round_training_and_evaluation_the_first_outermost() -> None:
         assert passed == ["a in", "b in", "b out", "a out"]
 
 
-@pytest.mark.parametrize("client_fn", [None, Told(), "client_fn"], ids=str)
+@pytest.mark.parametrize(
+    "client_fn", [None, Told(), "client_fn"], ids=["nothing", "client", "text"]
+)
 def test_something_that_builds_no_client_is_refused_at_once(client_fn: Any) -> None:
     with pytest.raises(TypeError, match="a function from Context to NumPyClient"):
         numpy_client_app(client_fn)

@@ -614,7 +614,11 @@ def test_a_client_of_the_other_kind_is_refused_with_the_order_that_works() -> No
             FedPWClient(other)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("other", [None, NoisyClient, object(), lambda context: None], ids=str)
+@pytest.mark.parametrize(
+    "other",
+    [None, NoisyClient, object(), lambda context: None],
+    ids=["nothing", "class", "object", "function"],
+)
 def test_something_that_is_no_client_is_refused(other: Any) -> None:
     with pytest.raises(TypeError, match=r"inherits from flwr\.client\.NumPyClient"):
         FedPWClient(other)

@@ -190,6 +190,11 @@ def test_a_label_says_data_partition_clients_model_and_rounds() -> None:
     )
 
 
+def test_a_label_does_not_repeat_a_data_set_s_own_partition() -> None:
+    own = run(dataset={"name": "embedded_digits"}, partition={"name": "embedded_digits"})
+    assert only_setting(own).label == "embedded_digits · ResNet10, width=16 · 2 rounds"
+
+
 def test_a_label_says_that_data_are_archives_and_how_many_test_pictures_there_are() -> None:
     several = {"_target_": "some.archives", "max_test_per_domain": 300}
     label = only_setting(run(dataset=several)).label

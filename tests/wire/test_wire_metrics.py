@@ -116,7 +116,7 @@ def test_a_users_own_metric_under_the_reports_key_is_no_report(value: Any) -> No
     assert REPORT_KEY not in records_of_metrics({REPORT_KEY: value})
 
 
-@pytest.mark.parametrize("value", [None, {}, object(), np.zeros(2), [None], 1j], ids=repr)
+@pytest.mark.parametrize("value", [None, {}, object(), np.zeros(2), [None], 1j], ids=type)
 def test_what_no_record_takes_is_a_type_error_of_flower(value: Any) -> None:
     with pytest.raises(TypeError):
         records_of_metrics({"value": value})

@@ -42,7 +42,8 @@ def setting_label(run: FinishedRun) -> str:
         _group(run, "model", ("depth", "width")),
         counted(run.summary.rounds, "round"),
     )
-    return " · ".join(part for part in parts if part)
+    # A data set and the partition made for it may have one name.
+    return " · ".join(dict.fromkeys(part for part in parts if part))
 
 
 def local_training(run: FinishedRun) -> str:
