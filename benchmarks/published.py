@@ -19,12 +19,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedpw_flwr.experiment.comparison.command import compare
 from fedpw_flwr.experiment.run_folder import (
     CONFIG_FILE,
+    FAILURE_FILE,
     METRICS_FILE,
     PARTITION_FILE,
     SUMMARY_FILE,
@@ -34,6 +36,7 @@ from fedpw_flwr.experiment.run_folder import (
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "RESULTS.md"
 COMPARISONS = REPOSITORY / "results"
+RUNS = REPOSITORY / "multirun" / "published"
 PREFACE, REMARKS = "preface.md", "remarks.md"
 KEPT = COMPARISONS / "runs"
 KEPT_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, SUMMARY_FILE)
@@ -188,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--data", type=Path, help="folder of the archives")
-    parser.add_argument("--runs", type=Path, default=REPOSITORY / "multirun", help="of all runs")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="of all runs, and of nothing else")
     parser.add_argument("--write", action="store_true", help="run nothing, only write RESULTS.md")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(names))
@@ -207,23 +210,37 @@ def main() -> None:
 
 
 def run(one: Published, data: Path, runs: Path) -> bool:
-    """Run what is missing of an experiment and keep its comparison; return whether all is done."""
-    done = True
+    """Run what is missing of an experiment and keep its comparison; return whether all is done.
+
+    Runs that failed are among those compared, so that the page names them.
+    """
+    done, began = True, time.time()
     folders: list[Path] = []
     for overrides in one.sweeps:
         # One folder for all: a run that two experiments share is run once.
         words = [word.replace("DATA", str(data)) for word in overrides]
         sweep = ["fedpw", "-m", *words, f"hydra.sweep.dir={runs}"]
         print(f"{one.name}: {' '.join(sweep)}", flush=True)
+        sweep_began = time.time()
         done &= subprocess.run(sweep, check=False).returncode == 0
-        newest = max(runs.glob("comparison-*/comparison.csv"), key=_modified, default=None)
-        if newest is None:
-            return False
-        with newest.open(encoding="utf-8", newline="") as rows:
-            named = [row["folder"] for row in csv.DictReader(rows)]
-        folders += [KEPT / Path(folder).name for folder in named if folder]
-        shutil.rmtree(newest.parent)
+        made = [
+            file
+            for file in runs.glob("comparison-*/comparison.csv")
+            if _modified(file) >= sweep_began
+        ]
+        if len(made) == 1:
+            with made[0].open(encoding="utf-8", newline="") as rows:
+                named = [row["folder"] for row in csv.DictReader(rows)]
+            folders += [KEPT / Path(folder).name for folder in named if folder]
+        elif made:
+            sys.exit(
+                f"{one.name}: another sweep ended in {runs}; give this one a folder of its own"
+            )
         keep(runs, data)
+    failures = [file for file in runs.glob(f"*/{FAILURE_FILE}") if _modified(file) >= began]
+    folders += [file.parent for file in failures]
+    if not folders:
+        return False
     compare(folders, output=COMPARISONS / one.name, against=one.against)
     return done
 
@@ -268,14 +285,15 @@ def page() -> str:
 
 
 def _section(text: str, folder: str) -> str:
-    """Take of a comparison's page what stands for it: the last rounds' tables and one picture.
+    """Take of a comparison's page what stands for it: failed runs, last rounds' tables, a picture.
 
     Its own title goes, and its links point to its folder, where the rest is.
     """
     body = text.split("\n## Columns of comparison.csv")[0]
     tables, *pictures = re.split(r"^(?=!\[)", body, flags=re.MULTILINE)
-    settings = tables.split("\n## ")[1:]
-    kept = []
+    above, *settings = tables.split("\n## ")
+    left_out = above.find("**Left out")
+    kept = [above[left_out:].strip()] if left_out >= 0 else []
     for setting in settings:
         heading, *sections = re.split(r"^(?=### )", setting, flags=re.MULTILINE)
         label, _, said = heading.partition("\n")

@@ -29,6 +29,7 @@ from fedpw_flwr.data.images import (
     ImageSet,
     imagenet_normalisation,
 )
+from fedpw_flwr.data.source import read_domain
 from fedpw_flwr.data.subset import at_most
 
 __all__ = ["Archive", "archives"]
@@ -55,7 +56,7 @@ def archives(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> DomainCollection:
-    """Read one ``.npz`` archive a domain.
+    """Read one ``.npz`` archive a domain; decoded once a machine, mapped into memory after that.
 
     Parameters
     ----------
@@ -90,10 +91,14 @@ def archives(
     default_mean, default_std = imagenet_normalisation(channels)
     collection: list[Domain] = []
     for name in domains:
-        train, test = Archive(Path(folder), name).read(
-            image_size=image_size, channels=channels, num_classes=num_classes
+        domain = read_domain(
+            name,
+            Archive(Path(folder), name),
+            image_size=image_size,
+            channels=channels,
+            num_classes=num_classes,
         )
-        collection.append(Domain(name, train, at_most(test, max_test_per_domain)))
+        collection.append(Domain(name, domain.train, at_most(domain.test, max_test_per_domain)))
     return DomainCollection(
         domains=tuple(collection),
         num_classes=num_classes,

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from fedpw_flwr.data.archives import Archive
-from fedpw_flwr.data.cache import cached, collection_key
 from fedpw_flwr.data.image_folders import ImageFolderSet
 from fedpw_flwr.data.images import Domain, DomainCollection, imagenet_normalisation
 from fedpw_flwr.data.rendered_digits import RenderedDigits
-from fedpw_flwr.data.source import Source
+from fedpw_flwr.data.source import Source, read_domain
 from fedpw_flwr.data.subset import at_most
 from fedpw_flwr.data.torchvision_sets import TORCHVISION_SETS, TorchvisionSet
 
@@ -170,7 +169,15 @@ def _read_all(
     advice: list[str] = []
     for name, source in sources:
         try:
-            read.append(_read(name, source, image_size, channels, num_classes))
+            read.append(
+                read_domain(
+                    name,
+                    source,
+                    image_size=image_size,
+                    channels=channels,
+                    num_classes=num_classes,
+                )
+            )
         except FileNotFoundError as error:
             missing.append(str(error))
             if isinstance(source, ImageFolderSet):
@@ -179,18 +186,6 @@ def _read_all(
         raise FileNotFoundError("\n".join((*missing, *dict.fromkeys(advice))))
     _check_classes([source for _, source in sources if isinstance(source, ImageFolderSet)])
     return read
-
-
-def _read(name: str, source: Source, image_size: int, channels: int, num_classes: int) -> Domain:
-    call = f"{name} {source!r} {image_size=} {channels=} {num_classes=}"
-
-    def build() -> DomainCollection:
-        train, test = source.read(image_size=image_size, channels=channels, num_classes=num_classes)
-        return DomainCollection(
-            (Domain(name, train, test),), num_classes, *imagenet_normalisation(channels)
-        )
-
-    return cached(lambda: collection_key(call, source.files()), build).domains[0]
 
 
 def _check_classes(sets: Sequence[ImageFolderSet]) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from fedpw_flwr.data.images import ImageSet
+from fedpw_flwr.data.cache import cached, collection_key
+from fedpw_flwr.data.images import Domain, DomainCollection, ImageSet, imagenet_normalisation
 
-__all__ = ["Source"]
+__all__ = ["Source", "read_domain"]
 
 
 class Source(Protocol):
@@ -42,3 +43,28 @@ class Source(Protocol):
         ValueError
             If it is there, but damaged or of another form.
         """
+
+
+def read_domain(
+    name: str, source: Source, *, image_size: int, channels: int, num_classes: int
+) -> Domain:
+    """Read a domain from this machine's cache, or from its source and keep it there.
+
+    Parameters
+    ----------
+    name : str
+        Of the domain.
+    source : Source
+        What it is read from.
+    image_size, channels, num_classes : int
+        As :meth:`Source.read`, whose errors pass through.
+    """
+    call = f"{name} {source!r} {image_size=} {channels=} {num_classes=}"
+
+    def build() -> DomainCollection:
+        train, test = source.read(image_size=image_size, channels=channels, num_classes=num_classes)
+        return DomainCollection(
+            (Domain(name, train, test),), num_classes, *imagenet_normalisation(channels)
+        )
+
+    return cached(lambda: collection_key(call, source.files()), build).domains[0]

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from fedpw_flwr.data.archives import archives
+from fedpw_flwr.data.cache import cache_folder
+from fedpw_flwr.data.images import ImageSet
 
 
 def _arrays(**changes: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
@@ -65,6 +67,20 @@ def test_limited_test_pictures_are_drawn_from_all_classes_of_a_sorted_archive(
     _write(tmp_path, x_test=arrays["x_train"][order], y_test=arrays["y_train"][order])
     (domain,) = archives(tmp_path, ["own"], max_test_per_domain=30).domains
     assert domain.test.labels.unique().numel() >= 8
+
+
+def test_an_archive_is_decoded_once_a_machine_until_it_changes(tmp_path: Path) -> None:
+    _write(tmp_path)
+    first, again = (_train(tmp_path) for _ in range(2))
+    assert len(list(cache_folder().iterdir())) == 1
+    assert torch.equal(first.images, again.images)
+    pictures = _arrays()["x_train"]
+    _write(tmp_path, "own", x_train=255 - pictures)
+    assert torch.equal(_train(tmp_path).images, 255 - first.images)
+
+
+def _train(folder: Path) -> ImageSet:
+    return archives(folder, ["own"], image_size=8).domains[0].train
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
     text = page.read_text(encoding="utf-8")
     assert "Local training: 5 epochs, batches of 64. Each client trains on 50 pictures." in text
     assert "Chance: 10.0 % (10 classes)." in text
-    assert "**Near chance**, at most 15.0 % after the last round: collapsed. " in text
+    assert "**Near chance**, a mean accuracy of at most 15.0 %: collapsed. " in text
     assert "| collapsed (near chance) | 1 | 22.00 | 2.00 | 12.00 |" in text
     assert "| fedavg | 1 | **70.00** | **50.00** | **60.00** | **14.14** |" in text
     assert {row["chance"] for row in rows(page.parent / "comparison.csv")} == {"10.0"}
@@ -421,6 +421,23 @@ def test_a_page_that_shows_pictures_elsewhere_costs_none_of_them(tmp_path: Path)
 
 
 # ------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "asked"),
+    [
+        ("--target", "high", "choose a percentage above 0 and up to 100, not high"),
+        ("--target", "nan", "choose a percentage above 0 and up to 100, not nan"),
+        ("--last", "0", "choose a whole number of rounds from 1, not 0"),
+        ("--last", "1.5", "choose a whole number of rounds from 1, not 1.5"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_with_what_is_asked_for(
+    option: str, value: str, asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), option, value])
+    assert asked in capsys.readouterr().err
 
 
 def test_without_a_finished_run_the_unfinished_ones_are_listed(

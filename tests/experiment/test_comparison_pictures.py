@@ -229,10 +229,11 @@ def test_a_method_keeps_its_colour_in_every_picture() -> None:
     assert set(colors) <= curve_colors
 
 
-def test_fourteen_methods_differ_in_marker_and_in_colour_or_line_style() -> None:
-    looks = give_looks([f"method {number}" for number in range(14)]).values()
-    assert len({look.marker for look in looks}) == 14
-    assert len({(look.color, look.style) for look in looks}) == 14
+@pytest.mark.parametrize("methods", [15, 22])
+def test_many_methods_differ_as_points_and_as_lines(methods: int) -> None:
+    looks = give_looks([f"method {number}" for number in range(methods)]).values()
+    assert len({(look.color, look.marker) for look in looks}) == methods
+    assert len({(look.color, look.style) for look in looks}) == methods
     assert {look.color for look in looks} - set(PALETTE) == {"#222222"}
 
 

@@ -112,7 +112,7 @@ def test_a_method_near_chance_is_marked_and_is_the_best_in_nothing() -> None:
     lost, learned = finals("lost", 12, 14, classes=10), finals("learned", 15.1, 30, classes=10)
     both = setting(lost, learned)
     assert chance_accuracy(both) == pytest.approx(10)
-    assert [near_chance(both, one) for one in both.methods] == [True, False]
+    assert [near_chance(both, one, LAST) for one in both.methods] == [True, False]
     # A model that answers the same for every picture is as bad for everyone: its STD is the lowest.
     (mean,) = both.domain_figures
     low_is_good = replace(mean, higher_is_better=False)
@@ -123,10 +123,17 @@ def test_a_method_near_chance_is_marked_and_is_the_best_in_nothing() -> None:
     assert target_table(both, 11.0).best == {(1, 2)}
 
 
+def test_each_table_judges_its_own_rounds() -> None:
+    falls = method("falls", {0: [30, 30, 12]}, classes=10)
+    both = setting(falls, finals("learned", 60, classes=10))
+    assert [near_chance(both, falls, Window(last)) for last in (1, 3)] == [True, False]
+    assert figures_table(both, both.domain_figures, Window(3)).rows[0][0] == "falls"
+
+
 def test_chance_is_not_guessed_where_the_classes_are_not_known() -> None:
     unknown = setting(finals("a", 1.0))
     assert math.isnan(chance_accuracy(unknown))
-    assert not near_chance(unknown, unknown.methods[0])
+    assert not near_chance(unknown, unknown.methods[0], LAST)
 
 
 def test_a_method_near_chance_sets_no_target() -> None:

@@ -287,17 +287,19 @@ def _print_left_out(console: Console, left_out: Sequence[LeftOutRun]) -> None:
 
 
 def _percentage(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value <= 100:
         raise argparse.ArgumentTypeError(f"choose a percentage above 0 and up to 100, not {text}")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"choose at least 1 round, not {text}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"choose a whole number of rounds from 1, not {text}")
+    return int(text)
 
 
 if __name__ == "__main__":

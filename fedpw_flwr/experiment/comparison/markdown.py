@@ -89,7 +89,7 @@ def _left_out(folder: Path, left_out: Sequence[LeftOutRun]) -> Iterator[str]:
 def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
     setting = each.setting
     yield f"## {_plain(setting.label)}"
-    yield from _experiment(setting)
+    yield from _experiment(each)
     yield from _circumstances(setting)
     for window in each.windows:
         yield f"### Global model on {_test_sets(setting)}, {window.label}"
@@ -119,20 +119,26 @@ def _differences(each: ComparedSetting) -> Iterator[str]:
         yield _table(differences_table(each.setting, each.reference, window))
 
 
-def _experiment(setting: Setting) -> Iterator[str]:
+def _experiment(each: ComparedSetting) -> Iterator[str]:
     """Say what the label leaves out."""
+    setting = each.setting
     parts = (local_training(setting.runs[0]), held_pictures(setting.runs))
     if any(parts):
         yield _plain(" ".join(part for part in parts if part))
     chance = chance_accuracy(setting)
     if chance == chance:
         yield f"Chance: {chance:.1f} % ({setting.classes} classes)."
-    lost = [method.label for method in setting.methods if near_chance(setting, method)]
+    lost = [
+        method.label
+        for method in setting.methods
+        if any(near_chance(setting, method, window) for window in each.windows)
+    ]
     if lost:
         yield (
-            f"**Near chance**, at most {chance_limit(setting):.1f} % after the last round: "
+            f"**Near chance**, a mean accuracy of at most {chance_limit(setting):.1f} %: "
             f"{_plain(', '.join(lost))}. Such a model fails everyone alike, so a low STD is no "
-            "merit: these methods are not ranked."
+            "merit: these methods are marked, and not ranked, in the tables of the rounds for "
+            "which that holds."
         )
 
 

@@ -19,6 +19,7 @@ from fedpw_flwr.experiment.comparison.settings import Method, Setting
 
 __all__ = [
     "FEWEST_FOR_WILCOXON",
+    "LAST_ROUND",
     "MEAN_ACCURACY",
     "OverSeeds",
     "PairedDifference",
@@ -155,6 +156,9 @@ class RoundsToTarget:
         return float(np.mean(reached)) if len(reached) == len(self.rounds) else math.nan
 
 
+LAST_ROUND = Window(1)
+
+
 def windows_of(setting: Setting, last: int) -> tuple[Window, ...]:
     """Return the last round, and the `last` ones together, or all trained rounds if fewer."""
     counts = (1, min(last, max(1, setting.rounds)))
@@ -211,12 +215,12 @@ def chance_limit(setting: Setting) -> float:
     return _NEAR_CHANCE * chance_accuracy(setting)
 
 
-def near_chance(setting: Setting, method: Method) -> bool:
-    """Tell whether a method ended at little more than guessing.
+def near_chance(setting: Setting, method: Method, window: Window) -> bool:
+    """Tell whether a method's models are little better than guessing in some last rounds.
 
     Such a model fails everyone alike: a low standard deviation is no fairness then.
     """
-    return over_seeds(method, Window(1), MEAN_ACCURACY).mean <= chance_limit(setting)
+    return over_seeds(method, window, MEAN_ACCURACY).mean <= chance_limit(setting)
 
 
 def default_target(setting: Setting) -> float:
@@ -225,9 +229,9 @@ def default_target(setting: Setting) -> float:
     NaN where no method has one, or none has learned more than chance.
     """
     finals = [
-        over_seeds(method, Window(1), MEAN_ACCURACY).mean
+        over_seeds(method, LAST_ROUND, MEAN_ACCURACY).mean
         for method in setting.methods
-        if not near_chance(setting, method)
+        if not near_chance(setting, method, LAST_ROUND)
     ]
     known = [final for final in finals if math.isfinite(final)]
     return DEFAULT_SHARE * max(known) if known else math.nan

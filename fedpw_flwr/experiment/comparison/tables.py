@@ -10,6 +10,7 @@ from fedpw_flwr.experiment.comparison.figures import CLIENT_FIGURES, DOMAIN_FIGU
 from fedpw_flwr.experiment.comparison.settings import Method, Setting
 from fedpw_flwr.experiment.comparison.statistics import (
     FEWEST_FOR_WILCOXON,
+    LAST_ROUND,
     OverSeeds,
     PairedDifference,
     Window,
@@ -71,11 +72,11 @@ def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -
     """
     rows: list[tuple[str, ...]] = []
     means: list[list[float]] = []
-    ranked = [not near_chance(setting, method) for method in setting.methods]
+    ranked = [not near_chance(setting, method, window) for method in setting.methods]
     for method in setting.methods:
         values = [over_seeds(method, window, figure.key) for figure in figures]
         cells = [mean_and_deviation(value) for value in values]
-        rows.append((_name(setting, method), str(len(method.runs)), *cells))
+        rows.append((_name(setting, method, window), str(len(method.runs)), *cells))
         means.append([value.mean for value in values])
     best: set[tuple[int, int]] = set()
     if len(rows) > 1:
@@ -104,7 +105,7 @@ def differences_table(setting: Setting, reference: Method, window: Window) -> Ta
         found = [paired_difference(method, reference, window, figure.key) for figure in figures]
         tests += sum(math.isfinite(difference.p_t) for difference in found)
         common = max((len(difference.seeds) for difference in found), default=0)
-        rows.append((_name(setting, method), str(common), *map(_difference, found)))
+        rows.append((_name(setting, method, window), str(common), *map(_difference, found)))
     headings = (figure_heading(figure, of_whom=True) for figure in figures)
     return Table(("method", "common seeds", *headings), tuple(rows), notes=_test_notes(rows, tests))
 
@@ -121,13 +122,13 @@ def target_table(setting: Setting, target: float) -> Table:
         summary = OverSeeds.of([math.nan if n is None else n for n in found.rounds.values()])
         rows.append(
             (
-                _name(setting, method),
+                _name(setting, method, LAST_ROUND),
                 f"{len(found.reached)} of {len(found.rounds)}",
                 mean_and_deviation(summary, digits=1),
                 ", ".join(each),
             )
         )
-        means.append(math.nan if near_chance(setting, method) else found.mean)
+        means.append(math.nan if near_chance(setting, method, LAST_ROUND) else found.mean)
     known = [mean for mean in means if math.isfinite(mean)]
     best = {(row, 2) for row, mean in enumerate(means) if known and mean == min(known)}
     return Table(
@@ -165,8 +166,8 @@ def figure_heading(figure: Figure, *, of_whom: bool = False) -> str:
     return f"{whose}{figure.label}" + (", °" if figure.unit == "°" else "")
 
 
-def _name(setting: Setting, method: Method) -> str:
-    return method.label + (" (near chance)" if near_chance(setting, method) else "")
+def _name(setting: Setting, method: Method, window: Window) -> str:
+    return method.label + (" (near chance)" if near_chance(setting, method, window) else "")
 
 
 def _difference(found: PairedDifference) -> str:

@@ -46,7 +46,7 @@ def fairness_figure(
     }
     if not points:
         return None
-    lost = [method.label for method in setting.methods if near_chance(setting, method)]
+    lost = [method.label for method in setting.methods if near_chance(setting, method, window)]
     texts = {
         label: _text(looks[label], *point) + (" (near chance)" if label in lost else "")
         for label, point in points.items()

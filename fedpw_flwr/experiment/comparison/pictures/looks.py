@@ -1,7 +1,8 @@
 """How methods look: each has its colour, marker and line style in every picture of a comparison.
 
 The colours are those of the pictures of single runs (Okabe-Ito), and dark grey. From the eighth
-method on they repeat with another line style; no two of the first fourteen have the same marker.
+method on they repeat with another line style. The numbers of colours and of markers have no common
+factor, so that no two of the first 91 methods have both in common.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["Look", "give_looks"]
 COLORS = (INK, *PALETTE)
 MARKERS = {
     **{"o": 1.0, "s": 0.9, "^": 1.1, "D": 0.8, "v": 1.1, "P": 1.05, "X": 1.05, "<": 1.1},
-    **{"p": 1.1, ">": 1.1, "*": 1.45, "h": 1.05, "d": 1.05, "8": 1.0},
+    **{"p": 1.1, ">": 1.1, "*": 1.45, "h": 1.05, "d": 1.05},
 }
 LINE_STYLES: tuple[LineStyle, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
