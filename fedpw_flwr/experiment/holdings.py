@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -73,6 +74,21 @@ class Holdings:
             ],
             data_digest,
         )
+
+    def scarce(self) -> dict[str, int]:
+        """Return the domains where half of the clients train on fewer pictures than classes.
+
+        Returns
+        -------
+        dict[str, int]
+            The upper median of a client's pictures, by domain.
+        """
+        pictures: dict[str, list[int]] = {}
+        for held in self.clients:
+            pictures.setdefault(held.domain, []).append(sum(held.train))
+        classes = max((len(held.train) for held in self.clients), default=0)
+        typical = {domain: statistics.median_high(each) for domain, each in pictures.items()}
+        return {domain: median for domain, median in typical.items() if median < classes}
 
     def to_json(self) -> dict[str, Any]:
         """Return the strict JSON form."""

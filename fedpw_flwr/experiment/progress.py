@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 
 from fedpw_flwr.experiment.round_profile import MeanProfile, RoundProfile
+from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 
 _UNKNOWN = "-"
 _WIDTH_WITH_BAR = 100
@@ -75,6 +76,7 @@ class RunProgress:
     def __init__(self, metrics_file: Path, rounds: int, console: Console | None = None) -> None:
         self.rounds = rounds
         self.console = Console() if console is None else console
+        self._metrics_file = metrics_file
         self._lines = RoundLines(metrics_file)
         self._first: tuple[int, float] | None = None
         self._latest: tuple[int, float] | None = None
@@ -129,6 +131,8 @@ class RunProgress:
         number = record.get("round")
         if not isinstance(number, int):
             return
+        if self._first is None:
+            self._warn_of_scarce_pictures()
         self._latest = (number, time.monotonic())
         self._first = self._first or self._latest
         if self._bar is not None:
@@ -157,6 +161,21 @@ class RunProgress:
         if number == self.rounds and self._profiles:
             for sentence in MeanProfile.of_rounds(self._profiles).sentences():
                 self._print(sentence)
+
+    def _warn_of_scarce_pictures(self) -> None:
+        try:
+            holdings = RunFolder(self._metrics_file.parent).read_holdings()
+        except RunFolderError:
+            return
+        scarce = {} if holdings is None else holdings.scarce()
+        if scarce:
+            listed = ", ".join(f"{domain} ({each})" for domain, each in scarce.items())
+            self._print(
+                f"warning: clients train on fewer pictures than there are classes: {listed}; fewer "
+                "clients, a larger share of the data (partition.share, partition.train_per_client) "
+                "or a larger data set gives each more",
+                style="yellow",
+            )
 
     def _time_left(self) -> str:
         if self._first is None or self._latest is None or self._latest[0] == self._first[0]:

@@ -34,6 +34,15 @@ def test_pictures_are_counted_by_class() -> None:
     assert Holdings.of_shares(shares, num_classes=3) == HOLDINGS
 
 
+def test_a_domain_is_scarce_where_a_usual_client_has_fewer_pictures_than_classes() -> None:
+    def held(domain: str, *pictures: int) -> list[ClientHolding]:
+        return [ClientHolding(domain, [count, 0, 0], [9, 9, 9]) for count in pictures]
+
+    clients = [*held("ward", 1, 2, 2), *held("clinic", 1, 3, 50), *held("home", 3)]
+    assert Holdings(clients).scarce() == {"ward": 2}
+    assert Holdings([]).scarce() == {}
+
+
 def test_holdings_come_back_from_a_run_s_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.start()

@@ -10,7 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fedpw_flwr.experiment.holdings import ClientHolding, Holdings
 from fedpw_flwr.experiment.progress import RoundLines, RunProgress
+from fedpw_flwr.experiment.run_folder import RunFolder
 from fedpw_flwr.phases import CLIENT_PHASES, SERVER_PHASES
 
 
@@ -114,6 +116,25 @@ def test_quarantined_replies_are_a_warning(tmp_path: Path) -> None:
     assert len(warnings) == 2
     assert "round 1 left out 1 reply " in warnings[0]
     assert "round 3 left out 2 replies " in warnings[1]
+
+
+def test_clients_with_a_handful_of_pictures_are_a_warning(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.start()
+    folder.write_holdings(
+        Holdings([ClientHolding("svhn", [1, 0, 1], [0, 0, 0]), ClientHolding("usps", [9] * 3, [])])
+    )
+    _append(folder.metrics_file, _record(0), _record(1))
+    warnings = [line for line in _shown(folder.metrics_file, 1).splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "clients train on fewer pictures than there are classes: svhn (2);" in warnings[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"clients": [{"train": 1}]}'])
+def test_a_damaged_partition_does_not_break_the_display(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "partition.json").write_bytes(content)
+    _append(tmp_path / "metrics.jsonl", _record(0))
+    assert "warning" not in _shown(tmp_path / "metrics.jsonl", 1)
 
 
 def test_a_profiled_run_says_at_its_end_where_the_time_went(tmp_path: Path) -> None:
