@@ -78,7 +78,7 @@ def main() -> None:
 
 def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
     """Run one of a sweep's runs if it is not done yet; return whether it did not fail."""
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, soft_wrap=True)
     try:
         _check_config_sources()
         checked(configuration)
@@ -94,7 +94,8 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
         return False
     before = sweep.finished(configuration)
     if before is not None:
-        sweep.console.print(f"done before: {before}{_made_by(before)}", highlight=False)
+        said = escape(f"done before: {before}{_made_by(before)}")
+        sweep.console.print(said, highlight=False, soft_wrap=True)
         sweep.ended(before, "done before")
         return True
     begun = time.monotonic()
@@ -120,7 +121,7 @@ def _made_by(run: Path) -> str:
 def _compare(sweep: Sweep) -> None:
     """Put the finished runs of a sweep into a table and pictures."""
     if sweep.in_other_hands:
-        Console(stderr=True).print(
+        Console(stderr=True, soft_wrap=True).print(
             f"[bold yellow]fedpw:[/] another sweep is at {sweep.in_other_hands} of the runs, which "
             "are missing here: the same command, begun again when it is done, has them all",
             highlight=False,
@@ -134,7 +135,7 @@ def _compare(sweep: Sweep) -> None:
     try:
         compare(sweep.runs(), output=sweep.comparison, console=sweep.console)
     except (ComparisonError, RunFolderError, OSError) as error:
-        Console(stderr=True).print(
+        Console(stderr=True, soft_wrap=True).print(
             f"[bold red]fedpw:[/] the runs cannot be compared: {escape(str(error))}",
             highlight=False,
         )
@@ -142,7 +143,7 @@ def _compare(sweep: Sweep) -> None:
 
 def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -> bool:
     """Launch the run that hydra composed, say how it ended, and return whether it completed."""
-    console, errors = Console(), Console(stderr=True)
+    console, errors = Console(), Console(stderr=True, soft_wrap=True)
     try:
         outcome = _launch(configuration, folder, go_on=go_on)
     except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
@@ -155,7 +156,7 @@ def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -
     if not outcome.completed:
         errors.print(
             f"[bold red]fedpw: the run failed[/] ({outcome.status})\n{escape(outcome.error)}\n"
-            f"The whole log is in {outcome.log_file}",
+            f"The whole log is in {escape(str(outcome.log_file))}",
             highlight=False,
         )
         _mark_failed(folder, outcome.status, outcome.error)
@@ -291,9 +292,14 @@ def _print_results(console: Console, folder: RunFolder, outcome: RunOutcome) -> 
     if summary.quarantined or summary.failed:
         console.print(
             f"[bold yellow]Left out in all rounds: {summary.quarantined} replies that could not be "
-            f"used, {summary.failed} clients that failed.[/] flower.log says which and why."
+            f"used, {summary.failed} clients that failed.[/] flower.log says which and why.",
+            soft_wrap=True,
         )
-    console.print(f"{outcome.seconds:.0f} s. Metrics, models and plots: {folder.path}")
+    console.print(
+        f"{outcome.seconds:.0f} s. Metrics, models and plots: {escape(str(folder.path))}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _remove_if_empty(path: Path) -> None:

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overrides=options.overrides,
         )
     except (RunFolderError, ConfigurationError) as error:
-        Console(stderr=True).print(
+        Console(stderr=True, soft_wrap=True).print(
             f"[bold red]fedpw-evaluate:[/] {escape(str(error))}", highlight=False, soft_wrap=True
         )
         return 1

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exits with 2).
     """
     options = _parser().parse_args(arguments)
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, soft_wrap=True)
     try:
         compare(**vars(options))
     except (ComparisonError, RunFolderError) as error:
