@@ -254,7 +254,10 @@ def take_up(runs: Path) -> None:
 
 
 def keep(runs: Path, data: Path) -> None:
-    """Keep the figures of every finished run, with DATA for the folder of the archives."""
+    """Keep the figures of every finished run, with DATA for the folder of the archives.
+
+    Other folders begin where this was called.
+    """
     for summary in sorted(runs.glob(f"*/{SUMMARY_FILE}")):
         place = KEPT / summary.parent.name
         if (place / SUMMARY_FILE).exists():
@@ -263,7 +266,8 @@ def keep(runs: Path, data: Path) -> None:
         for name in KEPT_FILES:
             text = summary.with_name(name).read_text(encoding="utf-8")
             with atomic_file(place / name) as written:
-                written.write_text(text.replace(str(data), "DATA"), encoding="utf-8")
+                text = text.replace(str(data), "DATA").replace(f"{Path.cwd()}/", "")
+                written.write_text(text, encoding="utf-8")
 
 
 def _modified(file: Path) -> float:
