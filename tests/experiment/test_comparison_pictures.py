@@ -116,7 +116,9 @@ SHAPES = {
 
 def drawn(setting: Setting) -> dict[str, Figure]:
     looks = give_looks([method.label for method in setting.methods])
-    pictures = draw_setting(setting, looks, WINDOW, default_target(setting))
+    pictures = draw_setting(
+        setting, looks, WINDOW, default_target(setting, setting.reference(None), WINDOW)[0]
+    )
     return {name: figure for name, (figure, _) in pictures.items()}
 
 

@@ -138,8 +138,11 @@ def test_chance_is_not_guessed_where_the_classes_are_not_known() -> None:
 
 def test_a_method_near_chance_sets_no_target() -> None:
     lost = finals("lost", 12, classes=10)
-    assert math.isnan(default_target(setting(lost)))
-    assert default_target(setting(lost, finals("learned", 60))) == pytest.approx(57)
+    learned = finals("learned", 60, classes=10)
+    target, by = default_target(setting(lost), lost, LAST)
+    assert math.isnan(target)
+    assert by is None
+    assert default_target(setting(lost, learned), lost, LAST) == (pytest.approx(57), learned)
 
 
 # ---------------------------------------------------------------------------------- differences
@@ -220,7 +223,19 @@ def test_seeds_that_never_reach_the_target_are_counted_and_have_no_mean() -> Non
     assert table.best == {(0, 2)}
 
 
-def test_the_default_target_is_95_percent_of_the_best_method_s_last_mean() -> None:
-    both = setting(finals("a", 60, 70), finals("b", 80, 90))
-    assert default_target(both) == pytest.approx(0.95 * 85)
-    assert math.isnan(default_target(setting(finals("a", math.nan))))
+def test_the_default_target_is_95_percent_of_the_reference_s_mean() -> None:
+    low, high = finals("a", 60, 70), finals("b", 80, 90)
+    both = setting(low, high)
+    assert default_target(both, low, LAST) == (pytest.approx(0.95 * 65), low)
+    assert default_target(both, high, LAST) == (pytest.approx(0.95 * 85), high)
+    # Of round 1 alone: the initial model is no result.
+    assert default_target(both, high, Window(5)) == (pytest.approx(0.95 * 85), high)
+
+
+def test_without_a_reference_the_best_method_sets_the_target() -> None:
+    low, high = finals("a", 60, 70), finals("b", 80, 90)
+    assert default_target(setting(low, high), None, LAST) == (pytest.approx(0.95 * 85), high)
+    nowhere = finals("a", math.nan)
+    target, by = default_target(setting(nowhere), nowhere, LAST)
+    assert math.isnan(target)
+    assert by is None

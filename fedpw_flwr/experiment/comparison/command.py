@@ -25,8 +25,9 @@ from fedpw_flwr.experiment.comparison.csv_files import write_comparison_csv, wri
 from fedpw_flwr.experiment.comparison.earlier_pictures import pictures_of_page, remove_pictures
 from fedpw_flwr.experiment.comparison.markdown import write_markdown
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, LeftOutRun, find_runs
-from fedpw_flwr.experiment.comparison.settings import Setting, group_runs
+from fedpw_flwr.experiment.comparison.settings import Method, Setting, group_runs
 from fedpw_flwr.experiment.comparison.statistics import (
+    Window,
     chance_accuracy,
     default_target,
     windows_of,
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "--target",
         type=_percentage,
         metavar="PERCENT",
-        help="mean accuracy to count the rounds to (default: 95 %% of the best method's last)",
+        help="mean accuracy to count the rounds to (default: 95 %% of what --against has)",
     )
     parser.add_argument(
         "--last",
@@ -152,7 +153,8 @@ def compare(
         Label or strategy of the method that the others are compared with; None: fedavg, or the
         first method where there is none.
     target : float | None (default: None)
-        Mean accuracy in percent that rounds are counted to; None: 95 % of the best method's last.
+        Mean accuracy in percent that rounds are counted to; None: 95 % of what the method
+        compared with has in the last rounds, or the best, where that one is near chance.
     last : int (default: 5)
         How many last rounds to average, at least 1; all trained ones where there are fewer.
     tensorboard : Path | None (default: None)
@@ -202,11 +204,10 @@ def compare(
     earlier = pictures_of_page(page)
     compared = []
     for setting in settings:
-        wanted, note = _target(target, setting)
         folder = output / setting.slug if len(settings) > 1 else output
-        windows = windows_of(setting, last)
+        windows, reference = windows_of(setting, last), references[setting.label]
+        wanted, note = _target(target, setting, reference, windows[-1])
         pictures = write_pictures(folder, setting, looks, windows[-1], wanted)
-        reference = references[setting.label]
         compared.append(ComparedSetting(setting, windows, reference, wanted, note, pictures))
     write_markdown(page, compared, left_out)
     write_comparison_csv(tables[0], compared)
@@ -225,10 +226,14 @@ def compare(
     return page
 
 
-def _target(wanted: float | None, setting: Setting) -> tuple[float, str]:
+def _target(
+    wanted: float | None, setting: Setting, reference: Method | None, window: Window
+) -> tuple[float, str]:
     if wanted is not None:
         return wanted, "As asked for by --target."
-    return default_target(setting), "95 % of the best method's mean accuracy after the last round."
+    found, method = default_target(setting, reference, window)
+    label = "" if method is None else method.label
+    return found, f"95 % of {label}'s mean accuracy, {window.label}."
 
 
 def _nothing(paths: Sequence[Path], left_out: Sequence[LeftOutRun]) -> str:

@@ -223,18 +223,26 @@ def near_chance(setting: Setting, method: Method, window: Window) -> bool:
     return over_seeds(method, window, MEAN_ACCURACY).mean <= chance_limit(setting)
 
 
-def default_target(setting: Setting) -> float:
-    """Return 95 % of the best method's mean accuracy after the last round, in percent.
+def default_target(
+    setting: Setting, reference: Method | None, window: Window
+) -> tuple[float, Method | None]:
+    """Return a mean accuracy in percent to count the rounds to, and the method that sets it.
 
-    NaN where no method has one, or none has learned more than chance.
+    It is 95 % of what the reference has in some last rounds. Where there is no reference, or it
+    has learned no more than chance, the best method sets it. NaN and None where none can.
     """
-    finals = [
-        over_seeds(method, LAST_ROUND, MEAN_ACCURACY).mean
+    reached = {
+        method.label: over_seeds(method, window, MEAN_ACCURACY).mean
         for method in setting.methods
-        if not near_chance(setting, method, LAST_ROUND)
-    ]
-    known = [final for final in finals if math.isfinite(final)]
-    return DEFAULT_SHARE * max(known) if known else math.nan
+        if not near_chance(setting, method, window)
+    }
+    known = {label: mean for label, mean in reached.items() if math.isfinite(mean)}
+    if not known:
+        return math.nan, None
+    by = reference.label if reference is not None else ""
+    if by not in known:
+        by = max(known, key=known.__getitem__)
+    return DEFAULT_SHARE * known[by], next(each for each in setting.methods if each.label == by)
 
 
 _Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
