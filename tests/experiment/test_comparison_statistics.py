@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from fedpw_flwr.experiment.comparison.statistics import (
     Window,
     chance_accuracy,
     default_target,
+    holm_corrected,
     near_chance,
     over_seeds,
     paired_difference,
@@ -196,7 +196,30 @@ def test_a_table_of_differences_says_seeds_and_that_p_is_not_corrected() -> None
     assert table.rows == (("fedpw", "3", "+2.00 ± 1.00 (p = 0.074)"),)
     (note,) = table.notes
     assert "3 common seeds" in note
-    assert re.search(r"Not corrected for the number of comparisons \(1 in this table\)", note)
+    assert "not corrected for the number of comparisons" in note
+    assert "Of 1 in this table none is below 0.05, and none after Holm's correction." in note
+
+
+def test_p_values_are_corrected_by_holm_s_procedure() -> None:
+    # Sorted: 0.01 x 4, 0.02 x 3, 0.03 x 2, 0.5 x 1; none may be below the one before.
+    assert holm_corrected([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm_corrected([0.9, 0.8]) == [1.0, 1.0]
+    assert holm_corrected([]) == []
+
+
+def test_a_table_of_differences_counts_what_stays_after_correction() -> None:
+    reference = finals("fedavg", 70, 80, 90)
+    # Differences 10, 10.1, 9.9 (p = 0.00003), and 1, 2, 3 (p = 0.074).
+    others = (finals("a", 80, 90.1, 99.9), finals("b", 71, 82, 93))
+    (note,) = differences_table(setting(reference, *others), reference, LAST).notes
+    assert "Of 2 in this table 1 is below 0.05, and 1 after Holm's correction." in note
+
+
+def test_a_column_in_which_all_are_equal_has_no_best() -> None:
+    level = setting(finals("a", 60, 70), finals("b", 70, 60))
+    assert figures_table(level, level.domain_figures[:1], LAST).best == frozenset()
+    apart = setting(finals("a", 60, 70), finals("b", 70, 61))
+    assert figures_table(apart, apart.domain_figures[:1], LAST).best == {(1, 2)}
 
 
 def test_a_table_of_differences_from_one_seed_has_no_p() -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "chance_accuracy",
     "chance_limit",
     "default_target",
+    "holm_corrected",
     "near_chance",
     "over_seeds",
     "paired_difference",
@@ -193,6 +194,20 @@ def paired_difference(
         p_t=_p_value(stats.ttest_rel, own, other, _FEWEST_FOR_T),
         p_wilcoxon=_p_value(stats.wilcoxon, own, other, FEWEST_FOR_WILCOXON),
     )
+
+
+def holm_corrected(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number by Holm's step-down procedure (Holm 1979).
+
+    The largest never exceeds 1, and the order of the values stays.
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected = np.empty(len(p_values))
+    highest = 0.0
+    for place, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return [float(value) for value in corrected]
 
 
 def rounds_to_target(method: Method, target: float) -> RoundsToTarget:

@@ -14,6 +14,7 @@ from fedpw_flwr.experiment.comparison.statistics import (
     OverSeeds,
     PairedDifference,
     Window,
+    holm_corrected,
     near_chance,
     over_seeds,
     paired_difference,
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 UNKNOWN = "–"
+
+_LEVEL = 0.05
 
 TESTED_CLIENT_FIGURES = tuple(
     figure
@@ -68,7 +71,8 @@ class Table:
 def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -> Table:
     """Tabulate figures of all methods, over their seeds.
 
-    A method near chance is marked and never the best of a column.
+    A method near chance is marked and never the best of a column. A column in which all are equal
+    has no best.
     """
     rows: list[tuple[str, ...]] = []
     means: list[list[float]] = []
@@ -88,6 +92,8 @@ def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -
             if not places:
                 continue
             known = [shown[row] for row in places]
+            if len(known) > 1 and min(known) == max(known):
+                continue
             top = max(known) if figure.higher_is_better else min(known)
             best |= {(row, place + 2) for row in places if shown[row] == top}
     headings = (figure_heading(figure) for figure in figures)
@@ -98,16 +104,17 @@ def differences_table(setting: Setting, reference: Method, window: Window) -> Ta
     """Tabulate each method's difference to the reference, seed by seed, with paired tests."""
     figures = tested_figures(setting)
     rows: list[tuple[str, ...]] = []
-    tests = 0
+    p_values: list[float] = []
     for method in setting.methods:
         if method is reference:
             continue
         found = [paired_difference(method, reference, window, figure.key) for figure in figures]
-        tests += sum(math.isfinite(difference.p_t) for difference in found)
+        p_values += [each.p_t for each in found if math.isfinite(each.p_t)]
         common = max((len(difference.seeds) for difference in found), default=0)
         rows.append((_name(setting, method, window), str(common), *map(_difference, found)))
     headings = (figure_heading(figure, of_whom=True) for figure in figures)
-    return Table(("method", "common seeds", *headings), tuple(rows), notes=_test_notes(rows, tests))
+    notes = _test_notes(rows, p_values)
+    return Table(("method", "common seeds", *headings), tuple(rows), notes=notes)
 
 
 def target_table(setting: Setting, target: float) -> Table:
@@ -184,18 +191,27 @@ def _difference(found: PairedDifference) -> str:
     return f"{text} ({', '.join(tests)})" if tests else text
 
 
+def _after_correction(p_values: Sequence[float]) -> str:
+    below = sum(value < _LEVEL for value in p_values)
+    left = sum(value < _LEVEL for value in holm_corrected(p_values))
+    return (
+        f"Of {len(p_values)} in this table {below or 'none'} {'is' if below <= 1 else 'are'} below "
+        f"{_LEVEL}, and {left or 'none'} after Holm's correction."
+    )
+
+
 def _probability(name: str, value: float) -> str:
     return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.3f}"
 
 
-def _test_notes(rows: Sequence[Sequence[str]], tests: int) -> tuple[str, ...]:
+def _test_notes(rows: Sequence[Sequence[str]], p_values: Sequence[float]) -> tuple[str, ...]:
     seeds = {int(row[1]) for row in rows}
-    if not tests:
+    if not p_values:
         return ("No p-values: they take two common seeds or more, and differences that vary.",)
     said = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     notes = [
-        f"p: two-sided paired t-test over {said} common seeds. Not corrected for the number of "
-        f"comparisons ({tests} in this table): one in twenty is below 0.05 by chance."
+        f"p: two-sided paired t-test over {said} common seeds, not corrected for the number of "
+        f"comparisons. {_after_correction(p_values)}"
     ]
     if max(seeds) >= FEWEST_FOR_WILCOXON:
         notes.append(f"W: Wilcoxon's signed-rank test, from {FEWEST_FOR_WILCOXON} seeds on.")
