@@ -63,6 +63,12 @@ CHOSEN_ON_FOUR_SOURCES = {
 CHOSEN_ON_FASHION_MNIST = {"qfedavg": "q=0.1", "term": "t=0.1", "fedheal": "tau=0.1"}
 """Of the grid in the section "tuning-label-skew": the largest mean - STD over clients."""
 
+LONGER_STEP = (
+    "strategy=fedavgm",
+    *("strategy.server_momentum=0", "strategy.server_learning_rate=1.25"),
+)
+"""FedAvg with a step as much longer as FedPW's amplification makes it: what that alone does."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -122,7 +128,7 @@ def _label_skew(dataset: str, title: str, rounds: int) -> list[Published]:
                     *(f"experiment={dataset}", f"partition={partition}"),
                     *(ARCHIVES, *SMALL, f"rounds={rounds}"),
                 ),
-                "fedavg,fedpw",
+                "fedavg,fedavg_equal,fedpw",
                 CHOSEN_ON_FASHION_MNIST,
             ),
         )
@@ -148,10 +154,13 @@ PUBLISHED = (
     Published(
         "digits",
         "Four real sources of digits",
-        _methods(
-            (*FOUR_DOMAINS, "rounds=25"),
-            "fedavg,fedavg_equal,fedpw_paper,fedpw_server,fedpw,fedpw_pa,fedpw_awa",
-            CHOSEN_ON_FOUR_SOURCES,
+        (
+            *_methods(
+                (*FOUR_DOMAINS, "rounds=25"),
+                "fedavg,fedavg_equal,fedpw_paper,fedpw_server,fedpw,fedpw_pa,fedpw_awa",
+                CHOSEN_ON_FOUR_SOURCES,
+            ),
+            (*FOUR_DOMAINS, "rounds=25", SEEDS, *LONGER_STEP),
         ),
     ),
     *_label_skew("fashion_mnist", "Fashion-MNIST", 20),
