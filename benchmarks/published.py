@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,10 +215,23 @@ def main() -> None:
     for one in PUBLISHED:
         if not arguments.write and (not arguments.names or one.name in arguments.names):
             data, runs = arguments.data.resolve(), arguments.runs.resolve()
-            take_up(runs)
-            failed |= not run(one, data, runs)
+            with alone_in(runs):
+                take_up(runs)
+                failed |= not run(one, data, runs)
     PAGE.write_text(page(), encoding="utf-8")
     sys.exit(1 if failed else 0)
+
+
+@contextmanager
+def alone_in(runs: Path) -> Iterator[None]:
+    """Hold a folder of runs: a comparison that another call makes there would be taken for ours."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with (runs / "published.lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"another call works in {runs}: wait for it, or give --runs another folder")
+        yield
 
 
 def run(one: Published, data: Path, runs: Path) -> bool:
