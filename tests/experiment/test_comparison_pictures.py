@@ -318,3 +318,23 @@ def test_pictures_are_written_whole(tmp_path: Path) -> None:
     for path, caption in captions.items():
         assert imread(path).std() > 0.05
         assert caption
+
+
+def test_more_than_six_methods_get_a_panel_each_with_the_reference_in_grey() -> None:
+    setting = synthetic_setting(METHODS[:7])
+    figure = drawn(setting)["curves.png"]
+    assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == list(METHODS[:7])
+    reference = setting.reference(None)
+    assert reference is not None
+    band = band_over_seeds(reference, "domains.mean")
+    assert band is not None
+    for method, axes in zip(setting.methods, figure.axes, strict=True):
+        grey = [line for line in axes.lines if to_hex(line.get_color()).upper() == "#8C8C8C"]
+        assert len(grey) == (0 if method is reference else 2)
+        own = band_over_seeds(method, "domains.worst")
+        assert own is not None
+        assert axes.lines[-1].get_ydata() == pytest.approx(own.mean)
+        assert f"/ {own.mean[-1]:.1f} %" in axes.get_title(loc="left")
+        if grey:
+            assert grey[0].get_ydata() == pytest.approx(band.mean)
+    assert len(drawn(synthetic_setting(METHODS[:6]))["curves.png"].axes) == 2

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -257,18 +258,33 @@ def _print_setting(console: Console, each: ComparedSetting) -> None:
     content = figures_table(setting, shown, window)
     chance = chance_accuracy(setting)
     guessing = f"; chance: {chance:.1f} %" if math.isfinite(chance) else ""
-    title = f"{escape(setting.label)}\n{window.label}, %{guessing}"
-    table = Table(title=title, title_justify="left")
+    counts = {len(method.runs) for method in setting.methods}
+    alike = f", {max(counts)} seeds" if len(counts) == 1 and counts != {1} else ""
+    title = f"{escape(setting.label)}\n{window.label}{alike}, %{guessing}"
+    hidden = {1} if alike else set()
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     headings = [figure_heading(figure, of_whom=True) for figure in shown]
     for place, heading in enumerate((*content.columns[:2], *headings)):
-        table.add_column(escape(heading), justify="right" if place else "left", overflow="fold")
+        if place in hidden:
+            continue
+        # Where a terminal is narrow figures may fold, a name may not.
+        table.add_column(
+            escape(heading),
+            justify="right" if place else "left",
+            overflow="fold",
+            no_wrap=place < 2,
+        )
     reached = target_table(setting, each.target) if math.isfinite(each.target) else None
     if reached is not None:
         table.add_column(f"rounds to {each.target:.1f} %", justify="right", overflow="fold")
-    for number, row in enumerate(content.rows):
+    order = sorted(
+        range(len(content.rows)), key=lambda number: setting.methods[number] is not each.reference
+    )
+    for number, row in ((number, content.rows[number]) for number in order):
         cells = [
             f"[bold]{escape(cell)}[/]" if (number, place) in content.best else escape(cell)
             for place, cell in enumerate(row)
+            if place not in hidden
         ]
         if reached is not None:
             cells.append(_reached(reached.rows[number]))

@@ -8,18 +8,27 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fedpw_flwr.experiment.comparison.figures import Basis
 from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, widest
+from fedpw_flwr.experiment.comparison.pictures.page import (
+    add_axes,
+    fitted,
+    new_page,
+    text_width,
+    widest,
+)
 from fedpw_flwr.experiment.comparison.settings import Method, Setting
 from fedpw_flwr.experiment.panels import (
     INK,
+    LABEL_SIZE,
     LEADER,
     LEFT_MARGIN,
     PANEL_WIDTH,
     Line,
+    LineStyle,
     label_ends,
     panel_height,
     set_round_axis,
@@ -28,6 +37,12 @@ from fedpw_flwr.experiment.panels import (
 __all__ = ["Band", "band_over_seeds", "curves_figure"]
 
 FloatArray = NDArray[np.float64]
+
+_MOST_IN_ONE_PANEL = 6
+_PANELS_A_ROW = 4
+_LEFT, _WIDTH, _HEIGHT, _GAP, _ROW_GAP, _BOTTOM = 0.8, 2.35, 1.6, 0.3, 0.5, 0.62  # inches
+_STYLES: tuple[LineStyle, ...] = ("-", (0, (3, 1.2)))
+_BLUE, _GREY = "#0072B2", "#8C8C8C"
 
 _WORST = {
     "domains": ("domains.worst", "Worst domain"),
@@ -70,7 +85,8 @@ def band_over_seeds(method: Method, key: str) -> Band | None:
 def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> Figure | None:
     """Draw mean and worst accuracy over rounds; None if no method has them over `basis`.
 
-    One domain has no worst one, and one panel.
+    One domain has no worst one, and one panel. More than six methods get a panel each, in which
+    the one that the others are compared with by default is drawn in grey.
     """
     whom = "clients, each on its own test data" if basis == "clients" else "domains"
     panels = [(f"{basis}.mean", f"Mean over {whom}"), _WORST[basis]]
@@ -86,19 +102,20 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
     ]
     if not any(bands):
         return None
+    if len(setting.methods) > _MOST_IN_ONE_PANEL:
+        return _panel_each(
+            setting, looks, dict(zip([title for _, title in panels], bands, strict=True))
+        )
     rows = max(len(of_panel) for of_panel in bands)
     height, gap, bottom = panel_height(rows + 1, least=2.6), 0.5, 0.62
     labels = [f"{looks[label].label}: 100.0 %" for of_panel in bands for label in of_panel]
-    seeds = any(len(method.runs) > 1 for method in setting.methods)
     figure = new_page(
         LEFT_MARGIN + PANEL_WIDTH + LEADER + widest(labels) + 0.15,
         bottom + len(panels) * height + (len(panels) - 1) * gap + 0.35,
         "Accuracy over rounds",
         (
             setting.label,
-            "Line: mean over seeds. Band: from the lowest to the highest seed."
-            if seeds
-            else "One seed.",
+            _said_of_seeds(setting),
         ),
     )
     for place, ((_, title), of_panel) in enumerate(zip(panels, bands, strict=True)):
@@ -146,6 +163,88 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
         if lowest:
             axes.set_xlabel("round (0 is the initial model)" if every[0] == 0 else "round")
     return figure
+
+
+def _panel_each(
+    setting: Setting, looks: Mapping[str, Look], bands: Mapping[str, Mapping[str, Band]]
+) -> Figure:
+    """Draw a small panel for each method, a line for each figure, and the reference's in grey."""
+    labels = [
+        method.label
+        for method in setting.methods
+        if any(method.label in of for of in bands.values())
+    ]
+    columns = min(_PANELS_A_ROW, len(labels))
+    rows = math.ceil(len(labels) / columns)
+    default = setting.reference(None)
+    reference = "" if default is None else default.label
+    drawn = "; ".join(
+        f"{said}: {title[0].lower()}{title[1:]}"
+        for said, title in zip(("Solid", "dashed"), bands, strict=False)
+    )
+    figure = new_page(
+        _LEFT + columns * _WIDTH + (columns - 1) * _GAP + 0.25,
+        _BOTTOM + rows * _HEIGHT + (rows - 1) * _ROW_GAP + 0.35,
+        "Accuracy over rounds",
+        (
+            setting.label,
+            f"{drawn}. {_said_of_seeds(setting)} Grey: {reference}. "
+            "In titles: after the last round.",
+        ),
+    )
+    every = np.unique(
+        np.concatenate([band.rounds for of in bands.values() for band in of.values()])
+    )
+    values = [band.lowest for of in bands.values() for band in of.values()]
+    values += [band.highest for of in bands.values() for band in of.values()]
+    shown = np.concatenate([each[np.isfinite(each)] for each in values])
+    for place, label in enumerate(labels):
+        row, column = divmod(place, columns)
+        axes = add_axes(
+            figure,
+            left=_LEFT + column * (_WIDTH + _GAP),
+            bottom=_BOTTOM + (rows - 1 - row) * (_HEIGHT + _ROW_GAP),
+            width=_WIDTH,
+            height=_HEIGHT,
+        )
+        finals = []
+        for of_figure, style in zip(bands.values(), _STYLES, strict=False):
+            if reference in of_figure and label != reference:
+                other = of_figure[reference]
+                axes.plot(other.rounds, other.mean, color=_GREY, linestyle=style, linewidth=1.2)
+            if label in of_figure:
+                band = of_figure[label]
+                axes.fill_between(
+                    band.rounds, band.lowest, band.highest, color=_BLUE, alpha=0.15, linewidth=0
+                )
+                axes.plot(
+                    band.rounds, band.mean, color=_BLUE, linestyle=style, linewidth=1.6, zorder=3
+                )
+                finals.append(f"{band.mean[-1]:.1f}")
+        axes.set_ylim(*_limits(shown))
+        set_round_axis(axes, every)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+        ending = f": {' / '.join(finals)} %"
+        axes.set_title(
+            fitted(looks[label].label, _WIDTH - text_width(ending)) + ending,
+            loc="left",
+            fontsize=LABEL_SIZE,
+            color=INK,
+            parse_math=False,
+        )
+        lowest = place + columns >= len(labels)
+        axes.tick_params(labelbottom=lowest, labelleft=column == 0)
+        if lowest:
+            axes.set_xlabel("round")
+        if column == 0:
+            axes.set_ylabel("accuracy (%)")
+    return figure
+
+
+def _said_of_seeds(setting: Setting) -> str:
+    if any(len(method.runs) > 1 for method in setting.methods):
+        return "Line: mean over seeds. Band: from the lowest to the highest seed."
+    return "One seed."
 
 
 def _limits(values: FloatArray) -> tuple[float, float]:

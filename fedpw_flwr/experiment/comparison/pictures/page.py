@@ -12,7 +12,7 @@ from matplotlib.textpath import text_to_path
 
 from fedpw_flwr.experiment.panels import LABEL_SIZE, add_panel, write_title
 
-__all__ = ["add_axes", "new_page", "shortened", "text_width", "widest"]
+__all__ = ["add_axes", "fitted", "new_page", "shortened", "text_width", "widest"]
 
 LONGEST_NAME = 46  # characters
 TITLE_HEIGHT = 0.46  # inches that the title takes from the top
@@ -61,6 +61,14 @@ def shortened(name: str, longest: int = LONGEST_NAME) -> str:
         return name
     end = longest // 2
     return f"{name[: longest - 1 - end]}…{name[-end:]}"
+
+
+def fitted(label: str, width: float) -> str:
+    """Shorten a label until it is no wider than `width` inches."""
+    longest = len(label)
+    while longest > 8 and text_width(shortened(label, longest)) > width:
+        longest -= 1
+    return shortened(label, longest)
 
 
 def text_width(text: str, size: float = LABEL_SIZE) -> float:

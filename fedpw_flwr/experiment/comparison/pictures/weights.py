@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from fedpw_flwr.experiment.comparison.history import History
 from fedpw_flwr.experiment.comparison.pictures.page import (
     add_axes,
+    fitted,
     new_page,
     shortened,
-    text_width,
     widest,
 )
 from fedpw_flwr.experiment.comparison.settings import Method, Setting
@@ -151,7 +151,7 @@ def weights_figure(setting: Setting) -> Figure | None:
         axes.set_ylim(*limits)
         axes.set_yticks([tick for tick in ticks if limits[0] <= tick <= limits[1]])
         axes.set_title(
-            _fitted(label, WIDTH), loc="left", fontsize=LABEL_SIZE, color=INK, parse_math=False
+            fitted(label, WIDTH), loc="left", fontsize=LABEL_SIZE, color=INK, parse_math=False
         )
         lowest = place + columns >= len(drawn)
         axes.tick_params(labelbottom=lowest, labelleft=column == 0)
@@ -203,14 +203,6 @@ def _lone_points(values: FloatArray) -> list[int]:
     """
     known = np.concatenate(([False], np.isfinite(values), [False]))
     return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
-
-
-def _fitted(label: str, width: float) -> str:
-    """Shorten a label until it is no wider than its panel, in inches."""
-    longest = len(label)
-    while longest > 8 and text_width(shortened(label, longest)) > width:
-        longest -= 1
-    return shortened(label, longest)
 
 
 def _limits(lines: Sequence[FloatArray]) -> tuple[float, float]:
