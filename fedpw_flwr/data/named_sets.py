@@ -164,19 +164,20 @@ def _read_all(
     sources: Sequence[tuple[str, Source]], image_size: int, channels: int, num_classes: int
 ) -> list[Domain]:
     """Read every domain, and say of all that are missing at once what to get."""
-    read: list[Domain] = []
+    read: dict[str, Domain] = {}
     missing: list[str] = []
     advice: list[str] = []
-    for name, source in sources:
+    # What has to be drawn takes a minute the first time: only once nothing else is missing.
+    for name, source in sorted(sources, key=lambda each: isinstance(each[1], RenderedDigits)):
+        if missing and isinstance(source, RenderedDigits):
+            continue
         try:
-            read.append(
-                read_domain(
-                    name,
-                    source,
-                    image_size=image_size,
-                    channels=channels,
-                    num_classes=num_classes,
-                )
+            read[name] = read_domain(
+                name,
+                source,
+                image_size=image_size,
+                channels=channels,
+                num_classes=num_classes,
             )
         except FileNotFoundError as error:
             missing.append(str(error))
@@ -185,7 +186,7 @@ def _read_all(
     if missing:
         raise FileNotFoundError("\n".join((*missing, *dict.fromkeys(advice))))
     _check_classes([source for _, source in sources if isinstance(source, ImageFolderSet)])
-    return read
+    return [read[name] for name, _ in sources]
 
 
 def _check_classes(sets: Sequence[ImageFolderSet]) -> None:

@@ -220,6 +220,9 @@ def checked(configuration: DictConfig) -> DictConfig:
     ConfigurationError
         If a top-level key is unknown or missing, or a value has the wrong type or range.
     """
+    without = sorted(OmegaConf.missing_keys(configuration))
+    if without:
+        raise ConfigurationError("\n".join(_how_to_give(key, configuration) for key in without))
     try:
         OmegaConf.to_container(configuration, resolve=True, throw_on_missing=True)
         OmegaConf.merge(OmegaConf.structured(_Schema), configuration)
@@ -240,6 +243,17 @@ def checked(configuration: DictConfig) -> DictConfig:
     runtime_settings(configuration)
     OmegaConf.set_readonly(configuration, True)
     return configuration
+
+
+def _how_to_give(key: str, configuration: DictConfig) -> str:
+    dataset = configuration.dataset
+    if key == "dataset.folder" and str(dataset.get("_target_", "")).endswith("archives.archives"):
+        files = ", ".join(f"{domain}.npz" for domain in dataset.domains)
+        return (
+            f"{key} is not set: it is the folder that holds {files}; "
+            f"give it on the command line, as in {key}=/path/to/archives"
+        )
+    return f"{key} is not set: give it on the command line, as in {key}=..."
 
 
 def group_settings(configuration: DictConfig, group: str) -> DictConfig:

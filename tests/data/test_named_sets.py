@@ -129,6 +129,12 @@ def test_all_that_is_missing_is_told_at_once_with_what_to_get(tmp_path: Path) ->
     assert told.count("Office-Caltech-10") == told.count("Synthetic Digits") == 1
 
 
+def test_nothing_is_drawn_while_something_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="mnist is not complete") as caught:
+        named_set(["syn", "mnist"], tmp_path, syn_train=10**9)
+    assert "syn" not in str(caught.value).split("\n")[0]
+
+
 def test_unknown_domain_is_named_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"has \['emnist'\], allowed are \['mnist', 'usps', 'svhn'"

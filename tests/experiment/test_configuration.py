@@ -85,6 +85,22 @@ def test_wrong_key_or_value_is_refused_by_name(overrides: str, message: str) -> 
         compose_configuration("config", overrides)
 
 
+def test_a_folder_that_is_not_given_is_told_with_its_files() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        compose_configuration("config", "experiment=four_domains")
+    assert str(caught.value).startswith(
+        "dataset.folder is not set: it is the folder that holds mnist.npz, usps.npz, svhn.npz, "
+        "mnistm.npz; give it on the command line, as in dataset.folder=/path/to/archives"
+    )
+
+
+def test_another_value_that_is_not_given_is_told_by_its_key() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"strategy.tau is not set: .* strategy.tau=\.\.\."
+    ):
+        compose_configuration("config", "strategy=fedheal strategy.tau=???")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
