@@ -7,6 +7,7 @@ function from the message it was sent to the replies it gives: one, several, or 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +18,11 @@ from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 
 Client = Callable[[Message], Iterable[Message]]
+
+# Flower's legacy server asks each client in a thread of its own. Here they all read arrays in one
+# process, where NumPy parses every header with ast: threads that do so at once now and then break
+# each other in CPython before 3.11.8 (github.com/python/cpython/issues/106905).
+ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass
@@ -76,7 +82,8 @@ class ClientsGrid(Grid):
 
     def _answers(self, message: Message) -> list[Message]:
         try:
-            return list(self.clients[message.metadata.dst_node_id](message))
+            with ONE_AT_A_TIME:
+                return list(self.clients[message.metadata.dst_node_id](message))
         except Exception as error:
             return [Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=message)]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from clients_grid import ClientsGrid, running
+from clients_grid import ONE_AT_A_TIME, ClientsGrid, running
 from federation import MODEL, trained
 from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
@@ -61,12 +61,14 @@ class PlainClient(ClientProxy):
         self._evaluate = good_evaluation if evaluate is None else evaluate
 
     def fit(self, ins: FitIns, timeout: float | None, group_id: int | None) -> FitRes:
-        return self._fit(self.node_id, ins)
+        with ONE_AT_A_TIME:
+            return self._fit(self.node_id, ins)
 
     def evaluate(
         self, ins: EvaluateIns, timeout: float | None, group_id: int | None
     ) -> EvaluateRes:
-        return self._evaluate(self.node_id, ins)
+        with ONE_AT_A_TIME:
+            return self._evaluate(self.node_id, ins)
 
     def get_properties(
         self, ins: GetPropertiesIns, timeout: float | None, group_id: int | None
