@@ -76,6 +76,7 @@ def _draw_bars(axes: Axes, looks: Mapping[str, Look], values: Mapping[str, OverS
     axes.set_xlim(0, 100 + TEXT_ROOM)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xticks([0, 25, 50, 75, 100])
+    axes.spines["bottom"].set_bounds(0, 100)
     axes.grid(visible=False)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     for row, (label, value) in enumerate(values.items()):
