@@ -1,5 +1,6 @@
 """Claims about the package as people install it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from flwr.cli.build import build_fab_from_disk
 
 import fedpw_flwr
 
@@ -45,6 +47,19 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_version_is_that_of_pyproject() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert fedpw_flwr.__version__ == project["version"]
+
+
+def test_the_bundle_that_flwr_run_sends_holds_the_app_and_nothing_else() -> None:
+    bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(REPOSITORY)))
+    sent = {name for name in bundle.namelist() if not name.startswith(".info/")}
+    assert sent == {
+        *("pyproject.toml", "README.md", "LICENSE"),
+        *(
+            path.relative_to(REPOSITORY).as_posix()
+            for folder, kind in (("fedpw_flwr", "*.py"), ("conf", "*.yaml"))
+            for path in (REPOSITORY / folder).rglob(kind)
+        ),
+    }
 
 
 @pytest.mark.long
