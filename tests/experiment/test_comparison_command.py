@@ -238,6 +238,22 @@ def test_differences_are_in_the_page_and_in_a_file_of_their_own(page: Path) -> N
     assert row["p_wilcoxon"] == ""
 
 
+def test_a_terminals_width_breaks_names_at_their_commas_and_no_figure(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rate in (1.0, 1.25):
+        write_run(runs / f"m{rate}", "fedavgm", server_learning_rate=rate, server_momentum=rate / 2)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([str(runs)]) == 0
+    words = capsys.readouterr().out.split()
+    table = words[words.index("method") : words.index("Tables")]
+    assert {"fedavgm,", "server_learning_rate=1.25,", "server_momentum=0.625"} <= set(table)
+    page = set((runs / "comparison" / "comparison.md").read_text().replace("*", " ").split())
+    decimals = {word for word in table if re.fullmatch(r"[\d.]*\.[\d.]*", word)}
+    assert len(decimals) > 8
+    assert decimals <= page
+
+
 def test_the_reference_can_be_chosen(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(runs), "--against", "fedpw"]) == 0
     assert "### Difference to fedpw, last round" in (

@@ -265,18 +265,12 @@ def _print_setting(console: Console, each: ComparedSetting) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     headings = [figure_heading(figure, of_whom=True) for figure in shown]
     for place, heading in enumerate((*content.columns[:2], *headings)):
-        if place in hidden:
-            continue
-        # Where a terminal is narrow figures may fold, a name may not.
-        table.add_column(
-            escape(heading),
-            justify="right" if place else "left",
-            overflow="fold",
-            no_wrap=place < 2,
-        )
+        if place not in hidden:
+            _add_column(table, heading, [row[place] for row in content.rows])
     reached = target_table(setting, each.target) if math.isfinite(each.target) else None
     if reached is not None:
-        table.add_column(f"rounds to {each.target:.1f} %", justify="right", overflow="fold")
+        cells = [_reached(row) for row in reached.rows]
+        _add_column(table, f"rounds to {each.target:.1f} %", cells)
     order = sorted(
         range(len(content.rows)), key=lambda number: setting.methods[number] is not each.reference
     )
@@ -290,6 +284,17 @@ def _print_setting(console: Console, each: ComparedSetting) -> None:
             cells.append(_reached(reached.rows[number]))
         table.add_row(*cells)
     console.print(table)
+
+
+def _add_column(table: Table, heading: str, cells: Sequence[str]) -> None:
+    # Where a terminal is narrow, lines break between words: half a figure would be another figure.
+    words = " ".join((heading, *cells)).split()
+    table.add_column(
+        escape(heading),
+        justify="right" if table.columns else "left",
+        min_width=max(map(len, words)),
+        overflow="fold",
+    )
 
 
 def _reached(row: Sequence[str]) -> str:
