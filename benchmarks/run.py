@@ -27,7 +27,7 @@ import torch
 FOLDER = Path(__file__).resolve().parent
 
 BENCHMARKS = (
-    *("server_step", "cuda_kernels", "client_loop", "start_up", "message_sizes"),
+    *("server_step", "client_loop", "start_up", "message_sizes"),
     *("many_clients", "attacks", "privacy_cost"),
 )
 """Names of the scripts, in the order of their sections."""

@@ -2,9 +2,8 @@
 
 The step walks over the model twice: once for the directions that decide the weights, once to mask,
 average, score and amplify. `tensorwise` has the formulas, one tensor at a time; `blocked` does the
-same to tensors of float32 on the CPU, several times faster, and `stacked` on a GPU, without waiting
-for every tensor. Beside the new model the step on a CPU holds a few tensors of the size of the
-largest one, however many clients there are.
+same to tensors of float32 on the CPU, several times faster. Beside the new model the step holds a
+few tensors of the size of the largest one, however many clients there are.
 
 Where the clients adjust their own updates, the same step averages what they sent and measures the
 consensus for the next round instead of amplifying.
@@ -30,7 +29,6 @@ from fedpw_flwr.algorithm.direction import (
     direction_size,
 )
 from fedpw_flwr.algorithm.settings import FedPWSettings
-from fedpw_flwr.algorithm.stacked import StackedStep
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
 from fedpw_flwr.algorithm.tensorwise import LazyTensors, move_tensor
 from fedpw_flwr.algorithm.weighting import (
@@ -165,7 +163,7 @@ def server_step(
     model: dict[str, Tensor] = {}
     measured: dict[str, Measured] = {}
     with torch.no_grad():
-        fast = _fast_step(device)(global_model, kinds, cohort, settings.adapt_weights)
+        fast = BlockedStep(global_model, kinds, cohort, settings.adapt_weights)
         weights, next_state = _weigh(global_model, cohort, losses, kinds, state, settings, fast)
         moved = dict(fast.move(weights.weights))
         for name, tensor in global_model.items():
@@ -210,10 +208,6 @@ def server_step(
         amplification=amplification,
         consensus=consensus,
     )
-
-
-def _fast_step(device: torch.device | str) -> type[BlockedStep] | type[StackedStep]:
-    return BlockedStep if torch.device(device).type == "cpu" else StackedStep
 
 
 def _in_sent_form(
@@ -269,7 +263,7 @@ def _weigh(
     kinds: Mapping[str, TensorKind],
     state: WeightingState,
     settings: FedPWSettings,
-    fast: BlockedStep | StackedStep,
+    fast: BlockedStep,
 ) -> tuple[RoundWeights, WeightingState]:
     """Adaptive Weighted Aggregation, or weights by number of examples where it is off."""
     rounds = state.rounds + 1
@@ -309,7 +303,7 @@ def _directions(
     global_model: Mapping[str, Tensor],
     cohort: Cohort,
     kinds: Mapping[str, TensorKind],
-    fast: BlockedStep | StackedStep,
+    fast: BlockedStep,
 ) -> list[float]:
     """Sum up d_k = ⟨Δ_k, Σ_j Δ_j⟩ over the trainable tensors."""
     directions = [0.0] * len(cohort.results)

@@ -97,7 +97,7 @@ def test_the_runner_writes_what_the_benchmark_printed(tmp_path: Path) -> None:
 def test_an_unknown_benchmark_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
     process = _run("serverstep", f"--output={tmp_path / 'RESULTS.md'}")
     assert process.returncode == 2
-    assert "no benchmark 'serverstep'; choose among server_step, cuda_kernels" in process.stderr
+    assert "no benchmark 'serverstep'; choose among server_step, client_loop" in process.stderr
 
 
 def test_a_benchmark_that_fails_keeps_its_old_section(
