@@ -174,7 +174,6 @@ class FedPW(FedAvg):
             adjustment=adjustment,
             upload=upload,
             upload_dtype=upload_dtype,
-            knows_names=array_names is not None,
         )
         self.array_names = (
             None if array_names is None else distinct_names(array_names, "array_names")
@@ -262,12 +261,6 @@ class FedPW(FedAvg):
         """
         refuse_incompatible_callers()
         self.rounds.log_settings()
-        if self.array_names is None:
-            logger.info(
-                "\tThe parameters have no names, so every floating array counts as trainable "
-                "unless the clients say otherwise. A model with BatchNorm needs "
-                "FedPW(array_names=list(model.state_dict()))"
-            )
         return super().initialize_parameters(client_manager)
 
     def configure_fit(

@@ -11,13 +11,15 @@ clients instead of an N×n matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedpw_flwr.algorithm.bounds import bounded_losses
 from fedpw_flwr.algorithm.selection import smallest
+from fedpw_flwr.algorithm.tensors import is_nonnegative
 from fedpw_flwr.algorithm.weighting import floored_losses
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "drop_rates",
     "entry_count",
     "factor_of_magnitudes",
+    "keep_nonnegative_",
     "mask_smallest_",
     "requested_rates",
     "unit_normalise_",
@@ -53,26 +56,32 @@ def drop_rates(losses: Tensor, avg_drop_rate: float) -> Tensor:
     return (avg_drop_rate * inverse / inverse.mean()).clamp(max=1.0)
 
 
-def requested_rates(last_losses: Sequence[float | None], avg_drop_rate: float) -> list[float]:
-    """Drop rates for clients that are about to train, from the losses they reported last.
+def requested_rates(
+    relative_losses: Sequence[float | None], avg_drop_rate: float, max_loss_ratio: float | None
+) -> list[float]:
+    """Drop rates for clients that are about to train, from what is known of their losses.
 
     Parameters
     ----------
-    last_losses : Sequence[float | None]
-        Last reported ℓ_k of each selected client; None for one never seen, which gets r̄.
+    relative_losses : Sequence[float | None]
+        u_k of each selected client from its last visit, which compares with those of other rounds;
+        None for one never seen, which gets r̄.
     avg_drop_rate : float
         r̄.
+    max_loss_ratio : float | None
+        As in `bounded_losses`.
 
     Returns
     -------
     list[float]
-        r_k in the order of `last_losses`, in [0, 1].
+        r_k in the order of `relative_losses`, in [0, 1].
     """
-    known = [loss for loss in last_losses if loss is not None]
+    known = [loss for loss in relative_losses if loss is not None]
     if not known:
-        return [avg_drop_rate] * len(last_losses)
-    rates = iter(drop_rates(torch.tensor(known, dtype=torch.float64), avg_drop_rate).tolist())
-    return [avg_drop_rate if loss is None else next(rates) for loss in last_losses]
+        return [avg_drop_rate] * len(relative_losses)
+    bounded = bounded_losses(torch.tensor(known, dtype=torch.float64), max_loss_ratio)
+    rates = iter(drop_rates(bounded, avg_drop_rate).tolist())
+    return [avg_drop_rate if loss is None else next(rates) for loss in relative_losses]
 
 
 def entry_count(entries: int, rate: float) -> int:
@@ -119,7 +128,8 @@ def consensus_score_(total: Tensor, total_of_squares: Tensor) -> Tensor:
     """Consensus score of every entry: (Σ_k x_kj)² / Σ_k x_kj², 0 where every client masked j.
 
     A decreasing function of the paper's standard deviation over the clients of the unit-normalised
-    entries; N where all clients agree, 0 where they cancel.
+    entries; N where all clients agree, 0 where they cancel. Rounded to 16 significant bits: scores
+    of clients that agree differ by rounding alone, and ties are to be ties.
 
     Parameters
     ----------
@@ -129,7 +139,11 @@ def consensus_score_(total: Tensor, total_of_squares: Tensor) -> Tensor:
         Σ_k x_kj², shape (n,); overwritten.
     """
     tiny = torch.finfo(total.dtype).tiny
-    return total.square_().div_(total_of_squares.clamp_(min=tiny))
+    score = total.square_().div_(total_of_squares.clamp_(min=tiny))
+    bits, dropped = (torch.int64, 37) if score.dtype == torch.float64 else (torch.int32, 8)
+    # Floats that are not negative are in the order of their bits: half a step up, the rest cut off.
+    score.view(bits).add_(1 << (dropped - 1)).bitwise_and_(-1 << dropped)
+    return score
 
 
 def consensus_set(score: Tensor, count: int) -> Tensor:
@@ -190,6 +204,45 @@ def factor_of_magnitudes(consensus: Tensor, discarded: Tensor) -> Tensor:
 def amplify_(update: Tensor, members: Tensor, factor: Tensor) -> Tensor:
     """Multiply g by f on the consensus set C, in place."""
     return update.mul_(torch.where(members, factor.to(update.dtype), 1.0))
+
+
+def keep_nonnegative_(
+    moved: Tensor,
+    start: Tensor,
+    trained: Iterable[Tensor],
+    members: Tensor | None = None,
+    factor: float = 1.0,
+) -> None:
+    """Take the step without amplification where it went below 0 and nobody is below 0.
+
+    A variance, a count or a rate has no negative entry in w nor in any w_k. So it has none in
+    w − g, which lies between them, but f·g may go further (ALGORITHM.md, section 4).
+
+    Parameters
+    ----------
+    moved : Tensor
+        The next w, any shape, on the CPU; entries are replaced in place.
+    start : Tensor
+        w.
+    trained : Iterable[Tensor]
+        w_k; looked at only where an entry of `moved` is negative.
+    members : Tensor | None (default: None)
+        Membership of C, bool, shape (n,): where g was multiplied by `factor`. None: nowhere.
+    factor : float (default: 1.0)
+        f.
+    """
+    if not is_nonnegative(start) or is_nonnegative(moved):
+        return
+    if not all(is_nonnegative(tensor) for tensor in trained):
+        return
+    entries = moved.view(-1)
+    below = (entries < 0).nonzero().squeeze(1)
+    before = start.reshape(-1)[below].double().cpu()
+    step = before - entries[below].double()
+    if members is not None:
+        step = torch.where(members[below.to(members.device)].cpu(), step / factor, step)
+    # What is left below 0 is rounding.
+    entries[below] = (before - step).clamp_(min=0.0).to(moved.dtype)
 
 
 def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -449,7 +449,6 @@ class _Average:
             measured = Measured(torch.ones(()))
         if measured is not None and measured.members is not None and cohort.sent is None:
             members, factor = measured.members.numpy(), float(measured.factor)
-            measured = Measured(measured.factor)
         for part in plan.parts():
             if factor == 1.0:
                 np.subtract(plan.start[part], self._change[part], out=self._change[part])

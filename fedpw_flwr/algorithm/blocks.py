@@ -138,6 +138,8 @@ class MaskedBlocks:
         f.
     loops : Kernels
         What finds the smallest magnitudes.
+    keep_sign : bool (default: False)
+        Whether no entry may become negative: neither w nor w_k has such a one.
     """
 
     def __init__(
@@ -148,8 +150,11 @@ class MaskedBlocks:
         members: Bools | None,
         factor: float,
         loops: Kernels,
+        *,
+        keep_sign: bool = False,
     ) -> None:
         self._reader, self._start = reader, start
+        self._keep_sign = keep_sign
         self._members, self._factor = members, np.float32(factor)
         self._mask = Mask(-1.0, len(start))
         self.discarded = 0.0
@@ -171,7 +176,10 @@ class MaskedBlocks:
         np.subtract(start, self._reader.read(begin, end, room), out=room)
         self._mask.apply_(torch.from_numpy(room), begin)
         if self._members is not None:
-            np.multiply(room, self._factor, out=room, where=self._members[begin:end])
+            rescaled = self._members[begin:end]
+            if self._keep_sign:
+                rescaled = rescaled & (room * self._factor <= start)
+            np.multiply(room, self._factor, out=room, where=rescaled)
         return np.subtract(start, room, out=room)
 
 

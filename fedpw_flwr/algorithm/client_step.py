@@ -17,7 +17,7 @@ from torch import Tensor
 from fedpw_flwr.algorithm.adjustment import amplify_, entry_count, mask_smallest_
 from fedpw_flwr.algorithm.blocks import BlockReader, MaskedBlocks, block_reader
 from fedpw_flwr.algorithm.kernels import Float32s, Kernels
-from fedpw_flwr.algorithm.tensors import saturated, working_dtype
+from fedpw_flwr.algorithm.tensors import is_nonnegative, saturated, working_dtype
 
 __all__ = [
     "AdjustedTensors",
@@ -56,13 +56,13 @@ class AdjustmentState:
 
     Attributes
     ----------
-    losses : Mapping[int, float]
-        ℓ_k last reported by each client ever seen, by identity.
+    relative_losses : Mapping[int, float]
+        u_k of each client ever seen, from its last visit, by client id.
     consensus : Consensus | None
         C and f of the last aggregated round with masked updates.
     """
 
-    losses: Mapping[int, float] = field(default_factory=dict)
+    relative_losses: Mapping[int, float] = field(default_factory=dict)
     consensus: Consensus | None = None
 
 
@@ -118,6 +118,8 @@ def adjust_tensor(
     members: Tensor | None = None,
     factor: float = 1.0,
     device: torch.device | str = "cpu",
+    *,
+    keep_sign: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Mask one tensor of an update and rescale it on the consensus set.
 
@@ -133,6 +135,9 @@ def adjust_tensor(
         f, by which entries in C are multiplied after masking.
     device : torch.device | str (default: "cpu")
         Where the arithmetic runs.
+    keep_sign : bool (default: True)
+        Where neither w nor w_k has a negative entry, do not multiply those entries by f that would
+        become negative.
 
     Returns
     -------
@@ -141,13 +146,15 @@ def adjust_tensor(
     """
     with torch.no_grad():
         dtype = working_dtype(start.dtype)
-        update = torch.sub(
-            start.reshape(-1).to(device, dtype), trained.reshape(-1).to(device, dtype)
-        )
+        begin = start.reshape(-1).to(device, dtype)
+        update = torch.sub(begin, trained.reshape(-1).to(device, dtype))
         count = entry_count(update.numel(), rate)
         discarded = mask_smallest_(update, count, torch.empty_like(update) if count else update)
         if members is not None:
-            amplify_(update, members.to(device), torch.tensor(factor, dtype=dtype, device=device))
+            members = members.to(device)
+            if keep_sign and is_nonnegative(start) and is_nonnegative(trained):
+                members = members & (update * factor <= begin)
+            amplify_(update, members, torch.tensor(factor, dtype=dtype, device=device))
         return update, discarded
 
 
@@ -184,6 +191,8 @@ class AdjustedTensors(Mapping[str, Tensor]):
         C and f it was sent.
     device : torch.device | str
         Where the arithmetic runs.
+    keep_sign : bool (default: True)
+        As in `adjust_tensor`.
     """
 
     def __init__(
@@ -193,6 +202,8 @@ class AdjustedTensors(Mapping[str, Tensor]):
         rate: float,
         consensus: Consensus | None,
         device: torch.device | str,
+        *,
+        keep_sign: bool = True,
     ) -> None:
         self._global_model = global_model
         self._trained = trained
@@ -200,6 +211,7 @@ class AdjustedTensors(Mapping[str, Tensor]):
         self._members = {} if consensus is None else consensus.members
         self._factors = {} if consensus is None else consensus.factors
         self._device = device
+        self._keep_sign = keep_sign
         self._discarded: dict[str, float] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -215,6 +227,7 @@ class AdjustedTensors(Mapping[str, Tensor]):
             self._members.get(name),
             self._factors.get(name, 1.0),
             self._device,
+            keep_sign=self._keep_sign,
         )
         self._discarded[name] = float(discarded)
         return subtract_update(start, update)
@@ -241,6 +254,9 @@ class AdjustedTensors(Mapping[str, Tensor]):
             None if members is None else members.numpy(),
             self._factors.get(name, 1.0),
             loops,
+            keep_sign=self._keep_sign
+            and is_nonnegative(self._global_model[name])
+            and is_nonnegative(self._trained[name]),
         )
         self._discarded[name] = masked.discarded
         return masked

@@ -81,7 +81,7 @@ class Cohort:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Factor f (0-d) of one tensor; its C (bool, shape (n,)) where the clients will need it."""
+    """Factor f (0-d) of one tensor, and its C (bool, shape (n,)) where there is one."""
 
     factor: Tensor
     members: Tensor | None = None

@@ -11,14 +11,14 @@ consensus for the next round instead of amplifying.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from fedpw_flwr.algorithm.adjustment import drop_rates
+from fedpw_flwr.algorithm.adjustment import drop_rates, keep_nonnegative_
 from fedpw_flwr.algorithm.blocked import BlockedStep
 from fedpw_flwr.algorithm.bounds import bounded_losses, bounded_weights
 from fedpw_flwr.algorithm.client_step import AdjustedTensors, Consensus, SentAdjustment
@@ -37,6 +37,7 @@ from fedpw_flwr.algorithm.weighting import (
     loss_shares,
     loss_size,
     mix_terms,
+    relative_losses,
     update_signal,
 )
 
@@ -82,6 +83,8 @@ class ServerStep:
         Aggregation weights and their terms.
     losses : tuple[float, ...]
         ℓ_k as they counted, within `max_loss_ratio`; zeros where no loss is needed.
+    relative_losses : tuple[float, ...] | None
+        u_k, the same in a form that compares with other rounds; None where no loss is needed.
     bounded : tuple[int, ...]
         Clients whose loss or weight was brought within its bound.
     drop_rates : tuple[float, ...] | None
@@ -100,6 +103,7 @@ class ServerStep:
     clients: tuple[int, ...]
     weights: RoundWeights
     losses: tuple[float, ...]
+    relative_losses: tuple[float, ...] | None
     bounded: tuple[int, ...]
     drop_rates: tuple[float, ...] | None
     amplification: dict[str, float]
@@ -146,15 +150,16 @@ def server_step(
         client did something else to its update than it was asked to.
     """
     ordered = _in_order(results)
-    kinds = classify_tensors(
-        {name: tensor.dtype for name, tensor in global_model.items()}, settings.trainable
-    )
+    kinds = classify_tensors(global_model, settings.trainable)
     reported = _losses(ordered, settings)
     losses = bounded_losses(reported, settings.max_loss_ratio)
     rates: tuple[float, ...] | None = None
     if settings.adjust_parameters:
         if sent is not None:
-            ordered = [_in_sent_form(result, sent, global_model) for result in ordered]
+            ordered = [
+                _in_sent_form(result, sent, global_model, keep_sign=settings.clip_weights)
+                for result in ordered
+            ]
             if sent.rates is not None:
                 rates = tuple(sent.rates[result.client] for result in ordered)
         elif state.rounds > 0:
@@ -164,14 +169,23 @@ def server_step(
     measured: dict[str, Measured] = {}
     with torch.no_grad():
         fast = BlockedStep(global_model, kinds, cohort, settings.adapt_weights)
-        weights, next_state = _weigh(global_model, cohort, losses, kinds, state, settings, fast)
-        moved = dict(fast.move(weights.weights))
-        for name, tensor in global_model.items():
-            if name not in moved:
-                moved[name] = move_tensor(name, tensor, kinds[name], cohort, weights.weights)
-            model[name], found = moved.pop(name)
+        weights, next_state, relative = _weigh(
+            global_model, cohort, losses, kinds, state, settings, fast
+        )
+        for name, tensor, found in _moved(global_model, kinds, cohort, weights.weights, fast):
+            if settings.clip_weights and kinds[name] is not TensorKind.INTEGER:
+                amplified = found if sent is None else None
+                keep_nonnegative_(
+                    tensor,
+                    global_model[name],
+                    LazyTensors(ordered, name),
+                    None if amplified is None else amplified.members,
+                    1.0 if amplified is None else float(amplified.factor),
+                )
+            model[name] = tensor
             if found is not None:
-                measured[name] = found
+                measured[name] = found if sent is not None else replace(found, members=None)
+    model = {name: model[name] for name in global_model}
 
     amplification = {name: float(found.factor) for name, found in measured.items()}
     consensus = None
@@ -197,6 +211,7 @@ def server_step(
         clients=clients,
         weights=weights,
         losses=tuple(losses.tolist()),
+        relative_losses=relative,
         bounded=tuple(
             client
             for client, by_loss, weight, unbounded in zip(
@@ -210,8 +225,29 @@ def server_step(
     )
 
 
+def _moved(
+    global_model: Mapping[str, Tensor],
+    kinds: Mapping[str, TensorKind],
+    cohort: Cohort,
+    weights: Sequence[float],
+    fast: BlockedStep,
+) -> Iterator[tuple[str, Tensor, Measured | None]]:
+    """Compute the new model's tensors: those in blocks first, then the others one by one."""
+    done = set()
+    for name, (tensor, found) in fast.move(weights):
+        done.add(name)
+        yield name, tensor, found
+    for name, tensor in global_model.items():
+        if name not in done:
+            yield name, *move_tensor(name, tensor, kinds[name], cohort, weights)
+
+
 def _in_sent_form(
-    result: ClientResult, sent: SentAdjustment, global_model: Mapping[str, Tensor]
+    result: ClientResult,
+    sent: SentAdjustment,
+    global_model: Mapping[str, Tensor],
+    *,
+    keep_sign: bool,
 ) -> ClientResult:
     """Adjust a result that came unadjusted; check that another was adjusted as it was asked."""
     rate = None if sent.rates is None else sent.rates[result.client]
@@ -227,7 +263,9 @@ def _in_sent_form(
     if rate is None:
         return result
     # On the CPU, where the reply is: what is asked for goes to the device once.
-    adjusted = AdjustedTensors(global_model, result.tensors, rate, sent.consensus, "cpu")
+    adjusted = AdjustedTensors(
+        global_model, result.tensors, rate, sent.consensus, "cpu", keep_sign=keep_sign
+    )
     return replace(result, tensors=adjusted)
 
 
@@ -264,16 +302,29 @@ def _weigh(
     state: WeightingState,
     settings: FedPWSettings,
     fast: BlockedStep,
-) -> tuple[RoundWeights, WeightingState]:
-    """Adaptive Weighted Aggregation, or weights by number of examples where it is off."""
-    rounds = state.rounds + 1
+) -> tuple[RoundWeights, WeightingState, tuple[float, ...] | None]:
+    """Adaptive Weighted Aggregation, or weights by number of examples where it is off.
+
+    Returns
+    -------
+    tuple[RoundWeights, WeightingState, tuple[float, ...] | None]
+        The weights, the memory after the round, and the relative losses u_k.
+    """
+    rounds, first_round = state.rounds + 1, state.rounds == 0
+    clients = [result.client for result in cohort.results]
+    relative, loss_state = None, state.loss
+    if settings.adapt_weights or settings.adjust_parameters:
+        # Without adaptive weights, too: drop rates compare losses of different rounds by it.
+        loss_term, loss_state = update_signal(
+            state.loss, clients, loss_shares(losses), loss_size(losses), settings.beta, first_round
+        )
+        relative = tuple(relative_losses(losses, loss_term.brought).tolist())
     if not settings.adapt_weights:
         by_examples = _weights_by_examples(cohort.results)
-        return RoundWeights(by_examples, by_examples), replace(state, rounds=rounds)
+        next_state = replace(state, rounds=rounds, loss=loss_state)
+        return RoundWeights(by_examples, by_examples), next_state, relative
 
     directions = torch.tensor(_directions(global_model, cohort, kinds, fast), dtype=torch.float64)
-    clients = [result.client for result in cohort.results]
-    first_round = state.rounds == 0
     direction_term, direction_state = update_signal(
         state.direction,
         clients,
@@ -282,20 +333,18 @@ def _weigh(
         settings.beta,
         first_round,
     )
-    loss_term, loss_state = update_signal(
-        state.loss, clients, loss_shares(losses), loss_size(losses), settings.beta, first_round
-    )
-    mixed = mix_terms(direction_term, loss_term)
+    mixed = mix_terms(direction_term.shares, loss_term.shares)
     weights = clip_negative_weights(mixed.weights) if settings.clip_weights else mixed.weights
     return (
         RoundWeights(
             weights=bounded_weights(weights.tolist(), settings.max_weight),
             unbounded=tuple(weights.tolist()),
-            direction_term=tuple(direction_term.tolist()),
-            loss_term=tuple(loss_term.tolist()),
+            direction_term=tuple(direction_term.shares.tolist()),
+            loss_term=tuple(loss_term.shares.tolist()),
             loss_term_share=mixed.loss_term_share,
         ),
         WeightingState(rounds=rounds, direction=direction_state, loss=loss_state),
+        relative,
     )
 
 

@@ -1,20 +1,36 @@
 """Which tensors of a model the method treats how.
 
 FedPW's direction and consensus look at what gradient descent trains; BatchNorm's running
-statistics are averaged and masked but have no direction; counters are only averaged.
+statistics are averaged and masked but have no direction; counters are only averaged. Names decide,
+and where there are none, the order in which PyTorch lists a BatchNorm layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 
 import torch
 from torch import Tensor
 
-__all__ = ["TensorKind", "classify_tensors", "saturated", "working_dtype"]
+__all__ = [
+    "TensorKind",
+    "classify_tensors",
+    "has_names",
+    "is_nonnegative",
+    "saturated",
+    "working_dtype",
+]
 
-_RUNNING_STATISTICS = (".running_mean", ".running_var")
+_RUNNING_STATISTICS = {"running_mean", "running_var", "moving_mean", "moving_variance"}
+"""Last words of the names that PyTorch and Keras give to BatchNorm's running statistics."""
+
+_COLLECTION = "batch_stats"
+"""The collection in which Flax keeps them."""
+
+_GLANCE = 1 << 16
+"""Entries that are looked at together: most tensors have a negative one among the first."""
 
 
 class TensorKind(Enum):
@@ -26,22 +42,24 @@ class TensorKind(Enum):
 
 
 def classify_tensors(
-    dtypes: Mapping[str, torch.dtype], trainable: Collection[str] | None = None
+    model: Mapping[str, Tensor], trainable: Collection[str] | None = None
 ) -> dict[str, TensorKind]:
-    """Say for each tensor of a model which kind it is.
+    """Return which kind each tensor of a model is.
 
     Parameters
     ----------
-    dtypes : Mapping[str, torch.dtype]
-        Data type of every tensor, by name.
+    model : Mapping[str, Tensor]
+        The tensors, by name; only names, dtypes and shapes are looked at.
     trainable : Collection[str] | None (default: None)
         Names of the trainable tensors; None applies the rule: every floating tensor except
-        BatchNorm's ``running_mean`` and ``running_var``.
+        BatchNorm's running statistics. These are known by PyTorch's, Keras' and Flax' names, or,
+        in a list without names, as two 1-d tensors of equal shape right before a 0-d integer
+        (PyTorch's order: mean, variance, number of batches).
 
     Returns
     -------
     dict[str, TensorKind]
-        In the order of `dtypes`. Integer and bool tensors are of kind INTEGER.
+        In the order of `model`. Integer and bool tensors are of kind INTEGER.
 
     Raises
     ------
@@ -50,13 +68,15 @@ def classify_tensors(
     ValueError
         If `trainable` names a tensor that the model does not have.
     """
-    if trainable is not None and (unknown := sorted(set(trainable) - set(dtypes))):
+    if trainable is not None and (unknown := sorted(set(trainable) - set(model))):
         raise ValueError(
             f"trainable names {unknown}, which the model does not have; its tensors are "
-            f"{list(dtypes)}"
+            f"{list(model)}"
         )
+    statistics = _running_statistics(model) if trainable is None else set()
     kinds: dict[str, TensorKind] = {}
-    for name, dtype in dtypes.items():
+    for name, tensor in model.items():
+        dtype = tensor.dtype
         if dtype.is_complex:
             raise TypeError(f"tensor {name!r} is {dtype}: complex tensors are not supported")
         named = trainable is not None and name in trainable
@@ -64,11 +84,41 @@ def classify_tensors(
             raise TypeError(f"tensor {name!r} is named trainable but is {dtype}, not floating")
         if not dtype.is_floating_point:
             kinds[name] = TensorKind.INTEGER
-        elif named or (trainable is None and not _is_running_statistic(name)):
+        elif named or (trainable is None and name not in statistics):
             kinds[name] = TensorKind.TRAINABLE
         else:
             kinds[name] = TensorKind.BUFFER
     return kinds
+
+
+def has_names(names: Sequence[str]) -> bool:
+    """Return whether tensors have names: a list of arrays has "0", "1", ... in their place."""
+    return list(names) != [str(position) for position in range(len(names))]
+
+
+def _running_statistics(model: Mapping[str, Tensor]) -> set[str]:
+    names = list(model)
+    if has_names(names):
+        return {name for name in names if _names_running_statistic(name)}
+    found = set()
+    for mean, variance, count in zip(names, names[1:], names[2:], strict=False):
+        pair, counter = (model[mean], model[variance]), model[count]
+        is_counter = counter.dim() == 0 and not counter.is_floating_point()
+        alike = pair[0].shape == pair[1].shape and pair[0].dim() == 1
+        if is_counter and alike and all(tensor.is_floating_point() for tensor in pair):
+            found |= {mean, variance}
+    return found
+
+
+def _names_running_statistic(name: str) -> bool:
+    words = [word for word in re.split(r"\W+", name) if word and not word.isdigit()]
+    return bool(words) and (words[-1] in _RUNNING_STATISTICS or _COLLECTION in words)
+
+
+def is_nonnegative(tensor: Tensor) -> bool:
+    """Return whether no entry is negative; True for a tensor without entries."""
+    flat = tensor.reshape(-1)
+    return all(bool((part >= 0).all()) for part in flat.split(_GLANCE))
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -82,7 +132,3 @@ def saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
         return values
     limit = torch.finfo(dtype).max
     return values.clamp_(-limit, limit).to(dtype)
-
-
-def _is_running_statistic(name: str) -> bool:
-    return f".{name}".endswith(_RUNNING_STATISTICS)

@@ -124,7 +124,7 @@ def _average_adjusted(
     size = entry_count(entries, consensus_rate)
     members = agreement.consensus_set(size)
     factor = amplification_factor(change, members, size, discarded / len(trained))
-    return amplify_(change, members, factor), Measured(factor)
+    return amplify_(change, members, factor), Measured(factor, members)
 
 
 def _average_and_measure(

@@ -5,15 +5,16 @@ client, a share (p for the direction, q for the loss) that momentum moves toward
 round. The weights mix p and q by how far each spreads the clients apart, so agreeing updates lead
 while directions differ, and weak clients gain when losses do. No phase is switched by hand.
 
-Beyond the paper, shares survive partial participation and churn: they are kept for ever in units
-where the average client has 1, and a round redistributes only what its participants brought.
+Beyond the paper, time counts in rounds and not in visits: a client that was away catches up on the
+rounds it missed with what it shows when it is back. With everybody present in every round this is
+the paper's formula.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "ClientSignal",
     "MixedWeights",
     "SignalState",
+    "SignalTerm",
     "WeightingState",
     "clip_negative_weights",
     "floored_losses",
@@ -30,11 +32,21 @@ __all__ = [
     "loss_size",
     "mix_terms",
     "momentum_rate",
+    "relative_losses",
     "update_signal",
 ]
 
 LOSS_FLOOR = 1e-3
 """Losses enter quotients at no less than this share of the round's mean."""
+
+LARGEST_RATE = 1.0 - 1e-12
+"""Momentum of a round is at most this, so that ln(1 − r) is finite."""
+
+LARGEST_MISSED_SHARE = 5.0
+"""What stands in for rounds that were missed is at most this many equal shares."""
+
+LEAST_BROUGHT = 0.25
+"""Participants bring at least this share of what N average clients would."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +56,44 @@ class ClientSignal:
     Attributes
     ----------
     share : float
-        p_k or q_k, in units where the average client has 1.
+        s_k, which is p_k or q_k in units where the average client has 1.
     momentum : float
-        δp_k or δq_k, in the same units.
+        δ_k, in the same units.
     mass : float
-        Total weight of the observations in `momentum`, in [0, 1]; `momentum / mass` is the
+        m_k, the total weight of the observations in `momentum`, in [0, 1]; δ_k / m_k is the
         bias-corrected momentum, as in Adam.
+    log_kept, log_held : float
+        L and H of the signal when the client was last there, see `SignalState`.
     """
 
     share: float
     momentum: float
     mass: float
+    log_kept: float
+    log_held: float
 
 
 @dataclass(frozen=True)
 class SignalState:
-    """One signal's memory: every client ever seen, and the signal's first size.
+    """One signal's memory: every client ever seen, and how far time has gone.
 
     Attributes
     ----------
     clients : dict[int, ClientSignal]
-        By client identity. Clients that are away are untouched.
+        By client id. Clients that are away are untouched.
     first_size : float | None
         d̄₀ or ℓ̄₀, from the first round in which the size was positive.
+    log_kept : float
+        L = Σ_u ln(1 − r_u) over all rounds: e^L is what momentum keeps of the time before them.
+    log_held : float
+        H = −Σ_u ln(1 + M_u) from round 2 on, with M_u = 1 − e^L, the momentum's mass of a client
+        that never missed a round: e^H is what a share holds of what it was before them.
     """
 
     clients: dict[int, ClientSignal] = field(default_factory=dict)
     first_size: float | None = None
+    log_kept: float = 0.0
+    log_held: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,12 +113,12 @@ class WeightingState:
     loss: SignalState = field(default_factory=SignalState)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON-ready nested dicts (client identities become strings)."""
-        nested = asdict(self)
-        for signal in ("direction", "loss"):
-            clients = nested[signal]["clients"]
-            nested[signal]["clients"] = {str(client): value for client, value in clients.items()}
-        return nested
+        """Return the state as JSON-ready nested dicts; a client is a list of its five numbers."""
+        return {
+            "rounds": self.rounds,
+            "direction": _signal_to_dict(self.direction),
+            "loss": _signal_to_dict(self.loss),
+        }
 
     @classmethod
     def from_dict(cls, nested: Mapping[str, Any]) -> WeightingState:
@@ -104,7 +127,8 @@ class WeightingState:
         Raises
         ------
         ValueError
-            If an entry is missing or is no finite number, with its place in the message.
+            If an entry is missing or is no finite number, with its position in the message, or the
+            state is one of version 0.1.0, which counted visits.
         """
         rounds = _entry(nested, "rounds")
         if not isinstance(rounds, int) or rounds < 0:
@@ -116,41 +140,58 @@ class WeightingState:
         )
 
 
-def _signal_from_dict(nested: Any, place: str) -> SignalState:
-    clients = _entry(nested, "clients", place)
+def _signal_to_dict(state: SignalState) -> dict[str, Any]:
+    return {
+        "clients": {str(client): list(astuple(memory)) for client, memory in state.clients.items()},
+        "first_size": state.first_size,
+        "log_kept": state.log_kept,
+        "log_held": state.log_held,
+    }
+
+
+def _signal_from_dict(nested: Any, where: str) -> SignalState:
+    clients = _entry(nested, "clients", where)
     if not isinstance(clients, Mapping):
-        raise ValueError(f"not a saved weighting state: {place}.clients is no mapping")
-    memories = {}
-    for client, values in clients.items():
-        where = f"{place}.clients.{client}"
-        try:
-            identity = int(client)
-        except ValueError as error:
-            raise ValueError(f"not a saved weighting state: {where} is no client") from error
-        memories[identity] = ClientSignal(
-            share=_number(values, "share", where),
-            momentum=_number(values, "momentum", where),
-            mass=_number(values, "mass", where),
+        raise ValueError(f"not a saved weighting state: {where}.clients is no mapping")
+    if any(isinstance(numbers, Mapping) and "share" in numbers for numbers in clients.values()):
+        raise ValueError(
+            "this memory of the clients is one of version 0.1.0, which counted a client's visits "
+            "and not the rounds: go on with that version, or begin a new run from the saved model"
         )
-    unset = _entry(nested, "first_size", place) is None
+    memories = {}
+    for client, numbers in clients.items():
+        position = f"{where}.clients.{client}"
+        try:
+            client_id = int(client)
+        except ValueError as error:
+            raise ValueError(f"not a saved weighting state: {position} is no client") from error
+        names = [entry.name for entry in fields(ClientSignal)]
+        if not isinstance(numbers, list) or len(numbers) != len(names):
+            raise ValueError(f"not a saved weighting state: {position} is not the list of {names}")
+        named = dict(zip(names, numbers, strict=True))
+        memories[client_id] = ClientSignal(*(_number(named, name, position) for name in names))
+    unset = _entry(nested, "first_size", where) is None
     return SignalState(
-        clients=memories, first_size=None if unset else _number(nested, "first_size", place)
+        clients=memories,
+        first_size=None if unset else _number(nested, "first_size", where),
+        log_kept=_number(nested, "log_kept", where),
+        log_held=_number(nested, "log_held", where),
     )
 
 
-def _entry(nested: Any, key: str, place: str = "") -> Any:
-    where = f"{place}.{key}" if place else key
+def _entry(nested: Any, key: str, where: str = "") -> Any:
+    position = f"{where}.{key}" if where else key
     if not isinstance(nested, Mapping) or key not in nested:
-        raise ValueError(f"not a saved weighting state: {where} is missing")
+        raise ValueError(f"not a saved weighting state: {position} is missing")
     return nested[key]
 
 
-def _number(nested: Any, key: str, place: str) -> float:
-    value = _entry(nested, key, place)
+def _number(nested: Any, key: str, where: str) -> float:
+    value = _entry(nested, key, where)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         raise ValueError(
-            f"not a saved weighting state: {place}.{key} is {value!r}, not a finite number"
+            f"not a saved weighting state: {where}.{key} is {value!r}, not a finite number"
         )
     return float(value)
 
@@ -188,14 +229,50 @@ def loss_size(losses: Tensor) -> float:
     return largest * float((losses / largest).mean()) if largest > 0 else 0.0
 
 
+def relative_losses(losses: Tensor, brought: float) -> Tensor:
+    """Make losses comparable with those of other rounds: u_k = (ℓ_k / ℓ̄) · P_q / N.
+
+    Parameters
+    ----------
+    losses : Tensor
+        ℓ_k ≥ 0 of a round, shape (N,), float64.
+    brought : float
+        P_q, the shares of the loss term that the participants brought.
+
+    Returns
+    -------
+    Tensor
+        u_k, shape (N,), in units where the average client has 1; P_q / N where every loss is 0.
+    """
+    largest = float(losses.max())
+    scaled = losses / largest if largest > 0 else torch.ones_like(losses)
+    return scaled * (brought / float(scaled.sum()))
+
+
 def momentum_rate(beta: float, size: float, first_size: float | None) -> float:
-    """Momentum of the round: β_dir = β · d̄ / d̄₀ or β_loss = β · ℓ̄ / ℓ̄₀, clamped to [0, 1].
+    """Momentum of the round: β_dir = β · d̄ / d̄₀ or β_loss = β · ℓ̄ / ℓ̄₀, in [0, 1 − 1e-12].
 
     0 where the signal has never been positive, which leaves the momentum as it is.
     """
     if first_size is None or size <= 0:
         return 0.0
-    return min(1.0, beta * (size / first_size))
+    return min(LARGEST_RATE, beta * (size / first_size))
+
+
+@dataclass(frozen=True)
+class SignalTerm:
+    """One signal's term in the weights of a round.
+
+    Attributes
+    ----------
+    shares : Tensor
+        x: p or q of the participants, shape (N,), float64, summing to 1.
+    brought : float
+        P, what the participants' shares were before the round, in units of the average client.
+    """
+
+    shares: Tensor
+    brought: float
 
 
 def update_signal(
@@ -205,26 +282,24 @@ def update_signal(
     size: float,
     beta: float,
     first_round: bool,
-) -> tuple[Tensor, SignalState]:
+) -> tuple[SignalTerm, SignalState]:
     """Move one signal by one round: δp ← (1−β_dir)·δp + β_dir·D, p ← normalise(p + δp).
 
-    The same function serves q with E and β_loss. Only participants move; with partial
-    participation P = Σ p_k over them is preserved, so a cohort keeps its history:
+    The same function serves q with E and β_loss. What the formula says of N clients that are always
+    there is said here of any N participants. Absent clients are untouched.
 
-        x_k = normalise(p_k / P + δp_k / N),  δp_k ← (1−β_dir)·δp_k + β_dir·N·D_k,  p_k ← P·x_k
-
-    Momentum that returns with different masses (clients that were away for different times) is
-    first brought to the participants' mean mass: in a federation of identical clients the weights
-    then stay equal however often each took part. With full participation every mass is the same
-    and this changes nothing. A newcomer enters with p = 1 and the mean momentum of the
-    returning participants, 0 where there are none.
+    1. Time goes on for everybody: L ← L + ln(1 − r), and from round 2 on H ← H − ln(1 + M) with
+       M = 1 − e^L.
+    2. The participants bring P = max(Σ s_k, N/4); a newcomer counts as 1.
+    3. Each shows o = P·D_k, and catches up on the rounds it missed, see `_caught_up`.
+    4. Their new shares are scaled to sum to P again; x_k = s_k / P.
 
     Parameters
     ----------
     state : SignalState
         Memory before the round; not modified.
     clients : Sequence[int]
-        The N participants' identities.
+        The N participants' client ids.
     shares : Tensor
         D_k or E_k, shape (N,), float64, in the order of `clients`.
     size : float
@@ -236,58 +311,77 @@ def update_signal(
 
     Returns
     -------
-    tuple[Tensor, SignalState]
-        x, the term's shares in this round (shape (N,), float64, sums to 1), and the new memory.
+    tuple[SignalTerm, SignalState]
+        The term of this round, and the new memory.
     """
-    count = len(clients)
     first_size = state.first_size
     if first_size is None and size > 0:
         first_size = size
     rate = momentum_rate(beta, size, first_size)
-
-    known = [state.clients.get(client) for client in clients]
-    momentum, mass = _momentum_at_mean_mass(known)
-    momentum = (1.0 - rate) * momentum + rate * count * shares
-    mass = (1.0 - rate) * mass + rate
-
-    total, before = float(count), torch.zeros(count, dtype=torch.float64)
+    log_kept = state.log_kept + math.log1p(-rate)
+    log_held = state.log_held
     if not first_round:
-        before = torch.tensor(
-            [1.0 if memory is None else memory.share for memory in known], dtype=torch.float64
-        )
-        brought = float(before.sum())
-        if brought > 0:
-            total, before = brought, before / brought
+        log_held -= math.log1p(-math.expm1(log_kept))
+    now = SignalState(state.clients, first_size, log_kept, log_held)
+
+    count = len(clients)
+    known = [state.clients.get(client) for client in clients]
+    brought = sum(1.0 if memory is None else memory.share for memory in known)
+    brought = max(brought, LEAST_BROUGHT * count)
+    most = brought * LARGEST_MISSED_SHARE / count
+    moved = []
+    for memory, share in zip(known, shares.tolist(), strict=True):
+        shown = brought * share
+        tamed = min(max(shown, 0.0), most)
+        if memory is not None:
+            moved.append(_caught_up(memory, now, rate, shown, tamed))
+        elif first_round:
+            moved.append(_arrived(now, rate * shown, rate))
         else:
-            before = torch.full_like(before, 1.0 / count)
-    term = _normalise(before + momentum / count)
+            moved.append(_arrived(now, rate * (tamed + 1.0), 2.0 * rate))
 
-    moved = {
-        client: ClientSignal(share=total * share, momentum=delta, mass=mass)
-        for client, share, delta in zip(clients, term.tolist(), momentum.tolist(), strict=True)
+    total = sum(memory.share for memory in moved)
+    values = [memory.share / total if total > 0 else 1.0 / count for memory in moved]
+    after = {
+        client: replace(memory, share=value * brought)
+        for client, memory, value in zip(clients, moved, values, strict=True)
     }
-    return term, SignalState(clients={**state.clients, **moved}, first_size=first_size)
+    term = SignalTerm(torch.tensor(values, dtype=torch.float64), brought)
+    return term, SignalState({**state.clients, **after}, first_size, log_kept, log_held)
 
 
-def _momentum_at_mean_mass(known: Sequence[ClientSignal | None]) -> tuple[Tensor, float]:
-    returning = [memory for memory in known if memory is not None and memory.mass > 0]
-    if not returning:
-        return torch.zeros(len(known), dtype=torch.float64), 0.0
-    mass = sum(memory.mass for memory in returning) / len(returning)
-    scaled = [
-        memory.momentum * (mass / memory.mass) if memory is not None and memory.mass > 0 else None
-        for memory in known
-    ]
-    mean = sum(value for value in scaled if value is not None) / len(returning)
-    values = [mean if value is None else value for value in scaled]
-    return torch.tensor(values, dtype=torch.float64), mass
+def _caught_up(
+    memory: ClientSignal, now: SignalState, rate: float, shown: float, tamed: float
+) -> ClientSignal:
+    """Bring a returning client's memory to this round; its share is not scaled yet.
+
+    With c = 1 − e^(L − L_k), the part of momentum that time has replaced since its last visit:
+    δ ← δ + c·(õ − δ) + r·(o − õ),  m ← m + c·(1 − m),  s ← T + (s − T)·e^(H − H_k),  T = δ / m.
+
+    Parameters
+    ----------
+    memory : ClientSignal
+        After its last visit.
+    now : SignalState
+        L and H of this round.
+    rate : float
+        r of this round.
+    shown, tamed : float
+        o, and õ, which is o within bounds and stands in for the rounds that were missed.
+    """
+    # As expm1: rates get tiny.
+    replaced = -math.expm1(now.log_kept - memory.log_kept)
+    momentum = memory.momentum + replaced * (tamed - memory.momentum) + rate * (shown - tamed)
+    mass = memory.mass + replaced * (1.0 - memory.mass)
+    target = momentum / mass if mass > 0 else memory.share
+    share = target + (memory.share - target) * math.exp(now.log_held - memory.log_held)
+    return ClientSignal(share, momentum, mass, now.log_kept, now.log_held)
 
 
-def _normalise(values: Tensor) -> Tensor:
-    total = values.sum()
-    if total <= 0:
-        return torch.full_like(values, 1.0 / values.numel())
-    return values / total
+def _arrived(now: SignalState, momentum: float, mass: float) -> ClientSignal:
+    """Return a newcomer's memory: T = δ / m is its share; 1 where the round has no momentum."""
+    share = momentum / mass if mass > 0 else 1.0
+    return ClientSignal(share, momentum, mass, now.log_kept, now.log_held)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class RoundWeights:
 
 def kinds_of(model: Mapping[str, Tensor]) -> dict[str, TensorKind]:
     """Say which tensors of a model are trained, by the rule of `classify_tensors`."""
-    return classify_tensors({name: tensor.dtype for name, tensor in model.items()})
+    return classify_tensors(model)
 
 
 def trainable_names(model: Mapping[str, Tensor]) -> list[str]:

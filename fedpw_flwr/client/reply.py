@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
+from fedpw_flwr.algorithm.tensors import is_nonnegative
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
     REQUEST_KEY,
@@ -119,13 +120,16 @@ def adjust_reply(
             members.get(place),
             request.factors.get(place, 1.0),
             device,
+            keep_sign=request.keep_sign,
         )
         if not bool(torch.isfinite(update.sum() + magnitude)):
             return list(trained), None
         discarded[place] = float(magnitude)
         norms[place] = float(torch.linalg.vector_norm(update))
         moved = moved or bool(update.any())
-        payload = _packed(update, end, place, request) if request.upload == "packed" else None
+        payload = None
+        if request.upload == "packed":
+            payload = _packed(update, before, after, place, request)
         if payload is not None:
             packed.append(place)
             sent.append(payload)
@@ -145,14 +149,20 @@ def adjust_reply(
 
 
 def _packed(
-    update: torch.Tensor, dense: npt.NDArray[Any], place: int, request: AdjustmentRequest
+    update: torch.Tensor,
+    start: torch.Tensor,
+    trained: torch.Tensor,
+    place: int,
+    request: AdjustmentRequest,
 ) -> npt.NDArray[np.uint8] | None:
     """Pack an update; None where the array itself is no larger."""
     kept = int(torch.count_nonzero(update))
-    size = packed_size(dense.size, kept, request.upload_dtype)
-    if size >= dense.nbytes or dense.size > MOST_ENTRIES:
+    size = packed_size(start.numel(), kept, request.upload_dtype)
+    if size >= start.nbytes or start.numel() > MOST_ENTRIES:
         return None
-    return pack_update(update.cpu(), request.upload_dtype, place)
+    stays = request.keep_sign and is_nonnegative(start) and is_nonnegative(trained)
+    most = start.reshape(-1).to(update.dtype) if stays else None
+    return pack_update(update.cpu(), request.upload_dtype, place, most)
 
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | None:

@@ -19,6 +19,7 @@ from fedpw_flwr.algorithm import (
     FedPWSettings,
     SentAdjustment,
     ServerStep,
+    TensorKind,
     WeightingState,
     classify_tensors,
     server_step,
@@ -26,6 +27,7 @@ from fedpw_flwr.algorithm import (
 from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.client_step import Consensus
 from fedpw_flwr.algorithm.kernels import why_not_compiled
+from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.device import available_device
 from fedpw_flwr.strategy.identities import Identities, log_replies
 from fedpw_flwr.strategy.overgrown import step_without_overgrown, too_large
@@ -100,9 +102,6 @@ class ServerRounds:
         How adjusted updates travel.
     upload_dtype : UploadDtype
         Type of packed values.
-    knows_names : bool (default: True)
-        Whether the arrays' names are the model's own. Where they are not, the clients may say
-        which arrays are trainable.
 
     Raises
     ------
@@ -119,7 +118,6 @@ class ServerRounds:
         adjustment: Adjustment,
         upload: Upload,
         upload_dtype: UploadDtype,
-        knows_names: bool = True,
     ) -> None:
         if not isinstance(train_loss_key, str) or not train_loss_key:
             raise ValueError(f"train_loss_key must name a metric, got {train_loss_key!r}")
@@ -145,7 +143,6 @@ class ServerRounds:
         self.upload_dtype = upload_dtype
         self._state = WeightingState()
         self.adjustment_state = AdjustmentState()
-        self._knows_names = knows_names
         self._global_arrays: ArrayRecord | None = None
         self._dtypes: dict[str, torch.dtype] = {}
         self._asked: dict[int, AdjustmentRequest | None] = {}
@@ -174,7 +171,9 @@ class ServerRounds:
         consensus = adjustment.consensus
         state = {
             "weighting": self.state.to_dict(),
-            "losses": {str(client): loss for client, loss in adjustment.losses.items()},
+            "relative_losses": {
+                str(client): loss for client, loss in adjustment.relative_losses.items()
+            },
             "consensus": None
             if consensus is None
             else {"round": consensus.round, "factors": dict(consensus.factors)},
@@ -202,7 +201,9 @@ class ServerRounds:
                 members = {name: tensors[f"consensus/{name}"] for name in factors}
                 consensus = Consensus(int(saved["round"]), members, factors)
             adjustment = AdjustmentState(
-                losses={int(client): float(loss) for client, loss in state["losses"].items()},
+                relative_losses={
+                    int(client): float(loss) for client, loss in state["relative_losses"].items()
+                },
                 consensus=consensus,
             )
             trainable = state["trainable"]
@@ -247,7 +248,11 @@ class ServerRounds:
             f" | average drop rate ({settings.avg_drop_rate:g})",
             f"│\t├── Training loss key: '{self.train_loss_key}'",
             "│\t├── Trainable arrays: "
-            + ("all but running statistics" if trainable is None else f"{len(trainable)} named"),
+            + (
+                "all but those with the name of a running statistic"
+                if trainable is None
+                else f"{len(trainable)} named"
+            ),
             f"│\t└── Server step on: {self.device}{_loops_on(self.device)}",
         )
         for line in lines:
@@ -269,6 +274,7 @@ class ServerRounds:
         """
         model = ArrayTensors(arrays)
         dtypes = {name: model[name].dtype for name in model}
+        is_first = not self._dtypes
         if self._dtypes.keys() != dtypes.keys():
             if self._dtypes:
                 # C is that of another model's arrays.
@@ -284,7 +290,9 @@ class ServerRounds:
                 }
             )
             model = ArrayTensors(arrays)
-        classify_tensors(self._dtypes, self.settings.trainable)
+        kinds = classify_tensors(model, self.settings.trainable)
+        if is_first and self.settings.trainable is None:
+            _warn_of_missing_names(model, kinds)
         for name in model:
             try:
                 check_finite(name, model[name])
@@ -335,10 +343,11 @@ class ServerRounds:
             # In the order of identity: the last bit of a mean depends on the order of its terms.
             client_of = self.identities.by_node()
             nodes = sorted(nodes, key=lambda node: client_of.get(node, node))
-            losses = self.adjustment_state.losses
+            losses = self.adjustment_state.relative_losses
             rates = requested_rates(
                 [losses.get(client_of.get(node, node)) for node in nodes],
                 self.settings.avg_drop_rate,
+                self.settings.max_loss_ratio,
             )
         consensus = self.adjustment_state.consensus
         places = {name: place for place, name in enumerate(arrays)}
@@ -356,6 +365,7 @@ class ServerRounds:
                 factors=factors,
                 upload=self.upload,
                 upload_dtype=self.upload_dtype,
+                keep_sign=self.settings.clip_weights,
             )
             self._asked[node] = request
             entries[node] = {REQUEST_KEY: request.encode(), **shared}
@@ -416,7 +426,7 @@ class ServerRounds:
         if not self.settings.adapt_weights:
             good, uncounted = without_uncounted(good, examples_key)
             bad += uncounted
-        if not self._knows_names:
+        if not has_names(list(global_model)):
             good, odd = self._take_trainable(good, global_model)
             bad += odd
         step, good, overgrown = step_without_overgrown(
@@ -440,9 +450,11 @@ class ServerRounds:
         self._state = step.state
         self.identities.note(phase, server_round, good)
         if self.on_clients:
-            losses = dict(zip(step.clients, step.losses, strict=True))
+            assert step.relative_losses is not None
+            losses = dict(zip(step.clients, step.relative_losses, strict=True))
             self.adjustment_state = AdjustmentState(
-                losses={**self.adjustment_state.losses, **losses}, consensus=step.consensus
+                relative_losses={**self.adjustment_state.relative_losses, **losses},
+                consensus=step.consensus,
             )
         return Aggregated(arrays, step, good, bad, len(self._asked))
 
@@ -576,6 +588,25 @@ def _log_bounded(
                 "%s: round %s, client %s would have the weight %.3f and gets %.3f (max_weight)",
                 *(phase, server_round, client, unbounded, weight),
             )
+
+
+def _warn_of_missing_names(
+    model: Mapping[str, torch.Tensor], kinds: Mapping[str, TensorKind]
+) -> None:
+    """Log what was assumed of a list of arrays that seems to hold BatchNorm's counters."""
+    if has_names(list(model)) or not any(
+        kind is TensorKind.INTEGER and model[name].dim() == 0 for name, kind in kinds.items()
+    ):
+        return
+    assumed = [int(name) for name, kind in kinds.items() if kind is TensorKind.BUFFER]
+    logger.warning(
+        "The arrays of the model have no names, and some are counters, as BatchNorm has. %s; all "
+        "other floating arrays as trainable. Name the arrays to be sure: ArrayRecord("
+        "model.state_dict()), or in the legacy API FedPW(array_names=list(model.state_dict()))",
+        f"Arrays {assumed} stand before a counter and are taken as running statistics"
+        if assumed
+        else "None has two alike 1-d arrays before it, so none is taken as a running statistic",
+    )
 
 
 def _dtype(text: str) -> torch.dtype:

@@ -65,6 +65,9 @@ class AdjustmentRequest:
         "dense": w − Δ̃_k as arrays. "packed": bit mask and kept values.
     upload_dtype : str
         Type of packed values.
+    keep_sign : bool
+        Whether entries that would become negative are not rescaled, and rounded towards 0, in
+        arrays without a negative entry.
     """
 
     rate: float
@@ -72,6 +75,7 @@ class AdjustmentRequest:
     factors: Mapping[int, float] = field(default_factory=dict)
     upload: Upload = "dense"
     upload_dtype: str = "float32"
+    keep_sign: bool = True
 
     def encode(self) -> bytes:
         """Return the request as the bytes of `REQUEST_KEY`."""
@@ -82,6 +86,7 @@ class AdjustmentRequest:
                 "factors": {str(place): factor for place, factor in self.factors.items()},
                 "upload": self.upload,
                 "upload-dtype": self.upload_dtype,
+                "keep-sign": self.keep_sign,
             }
         )
 
@@ -108,6 +113,7 @@ class AdjustmentRequest:
             factors={int(place): _number(factors, place, what) for place in factors},
             upload=upload,
             upload_dtype=dtype,
+            keep_sign=_switch(entries, "keep-sign", what),
         )
 
 
@@ -284,6 +290,14 @@ def _rate(entries: Mapping[str, Any], what: str) -> float:
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"{what} has the drop rate {rate}, outside [0, 1]")
     return rate
+
+
+def _switch(entries: Mapping[str, Any], key: str, what: str) -> bool:
+    """Read true or false; true where the entry is missing, as it is from earlier versions."""
+    value = entries.get(key, True)
+    if not isinstance(value, bool):
+        raise ValueError(f"{what} has {value!r} for {key!r}, not true or false")
+    return value
 
 
 def _round(entries: Mapping[str, Any], what: str) -> int | None:

@@ -46,6 +46,9 @@ _MARK = b"FPW1"
 _HEADER = struct.Struct("<4sB3xfIII")
 _CHECKSUM = slice(_HEADER.size - 4, _HEADER.size)
 
+_SIGNED = {2: torch.int16, 4: torch.int32}
+"""Integers as wide as a value, by its bytes."""
+
 _STEP = 1024
 _CHECKED = 1 << 16
 """Values that are checked together."""
@@ -56,7 +59,7 @@ def packed_size(entries: int, kept: int, dtype: str) -> int:
     return _HEADER.size + (entries + 7) // 8 + kept * UPLOAD_DTYPES[dtype].itemsize
 
 
-def pack_update(update: Tensor, dtype: str, place: int = 0) -> Bytes:
+def pack_update(update: Tensor, dtype: str, place: int = 0, most: Tensor | None = None) -> Bytes:
     """Pack one flat update; entries that are 0 travel as a bit only.
 
     Parameters
@@ -67,6 +70,9 @@ def pack_update(update: Tensor, dtype: str, place: int = 0) -> Bytes:
         Type of the values on the way: "float32", "float16" or "bfloat16".
     place : int (default: 0)
         Place of the array in the model.
+    most : Tensor | None (default: None)
+        What no entry exceeds, nor may after rounding, in the shape and dtype of `update`: w, where
+        w − Δ̃_k must not become negative. None: values are rounded to nearest.
 
     Returns
     -------
@@ -78,6 +84,10 @@ def pack_update(update: Tensor, dtype: str, place: int = 0) -> Bytes:
     kept = torch.from_numpy(np.compress(kept_entries, entries)).float()
     scale = _float16_scale(kept) if dtype == "float16" else 1.0
     values = (kept / scale if scale != 1.0 else kept).to(UPLOAD_DTYPES[dtype])
+    if most is not None:
+        above = values.double() * scale > most[torch.from_numpy(kept_entries)].double()
+        # One step towards 0: the bits of a positive float, less one.
+        values.view(_SIGNED[values.itemsize])[above] -= 1
     bits = np.packbits(kept_entries)
     payload = np.empty(packed_size(len(entries), len(kept), dtype), dtype=np.uint8)
     code = list(UPLOAD_DTYPES).index(dtype)

@@ -1,10 +1,22 @@
-"""Clients that stay away, return and join late: ALGORITHM.md section 4, computed by hand."""
+"""Clients that stay away, return and join late: ALGORITHM.md section 4.
 
+Time counts in rounds: what a client missed is caught up on with what it shows when it is back.
+"""
+
+import importlib.util
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.memory_reference import ReferenceSignal
 
 from fedpw_flwr.algorithm import (
     ClientResult,
@@ -14,64 +26,104 @@ from fedpw_flwr.algorithm import (
     WeightingState,
     server_step,
 )
-from fedpw_flwr.algorithm.weighting import update_signal
+from fedpw_flwr.algorithm.adjustment import requested_rates
+from fedpw_flwr.algorithm.direction import direction_shares, direction_size
+from fedpw_flwr.algorithm.weighting import (
+    loss_shares,
+    loss_size,
+    momentum_rate,
+    relative_losses,
+    update_signal,
+)
 
 RoundBuilder = Callable[..., list[ClientResult]]
 
 AWA_ALONE = FedPWSettings(adjust_parameters=False)
+BETA = 0.3
+SHARED = Path(__file__).parents[3] / "shared" / "weights_over_time.py"
 
 
 def doubles(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_partial_participation_and_a_newcomer_give_the_hand_computed_weights(
+class Signal:
+    """The package's memory of one signal, a round after the other."""
+
+    def __init__(self) -> None:
+        self.state = SignalState()
+        self.rounds = 0
+
+    def step(
+        self, clients: Sequence[int] | NDArray[np.int64], shares: NDArray[np.float64], size: float
+    ) -> NDArray[np.float64]:
+        term, self.state = update_signal(
+            self.state,
+            [int(client) for client in clients],
+            torch.from_numpy(shares),
+            size,
+            BETA,
+            self.rounds == 0,
+        )
+        self.rounds += 1
+        self.brought = term.brought
+        return term.shares.numpy()
+
+    def share(self, clients: Sequence[int]) -> float:
+        known = [
+            self.state.clients[client].share for client in clients if client in self.state.clients
+        ]
+        return float(np.mean(known))
+
+
+def test_a_return_after_a_missed_round_and_a_newcomer_give_the_hand_computed_weights(
     a_round: RoundBuilder,
 ) -> None:
     model = {"weight": torch.zeros(1)}
     first = a_round(model, {0: [3.0], 1: [2.0], 2: [1.0]}, {0: 1.0, 1: 2.0, 2: 3.0})
     state = server_step(model, first, WeightingState(), AWA_ALONE).state
-    # d = (18, 12, 6): p = (1.5, 1, 0.5) and δp = 0.3·p. Losses: q = (0.5, 1, 1.5), δq = 0.3·q.
-    for client, p, q in ((0, 1.5, 0.5), (1, 1.0, 1.0), (2, 0.5, 1.5)):
-        assert state.direction.clients[client].share == pytest.approx(p)
-        assert state.direction.clients[client].momentum == pytest.approx(0.3 * p)
-        assert state.loss.clients[client].share == pytest.approx(q)
-        assert state.loss.clients[client].momentum == pytest.approx(0.3 * q)
+    # d = (18, 12, 6): p = (1.5, 1, 0.5) and δp = 0.3·p, with the mass 0.3.
+    for client, p in ((0, 1.5), (1, 1.0), (2, 0.5)):
+        memory = state.direction.clients[client]
+        assert (memory.share, memory.momentum, memory.mass) == pytest.approx((p, 0.3 * p, 0.3))
+    second = a_round(model, {0: [2.0], 1: [2.0]}, {0: 1.0, 1: 2.0})
+    state = server_step(model, second, state, AWA_ALONE).state
+    third = a_round(model, {2: [1.0], 7: [3.0]}, {2: 1.0, 7: 3.0})
+    step = server_step(model, third, state, AWA_ALONE)
 
-    second = a_round(model, {0: [1.0], 2: [2.0], 7: [3.0]}, {0: 1.0, 2: 1.0, 7: 2.0})
-    step = server_step(model, second, state, AWA_ALONE)
+    # Every round's size is the squared mean update, 4: the momentum of each is 0.3.
+    # After three rounds 0.7³ of the start is left; client 2 missed one of the two since.
+    mass = [0.3, 1 - 0.7**2, 1 - 0.7**3]
+    brought = 0.5 + 1.0
+    shown = [brought * 1 / 4, brought * 3 / 4]
+    replaced = 1 - 0.7**2
+    momentum = 0.15 + replaced * (shown[0] - 0.15)
+    returned_mass = 0.3 + replaced * (1 - 0.3)
+    target = momentum / returned_mass
+    back = target + (0.5 - target) / ((1 + mass[1]) * (1 + mass[2]))
+    # The newcomer counts what it shows and the average client alike.
+    new = (shown[1] + 1) / 2
+    shares = [back / (back + new), new / (back + new)]
 
-    # Client 7 enters with p = 1 and the mean δp of clients 0 and 2. d = (6, 12, 18), its size is
-    # the squared mean update: 2² both times, so β_dir = 0.3.
-    brought = 1.5 + 0.5 + 1.0
-    before = (0.45, 0.15, (0.45 + 0.15) / 2)
-    delta = [0.7 * before[k] + 0.3 * 3 * (6, 12, 18)[k] / 36 for k in range(3)]
-    raw = [(1.5, 0.5, 1.0)[k] / brought + delta[k] / 3 for k in range(3)]
-    shares_p = [value / sum(raw) for value in raw]
-    # ℓ̄ was 2 and is 4/3.
-    beta = 0.3 * (4 / 3) / 2
-    brought_q = 0.5 + 1.5 + 1.0
-    before_q = (0.15, 0.45, (0.15 + 0.45) / 2)
-    delta_q = [(1 - beta) * before_q[k] + beta * 3 * (1, 1, 2)[k] / 4 for k in range(3)]
-    raw_q = [(0.5, 1.5, 1.0)[k] / brought_q + delta_q[k] / 3 for k in range(3)]
-    shares_q = [value / sum(raw_q) for value in raw_q]
-    spread_p = math.sqrt(sum((value - 1 / 3) ** 2 for value in shares_p) / 2)
-    spread_q = math.sqrt(sum((value - 1 / 3) ** 2 for value in shares_q) / 2)
-    weights = [
-        (spread_p * shares_p[k] + spread_q * shares_q[k]) / (spread_p + spread_q) for k in range(3)
-    ]
+    assert step.clients == (2, 7)
+    assert step.weights.direction_term == pytest.approx(shares, abs=1e-12)
+    returned, arrived = (step.state.direction.clients[client] for client in (2, 7))
+    assert returned.share == pytest.approx(brought * shares[0], abs=1e-12)
+    assert returned.momentum == pytest.approx(momentum, abs=1e-12)
+    assert returned.mass == pytest.approx(returned_mass, abs=1e-12)
+    assert (arrived.momentum, arrived.mass) == pytest.approx((0.3 * (shown[1] + 1), 0.6))
+    assert step.state.direction.log_kept == pytest.approx(3 * math.log(0.7))
 
-    assert step.clients == (0, 2, 7)
-    assert step.weights.direction_term == pytest.approx(shares_p, abs=1e-12)
-    assert step.weights.loss_term == pytest.approx(shares_q, abs=1e-12)
-    assert step.weights.weights == pytest.approx(weights, abs=1e-12)
-    for position, client in enumerate((0, 2, 7)):
-        memory = step.state.direction.clients[client]
-        assert memory.share == pytest.approx(brought * shares_p[position], abs=1e-12)
-        assert memory.momentum == pytest.approx(delta[position], abs=1e-12)
-        assert step.state.loss.clients[client].share == pytest.approx(
-            brought_q * shares_q[position], abs=1e-12
-        )
+
+def test_what_stands_for_missed_rounds_is_between_nothing_and_five_equal_shares() -> None:
+    memory = {client: ClientSignal(1.0, 0.3, 0.3, math.log(0.7), 0.0) for client in (0, 1)}
+    # Ten rounds of momentum 0.3 have passed since.
+    state = SignalState(memory, first_size=1.0, log_kept=11 * math.log(0.7), log_held=-6.0)
+    _, after = update_signal(state, [0, 1], doubles(8.0, -7.0), 1.0, BETA, False)
+    replaced = 1 - 0.7**11
+    for client, shown, tamed in ((0, 16.0, 5.0), (1, -14.0, 0.0)):
+        expected = 0.3 + replaced * (tamed - 0.3) + 0.3 * (shown - tamed)
+        assert after.clients[client].momentum == pytest.approx(expected, abs=1e-9)
 
 
 def test_absent_client_keeps_its_memory_untouched(a_round: RoundBuilder) -> None:
@@ -80,81 +132,238 @@ def test_absent_client_keeps_its_memory_untouched(a_round: RoundBuilder) -> None
     before = server_step(model, first, WeightingState(), AWA_ALONE).state
     second = a_round(model, {0: [-5.0], 2: [7.0]}, {0: 9.0, 2: 0.1})
     after = server_step(model, second, before, AWA_ALONE).state
-    assert after.direction.clients[1] == before.direction.clients[1]
-    assert after.loss.clients[1] == before.loss.clients[1]
+    assert after.direction.clients[1] is before.direction.clients[1]
+    assert after.loss.clients[1] is before.loss.clients[1]
 
 
 def test_a_cohort_keeps_the_total_share_it_brought() -> None:
     memory = {
-        client: ClientSignal(share=share, momentum=0.2, mass=0.3)
+        client: ClientSignal(share, 0.2, 0.3, -0.3, 0.0)
         for client, share in ((0, 0.3), (1, 0.5), (2, 2.2))
     }
-    state = SignalState(clients=memory, first_size=1.0)
-    _, after = update_signal(state, [0, 1], doubles(0.9, 0.1), 1.0, 0.3, False)
-    assert after.clients[0].share + after.clients[1].share == pytest.approx(0.3 + 0.5)
-    assert after.clients[2] is memory[2]
+    state = SignalState(memory, first_size=1.0, log_kept=-0.7, log_held=-0.2)
+    term, after = update_signal(state, [0, 1], doubles(0.9, 0.1), 1.0, BETA, False)
+    assert term.brought == pytest.approx(0.8)
+    assert after.clients[0].share + after.clients[1].share == pytest.approx(0.8)
 
 
-def test_momentum_from_different_attendance_is_brought_to_the_mean_mass() -> None:
-    # Client 0 has momentum from two rounds (mass 0.7·0.3 + 0.3), client 1 from one.
+def test_participants_bring_at_least_a_quarter_of_what_average_clients_would() -> None:
+    memory = {client: ClientSignal(0.01, 0.003, 0.3, -0.3, 0.0) for client in (0, 1)}
+    state = SignalState(memory, first_size=1.0, log_kept=-0.7, log_held=-0.2)
+    term, after = update_signal(state, [0, 1], doubles(0.5, 0.5), 1.0, BETA, False)
+    assert term.brought == 0.5
+    assert after.clients[0].share == pytest.approx(0.25)
+
+
+def test_a_cohort_whose_shares_sum_to_nothing_shares_equally() -> None:
     memory = {
-        0: ClientSignal(share=1.2, momentum=0.66, mass=0.51),
-        1: ClientSignal(share=0.8, momentum=0.24, mass=0.3),
+        0: ClientSignal(-3.0, -0.9, 0.3, 0.0, 0.0),
+        1: ClientSignal(0.5, 0.15, 0.3, 0.0, 0.0),
     }
-    state = SignalState(clients=memory, first_size=4.0)
-    terms, after = update_signal(state, [0, 1], doubles(0.4, 0.6), 2.0, 0.3, False)
-    beta = 0.3 * 2.0 / 4.0
-    mean = (0.51 + 0.3) / 2
-    delta = [
-        (1 - beta) * 0.66 * mean / 0.51 + beta * 2 * 0.4,
-        (1 - beta) * 0.24 * mean / 0.3 + beta * 2 * 0.6,
-    ]
-    raw = [1.2 / 2 + delta[0] / 2, 0.8 / 2 + delta[1] / 2]
-    assert terms.tolist() == pytest.approx([raw[0] / sum(raw), raw[1] / sum(raw)], abs=1e-12)
-    for client in (0, 1):
-        assert after.clients[client].momentum == pytest.approx(delta[client], abs=1e-12)
-        assert after.clients[client].mass == pytest.approx((1 - beta) * mean + beta, abs=1e-12)
-
-
-def test_a_newcomer_among_strangers_enters_with_an_average_share_and_no_momentum() -> None:
-    memory = {0: ClientSignal(share=1.4, momentum=0.5, mass=0.3)}
-    state = SignalState(clients=memory, first_size=4.0)
-    terms, after = update_signal(state, [8, 9], doubles(0.9, 0.1), 4.0, 0.3, False)
-    delta = [0.3 * 2 * 0.9, 0.3 * 2 * 0.1]
-    raw = [0.5 + delta[0] / 2, 0.5 + delta[1] / 2]
-    assert terms.tolist() == pytest.approx([raw[0] / sum(raw), raw[1] / sum(raw)], abs=1e-12)
-    assert after.clients[8].momentum == pytest.approx(delta[0], abs=1e-12)
-
-
-def test_a_cohort_whose_shares_sum_to_nothing_starts_from_equal_shares() -> None:
-    memory = {
-        0: ClientSignal(share=-1.0, momentum=0.0, mass=0.3),
-        1: ClientSignal(share=0.5, momentum=0.0, mass=0.3),
-    }
-    state = SignalState(clients=memory, first_size=1.0)
-    terms, after = update_signal(state, [0, 1], doubles(0.5, 0.5), 1.0, 0.3, False)
-    assert terms.tolist() == pytest.approx([0.5, 0.5])
-    assert after.clients[0].share == after.clients[1].share > 0
-
-
-def test_momentum_that_outweighs_every_share_gives_equal_shares() -> None:
-    memory = {
-        0: ClientSignal(share=1.5, momentum=-9.0, mass=0.3),
-        1: ClientSignal(share=0.5, momentum=-3.0, mass=0.3),
-    }
-    state = SignalState(clients=memory, first_size=1.0)
-    # A size of 0 keeps the momentum: 1 + (-9 - 3) / 2 is not positive.
-    terms, after = update_signal(state, [0, 1], doubles(0.5, 0.5), 0.0, 0.3, False)
-    assert terms.tolist() == [0.5, 0.5]
-    assert (after.clients[0].share, after.clients[1].share) == (1.0, 1.0)
+    # A round without a size changes no momentum.
+    state = SignalState(memory, first_size=1.0)
+    term, after = update_signal(state, [0, 1], doubles(0.5, 0.5), 0.0, BETA, False)
+    assert term.shares.tolist() == [0.5, 0.5]
+    assert after.clients[0].share == after.clients[1].share == 0.25
 
 
 def test_a_client_that_returns_alone_keeps_its_share() -> None:
     memory = {
-        0: ClientSignal(share=0.4, momentum=0.1, mass=0.3),
-        1: ClientSignal(share=1.6, momentum=0.5, mass=0.3),
+        0: ClientSignal(0.4, 0.1, 0.3, -0.3, 0.0),
+        1: ClientSignal(1.6, 0.5, 0.3, -0.3, 0.0),
     }
-    state = SignalState(clients=memory, first_size=1.0)
-    terms, after = update_signal(state, [0], doubles(1.0), 1.0, 0.3, False)
-    assert terms.tolist() == [1.0]
+    state = SignalState(memory, first_size=1.0, log_kept=-0.3, log_held=0.0)
+    term, after = update_signal(state, [0], doubles(1.0), 1.0, BETA, False)
+    assert term.shares.tolist() == [1.0]
     assert after.clients[0].share == pytest.approx(0.4)
+
+
+# A random history: who is there in each round, what shares they show, how large the signal is.
+histories = st.integers(0, 2**32 - 1)
+
+
+def random_round(
+    rng: np.random.Generator, population: int, *, wild: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
+    there = rng.choice(population, rng.integers(1, population + 1), replace=False)
+    raw = rng.normal(1.0, 3.0 if wild else 0.3, len(there))
+    total = raw.sum()
+    shares = raw / total if abs(total) > 0.05 else np.full(len(there), 1 / len(there))
+    return there, shares, float(rng.choice([0.0, 1e-6, 1e-3, 0.5, 1.0, 3.0]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories, st.booleans())
+def test_the_memory_is_that_of_the_reference_whoever_attends(seed: int, wild: bool) -> None:
+    rng = np.random.default_rng(seed)
+    population = int(rng.integers(1, 12))
+    ours, reference = Signal(), ReferenceSignal(population)
+    for _ in range(40):
+        there, shares, size = random_round(rng, population, wild=wild)
+        expected = reference.step(there, shares, size)
+        found = ours.step(there, shares, size)
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(histories)
+def test_with_everybody_present_it_is_the_papers_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 9))
+    everybody, ours = np.arange(count), Signal()
+    delta, p, first_size = np.zeros(count), np.zeros(count), None
+    for _ in range(60):
+        raw = rng.gamma(2.0, 1.0, count)
+        shares, size = raw / raw.sum(), float(rng.uniform(0.01, 2.0))
+        first_size = first_size or size
+        rate = momentum_rate(BETA, size, first_size)
+        delta = (1 - rate) * delta + rate * shares
+        p = (p + delta) / (p + delta).sum()
+        np.testing.assert_allclose(ours.step(everybody, shares, size), p, atol=1e-11)
+
+
+def shared_reference() -> ModuleType:
+    if not SHARED.exists():
+        pytest.skip(f"no reference beside this repository: {SHARED.name}")
+    spec = importlib.util.spec_from_file_location("weights_over_time", SHARED)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_references_agree_over_random_attendance() -> None:
+    their, rng = shared_reference().Signal(), np.random.default_rng(3)
+    mine, ours = ReferenceSignal(30), Signal()
+    for _ in range(300):
+        there, shares, size = random_round(rng, 30, wild=False)
+        expected = their.step(there.tolist(), shares, size)
+        np.testing.assert_allclose(mine.step(there, shares, size), expected, atol=1e-10)
+        np.testing.assert_allclose(ours.step(there, shares, size), expected, atol=1e-10)
+
+
+def test_identical_clients_keep_equal_weights_whatever_their_attendance() -> None:
+    rng, signal = np.random.default_rng(1), Signal()
+    for server_round in range(300):
+        there = rng.choice(200, rng.integers(1, 12), replace=False)
+        equal = np.full(len(there), 1 / len(there))
+        shares = signal.step(there, equal, math.exp(-server_round / 50))
+        assert np.abs(shares * len(there) - 1).max() < 1e-11
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["losses stay", "losses fall tenfold"])
+def thousand(request: pytest.FixtureRequest) -> dict[str, float]:
+    """Of 1000 clients 10 a round; 200 at 3 times the loss, then 200 others, and new ones."""
+    rng, signal = np.random.default_rng(0), Signal()
+    loss = np.ones(1100)
+    loss[:200] = loss[1000:] = 3.0
+    found = {}
+    for server_round in range(3000):
+        if server_round == 1000:
+            loss[:200], loss[200:400] = 1.0, 3.0
+        # The last hundred join late, and are weak from their first visit.
+        population = 1000 if server_round < 1000 else 1100
+        there = rng.choice(population, 10, replace=False)
+        level = max(0.1, 1 - 0.9 * server_round / 300) if request.param else 1.0
+        losses = torch.from_numpy(loss[there] * level)
+        signal.step(there, loss_shares(losses).numpy(), loss_size(losses))
+        if server_round == 999:
+            found["weak"] = signal.share(range(200)) / signal.share(range(400, 1000))
+    others = signal.share(range(400, 1000))
+    found["newly weak"] = signal.share(range(200, 400)) / others
+    found["weak no longer"] = signal.share(range(200)) / others
+    found["new and weak"] = signal.share(range(1000, 1100)) / others
+    return found
+
+
+@pytest.mark.parametrize(
+    ("who", "expected"),
+    [("weak", 3.0), ("newly weak", 3.0), ("weak no longer", 1.0), ("new and weak", 3.0)],
+)
+def test_clients_at_three_times_the_loss_reach_three_times_the_others_share(
+    thousand: dict[str, float], who: str, expected: float
+) -> None:
+    assert thousand[who] == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("attendance", [0.5, 1.0])
+@pytest.mark.parametrize("observed", [-30.0, -1.0, 30.0])
+def test_a_newcomers_one_odd_observation_is_forgotten_after_thirty_visits(
+    observed: float, attendance: float, size: float
+) -> None:
+    rng, signal = np.random.default_rng(5), Signal()
+    everybody = np.arange(10)
+    for server_round in range(20):
+        signal.step(everybody, np.full(10, 0.1), 1.0 if server_round == 0 else size)
+    others = np.full(10, (1 - observed) / 10)
+    signal.step(np.arange(11), np.append(others, observed), size)
+    visits = 0
+    while visits < 30:
+        there = [client for client in range(10) if rng.random() < attendance]
+        comes = rng.random() < attendance
+        there += [10] * comes
+        visits += comes
+        if there:
+            signal.step(there, np.full(len(there), 1 / len(there)), size)
+    assert signal.share([10]) == pytest.approx(signal.share(range(10)), rel=0.2)
+
+
+def test_updates_that_nearly_cancel_in_a_tenth_of_the_rounds_leave_weights_bounded() -> None:
+    rng, worst = np.random.default_rng(8), 0.0
+    signal = Signal()
+    for _ in range(1500):
+        count = int(rng.integers(2, 12))
+        there = rng.choice(60, count, replace=False)
+        updates = rng.normal(size=(count, 40)) + rng.normal(size=40)
+        if rng.random() < 0.1:
+            # What is left of the sum is a thousandth of an update.
+            updates -= updates.mean(axis=0) * (1 - 1e-3)
+        directions = torch.from_numpy(updates @ updates.sum(axis=0))
+        shares = signal.step(
+            there, direction_shares(directions).numpy(), direction_size(directions)
+        )
+        worst = max(worst, count * float(np.abs(shares).max()))
+    assert worst < 20
+
+
+def test_clients_alike_are_asked_for_the_same_rate_whenever_they_were_last_seen() -> None:
+    rng, signal = np.random.default_rng(2), Signal()
+    known: dict[int, float] = {}
+    for server_round in range(600):
+        there = rng.choice(1000, 10, replace=False)
+        rates = requested_rates([known.get(int(client)) for client in there], 0.3, 10.0)
+        assert all(abs(rate - 0.3) <= 0.001 for rate in rates)
+        losses = torch.full((10,), max(0.1, 1 - 0.9 * server_round / 300), dtype=torch.float64)
+        signal.step(there, loss_shares(losses).numpy(), loss_size(losses))
+        relative = relative_losses(losses, signal.brought).tolist()
+        known |= dict(zip(there.tolist(), relative, strict=True))
+
+
+def test_without_adaptive_weights_losses_are_remembered_for_the_drop_rates(
+    a_round: RoundBuilder,
+) -> None:
+    model = {"weight": torch.zeros(1)}
+    results = a_round(model, {0: [3.0], 1: [1.0]}, {0: 1.0, 1: 3.0})
+    step = server_step(model, results, WeightingState(), FedPWSettings(adapt_weights=False))
+    assert step.relative_losses == pytest.approx([0.5, 1.5])
+    assert step.state.loss.clients[1].share == pytest.approx(1.5)
+    assert step.state.direction.clients == {}
+
+
+def test_the_memory_of_a_client_takes_a_bounded_number_of_bytes() -> None:
+    rng, state, sizes = np.random.default_rng(4), WeightingState(), []
+    for server_round in range(2000):
+        there = rng.choice(50, 5, replace=False).tolist()
+        shares = torch.from_numpy(rng.dirichlet(np.ones(5)))
+        parts = [
+            update_signal(part, there, shares, float(rng.random()), BETA, server_round == 0)[1]
+            for part in (state.direction, state.loss)
+        ]
+        state = WeightingState(server_round + 1, *parts)
+        if server_round % 500 == 499:
+            sizes.append(len(json.dumps(state.to_dict())))
+    # Two signals of five numbers of up to 24 characters.
+    assert max(sizes) < 50 * 2 * (5 * 26 + 12)
+    assert max(sizes) < 1.02 * min(sizes)

@@ -156,7 +156,7 @@ def test_discarded_magnitude_may_be_asked_before_or_after_the_tensor() -> None:
 def test_rates_average_to_the_mean_rate_over_the_clients_with_a_loss(
     losses: list[float | None], mean_rate: float
 ) -> None:
-    rates = requested_rates(losses, mean_rate)
+    rates = requested_rates(losses, mean_rate, None)
     known = [(loss, rate) for loss, rate in zip(losses, rates, strict=True) if loss is not None]
     assert all(rate == mean_rate for loss, rate in zip(losses, rates, strict=True) if loss is None)
     assert all(0.0 <= rate <= 1.0 for rate in rates)
@@ -167,10 +167,15 @@ def test_rates_average_to_the_mean_rate_over_the_clients_with_a_loss(
 
 
 def test_rates_by_hand() -> None:
-    assert requested_rates([], 0.3) == []
-    assert requested_rates([None, None], 0.3) == [0.3, 0.3]
-    assert requested_rates([1.0, None, 3.0], 0.3) == pytest.approx([0.45, 0.3, 0.15])
-    assert requested_rates([0.0, 0.0], 0.3) == pytest.approx([0.3, 0.3])
+    assert requested_rates([], 0.3, 10.0) == []
+    assert requested_rates([None, None], 0.3, 10.0) == [0.3, 0.3]
+    assert requested_rates([1.0, None, 3.0], 0.3, 10.0) == pytest.approx([0.45, 0.3, 0.15])
+    assert requested_rates([0.0, 0.0], 0.3, 10.0) == pytest.approx([0.3, 0.3])
     # A loss of 0 counts as a thousandth of the mean, here 0.0005.
-    assert requested_rates([0.0, 1.0], 0.3) == pytest.approx([0.3 * 2000 / 1000.5, 0.3 / 1000.5])
-    assert requested_rates([0.001, 1.0, 1.0, 1.0], 0.3)[0] == 1.0
+    assert requested_rates([0.0, 1.0], 0.3, None) == pytest.approx(
+        [0.3 * 2000 / 1000.5, 0.3 / 1000.5]
+    )
+    assert requested_rates([0.001, 1.0, 1.0, 1.0], 0.3, None)[0] == 1.0
+    # Within a factor of 2 of the median: 1/2, 1, 1 and 2, with inverses 2, 1, 1 and 1/2.
+    bounded = requested_rates([0.001, 1.0, 1.0, 9.0], 0.3, 2.0)
+    assert bounded == pytest.approx([0.3 * value / 1.125 for value in (2.0, 1.0, 1.0, 0.5)])

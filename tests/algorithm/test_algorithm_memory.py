@@ -65,7 +65,7 @@ def decoding() -> Decoding:
         ClientResult(client, LazyModel(client, names, counts), loss=1.0 + client)
         for client in range(CLIENTS)
     ]
-    model = {name: torch.zeros(50) for name in names}
+    model = {name: torch.full((50,), -0.1) for name in names}
     step = server_step(model, results, WeightingState(rounds=1), FedPWSettings())
     assert step.amplification
     return counts

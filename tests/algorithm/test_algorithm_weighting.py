@@ -115,8 +115,8 @@ def test_momentum_of_a_round_is_proportional_to_its_size() -> None:
 
 
 @pytest.mark.parametrize(("size", "first"), [(40.0, 4.0), (1e300, 1e-300)])
-def test_momentum_never_exceeds_one(size: float, first: float) -> None:
-    assert momentum_rate(0.3, size, first) == 1.0
+def test_momentum_stays_below_one(size: float, first: float) -> None:
+    assert momentum_rate(0.3, size, first) == 1.0 - 1e-12
 
 
 @pytest.mark.parametrize(("size", "first"), [(0.0, 4.0), (-1e-9, 4.0), (0.0, None)])
@@ -227,8 +227,9 @@ def test_terms_are_mixed_by_their_sample_standard_deviation() -> None:
 
 
 def test_a_signal_remembers_shares_in_units_of_the_average_client() -> None:
-    shares, state = update_signal(SignalState(), [4, 9], doubles(0.7, 0.3), 5.0, 0.3, True)
-    assert shares.tolist() == pytest.approx([0.7, 0.3])
+    term, state = update_signal(SignalState(), [4, 9], doubles(0.7, 0.3), 5.0, 0.3, True)
+    assert term.brought == 2.0
+    assert term.shares.tolist() == pytest.approx([0.7, 0.3])
     assert state.clients[4].share == pytest.approx(2 * 0.7)
     assert state.clients[4].momentum == pytest.approx(0.3 * 2 * 0.7)
     assert state.clients[9].share == pytest.approx(2 * 0.3)

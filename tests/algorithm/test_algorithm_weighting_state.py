@@ -23,10 +23,12 @@ RoundBuilder = Callable[..., list[ClientResult]]
 def state() -> WeightingState:
     signal = SignalState(
         clients={
-            3: ClientSignal(share=1 / 3, momentum=-0.1, mass=0.51),
-            2**62: ClientSignal(share=5e-324, momentum=1e300, mass=1.0),
+            3: ClientSignal(1 / 3, -0.1, 0.51, log_kept=-1.1, log_held=-1e-17),
+            2**62: ClientSignal(5e-324, 1e300, 1.0, log_kept=0.0, log_held=-3e5),
         },
         first_size=0.1 + 0.2,
+        log_kept=-2.2,
+        log_held=-1 / 3,
     )
     return WeightingState(rounds=7, direction=signal, loss=SignalState())
 
@@ -43,7 +45,7 @@ def test_a_fresh_state_survives_json() -> None:
 def test_states_compare_by_value(state: WeightingState) -> None:
     other = state.to_dict()
     assert WeightingState.from_dict(other) == state
-    other["direction"]["clients"]["3"]["momentum"] += 1e-16
+    other["direction"]["clients"]["3"][1] += 1e-16
     assert WeightingState.from_dict(other) != state
 
 
@@ -77,17 +79,34 @@ def test_a_saved_state_without_a_part_names_the_part(state: WeightingState, miss
         WeightingState.from_dict(nested)
 
 
-@pytest.mark.parametrize("missing", ["share", "momentum", "mass"])
-def test_a_saved_client_without_a_number_names_the_number(
-    state: WeightingState, missing: str
+def test_a_saved_client_without_a_number_is_told_which_numbers_it_has(
+    state: WeightingState,
 ) -> None:
     nested = state.to_dict()
-    del nested["direction"]["clients"]["3"][missing]
-    with pytest.raises(ValueError, match=missing):
+    del nested["direction"]["clients"]["3"][2]
+    with pytest.raises(ValueError, match=r"direction\.clients\.3 .*share.*log_held"):
         WeightingState.from_dict(nested)
 
 
-def _with(state: WeightingState, place: tuple[str, ...], value: object) -> Any:
+@pytest.mark.parametrize("missing", ["first_size", "log_kept", "log_held"])
+def test_a_saved_signal_without_a_number_names_it(state: WeightingState, missing: str) -> None:
+    nested = state.to_dict()
+    del nested["loss"][missing]
+    with pytest.raises(ValueError, match=rf"loss\.{missing} is missing"):
+        WeightingState.from_dict(nested)
+
+
+def test_a_memory_that_counted_visits_is_refused_with_what_to_do(state: WeightingState) -> None:
+    nested = state.to_dict()
+    nested["direction"] = {
+        "clients": {"3": {"share": 1.0, "momentum": 0.3, "mass": 0.3}},
+        "first_size": 1.0,
+    }
+    with pytest.raises(ValueError, match=r"counted a client's visits.*begin a new run from"):
+        WeightingState.from_dict(nested)
+
+
+def _with(state: WeightingState, place: tuple[str | int, ...], value: object) -> Any:
     nested: Any = state.to_dict()
     inner = nested
     for key in place[:-1]:
@@ -103,13 +122,14 @@ def _with(state: WeightingState, place: tuple[str, ...], value: object) -> Any:
         (("rounds",), None),
         (("direction",), []),
         (("direction", "clients", "3"), None),
-        (("direction", "clients", "3", "share"), "much"),
-        (("direction", "clients", "someone"), {"share": 1, "momentum": 0, "mass": 0}),
+        (("direction", "clients", "3", 0), "much"),
+        (("direction", "clients", "3"), [1.0, 0.3, True, 0.0, 0.0]),
+        (("direction", "clients", "someone"), [1.0, 0.3, 0.3, 0.0, 0.0]),
         (("loss", "first_size"), "large"),
     ],
 )
 def test_a_saved_state_with_something_else_than_a_number_is_refused(
-    state: WeightingState, place: tuple[str, ...], value: object
+    state: WeightingState, place: tuple[str | int, ...], value: object
 ) -> None:
     with pytest.raises(ValueError, match="not a saved weighting state"):
         WeightingState.from_dict(_with(state, place, value))
@@ -121,16 +141,14 @@ def test_a_list_of_clients_is_refused(state: WeightingState) -> None:
 
 
 def test_a_bad_number_in_a_saved_state_is_named_with_its_place(state: WeightingState) -> None:
-    nested = _with(state, ("direction", "clients", "3", "share"), "much")
+    nested = _with(state, ("direction", "clients", "3", 0), "much")
     with pytest.raises(ValueError, match=r"direction.*3.*share"):
         WeightingState.from_dict(nested)
 
 
 def test_a_saved_state_with_a_nan_is_refused(state: WeightingState) -> None:
     with pytest.raises(ValueError):
-        WeightingState.from_dict(
-            _with(state, ("direction", "clients", "3", "momentum"), float("nan"))
-        )
+        WeightingState.from_dict(_with(state, ("direction", "clients", "3", 1), float("nan")))
 
 
 @pytest.mark.parametrize("nested", [[], "state", 3, None])

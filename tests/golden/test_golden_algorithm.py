@@ -147,7 +147,7 @@ def test_counters_are_rounded_where_the_authors_truncate(
 
 
 def test_tensors_are_told_apart_as_the_authors_do(golden: GoldenRun) -> None:
-    kinds = classify_tensors({name: t.dtype for name, t in golden.model("init").items()})
+    kinds = classify_tensors(dict(golden.model("init")))
     trainable = [kind is TensorKind.TRAINABLE for kind in kinds.values()]
     assert trainable == golden.arrays["is_param"].tolist()
 

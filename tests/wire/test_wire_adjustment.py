@@ -36,6 +36,7 @@ requests = st.builds(
     consensus_round=rounds,
     factors=st.dictionaries(st.integers(0, 10**6), st.floats(1.0, 2.0)),
     upload=uploads,
+    keep_sign=st.booleans(),
     upload_dtype=st.sampled_from(list(UPLOAD_DTYPES)),
 )
 reports = st.builds(
@@ -197,9 +198,20 @@ def test_an_entry_of_any_type_is_read_or_a_value_error(
 @BOTH
 def test_every_entry_is_needed(decode: Decode, good: bytes) -> None:
     entries = json.loads(good)
-    for key in entries:
+    for key in entries.keys() - {"keep-sign"}:
         rest = {name: value for name, value in entries.items() if name != key}
         assert key in refused(decode, json.dumps(rest).encode())
+
+
+def test_a_request_of_an_earlier_version_keeps_signs() -> None:
+    entries = json.loads(REQUEST.encode())
+    del entries["keep-sign"]
+    assert decode_request(json.dumps(entries).encode()) == REQUEST
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "true", []])
+def test_a_switch_that_is_no_switch_is_refused(value: object) -> None:
+    assert "keep-sign" in refused(decode_request, changed(REQUEST.encode(), keep_sign=value))
 
 
 @BOTH
