@@ -53,6 +53,8 @@ def main(grid: Grid, context: Context) -> None:
     carrier = strategy = experiment.new_strategy(client_metrics)
     if isinstance(carrier, ScreenedFedAvg):
         carrier.sampling.draws = Draws(experiment.seed)
+        # The clients of this app answer: a seed draws the same ones at whatever nodes.
+        carrier.sampling.asks_identities = True
     else:
         strategy = OrderedStrategy(strategy, experiment.seed)
     if profiler is not None:

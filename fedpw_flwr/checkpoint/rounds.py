@@ -83,10 +83,6 @@ def run_rounds(
         the folder.
     """
     carrier = strategy if carrier is None else carrier
-    sampling = getattr(carrier, "sampling", None)
-    if sampling is not None:
-        # A run that goes on draws the same clients at other nodes.
-        sampling.asks_identities = True
     train_config = ConfigRecord() if train_config is None else train_config
     evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
     identity = {

@@ -105,8 +105,8 @@ class FedPW(ScreenedFedAvg):
         `min_evaluate_nodes`), counted from when there were last enough. None waits for ever.
     seed : int | None (default: None)
         Decides which nodes are drawn for a round, where some are; the same clients in another run
-        where they say who they are (`checkpoint_dir`, or `adjustment="client"`). None: a number
-        from `random` at the first draw.
+        where they may be asked who they are (``strategy.sampling.asks_identities = True``). None: a
+        number from `random` at the first draw.
     when_missing : "stop" | "continue" (default: "stop")
         After it, "stop" the run with `TooFewClientsError`, or "continue" with the nodes that are
         there, without waiting again until there were enough.
@@ -184,10 +184,8 @@ class FedPW(ScreenedFedAvg):
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.resume = resume
         self._with_checkpoints = False
-        sampling = NodeSampling(seed, wait_for_clients, when_missing)
-        sampling.asks_identities = self.rounds.on_clients or self.checkpoints is not None
         super().__init__(
-            sampling,
+            NodeSampling(seed, wait_for_clients, when_missing),
             fraction_train=fraction_train,
             fraction_evaluate=fraction_evaluate,
             min_train_nodes=min_train_nodes,

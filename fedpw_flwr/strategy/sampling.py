@@ -43,8 +43,11 @@ class NodeSampling:
     draws : Draws
         Draws the nodes.
     asks_identities : bool
-        Whether nodes are asked who they are where some are drawn, which another run repeats at
-        other nodes. Clients that cannot answer log an error.
+        Whether nodes are asked who they are: then some are drawn in the order of their clients'
+        identities, which another run repeats at other nodes, and not in that of node ids. False
+        unless it is set: a ClientApp without a function for the question logs an error, before any
+        mod of its could answer, and nothing tells beforehand which has one. (A node that has
+        replied need not be asked any more: its reply said who it is.)
 
     Raises
     ------
@@ -64,8 +67,8 @@ class NodeSampling:
         self._attendance = Attendance(wait_for_clients, when_missing)
 
     def identities(self, grid: Grid, nodes: Iterable[int]) -> Mapping[int, int]:
-        """Return the identity of those of the nodes that say who they are; each is asked once."""
-        return self._roll_call.take(grid, nodes)
+        """Return who is at those of the nodes that say it when they may be asked, each once."""
+        return self._roll_call.take(grid, nodes) if self.asks_identities else {}
 
     @contextmanager
     def taking_part(

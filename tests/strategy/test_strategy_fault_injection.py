@@ -230,6 +230,7 @@ def test_client_that_fails_from_the_start_is_asked_who_it_is(
         return honest(message)
 
     strategy, arrays = a_strategy(placement), array_record(MODEL)
+    strategy.sampling.asks_identities = True
     for server_round in (1, 2):
         flower_log.clear()
         arrays, _ = train_round(strategy, everyone(client), arrays, server_round)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-from clients_grid import ClientsGrid, train_round
+from clients_grid import ClientsGrid, running, train_round
 from federation import MODEL, good_client
-from flwr.app import ConfigRecord
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
 from model_records import array_record, payloads
 
-from fedpw_flwr import FedPW
+from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
+from fedpw_flwr.wire.identity import IDENTITY_QUERY
 
 NODES = list(range(41, 49))
 
@@ -56,6 +62,100 @@ def test_only_sampled_nodes_are_asked() -> None:
     messages = list(strategy.configure_train(1, array_record(MODEL), ConfigRecord(), grid))
     assert len(messages) == 2
     assert {message.metadata.dst_node_id for message in messages} <= set(NODES)
+
+
+def app_of_functions(**options: Any) -> ClientApp:
+    """An ordinary ClientApp; every second client states who it is in its replies."""
+    app = ClientApp(**options)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        (reply,) = good_client(message)
+        if context.node_id % 2:
+            reply.content["identity"] = ConfigRecord({"client-id": 100 - context.node_id})
+        return reply
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"eval_loss": 1.0, "num-examples": 7})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        raise AssertionError("nobody asks this")
+
+    return app
+
+
+def grid_of(app: ClientApp) -> ClientsGrid:
+    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in NODES}
+    return ClientsGrid({node: running(app, context) for node, context in contexts.items()})
+
+
+SOME = {"fraction_train": 0.5, "fraction_evaluate": 0.5}
+ASKS_NOBODY: dict[str, Callable[[Path], FedPW]] = {
+    "server": lambda folder: FedPW(**SOME),
+    "client": lambda folder: FedPW(adjustment="client", **SOME),
+    "packed": lambda folder: FedPW(adjustment="client", upload="packed", **SOME),
+    "checkpoints": lambda folder: FedPW(checkpoint_dir=folder, seed=4, **SOME),
+    "all train": lambda folder: FedPW(adjustment="client", fraction_evaluate=0.25),
+}
+
+
+@pytest.mark.parametrize("build", ASKS_NOBODY.values(), ids=ASKS_NOBODY)
+@pytest.mark.parametrize("mods", [[], [fedpw_mod]], ids=["plain", "with the mod"])
+def test_clients_that_have_no_function_for_it_are_never_asked_who_they_are(
+    build: Callable[[Path], FedPW], mods: list[Any], tmp_path: Path
+) -> None:
+    """Flower raises at the client before any of its mods could answer."""
+    grid = grid_of(app_of_functions(mods=mods))
+    result = build(tmp_path).start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=3)
+    assert {message.metadata.message_type for message in grid.sent} == {"train", "evaluate"}
+    assert [record["fedpw-failed"] for record in result.train_metrics_clientapp.values()] == [0] * 3
+
+
+def test_a_resumed_run_and_clients_that_fail_lead_to_no_question(tmp_path: Path) -> None:
+    def strategy(**options: Any) -> FedPW:
+        return FedPW(adjustment="client", checkpoint_dir=tmp_path, **SOME, **options)
+
+    def sometimes(message: Message) -> list[Message]:
+        if message.metadata.dst_node_id == NODES[0]:
+            raise RuntimeError("no space left on the device")
+        return list(good_client(message))
+
+    grid = ClientsGrid(dict.fromkeys(NODES, sometimes))
+    strategy().start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=2)
+    elsewhere = ClientsGrid(dict.fromkeys([NODES[0], *range(61, 69)], sometimes))
+    strategy(resume=True).start(grid=elsewhere, initial_arrays=array_record(MODEL), num_rounds=4)
+    sent = [*grid.sent, *elsewhere.sent]
+    assert {message.metadata.message_type for message in sent} == {"train", "evaluate"}
+
+
+def test_clients_that_may_be_asked_are_drawn_by_who_they_are() -> None:
+    """At whatever nodes: `numpy_client_app` answers the question."""
+
+    def drawn_at(nodes: list[int]) -> list[list[int]]:
+        def running_as(client: int) -> Callable[[Message], Any]:
+            class Trains(NumPyClient):
+                def fit(self, parameters: Any, config: Any) -> Any:
+                    return [array * 0.5 for array in parameters], 9, {"train_loss": 1.0}
+
+            app = numpy_client_app(lambda context: FedPWClient(Trains(), client_id=client))
+            return running(app, Context(1, 1, {}, RecordDict(), {}))
+
+        clients = {node: running_as(client) for client, node in enumerate(nodes)}
+        strategy = FedPW(seed=6, fraction_train=0.4, fraction_evaluate=0.0)
+        strategy.sampling.asks_identities = True
+        grid, taken = ClientsGrid(clients), []
+        for server_round in (1, 2, 3):
+            messages = strategy.configure_train(
+                server_round, array_record(MODEL), ConfigRecord(), grid
+            )
+            taken.append(sorted(nodes.index(m.metadata.dst_node_id) for m in messages))
+        assert [m.metadata.message_type for m in grid.sent] == [IDENTITY_QUERY] * len(nodes)
+        return taken
+
+    assert drawn_at([71, 5, 33, 18, 90]) == drawn_at([4, 82, 16, 57, 29])
 
 
 def test_single_client_gets_the_whole_weight() -> None:
