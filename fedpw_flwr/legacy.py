@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -485,21 +486,37 @@ def _parameters(arrays: ArrayRecord) -> Parameters:
 def _answers_of_failures(
     failures: Sequence[tuple[ClientProxy, Any] | BaseException], missing: frozenset[int]
 ) -> list[Answer]:
-    """Turn failures into answers. Flower gives exceptions without saying whose they are."""
+    """Turn failures into answers, each of the node that failed.
+
+    Flower does not say whose an exception is. Where nothing else tells, it may be any of those that
+    are missing.
+    """
     answers, nameless = [], []
     for failure in failures:
         if isinstance(failure, BaseException):
-            nameless.append(failure)
-            continue
-        proxy, result = failure
-        answers.append(Answer(proxy.node_id, None, f"{result.status.message}"))
-        missing = missing - {proxy.node_id}
+            node, reason = _node_of(failure), f"{type(failure).__name__}: {failure}"
+        else:
+            node, reason = failure[0].node_id, f"{failure[1].status.message}"
+        if node is None:
+            nameless.append(reason)
+        else:
+            answers.append(Answer(node, None, reason))
+            missing = missing - {node}
     nodes = sorted(missing)
-    for place, failure in enumerate(nameless):
-        node_id = nodes[place] if place < len(nodes) else 0
+    for place, reason in enumerate(nameless):
+        node = nodes[place] if place < len(nodes) else 0
         who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
-        answers.append(Answer(node_id, None, f"{who}{type(failure).__name__}: {failure}"))
+        answers.append(Answer(node, None, f"{who}{reason}"))
     return answers
+
+
+def _node_of(failure: BaseException) -> int | None:
+    """Return the node whose proxy an exception passed through on its way to Flower's server."""
+    for frame, _ in traceback.walk_tb(failure.__traceback__):
+        proxy = frame.f_locals.get("self")
+        if isinstance(proxy, ClientProxy):
+            return proxy.node_id
+    return None
 
 
 def _refuse_client_app_functions(

@@ -26,10 +26,7 @@ _NEED_DENSE = {
         ("LocalDpMod", legacy.LocalDpMod.__call__),
     )
 }
-_HIDE_UPDATES = {
-    legacy.secagg_mod.__code__: "secagg_mod",
-    legacy.secaggplus_mod.__code__: "secaggplus_mod",
-}
+_HIDE_UPDATES = {legacy.secagg_mod.__code__, legacy.secaggplus_mod.__code__}
 
 
 def refuse_outer_mods(*, packed: bool) -> None:
@@ -50,8 +47,8 @@ def refuse_outer_mods(*, packed: bool) -> None:
     while frame is not None:
         if frame.f_code in _HIDE_UPDATES:
             raise ValueError(
-                f"{_HIDE_UPDATES[frame.f_code]} {HIDES_UPDATES}: use FedPW without secure "
-                "aggregation"
+                f"secagg_mod or secaggplus_mod {HIDES_UPDATES}: use FedPW without secure "
+                "aggregation, and take the mod out of every client's ClientApp(mods=[...])"
             )
         if packed and frame.f_code in _NEED_DENSE:
             raise ValueError(

@@ -68,6 +68,7 @@ def refuse_incompatible_callers() -> None:
             raise ValueError(
                 f"FedPW cannot run inside {type(caller).__name__}: secure aggregation hides the "
                 "individual updates, and FedPW's weights come from them. Use the default fit "
-                "workflow, or secure aggregation with FedAvg"
+                "workflow, and take secagg_mod or secaggplus_mod out of every client's "
+                "ClientApp(mods=[...]), too; or use secure aggregation with FedAvg"
             )
         frame = frame.f_back

@@ -71,12 +71,19 @@ class Identities:
     def log_silent(
         self, phase: str, server_round: int, asked: Collection[int], answers: Iterable[Answer]
     ) -> None:
-        """Name the clients of which nothing came back before the round ended."""
+        """Name the clients of which nothing has arrived here.
+
+        A strategy sees no more than the replies it is given: a subclass may have kept some.
+        """
         answered = {answer.node_id for answer in answers}
         client_of = self.by_node()
         for node in sorted(set(asked) - answered):
             who = _who(client_of.get(node, node), node)
-            logger.warning("%s: round %s, %s did not answer", phase, server_round, who)
+            logger.warning(
+                "%s: round %s, no reply of %s came this far: a subclass of the strategy left it "
+                "out, or %s did not answer",
+                *(phase, server_round, who, who),
+            )
 
 
 def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadReply]) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from flwr.app import Context
+from flwr.client import Client
+from flwr.clientapp import ClientApp
 from flwr.common import Code, FitIns, FitRes, Parameters, Status
 from legacy_federation import (
     INITIAL,
     NAMES,
+    NoiseClient,
+    app_clients,
     ask,
     fit_result,
     fit_round,
@@ -18,6 +25,7 @@ from legacy_federation import (
     plain_clients,
     raising,
     run_server,
+    with_server_round,
 )
 
 from fedpw_flwr.legacy import FedPW
@@ -45,14 +53,65 @@ def test_exception_of_the_only_missing_client_is_its_own(
     ]
 
 
-def test_exceptions_of_several_clients_name_those_they_may_belong_to(
+def test_exceptions_of_several_clients_are_each_its_own(
     flower_log: pytest.LogCaptureFixture,
 ) -> None:
-    _, metrics = fit_round(FedPW(), plain_clients(NODES, {12: raising, 13: raising}))
+    def full(node: int, ins: FitIns) -> FitRes:
+        raise OSError(f"disk {node} is full")
+
+    clients = plain_clients(NODES, {11: full, 12: raising, 14: full})
+    _, metrics = fit_round(FedPW(), clients)
+    assert metrics["fedpw-failed"] == 3
+    assert sorted(warnings(flower_log)) == [
+        "aggregate_fit: round 1, node 11 failed: OSError: disk 11 is full",
+        "aggregate_fit: round 1, node 12 failed: RuntimeError: out of memory",
+        "aggregate_fit: round 1, node 14 failed: OSError: disk 14 is full",
+    ]
+
+
+def test_exceptions_without_a_trace_name_those_they_may_belong_to(
+    flower_log: pytest.LogCaptureFixture,
+) -> None:
+    strategy = FedPW()
+    results, failures = ask(strategy, plain_clients(NODES, {12: raising, 13: raising}), INITIAL, 1)
+    bare = [RuntimeError(str(failure)) for failure in failures]
+    _, metrics = strategy.aggregate_fit(1, results, list(bare))
     assert metrics["fedpw-failed"] == 2
     told = warnings(flower_log)
     assert len(told) == 2
     assert all("one of the nodes [12, 13]: RuntimeError: out of memory" in line for line in told)
+
+
+def test_a_run_of_flowers_server_names_the_clients_that_fail_in_it(
+    flower_log: pytest.LogCaptureFixture,
+) -> None:
+    """Through Flower's own proxies, in training and in evaluation."""
+
+    class FailsNowAndThen(NoiseClient):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            if self.number in (12, 14) and config["server-round"] == 2:
+                raise OSError(f"disk {self.number} is full")
+            return super().fit(parameters, config)
+
+        def evaluate(self, parameters: Any, config: Any) -> Any:
+            if self.number in (11, 13):
+                raise KeyError(f"label {self.number}")
+            return super().evaluate(parameters, config)
+
+    def client_fn(context: Context) -> Client:
+        return FailsNowAndThen(int(context.node_config["partition-id"])).to_client()
+
+    strategy = FedPW(initial_parameters=INITIAL, on_fit_config_fn=with_server_round)
+    run_server(strategy, app_clients(ClientApp(client_fn=client_fn), NODES), 2)
+    told = "\n".join(warnings(flower_log))
+    for node in (12, 14):
+        assert re.search(f"aggregate_fit: round 2, node {node} failed: .*disk {node} is full", told)
+        assert f"round 1, node {node}" not in told
+    for now in (1, 2):
+        for node in (11, 13):
+            pattern = f"aggregate_evaluate: round {now}, node {node} failed: .*label {node}"
+            assert re.search(pattern, told)
+    assert "one of the nodes" not in told
 
 
 def test_result_with_a_status_that_is_not_ok_is_a_failure_of_its_client(

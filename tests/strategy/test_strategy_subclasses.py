@@ -1,0 +1,74 @@
+"""A subclass that looks at the replies first: what it does is its own, and the log says no lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from clients_grid import ClientsGrid, train_round
+from federation import MODEL, good_client
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAdam
+from model_records import array_record, payloads
+
+from fedpw_flwr import FedPW
+from fedpw_flwr.baselines import EqualFedAvg
+
+NODES = [51, 52, 53, 54, 55, 56]
+LEFT_OUT = {52, 55}
+
+
+def kept(replies: Iterable[Message]) -> list[Message]:
+    return [reply for reply in replies if reply.metadata.src_node_id not in LEFT_OUT]
+
+
+class Picky(FedPW):
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        return super().aggregate_train(server_round, kept(replies))
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        return super().aggregate_evaluate(server_round, kept(replies))
+
+
+class PickyEqual(EqualFedAvg):
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        return super().aggregate_train(server_round, kept(replies))
+
+
+class PickyAdam(FedAdam, Picky):
+    pass
+
+
+@pytest.mark.parametrize("strategy", [Picky(), PickyEqual(), PickyAdam()], ids=lambda s: str(s))
+def test_no_client_whose_reply_was_left_out_is_said_to_be_silent(
+    strategy: FedPW, flower_log: pytest.LogCaptureFixture
+) -> None:
+    grid = ClientsGrid(dict.fromkeys(NODES, good_client))
+    train_round(strategy, grid, array_record(MODEL))
+    told = [record.getMessage() for record in flower_log.records if "came this far" in record.msg]
+    assert told == [
+        f"aggregate_train: round 1, no reply of node {node} came this far: a subclass of the "
+        f"strategy left it out, or node {node} did not answer"
+        for node in sorted(LEFT_OUT)
+    ]
+
+
+def test_left_out_replies_change_a_round_as_absent_clients_do() -> None:
+    everyone = ClientsGrid(dict.fromkeys(NODES, good_client))
+    without = ClientsGrid({node: good_client for node in NODES if node not in LEFT_OUT})
+    picky, plain = Picky(), FedPW()
+    result = picky.start(grid=everyone, initial_arrays=array_record(MODEL), num_rounds=3)
+    expected = plain.start(grid=without, initial_arrays=array_record(MODEL), num_rounds=3)
+    assert payloads(result.arrays) == payloads(expected.arrays)
+    assert picky.state == plain.state
+    counts = [
+        (record["fedpw-quarantined"], record["fedpw-failed"])
+        for record in result.train_metrics_clientapp.values()
+    ]
+    assert counts == [(0, 0)] * 3
