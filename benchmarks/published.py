@@ -103,8 +103,11 @@ def _grid(name: str, title: str, fixed: tuple[str, ...], grid: dict[str, str]) -
         (
             (*fixed, HELD_OUT, "strategy=fedavg"),
             *(
-                (*fixed, HELD_OUT, f"strategy={method}", f"strategy.{values}")
-                for method, values in grid.items()
+                (
+                    *(*fixed, HELD_OUT, f"strategy={method}"),
+                    *(f"strategy.{values}" for values in settings.split()),
+                )
+                for method, settings in grid.items()
             ),
         ),
     )
@@ -185,7 +188,7 @@ PUBLISHED = (
             "qfedavg": "q=0.1,1,5",
             "afl": "lambda_step=0.01,0.1,1",
             "term": "t=0.1,1,5",
-            "fedmgda_plus": "epsilon=0.1,1",
+            "fedmgda_plus": "epsilon=0.1,1 server_learning_rate=0.5,1,1.5 decay=0.95,1",
             "fedheal": "tau=0.1,0.3,0.5",
         },
     ),

@@ -31,13 +31,12 @@ class ClientHabits:
     ----------
     rounds : int
         Rounds in which the client took part.
-    fell, rose : Mapping[str, Tensor]
-        Rounds in which training made an entry smaller (Δ_k > 0) or larger, flat, by trainable
-        array. Their type is as small as `rounds` allows.
+    rose : Mapping[str, Tensor]
+        Rounds in which training made an entry larger (Δ_k < 0), flat, by trainable array; in the
+        others Δ_k ≥ 0. Their type is as small as `rounds` allows.
     """
 
     rounds: int = 0
-    fell: Mapping[str, Tensor] = field(default_factory=dict)
     rose: Mapping[str, Tensor] = field(default_factory=dict)
 
     def kept(self, name: str, update: Tensor, tau: float) -> Tensor:
@@ -56,7 +55,8 @@ class ClientHabits:
             return torch.ones_like(update, dtype=torch.bool)
         # 0.3 · 10 may be a little below 3 in binary; 3 of 10 rounds are not more than τ = 0.3.
         most = math.floor(tau * self.rounds + 1e-9)
-        return ((update > 0) & (self.fell[name] > most)) | ((update < 0) & (self.rose[name] > most))
+        rose = self.rose[name]
+        return torch.where(update < 0, rose > most, rose < self.rounds - most)
 
 
 def observed(
@@ -76,21 +76,16 @@ def observed(
     tau : float
         τ.
     """
-    rounds, distance = habits.rounds + 1, 0.0
+    rounds, distance, rose = habits.rounds + 1, 0.0, {}
     dtype = _counter_dtype(rounds)
-    fell, rose = {}, {}
     for name in trainable_names(global_model):
         update = update_of(global_model[name], trained[name])
-        fell[name] = _counted(habits.fell.get(name), update > 0, dtype)
-        rose[name] = _counted(habits.rose.get(name), update < 0, dtype)
+        rose[name] = (update < 0).to(dtype)
+        if name in habits.rose:
+            rose[name] += habits.rose[name]
         update.mul_(habits.kept(name, update, tau))
         distance += float(torch.linalg.vector_norm(update))
-    return ClientHabits(rounds, fell, rose), distance
-
-
-def _counted(before: Tensor | None, happened: Tensor, dtype: torch.dtype) -> Tensor:
-    once = happened.to(dtype)
-    return once if before is None else once.add_(before)
+    return ClientHabits(rounds, rose), distance
 
 
 def _counter_dtype(rounds: int) -> torch.dtype:
@@ -132,7 +127,8 @@ class FedHEAL(ScreenedStrategy):
     Diversity", CVPR 2024, arXiv 2405.16585. With Δ_k = w − w_k over the trainable arrays:
 
     *Parameter update consistency.* C_k of an entry is the share of client k's earlier rounds in
-    which the entry moved in the direction it moves in now. Entries with C_k > τ are kept, the
+    which the entry moved in the direction it moves in now, Δ_k ≥ 0 or Δ_k < 0; as in the authors'
+    program an entry that stays as it is counts with the former. Entries with C_k > τ are kept, the
     others discarded; in a client's first round all are kept. M_k is 1 where an entry is kept, 0
     elsewhere, and Δ̃_k = M_k Δ_k.
 
@@ -154,8 +150,6 @@ class FedHEAL(ScreenedStrategy):
 
     * p_k begins with 1/N, δp_k with 0, and the round's own d_k is in the p_k it is summed with.
     * The defaults of τ and β are to be tuned for a data set.
-    * An entry that does not move in a round has no direction in it: it is discarded after the
-      client's first round, and the round counts for neither direction.
     * Running statistics and counters have no M_k and no part in d_k.
     * Where all d_k are 0, equal shares take the place of d_k / Σ d.
     * Where not all clients take part, N is the number of participants, and sums run over them. p
@@ -164,7 +158,7 @@ class FedHEAL(ScreenedStrategy):
       full participation this changes nothing. Absent clients keep p_k, δp_k and their counts, and
       a client that is seen first counts as the average one does, but for its δp_k.
 
-    The counts take two bytes a parameter and client in memory and in checkpoints (four after 255
+    The counts take one byte a parameter and client in memory and in checkpoints (two after 255
     rounds of a client).
 
     Parameters
@@ -264,10 +258,9 @@ class FedHEAL(ScreenedStrategy):
             "client_rounds": {str(client): one.rounds for client, one in memory.habits.items()},
         }
         counts = {
-            f"{way}/{client}/{name}": count
+            f"rose/{client}/{name}": count
             for client, one in memory.habits.items()
-            for way, counted in (("fell", one.fell), ("rose", one.rose))
-            for name, count in counted.items()
+            for name, count in one.rose.items()
         }
         return nested, {**tensors, **counts}
 
@@ -282,11 +275,7 @@ class FedHEAL(ScreenedStrategy):
         try:
             memory = FedHEALMemory(
                 habits={
-                    int(client): ClientHabits(
-                        int(rounds),
-                        _below(f"fell/{client}/", tensors),
-                        _below(f"rose/{client}/", tensors),
-                    )
+                    int(client): ClientHabits(int(rounds), _below(f"rose/{client}/", tensors))
                     for client, rounds in state["client_rounds"].items()
                 },
                 weights={int(client): float(one) for client, one in state["weights"].items()},

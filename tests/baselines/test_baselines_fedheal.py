@@ -40,9 +40,9 @@ def after_rounds(
 
 def test_what_a_client_keeps_worked_out_by_hand() -> None:
     """τ = 0.6, shares of earlier rounds. Round 2: the first and the last entry fall as in 1 of 1;
-    the second fell in 0 of 1, and so did the third, which did not move. Round 3: the first rose in
-    0 of 2; the second and third fell in 1 of 2; the last in 2 of 2. Round 4: the first three fell
-    in 2 of 3; the last does not move."""
+    the second fell in 0 of 1; the third, which did not move, counts as falling in 1 of 1. Round 3:
+    the first rose in 0 of 2; the second fell in 1 of 2; the last two in 2 of 2. Round 4: the first
+    two fell in 2 of 3; the last two in 3 of 3, and the last, which does not move, is kept."""
     rounds = {
         1: [local([1, -1, 0, 1])],
         2: [local([1, 1, 1, 1])],
@@ -51,7 +51,7 @@ def test_what_a_client_keeps_worked_out_by_hand() -> None:
     }
     strategy = FedHEAL(tau=0.6, min_train_nodes=1, min_available_nodes=1)
     steps, _ = after_rounds(strategy, rounds)
-    expected = [[1, -1, 0, 1], [1, 0, 0, 1], [0, 0, 0, 1], [1, 1, 1, 0]]
+    expected = [[1, -1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 0]]
     np.testing.assert_allclose(steps[:, :4], expected, atol=1e-6)
 
 
@@ -69,8 +69,7 @@ def test_two_rounds_with_weights_worked_out_by_hand() -> None:
     δp = 0.8 · (3/4, 1/4) = 0.6, 0.2 and p = 1.6, 1.2: weights 4/7, 3/7.
 
     Round 2: d = 1 + 1 = 2 and 6 + 0 = 6; δp = 0.6 · (0.6, 0.2) + 0.8 · (1/4, 3/4) = 0.56, 0.72 and
-    p = 2.16, 1.92: weights 9/17, 8/17. Both move the first entry; the second and the sixth are
-    moved by client 0 alone.
+    p = 2.16, 1.92: weights 9/17, 8/17. Both keep every entry, also those that they do not move.
     """
     rounds = {
         1: [local([3, 4, 0, 0], (0, 1)), local([1, 0, 0, 0], (1, 0))],
@@ -82,10 +81,28 @@ def test_two_rounds_with_weights_worked_out_by_hand() -> None:
     first = [(4 * 3 + 3 * 1) / 7, 4 * 4 / 7, 0, 0, 3 / 7, 4 / 7]
     np.testing.assert_allclose(steps[0], first, atol=1e-6)
     assert weights[1] == pytest.approx([9 / 17, 8 / 17])
-    second = [(9 * 0.6 + 8 * 6) / 17, 0.8, 0, 0, 0, 1]
+    second = [(9 * 0.6 + 8 * 6) / 17, 9 * 0.8 / 17, 0, 0, 0, 9 / 17]
     np.testing.assert_allclose(steps[1], second, atol=1e-6)
     assert strategy.memory.momenta == pytest.approx({0: 0.56, 1: 0.72})
     assert strategy.memory.weights == pytest.approx({0: 2.16, 1: 1.92})
+
+
+def test_an_entry_that_stays_as_it_is_counts_with_those_that_fall() -> None:
+    """τ = 0.3, β = 0. Round 1: all is kept. Round 2: client 1 leaves the first two entries as they
+    are; the first stayed in 1 of 1 and is kept, which halves client 0's step; the second rose in 1
+    of 1, so its staying is discarded, and client 0 alone decides. Round 3: client 1 lets the first
+    two fall, as it did in 2 of 2 (it stayed) and in 1 of 2 (it stayed once); the third rises, as in
+    0 of 2."""
+    ahead = local([2, 2, 2, 2])
+    rounds = {
+        1: [ahead, local([0, -2, 0, 2])],
+        2: [ahead, local([0, 0, 0, 2])],
+        3: [ahead, local([4, 4, -4, 4])],
+    }
+    steps, weights = after_rounds(FedHEAL(tau=0.3, beta=0.0), rounds)
+    expected = [[1, 0, 1, 2], [1, 2, 1, 2], [3, 3, 2, 3]]
+    np.testing.assert_allclose(steps[:, :4], expected, atol=1e-6)
+    np.testing.assert_allclose(weights, 0.5)
 
 
 def test_the_distance_is_that_of_what_was_kept() -> None:
@@ -109,8 +126,8 @@ def plainly(
         updates = np.stack([one.flat() for one in locals_])
         kept = np.ones_like(updates, dtype=bool)
         if past:
-            same = np.mean([np.sign(one) == np.sign(updates) for one in past], axis=0)
-            kept = (same > tau) & (updates != 0)
+            same = np.mean([(one >= 0) == (updates >= 0) for one in past], axis=0)
+            kept = same > tau
         past.append(updates)
         masked = kept * updates
         # body.weight and body.bias
@@ -202,9 +219,10 @@ def test_counts_take_a_larger_type_before_they_overflow(rounds: int, dtype: torc
     habits = ClientHabits()
     for _ in range(rounds):
         habits, _ = observed(habits, start, trained, 0.3)
-    assert habits.fell["weight"].dtype == habits.rose["weight"].dtype == dtype
-    assert habits.fell["weight"].tolist() == [rounds, 0, 0]
+    assert habits.rose["weight"].dtype == dtype
     assert habits.rose["weight"].tolist() == [0, rounds, 0]
+    kept = habits.kept("weight", torch.tensor([1.0, 1.0, 0.0]), 0.3)
+    assert kept.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("tenths", range(10))
@@ -212,11 +230,8 @@ def test_counts_take_a_larger_type_before_they_overflow(rounds: int, dtype: torc
 def test_a_share_has_to_be_above_the_threshold(tenths: int, rounds: int) -> None:
     """4 of 10 rounds are more than τ = 0.3, 3 of 10 are not, whatever 0.3 is in binary."""
     even = tenths * rounds // 10
-    habits = ClientHabits(
-        rounds,
-        {"weight": torch.tensor([even + 1, even, 0, 0], dtype=torch.uint8)},
-        {"weight": torch.tensor([0, 0, even + 1, even], dtype=torch.uint8)},
-    )
+    rose = [rounds - even - 1, rounds - even, even + 1, even]
+    habits = ClientHabits(rounds, {"weight": torch.tensor(rose, dtype=torch.uint8)})
     update = torch.tensor([0.1, 0.1, -0.1, -0.1])
     assert habits.kept("weight", update, tenths / 10).tolist() == [True, False, True, False]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from omegaconf import OmegaConf
 
 from fedpw_flwr.experiment.comparison.command import compare
 
@@ -33,6 +34,22 @@ def test_every_experiment_is_published_and_nothing_else(published: ModuleType) -
     names = {one.name for one in published.PUBLISHED}
     assert {table.parent.name for table in COMPARISONS} == names
     assert {remarks.parent.name for remarks in RESULTS.glob("*/remarks.md")} <= names
+
+
+def test_every_value_of_a_grid_is_one_of_a_setting_that_the_method_has(
+    published: ModuleType,
+) -> None:
+    tuned: dict[str, set[str]] = {}
+    for one in published.PUBLISHED:
+        for sweep in one.sweeps:
+            words = dict(word.split("=", 1) for word in sweep)
+            keys = {key.removeprefix("strategy.") for key in words if key.startswith("strategy.")}
+            for method in words["strategy"].split(","):
+                file = REPOSITORY / "conf" / "strategy" / f"{method}.yaml"
+                assert keys <= OmegaConf.load(file).keys(), (one.name, method)
+            if one.name == "tuning":
+                tuned[words["strategy"]] = keys
+    assert tuned["fedmgda_plus"] == {"epsilon", "server_learning_rate", "decay"}
 
 
 def test_page_is_made_of_the_comparisons_and_remarks_that_lie_there(
