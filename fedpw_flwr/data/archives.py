@@ -29,6 +29,7 @@ from fedpw_flwr.data.images import (
     ImageSet,
     imagenet_normalisation,
 )
+from fedpw_flwr.data.locations import archive_file
 from fedpw_flwr.data.source import read_domain
 from fedpw_flwr.data.subset import at_most
 
@@ -146,18 +147,7 @@ class Archive:
         ValueError
             As :func:`archives`.
         """
-        folder, file = self.folder, self.file
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {folder}: set dataset.{self.key} to the folder which holds "
-                f"{file.name}"
-            )
-        if not file.is_file():
-            there = ", ".join(sorted(path.stem for path in folder.glob("*.npz")))
-            raise FileNotFoundError(
-                f"there is no {file.name} in {folder} (found: {there or 'no archive at all'}): "
-                f"correct dataset.domains or dataset.{self.key}"
-            )
+        file = archive_file(self.folder, self.name, self.key)
         arrays = _read_arrays(file)
         train, test = (
             _image_set(file, arrays, split, image_size, channels, num_classes)

@@ -15,31 +15,13 @@ from typing import Literal
 from fedpw_flwr.data.archives import Archive
 from fedpw_flwr.data.image_folders import ImageFolderSet
 from fedpw_flwr.data.images import Domain, DomainCollection, imagenet_normalisation
+from fedpw_flwr.data.locations import OFFICE_CALTECH, ORIGINS, check_names
 from fedpw_flwr.data.rendered_digits import RenderedDigits
 from fedpw_flwr.data.source import Source, read_domain
 from fedpw_flwr.data.subset import at_most
 from fedpw_flwr.data.torchvision_sets import TORCHVISION_SETS, TorchvisionSet
 
 __all__ = ["named_set"]
-
-OFFICE_CALTECH = ("amazon", "caltech", "dslr", "webcam")
-"""Domains of Office-Caltech-10."""
-
-_OFFICE_CALTECH_ORIGIN = (
-    "Office-Caltech-10 (the ten classes that Office-31 and Caltech-256 share; Gong et al., CVPR "
-    "2012) belongs into dataset.folder/office_caltech/{amazon,caltech,dslr,webcam}/CLASS/*.jpg, "
-    "with the same names of classes in each; or set dataset.archives_folder to a folder with one "
-    ".npz archive a domain"
-)
-_ORIGINS = {
-    **dict.fromkeys(OFFICE_CALTECH, _OFFICE_CALTECH_ORIGIN),
-    "syn": (
-        "Synthetic Digits (SynthDigits; Ganin and Lempitsky, ICML 2015) belong into "
-        "dataset.folder/syn/{train,test}/{0,...,9}/*.png; or set dataset.archives_folder to a "
-        "folder with syn.npz; or let dataset.syn=rendered draw such digits from fonts"
-    ),
-}
-"""What to get where torchvision cannot, and where to put it."""
 
 
 def named_set(
@@ -131,13 +113,7 @@ def _in_folder(
     test_share: float,
     rendered: RenderedDigits | None,
 ) -> list[tuple[str, Source]]:
-    known = (*TORCHVISION_SETS, "syn", *OFFICE_CALTECH)
-    unknown = [name for name in domains if name not in known]
-    if unknown:
-        raise ValueError(
-            f"dataset.domains has {unknown}, allowed are {list(known)}, and any with "
-            "dataset.archives_folder"
-        )
+    check_names(domains)
 
     def source(name: str) -> Source:
         if name in TORCHVISION_SETS:
@@ -182,7 +158,7 @@ def _read_all(
         except FileNotFoundError as error:
             missing.append(str(error))
             if isinstance(source, ImageFolderSet):
-                advice.append(_ORIGINS[name])
+                advice.append(ORIGINS[name])
     if missing:
         raise FileNotFoundError("\n".join((*missing, *dict.fromkeys(advice))))
     _check_classes([source for _, source in sources if isinstance(source, ImageFolderSet)])

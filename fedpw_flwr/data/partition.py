@@ -33,6 +33,10 @@ __all__ = ["ByDomain", "ClientShare", "Dirichlet", "Partition", "Pathological", 
 _DRAWS = 10
 """How often a division is tried, each time with other draws."""
 
+_ALPHAS = (1e-10, 1e300)
+"""Beyond these NumPy draws what is no distribution. Within, Dir(α) comes to its limits: one client
+has all of a class, or all have equal shares."""
+
 
 @dataclass(frozen=True, eq=False)
 class ClientShare:
@@ -282,7 +286,7 @@ class Dirichlet(_ByLabel):
     clients_per_domain, test_share
         As in :class:`Partition`.
     alpha : float (default: 0.1)
-        α, above 0: small values give most of a class to few clients.
+        α, above 0: small values give most of a class to few clients, infinity equal shares.
     min_pictures : int (default: 10)
         Pictures that each client has at least. The division is drawn again until it is so; where no
         draw comes to it, as among 100 clients of a small set, the clients that have too few get
@@ -300,7 +304,9 @@ class Dirichlet(_ByLabel):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.alpha > 0:
-            raise ValueError(f"alpha must be above 0, got {self.alpha}")
+            raise ValueError(
+                f"alpha must be above 0, got {self.alpha}; inf divides each class equally"
+            )
         if self.min_pictures < 1:
             raise ValueError(f"min_pictures must be at least 1, got {self.min_pictures}")
 
@@ -340,7 +346,7 @@ class Dirichlet(_ByLabel):
         return DirichletPartitioner(
             num_partitions=self.clients_per_domain,
             partition_by="label",
-            alpha=self.alpha,
+            alpha=float(min(max(self.alpha, _ALPHAS[0]), _ALPHAS[1])),
             min_partition_size=pictures,
             self_balancing=True,
             seed=seed,

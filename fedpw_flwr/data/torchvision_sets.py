@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedpw_flwr.data.conversion import to_uint8_images
 from fedpw_flwr.data.images import ImageSet
+from fedpw_flwr.data.locations import TORCHVISION_FILES
 
 __all__ = ["TORCHVISION_SETS", "TorchvisionSet"]
 
@@ -24,14 +25,6 @@ _UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, Look
 """What torchvision's readers raise for files that are missing, damaged or others."""
 
 _Split = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class _Reader:
-    read: Callable[[Path, bool, bool], _Split]
-    """From folder, whether the training set is meant, and whether to download."""
-    files: str
-    """Pattern of torchvision's files in the folder."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +47,7 @@ class TorchvisionSet:
 
     def files(self) -> list[Path]:
         """Return torchvision's files of this set."""
-        return list(self.folder.glob(_READERS[self.name].files))
+        return list(self.folder.glob(TORCHVISION_FILES[self.name]))
 
     def read(
         self, *, image_size: int, channels: int, num_classes: int
@@ -94,9 +87,10 @@ class TorchvisionSet:
         if self.download:
             self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            return _READERS[self.name].read(self.folder, is_train, self.download)
+            return _READERS[self.name](self.folder, is_train, self.download)
         except _UNREADABLE as error:
-            reason = " ".join(str(error).split())
+            # torchvision names its own argument, which nobody can give on the command line.
+            reason = " ".join(str(error).split()).replace("download=True", "dataset.download=true")
             if self.download:
                 raise FileNotFoundError(
                     f"{self.name} could not be downloaded to, or read from, {self.folder} "
@@ -157,14 +151,15 @@ def _read_cifar100(folder: Path, is_train: bool, download: bool) -> _Split:
     return _as_split(split.data, split.targets)
 
 
-_READERS = {
-    "mnist": _Reader(_read_mnist, "MNIST/raw/*-ubyte"),
-    "usps": _Reader(_read_usps, "usps*.bz2"),
-    "svhn": _Reader(_read_svhn, "*_32x32.mat"),
-    "fashion_mnist": _Reader(_read_fashion_mnist, "FashionMNIST/raw/*-ubyte"),
-    "cifar10": _Reader(_read_cifar10, "cifar-10-batches-py/*"),
-    "cifar100": _Reader(_read_cifar100, "cifar-100-python/*"),
+_READERS: dict[str, Callable[[Path, bool, bool], _Split]] = {
+    "mnist": _read_mnist,
+    "usps": _read_usps,
+    "svhn": _read_svhn,
+    "fashion_mnist": _read_fashion_mnist,
+    "cifar10": _read_cifar10,
+    "cifar100": _read_cifar100,
 }
+"""Read a split of a set: from folder, whether it is the training set, and whether to download."""
 
-TORCHVISION_SETS = tuple(_READERS)
+TORCHVISION_SETS = tuple(TORCHVISION_FILES)
 """Names of the domains that torchvision has."""

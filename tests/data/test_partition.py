@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -191,6 +192,26 @@ def test_a_smaller_alpha_gives_clients_fewer_of_the_classes() -> None:
     assert held[0.1] > 0.4 > 0.2 > held[100.0]
 
 
+@pytest.mark.parametrize("alpha", [1e15, 1e307, 1.7e308, math.inf])
+@pytest.mark.parametrize("clients", [3, 7])
+def test_an_alpha_beyond_all_measure_divides_each_class_equally(alpha: float, clients: int) -> None:
+    shares = Dirichlet(clients_per_domain=clients, alpha=alpha, min_pictures=1).split(
+        _labelled(42), seed=5
+    )
+    for share in shares:
+        held = share.train.labels.bincount(minlength=10)
+        assert (held - 42 // clients).abs().max() <= 1
+
+
+@pytest.mark.parametrize("alpha", [1e-12, 1e-200, 5e-324])
+def test_an_alpha_next_to_nothing_gives_each_class_to_one_client(alpha: float) -> None:
+    shares = Dirichlet(clients_per_domain=4, alpha=alpha, min_pictures=1).split(
+        _labelled(30), seed=3
+    )
+    held = torch.stack([share.train.labels.bincount(minlength=10) for share in shares])
+    assert (held.max(dim=0).values >= 29).all()
+
+
 def test_a_dirichlet_division_of_too_few_pictures_says_what_to_change() -> None:
     partition = Dirichlet(clients_per_domain=50, alpha=0.01, min_pictures=11)
     with pytest.raises(ValueError, match=r"partition\.min_pictures=11.*fewer clients"):
@@ -252,6 +273,9 @@ def test_a_client_with_one_picture_cannot_keep_one() -> None:
     ("partition", "options", "message"),
     [
         (Dirichlet, {"alpha": 0}, "alpha must be above 0"),
+        (Dirichlet, {"alpha": -2.5}, "alpha must be above 0, got -2.5"),
+        (Dirichlet, {"alpha": math.nan}, "alpha must be above 0, got nan"),
+        (Dirichlet, {"alpha": -math.inf}, "alpha must be above 0"),
         (Dirichlet, {"min_pictures": 0}, "min_pictures must be at least 1"),
         (Pathological, {"classes_per_client": 0}, "classes_per_client must be at least 1"),
         (Shards, {"shards_per_client": 0}, "shards_per_client must be at least 1"),
