@@ -36,7 +36,7 @@ try:
 except ImportError:  # There is none on Windows.
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "differences"]
+__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "differences", "save_tensors"]
 
 logger = logging.getLogger("flwr")
 
@@ -170,8 +170,8 @@ class CheckpointStore:
         partial = place.with_name(f".{place.name}.{uuid4().hex[:8]}{_PARTIAL}")
         try:
             partial.mkdir(parents=True)
-            _save_tensors(checkpoint.model, partial / MODEL_FILE)
-            _save_tensors(checkpoint.tensors, partial / TENSORS_FILE)
+            save_tensors(checkpoint.model, partial / MODEL_FILE)
+            save_tensors(checkpoint.tensors, partial / TENSORS_FILE)
             _write_state(checkpoint, partial)
             _flush(partial)
             if place.exists():
@@ -279,7 +279,27 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], place: str = "
     return found
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a safetensors file, each whole, also where several share memory.
+
+    Parameters
+    ----------
+    tensors : Mapping[str, Tensor]
+        By name, of any device and layout: tied weights, or views of each other.
+    file : Path
+        Where to.
+    metadata : Mapping[str, str] | None (default: None)
+        Kept in the file.
+
+    Raises
+    ------
+    ValueError
+        If one has a name that safetensors keeps for itself, or a layout that it does not know.
+    OSError, SafetensorError
+        If the file cannot be written.
+    """
     if _RESERVED in tensors:
         raise ValueError(f"an array is named {_RESERVED}, which safetensors keeps for itself")
     # Copies where two names share memory, which safetensors refuses.
@@ -290,7 +310,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
         pointer = own.untyped_storage().data_ptr()
         apart[name] = own.clone() if pointer in seen else own
         seen.add(pointer)
-    save_file(apart, file)
+    save_file(apart, file, metadata=None if metadata is None else dict(metadata))
 
 
 def _write_state(checkpoint: Checkpoint, folder: Path) -> None:

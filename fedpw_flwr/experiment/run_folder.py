@@ -309,7 +309,8 @@ class RunFolder:
         Parameters
         ----------
         state_dict : Mapping[str, Tensor]
-            Parameters and buffers by name, of any shape, dtype, layout in memory and device.
+            Parameters and buffers by name, of any shape, dtype, layout in memory and device. Where
+            several share memory (tied weights), each is kept.
         name : str (default: "model.safetensors")
             The file's name.
         metadata : Mapping[str, str] | None (default: None)
@@ -323,22 +324,20 @@ class RunFolder:
         Raises
         ------
         RunFolderError
-            If the state cannot be stored, e.g. because two names share one tensor's memory.
+            If the state cannot be stored, e.g. because a tensor is sparse.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import save_file
+
+        from fedpw_flwr.checkpoint.store import save_tensors
 
         path = self.path / name
         with atomic_file(path) as partial:
             try:
-                tensors = {key: tensor.detach().contiguous() for key, tensor in state_dict.items()}
-                save_file(tensors, partial, metadata=None if metadata is None else dict(metadata))
+                save_tensors(state_dict, partial, metadata)
             except (SafetensorError, RuntimeError, ValueError) as error:
-                shared = _shared_names(state_dict) if "share memory" in str(error) else ""
-                cause = f"{shared} share memory; pass copies (tensor.clone())"
-                if not shared:
-                    cause = _reason(error)
-                raise RunFolderError(f"the model cannot be saved to {path}: {cause}") from error
+                raise RunFolderError(
+                    f"the model cannot be saved to {path}: {_reason(error)}"
+                ) from error
         return path
 
     def load_model(
@@ -437,11 +436,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"no {error.args[0]!r}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _shared_names(tensors: Mapping[str, torch.Tensor]) -> str:
-    by_storage: dict[tuple[str, int], list[str]] = {}
-    for name, tensor in tensors.items():
-        storage = (str(tensor.device), tensor.untyped_storage().data_ptr())
-        by_storage.setdefault(storage, []).append(name)
-    return ", ".join(" and ".join(names) for names in by_storage.values() if len(names) > 1)

@@ -104,12 +104,14 @@ def private_environment(
     Returns
     -------
     dict[str, str]
-        The environment, without settings that would lead to another SuperLink or another Ray.
+        The environment, without settings that would lead to another SuperLink or another Ray, and
+        without proxies that Flower's client would stumble over.
     """
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("FLWR_") or name == "FLWR_LOG_LEVEL"
+        if not _is_unusable_proxy(name, value)
     }
     environment |= {
         process_guard.MARKER: launch,
@@ -119,6 +121,9 @@ def private_environment(
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "PYTHONUNBUFFERED": "1",
+        # What they write is read as UTF-8, whatever the terminal is.
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8",
         "PYTHONPATH": _joined(str(app_folder), environment.get("PYTHONPATH")),
         "PATH": _joined(str(scripts_folder()), environment.get("PATH")),
     }
@@ -127,8 +132,22 @@ def private_environment(
     else:
         environment |= cluster_environment(ray_address, app_folder)
     for name in ("NO_PROXY", "no_proxy"):
-        environment[name] = ",".join(filter(None, [environment.get(name), "127.0.0.1,localhost"]))
+        # Flower's client cannot read the brackets of [::1].
+        without = environment.get(name, "").translate({ord("["): None, ord("]"): None})
+        environment[name] = ",".join(filter(None, [without, "127.0.0.1,localhost"]))
     return environment
+
+
+def _is_unusable_proxy(name: str, value: str) -> bool:
+    """Say whether a variable names a proxy that no process of a launch can work with.
+
+    Flower's HTTP client builds the transport to every proxy before it looks at NO_PROXY, and fails
+    at SOCKS proxies, which Ray does not know either. HTTP proxies stay, for downloads by a model or
+    a strategy of the user's own: NO_PROXY keeps them away from Flower.
+    """
+    is_proxy = name.lower() in ("all_proxy", "http_proxy", "https_proxy")
+    scheme, separator, _ = value.partition("://")
+    return is_proxy and separator != "" and scheme.lower() not in ("http", "https")
 
 
 def _own_ray(scratch: Path) -> dict[str, str]:

@@ -61,6 +61,18 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     json.loads((folder / "state.json").read_text(), parse_constant=pytest.fail)
 
 
+def test_tensors_that_share_memory_come_back_each_whole(tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    model = {"rows": whole[1:3], "whole": whole, "turned": whole.t(), "entry": whole[2, 3]}
+    store = CheckpointStore(tmp_path)
+    store.save(Checkpoint(round=4, model=model, tensors={"column": whole[:, 0], "all": whole}))
+    found = store.load(4)
+    assert list(found.model) == list(model)
+    for name, tensor in model.items():
+        assert torch.equal(found.model[name], tensor), name
+    assert torch.equal(found.tensors["column"], whole[:, 0])
+
+
 def test_the_newest_are_kept_and_the_rest_goes(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for server_round in (1, 2, 3):

@@ -40,6 +40,21 @@ def test_fedavg_weights_clients_by_their_number_of_pictures(tmp_path: Path) -> N
     assert (folder.path / "weights.png").is_file()
 
 
+def test_a_run_on_one_machine_starts_behind_a_proxy_that_flower_cannot_use(
+    tmp_path: Path,
+) -> None:
+    nowhere = {"ALL_PROXY": "socks5h://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    words = ["partition=by_domain", "partition.clients_per_domain=1", "model=mlp", "rounds=1"]
+    subprocess.run(
+        [COMMANDS / "fedpw", *words, "partition.train_per_client=21", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env=os.environ | nowhere,
+        check=True,
+        timeout=300,
+    )
+    assert RunFolder(tmp_path / "run").read_summary().rounds == 1
+
+
 def _sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [COMMANDS / "fedpw", "-m", "model=cnn", "model.width=4", *words],

@@ -142,6 +142,47 @@ def test_environment_leads_to_no_other_superlink_and_no_other_ray(
     assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
 
 
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "http_proxy"])
+@pytest.mark.parametrize("url", ["socks5h://10.0.0.1:1080", "SOCKS4://h:1", "socks://h:1080/"])
+@pytest.mark.parametrize("ray_address", [None, "192.168.0.10:6379"])
+def test_a_proxy_that_flowers_client_cannot_use_is_kept_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, url: str, ray_address: str | None
+) -> None:
+    monkeypatch.setenv(name, url)
+    environment = private_environment(tmp_path, tmp_path / "app", "x", ray_address)
+    assert name not in environment
+    assert os.environ[name] == url
+
+
+@pytest.mark.parametrize("url", ["http://proxy.example.org:3128", "HTTPS://p:1", "proxy:3128"])
+def test_a_proxy_for_downloads_stays_and_flower_goes_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    names = ("HTTP_PROXY", "https_proxy", "All_Proxy")
+    for name in names:
+        monkeypatch.setenv(name, url)
+    monkeypatch.setenv("no_proxy", "[::1],.example.org")
+    environment = private_environment(tmp_path, tmp_path / "app", "x")
+    assert {environment[name] for name in names} == {url}
+    assert environment["no_proxy"] == "::1,.example.org,127.0.0.1,localhost"
+    made = "import httpx; httpx.Client()"
+    subprocess.run([sys.executable, "-c", made], env=environment, check=True)
+
+
+def test_what_flower_writes_is_read_as_utf8_whatever_the_terminal_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    environment = private_environment(tmp_path, tmp_path / "app", "x")
+    written = subprocess.run(
+        [sys.executable, "-c", "print('Wörter └──> ∅')"],
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    assert written.stdout.decode("utf-8") == "Wörter └──> ∅\n"
+
+
 def test_scratch_folder_is_short_enough_for_sockets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
