@@ -19,12 +19,14 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedpw_flwr.experiment.command_line import readable_words
 from fedpw_flwr.experiment.configuration import (
     ConfigurationError,
     absolute_folders,
@@ -38,6 +40,8 @@ from fedpw_flwr.experiment.configuration import (
     runtime_settings,
     with_absolute_folders,
 )
+from fedpw_flwr.experiment.early_checks import check_early, warning_of_slow_arithmetic
+from fedpw_flwr.experiment.hardware import multiplies_bfloat16
 from fedpw_flwr.experiment.launch import ClientResources, RunOutcome, launch
 from fedpw_flwr.experiment.package_state import package_state
 from fedpw_flwr.experiment.ray_cluster import check_cluster_answers
@@ -45,12 +49,19 @@ from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.experiment.staging import StagingError
 from fedpw_flwr.experiment.superlink import SuperLinkError
 from fedpw_flwr.experiment.sweep import Sweep, count_runs, run_name
+from fedpw_flwr.experiment.terminal import write_any_text
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command; exits with status 1 if the configuration or a run failed, or is missing."""
+    write_any_text()
+    try:
+        sys.argv[1:] = readable_words(sys.argv[1:])
+    except ConfigurationError as error:
+        _say(str(error))
+        sys.exit(1)
     failed = False
     sweep: Sweep | None = None
 
@@ -78,7 +89,6 @@ def main() -> None:
 
 def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
     """Run one of a sweep's runs if it is not done yet; return whether it did not fail."""
-    errors = Console(stderr=True, soft_wrap=True)
     try:
         _check_config_sources()
         checked(configuration)
@@ -89,7 +99,7 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
         configuration = _with_absolute_folders(configuration)
         sweep.announce(configuration)
     except ConfigurationError as error:
-        errors.print(f"[bold red]fedpw:[/] {escape(str(error))}", highlight=False)
+        _say(str(error))
         sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
         return False
     before = sweep.finished(configuration)
@@ -121,10 +131,10 @@ def _made_by(run: Path) -> str:
 def _compare(sweep: Sweep) -> None:
     """Put the finished runs of a sweep into a table and pictures."""
     if sweep.in_other_hands:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold yellow]fedpw:[/] another sweep is at {sweep.in_other_hands} of the runs, which "
-            "are missing here: the same command, begun again when it is done, has them all",
-            highlight=False,
+        _say(
+            f"another sweep is at {sweep.in_other_hands} of the runs, which are missing here: the "
+            "same command, begun again when it is done, has them all",
+            style="bold yellow",
         )
     if not sweep.finished_count:
         return
@@ -135,10 +145,7 @@ def _compare(sweep: Sweep) -> None:
     try:
         compare(sweep.runs(), output=sweep.comparison, console=sweep.console)
     except (ComparisonError, RunFolderError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]fedpw:[/] the runs cannot be compared: {escape(str(error))}",
-            highlight=False,
-        )
+        _say(f"the runs cannot be compared: {error}")
 
 
 def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -> bool:
@@ -147,7 +154,7 @@ def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -
     try:
         outcome = _launch(configuration, folder, go_on=go_on)
     except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
-        errors.print(f"[bold red]fedpw:[/] {escape(str(error))}", highlight=False)
+        _say(str(error))
         _mark_failed(folder, "not-started", str(error))
         return False
     except KeyboardInterrupt:
@@ -165,6 +172,12 @@ def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -
     return True
 
 
+def _say(text: str, style: str = "bold red") -> None:
+    """Write on standard error, behind the command's name, what is wrong or to be known."""
+    errors = Console(stderr=True, soft_wrap=True)
+    errors.print(f"[{style}]fedpw:[/] {escape(text)}", highlight=False)
+
+
 def _mark_failed(folder: RunFolder, status: str, error: str) -> None:
     """Leave in the folder of a sweep's run why it failed: nobody may have watched."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -178,7 +191,8 @@ def _folder(configuration: DictConfig) -> RunFolder:
     resume = configuration.get("resume")
     if resume is None:
         return RunFolder(Path(hydra_config.runtime.output_dir))
-    return RunFolder((Path(hydra_config.runtime.cwd) / str(resume)).resolve())
+    path = Path(str(resume)).expanduser()
+    return RunFolder((Path(hydra_config.runtime.cwd) / path).resolve())
 
 
 def _with_absolute_folders(configuration: DictConfig) -> DictConfig:
@@ -208,15 +222,22 @@ def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> Run
         changes = [word for word in overrides if override_key(word) != "resume"]
         overrides = changed_overrides(shlex.split(saved), changes)
         extra = _extra_config_folder(launched_from)
-        search = [] if extra is None else [f"hydra.searchpath=['file://{extra.resolve()}']"]
+        search = []
+        if extra is not None:
+            place = QuotedString(f"file://{extra.resolve()}", Quote.single).with_quotes()
+            search = [f"hydra.searchpath=[{place}]"]
         configuration = compose_configuration(config_name, join_overrides([*overrides, *search]))
     else:
         if not go_on:
             folder.check_unused()
         checked(configuration)
+    check_early(with_absolute_folders(configuration, launched_from))
     runtime = runtime_settings(configuration)
     if runtime.ray_address is not None:
         check_cluster_answers(runtime.ray_address)
+    warning = warning_of_slow_arithmetic(configuration, multiplies_bfloat16())
+    if warning is not None:
+        _say(warning, style="bold yellow")
     overrides = changed_overrides(overrides, absolute_folders(configuration, launched_from))
     joined = join_overrides(overrides)
 

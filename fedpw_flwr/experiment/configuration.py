@@ -8,8 +8,10 @@ Light on purpose: the command needs it before anything heavy is imported.
 from __future__ import annotations
 
 import copy
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,7 +35,9 @@ __all__ = [
     "config_folder",
     "count_clients",
     "group_settings",
+    "is_folder",
     "join_overrides",
+    "named_part",
     "override_key",
     "resolved_yaml",
     "run_fingerprint",
@@ -42,6 +47,8 @@ __all__ = [
 
 PREPARED_VARIABLE = "FEDPW_PREPARED"
 """Environment variable with the path of the file that holds a launch's prepared experiment."""
+
+_LARGEST_SEED = 2**64 - 1
 
 GROUPS = ("dataset", "model", "partition", "client", "strategy")
 
@@ -95,9 +102,14 @@ class RuntimeSettings:
             raise ConfigurationError(
                 f"runtime.cpus_per_client must be at least 1, got {self.cpus_per_client}"
             )
-        if not self.gpus_per_client >= 0:
+        if not 0 <= self.gpus_per_client < math.inf:
             raise ConfigurationError(
                 f"runtime.gpus_per_client must be 0 or more, got {self.gpus_per_client}"
+            )
+        if self.gpus_per_client > 1 and not self.gpus_per_client.is_integer():
+            raise ConfigurationError(
+                f"runtime.gpus_per_client={self.gpus_per_client}: above 1 it must be a whole "
+                "number, for Ray gives a client a share of one GPU, or whole ones"
             )
         if self.device.startswith("cuda") and self.gpus_per_client == 0:
             raise ConfigurationError(
@@ -116,7 +128,7 @@ class RuntimeSettings:
                 f"runtime.checkpoint_every must be at least 1, got {self.checkpoint_every}"
             )
         for name in ("connect_timeout", "round_timeout"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(
                     f"runtime.{name} must be a positive number of seconds, "
                     f"got {getattr(self, name)}"
@@ -230,8 +242,11 @@ def checked(configuration: DictConfig) -> DictConfig:
         raise ConfigurationError(_with_cause(error)) from error
     if configuration.rounds < 1:
         raise ConfigurationError(f"rounds must be at least 1, got {configuration.rounds}")
-    if configuration.seed < 0:
-        raise ConfigurationError(f"seed must be 0 or more, got {configuration.seed}")
+    if not 0 <= configuration.seed <= _LARGEST_SEED:
+        raise ConfigurationError(
+            f"seed must be 0 or more and at most 2**64 - 1 = {_LARGEST_SEED}, got "
+            f"{configuration.seed}"
+        )
     for group in GROUPS:
         if "_target_" not in configuration[group]:
             raise ConfigurationError(
@@ -299,11 +314,12 @@ def _of_the_results(nested: dict[Any, Any]) -> dict[str, Any]:
             kept[str(key)] = _of_the_results(value)
         elif key not in left_out:
             # Where archives lie changes nothing; whether they are read in place of full sets does.
-            kept[str(key)] = value is not None if _is_folder(key) else value
+            kept[str(key)] = value is not None if is_folder(key) else value
     return kept
 
 
-def _is_folder(key: object) -> bool:
+def is_folder(key: object) -> bool:
+    """Return whether the value of a key is a folder: it tells by its name."""
     return key == "folder" or str(key).endswith("_folder")
 
 
@@ -333,8 +349,7 @@ def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:
     """
     overrides = []
     for where, folder in _folders(configuration, base).items():
-        escaped = folder.replace("\\", "\\\\").replace("'", "\\'")
-        overrides.append(f"{where}='{escaped}'")
+        overrides.append(f"{where}={QuotedString(folder, Quote.single).with_quotes()}")
     return overrides
 
 
@@ -357,7 +372,7 @@ def _folders(configuration: DictConfig, base: Path) -> dict[str, str]:
             where = f"{path}.{key}" if path else str(key)
             if isinstance(value, dict):
                 visit(value, where)
-            elif _is_folder(key) and isinstance(value, str):
+            elif is_folder(key) and isinstance(value, str):
                 folders[where] = str((base / Path(value).expanduser()).resolve())
 
     visit(OmegaConf.to_container(configuration, resolve=True), "")
@@ -377,17 +392,33 @@ def count_clients(configuration: DictConfig) -> int:
     ConfigurationError
         If the partition cannot be built, or the dataset does not list its domains.
     """
-    from hydra.utils import instantiate
-
     if "domains" not in configuration.dataset:
         raise ConfigurationError(
             "dataset has no key 'domains': the number of clients follows from its length"
         )
-    try:
+    from hydra.utils import instantiate
+
+    with named_part("partition"):
         partition = instantiate(group_settings(configuration, "partition"))
         return int(partition.num_clients(list(configuration.dataset.domains)))
-    except (HydraException, ValueError) as error:
-        raise ConfigurationError(f"partition: {_with_cause(error)}") from error
+
+
+@contextmanager
+def named_part(part: str) -> Iterator[None]:
+    """Name the part of the experiment in whatever goes wrong inside.
+
+    Raises
+    ------
+    ConfigurationError
+        In place of it.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
+        cause: BaseException = error
+        while isinstance(cause, HydraException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ConfigurationError(f"{part}: {cause}") from error
 
 
 def _choices(group: str) -> list[str]:

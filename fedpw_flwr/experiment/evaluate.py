@@ -27,9 +27,14 @@ from rich.markup import escape
 from rich.table import Table
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedpw_flwr.experiment.configuration import ConfigurationError
+from fedpw_flwr.experiment.configuration import (
+    ConfigurationError,
+    named_part,
+    with_absolute_folders,
+)
 from fedpw_flwr.experiment.records import Spread
 from fedpw_flwr.experiment.run_folder import ModelFile, RunFolder, RunFolderError
+from fedpw_flwr.experiment.terminal import write_any_text
 
 if TYPE_CHECKING:
     # A mistyped path should be reported at once, not after PyTorch's seconds of import.
@@ -98,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit status: 0, or 1 if the run could not be evaluated (argparse itself exits with 2).
     """
+    write_any_text()
     options = _parser().parse_intermixed_args(arguments)
     try:
         evaluation = evaluate_run(
@@ -112,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     if options.json:
-        print(json.dumps(evaluation.to_json(), allow_nan=False, ensure_ascii=False, indent=2))
+        # In ASCII, as JSON can be: any terminal shows it, and every name stays what it is.
+        print(json.dumps(evaluation.to_json(), allow_nan=False, indent=2))
     else:
         Console().print(_table(options.run, evaluation))
     return 0
@@ -151,7 +158,7 @@ def evaluate_run(
     state, metadata = folder.load_model(name)
 
     from fedpw_flwr.device import available_device
-    from fedpw_flwr.experiment.experiment import build_group, named_part
+    from fedpw_flwr.experiment.experiment import build_group
     from fedpw_flwr.training.evaluation import evaluate
 
     with named_part("--device"):
@@ -226,7 +233,7 @@ def _configuration(folder: RunFolder, overrides: Sequence[str]) -> DictConfig:
         configuration.merge_with_dotlist(list(overrides))
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigurationError(f"the overrides cannot be used: {error}") from error
-    return configuration
+    return with_absolute_folders(configuration, Path.cwd())
 
 
 def _load(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:

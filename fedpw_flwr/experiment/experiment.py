@@ -9,8 +9,7 @@ a file of the launch, which spares the others the seconds that takes. Where nobo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,10 +18,8 @@ from typing import Any
 import torch
 from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from torch import nn
 
@@ -38,6 +35,7 @@ from fedpw_flwr.experiment.configuration import (
     RuntimeSettings,
     compose_configuration,
     group_settings,
+    named_part,
     resolved_yaml,
     runtime_settings,
 )
@@ -48,7 +46,6 @@ __all__ = [
     "build_experiment",
     "build_group",
     "experiment_of",
-    "named_part",
     "prepare_experiment",
 ]
 
@@ -260,15 +257,3 @@ def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:
         )
     with named_part(group):
         return instantiate(group_settings(configuration, group), **arguments)
-
-
-@contextmanager
-def named_part(part: str) -> Iterator[None]:
-    """Name the part of the experiment in whatever goes wrong inside."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
-        cause: BaseException = error
-        while isinstance(cause, HydraException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ConfigurationError(f"{part}: {cause}") from error

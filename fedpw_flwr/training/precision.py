@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    # The command checks settings before anything heavy is imported.
+    import torch
 
 __all__ = ["PRECISIONS", "Precision", "arithmetic"]
 
@@ -27,4 +29,6 @@ def arithmetic(precision: Precision, device: torch.device) -> AbstractContextMan
     device : torch.device
         Where the network is.
     """
+    import torch
+
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")

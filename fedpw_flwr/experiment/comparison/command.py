@@ -41,6 +41,7 @@ from fedpw_flwr.experiment.comparison.tables import (
 )
 from fedpw_flwr.experiment.comparison.tensorboard import check_tensorboard, write_events
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.experiment.terminal import write_any_text
 
 __all__ = ["compare", "main"]
 
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, or 1 if there is nothing to compare or it cannot be written (argparse itself
         exits with 2).
     """
+    write_any_text()
     options = _parser().parse_args(arguments)
     errors = Console(stderr=True, soft_wrap=True)
     try:
