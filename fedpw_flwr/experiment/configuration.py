@@ -128,7 +128,7 @@ class RuntimeSettings:
                 f"runtime.checkpoint_every must be at least 1, got {self.checkpoint_every}"
             )
         for name in ("connect_timeout", "round_timeout"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not getattr(self, name) > 0:
                 raise ConfigurationError(
                     f"runtime.{name} must be a positive number of seconds, "
                     f"got {getattr(self, name)}"

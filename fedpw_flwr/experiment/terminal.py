@@ -11,5 +11,5 @@ __all__ = ["write_any_text"]
 def write_any_text() -> None:
     """Let standard output show ``?`` for a sign that it cannot encode, where it would raise."""
     # Standard error never raises: Python writes such signs there as escapes.
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
