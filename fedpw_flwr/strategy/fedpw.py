@@ -84,7 +84,7 @@ class FedPW(ScreenedFedAvg):
         Names of the trainable arrays. None: all floating arrays except BatchNorm's running
         statistics.
     device : str | torch.device | None (default: None)
-        Where the server step runs; None takes CUDA when there is one.
+        Where the server step runs; None is the CPU, whose form of it is the fast one.
     adjustment : "server" | "client" (default: "server")
         Where Parameter Adjustment runs. "server": the paper's formulas, with any clients. "client":
         each client masks and rescales its own update, with what the server knew before the round

@@ -95,7 +95,7 @@ class ServerRounds:
     train_loss_key : str
         Metric under which clients report their mean training loss.
     device : str | torch.device | None
-        Where the server step runs; None takes CUDA when there is one.
+        Where the server step runs; None is the CPU.
     adjustment : Adjustment
         Where Parameter Adjustment runs.
     upload : Upload
@@ -137,7 +137,7 @@ class ServerRounds:
         self.settings = settings
         self._given_trainable = settings.trainable
         self.train_loss_key = train_loss_key
-        self.device = available_device(device)
+        self.device = available_device("cpu" if device is None else device)
         self.adjustment = adjustment
         self.upload: Upload = upload
         self.upload_dtype = upload_dtype
