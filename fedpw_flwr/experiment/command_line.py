@@ -50,7 +50,7 @@ def readable_words(words: Sequence[str]) -> list[str]:
     for before, word in zip(["", *words], words, strict=False):
         if before in _TAKE_A_VALUE:
             read.append(word)
-        elif word.startswith(_CONFIG_DIR):
+        elif word.startswith(f"{_CONFIG_DIR}~"):
             folder = Path(word.removeprefix(_CONFIG_DIR)).expanduser()
             read.append(f"{_CONFIG_DIR}{folder}")
         elif "=" in word and not word.startswith("-"):

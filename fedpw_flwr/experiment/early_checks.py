@@ -60,7 +60,7 @@ def check_early(configuration: DictConfig) -> None:
         raise ConfigurationError("\n".join(wrong))
     with named_part("client"):
         instantiate(group_settings(configuration, "client"))
-    count_clients(configuration)
+    _check_minima(groups["strategy"], count_clients(configuration))
     with named_part("dataset"):
         _check_files(groups["dataset"])
     _check_gpus(runtime_settings(configuration))
@@ -119,6 +119,12 @@ def _contradictions(groups: Mapping[str, Settings]) -> Iterator[str]:
             f"strategy.upload_dtype={strategy['upload_dtype']} is the type of packed values: add "
             "strategy.upload=packed"
         )
+    wanted = groups["partition"].get("classes_per_client", 1)
+    if wanted > dataset.get("num_classes", wanted):
+        yield (
+            f"partition.classes_per_client={wanted}, but there are dataset.num_classes="
+            f"{dataset['num_classes']}: choose no more than there are"
+        )
     channels = dataset.get("channels")
     for key in ("mean", "std"):
         numbers = dataset.get(key)
@@ -140,6 +146,22 @@ def _contradictions(groups: Mapping[str, Settings]) -> Iterator[str]:
             yield f"{group}.device={device} is no device: choose {words}, cpu, cuda or cuda:0"
     if str(strategy.get("device")).startswith("cuda") and count_gpus() == 0:
         yield f"strategy.device={strategy['device']}, but there is no GPU: set it to null or cpu"
+
+
+def _check_minima(strategy: Settings, clients: int) -> None:
+    """Check that the strategy does not wait for more clients than there will ever be.
+
+    Raises
+    ------
+    ConfigurationError
+        If it does.
+    """
+    for key in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
+        if strategy.get(key, 0) > clients:
+            raise ConfigurationError(
+                f"strategy.{key}={strategy[key]}, but there are {clients} clients, and the run "
+                "would wait for the others: choose no more than there are"
+            )
 
 
 def _check_files(dataset: Settings) -> None:

@@ -77,6 +77,11 @@ def test_the_command_names_the_key_and_imports_and_starts_nothing(
         ("runtime.device=gpu", "runtime.device=gpu is no device: choose auto, cpu, cuda or cuda:0"),
         ("partition=dirichlet partition.alpha=0", "partition.alpha must be a number above 0"),
         ("partition=by_domain partition.share=0.7", "partition: share is the part of a domain"),
+        (
+            "partition=pat2 dataset=cifar10 partition.classes_per_client=11",
+            "num_classes=10: choose",
+        ),
+        ("+strategy.min_train_nodes=9", "strategy.min_train_nodes=9, but there are 8 clients"),
         ("model.width=0", "model.width must be a whole number of at least 1, got 0"),
         ("model=mlp model.image_size=28", "model.image_size=28, but pictures have dataset.image_"),
         ("model._target_=my_nets.Net", "there is no module my_nets: correct the name, or add"),
