@@ -43,8 +43,9 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
+from fedpw_flwr.strategy.faults import MissingLossError
 from fedpw_flwr.strategy.ordered_clients import OrderedClientManager, stated_identities
-from fedpw_flwr.strategy.quarantine import Answer, MissingLossError
+from fedpw_flwr.strategy.quarantine import Answer
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
 from fedpw_flwr.wire.adjustment import REPORT_KEY, Upload
@@ -330,8 +331,9 @@ class FedPW(FedAvg):
 
         Raises
         ------
-        MissingLossError
-            If results came and none of them reports the training loss.
+        UnusableRepliesError
+            If all results of the first round have the same fault (`MissingLossError`: none reports
+            the training loss), or three rounds from the start had none that can be used.
         RuntimeError
             If `configure_fit` was not called before, or the clients are ClientApp functions.
         """
@@ -383,7 +385,7 @@ class FedPW(FedAvg):
         -------
         tuple[float | None, dict[str, Scalar]]
             The weighted loss (None where no result can be used), and the aggregated metrics with
-            ``fedpw-quarantined`` and ``fedpw-failed``.
+            ``fedpw-quarantined``, ``fedpw-failed`` and ``fedpw-empty``.
         """
         if failures and not self.accept_failures:
             return None, {}
@@ -403,7 +405,7 @@ class FedPW(FedAvg):
         usable = [(proxy, result) for proxy, result in results if proxy.node_id in used]
         loss: float | None = None
         metrics: dict[str, Scalar] = {}
-        if any(result.num_examples for _, result in usable):
+        if usable:
             loss, metrics = super().aggregate_evaluate(server_round, usable, [])
             if loss is not None and not math.isfinite(loss):
                 # Flower multiplies by the count before it divides, which a hostile loss overflows.
@@ -429,15 +431,20 @@ class FedPW(FedAvg):
                 f"{parameters.tensor_type!r}: give FedPW(initial_parameters="
                 "ndarrays_to_parameters(arrays)), or let the clients implement get_parameters"
             )
-        if self.array_names is not None and len(self.array_names) != len(parameters.tensors):
+        if self.array_names is not None and len(self._names()) != len(parameters.tensors):
             raise ValueError(
-                f"array_names has {len(self.array_names)} names, the model "
+                f"array_names has {len(self._names())} names, the model "
                 f"{len(parameters.tensors)} arrays: name every one, in the order of the parameters"
             )
         return ArrayRecord(dict(self._arrays(parameters)))
 
+    def _names(self) -> Sequence[str]:
+        """Return the names of the model's arrays, without those that no client returns."""
+        kept = self.rounds.array_names
+        return [name for name in self.array_names or () if not kept or name in kept]
+
     def _arrays(self, parameters: Parameters) -> Iterator[tuple[str, Any]]:
-        names = self.array_names or ()
+        names = self._names()
         for place, data in enumerate(parameters.tensors):
             if place < len(names):
                 name = names[place]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -58,28 +59,27 @@ class DenseBlocks:
 
     Parameters
     ----------
-    trained : NDArray[float32]
-        w_k, of any shape; kept, not copied.
+    trained : NDArray
+        w_k, floating, of any shape; kept, not copied. What is not float32 is cast as it is read.
     """
 
-    def __init__(self, trained: Float32s) -> None:
-        in_memory = trained.flags.c_contiguous and trained.flags.aligned
-        self._flat = trained.reshape(-1) if in_memory else None
-        # In the order of the index; slow to read, but nothing of the size of the tensor is held.
-        self._any_order = trained.flat
+    def __init__(self, trained: npt.NDArray[np.floating[Any]]) -> None:
+        # In another order by index: slow to read, but nothing of the size of the tensor is held.
+        in_order = trained.flags.c_contiguous
+        self._flat = trained.reshape(-1) if in_order else trained.flat
+        self._as_it_is = in_order and trained.flags.aligned and trained.dtype == np.float32
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:
         """Return w_k[begin:end]."""
-        if self._flat is not None:
-            return self._flat[begin:end]
-        room[:] = self._any_order[begin:end]
+        block = self._flat[begin:end]
+        if self._as_it_is:
+            return block
+        room[:] = block
         return room
 
     def sample(self) -> Float32s:
         """Return one entry in `SAMPLED`."""
-        flat = self._any_order if self._flat is None else self._flat
-        sample: Float32s = flat[::SAMPLED]
-        return sample
+        return np.asarray(self._flat[::SAMPLED], dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ beside them a few tensors of the size of the one in hand are held, however many 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -189,12 +191,21 @@ def _update_into(update: Tensor, start: Tensor, trained: Tensor) -> Tensor:
 def _weighted_integers(
     start: Tensor, trained: Sequence[Tensor], weights: Sequence[float]
 ) -> Tensor:
-    """Weighted mean of counters, rounded to nearest; on the CPU, where every device has float64."""
-    mean = torch.zeros(start.shape, dtype=torch.float64)
+    """Weighted mean of integers or truths, rounded to nearest; where all agree, what they agree on.
+
+    On the CPU in float64, which holds integers up to 2⁵³ exactly. Larger ones that differ have a
+    mean as exact as float64 is, within what the dtype holds.
+    """
+    mean = np.zeros(start.shape, dtype=np.float64)
+    first = trained[0].cpu().numpy()
+    agreed = np.ones(start.shape, dtype=np.bool_)
     for tensor, weight in zip(trained, weights, strict=True):
-        mean.add_(tensor.to("cpu", torch.float64), alpha=weight)
-    limits = torch.iinfo(start.dtype) if start.dtype != torch.bool else None
-    if limits is not None and limits.bits == 64:
+        values = tensor.cpu().numpy()
+        mean += weight * values.astype(np.float64)
+        agreed &= values == first
+    if first.dtype != np.bool_:
+        limits = np.iinfo(first.dtype)
         # The largest float64 that the dtype holds.
-        mean.clamp_(limits.min, 2.0**63 - 1024)
-    return mean.round_().to(start.dtype)
+        most = min(float(limits.max), math.nextafter(float(limits.max + 1), 0.0))
+        mean = mean.clip(limits.min, most)
+    return torch.from_numpy(np.where(agreed, first, np.rint(mean).astype(first.dtype)))

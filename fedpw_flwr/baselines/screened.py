@@ -20,17 +20,17 @@ from torch import Tensor
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, kinds_of, moved_tensors
 from fedpw_flwr.strategy.draws import Draws
-from fedpw_flwr.strategy.identities import Identities, log_replies
+from fedpw_flwr.strategy.faults import BadReply, Project
+from fedpw_flwr.strategy.global_model import check_model, without_private
+from fedpw_flwr.strategy.identities import Identities
 from fedpw_flwr.strategy.overgrown import step_without_overgrown, too_large
 from fedpw_flwr.strategy.quarantine import (
     Answer,
-    BadReply,
+    AskedRound,
     EvaluateReply,
-    MissingLossError,
     TrainReply,
     all_finite,
     answers_of_messages,
-    check_finite,
     screen_evaluate_replies,
     screen_train_replies,
     without_uncounted,
@@ -38,6 +38,7 @@ from fedpw_flwr.strategy.quarantine import (
 from fedpw_flwr.strategy.reply_metrics import reply_counts
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import FedAvgOptions, ScreenedFedAvg
+from fedpw_flwr.strategy.standstill import Standstill
 from fedpw_flwr.wire.arrays import ArrayTensors, take_as_arrays
 
 __all__ = ["FedAvgOptions", "ScreenedStrategy"]
@@ -77,7 +78,13 @@ class ScreenedStrategy(ScreenedFedAvg):
         self.rounds = 0
         """Rounds that were aggregated so far."""
         self.identities = Identities()
+        self._standstill = Standstill()
         self._global_arrays: ArrayRecord | None = None
+
+    @property
+    def standstill(self) -> Standstill:
+        """How long the model has not changed."""
+        return self._standstill
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -151,17 +158,12 @@ class ScreenedStrategy(ScreenedFedAvg):
         Raises
         ------
         ValueError
-            If an array of the model cannot be decoded or is not finite.
+            If no array of the model is floating, or one cannot be decoded or is not finite.
         TypeError
             If the model holds complex arrays.
         """
-        model = ArrayTensors(arrays)
-        kinds_of(model)
-        for name in model:
-            try:
-                check_finite(name, model[name])
-            except ValueError as error:
-                raise ValueError(f"the global model of round {server_round}: {error}") from error
+        kinds_of(ArrayTensors(arrays))
+        check_model(arrays, server_round)
         self._global_arrays = arrays
         return self.sampled(server_round, arrays, config, grid)
 
@@ -183,12 +185,15 @@ class ScreenedStrategy(ScreenedFedAvg):
             The next model (the current one where no reply can be used), and the clients' averaged
             metrics with the parallel lists ``client-id``, ``client-weight`` (c_k: what each update
             was multiplied by before they were summed) and ``client-loss`` (where all report it),
-            and the counts ``quarantined`` and ``failed``.
+            and the counts ``quarantined``, ``failed`` and ``empty``. In the first round the next
+            model is without the arrays that no client returned.
 
         Raises
         ------
-        MissingLossError
-            If the method needs losses, replies came, and none of them reports one.
+        UnusableRepliesError
+            If all replies of the first round have the same fault (`MissingLossError`: the method
+            needs losses, and none reports one), or three rounds from the start had none that can be
+            used.
         RuntimeError
             If `configure_train` was not called before.
         """
@@ -199,66 +204,48 @@ class ScreenedStrategy(ScreenedFedAvg):
             )
         if not self._asked_to_train:
             return self._global_arrays.copy(), None
-        global_model = ArrayTensors(self._global_arrays)
-        asked = {message.metadata.dst_node_id: None for message in self._asked_to_train}
+        nodes = dict.fromkeys(message.metadata.dst_node_id for message in self._asked_to_train)
         answers = answers_of_messages(replies, self._asked_to_train)
-        good, bad = self._screened(answers, asked, global_model)
+        project = Project(
+            *(type(self).__name__, self.train_loss_key, self.weighted_by_key), self.needs_loss
+        )
+        is_first = self.rounds == 0
+        asked = AskedRound(
+            server_round, nodes, ArrayTensors(self._global_arrays), project, is_first
+        )
+        good, bad, private = screen_train_replies(answers, asked, self.identities)
+        if self.needs_examples:
+            good, uncounted = without_uncounted(good, self.weighted_by_key)
+            bad += uncounted
+        self._global_arrays = without_private(self._global_arrays, private)
+        global_model = ArrayTensors(self._global_arrays)
         stepped, good, overgrown = step_without_overgrown(
             good, global_model, lambda replies: self._attempt(replies, global_model)
         )
         bad += overgrown
-        log_replies("aggregate_train", server_round, len(good), bad)
-        self.identities.log_silent("aggregate_train", server_round, asked, answers)
+        self.identities.log_replies("aggregate_train", server_round, len(good), bad)
+        self.identities.log_silent("aggregate_train", server_round, nodes, answers)
         if stepped is None:
-            logger.warning(
-                "aggregate_train: round %s has no reply that can be used; the model stays as it is",
-                server_round,
+            silent = len(nodes.keys() - {answer.node_id for answer in answers})
+            self._standstill.add(
+                *("aggregate_train", server_round, bad, silent),
+                from_start=is_first,
+                project=project,
             )
             return self._global_arrays.copy(), self._metrics((), (), bad)
         model, weights, memory = stepped
         arrays = take_as_arrays(model)
         self.remember(memory)
         self.rounds += 1
+        self._standstill = Standstill()
         self.identities.note("aggregate_train", server_round, good)
         return arrays, self._metrics(good, weights.step, bad)
 
     def _screened_evaluation(
         self, server_round: int, answers: Iterable[Answer], asked: Collection[int] | None
     ) -> tuple[Sequence[EvaluateReply], Sequence[BadReply]]:
-        good, bad = screen_evaluate_replies(
-            answers,
-            asked,
-            self.identities.owners,
-            self.weighted_by_key,
-            homes=self.identities.homes,
-        )
-        log_replies("aggregate_evaluate", server_round, len(good), bad)
-        return good, bad
-
-    def _screened(
-        self, answers: Sequence[Answer], asked: Mapping[int, None], global_model: ArrayTensors
-    ) -> tuple[list[TrainReply], list[BadReply]]:
-        """Separate the replies that can be aggregated from those that cannot."""
-        try:
-            good, bad = screen_train_replies(
-                answers,
-                asked=asked,
-                owners=self.identities.owners,
-                global_model=global_model,
-                loss_key=self.train_loss_key if self.needs_loss else None,
-                examples_key=self.weighted_by_key,
-                homes=self.identities.homes,
-                loss_was_reported=self.rounds > 0,
-            )
-        except MissingLossError as error:
-            raise MissingLossError(
-                f"{type(self).__name__} weights clients by their loss, and no client "
-                f"reports the metric {self.train_loss_key!r}: let the clients return it, or name "
-                f"the one they report with train_loss_key"
-            ) from error
-        if self.needs_examples:
-            good, uncounted = without_uncounted(good, self.weighted_by_key)
-            bad += uncounted
+        good, bad = screen_evaluate_replies(answers, asked, self.identities, self.weighted_by_key)
+        self.identities.log_replies("aggregate_evaluate", server_round, len(good), bad)
         return good, bad
 
     def _attempt(

@@ -153,6 +153,9 @@ def run_rounds(
                 _keep(result.evaluate_metrics_serverapp, server_round, metrics)
             if checkpoints.is_due(server_round, num_rounds):
                 save(server_round)
+        standstill = getattr(carrier, "standstill", None)
+        if standstill is not None:
+            standstill.log_at_end()
         return result
 
 

@@ -75,21 +75,23 @@ class FedPWMod:
         if reply.has_error():
             return reply
         name, trained = only_array_record(reply.content)
-        if set(trained) != set(global_arrays):
+        names = [key for key in global_arrays if key in trained]
+        kept_back = received.is_first and names
+        if len(names) < len(trained) or (len(names) < len(global_arrays) and not kept_back):
             raise ValueError(
                 f"the train function returned the arrays {sorted(trained)}, the server sent "
                 f"{sorted(global_arrays)}: return every array under the name under which it came"
             )
         start, end = ArrayTensors(global_arrays), ArrayTensors(trained)
         sent, report = adjust_reply(
-            [start[key].numpy() for key in global_arrays],
-            [end[key].numpy() for key in global_arrays],
+            [start[key].numpy() for key in names],
+            [end[key].numpy() for key in names],
             received,
             available_device(self._device),
         )
         if report is not None:
             reply.content[name] = ArrayRecord(
-                {key: Array(array) for key, array in zip(global_arrays, sent, strict=True)}
+                {key: Array(array) for key, array in zip(names, sent, strict=True)}
             )
             reply.content[REPORT_KEY] = ConfigRecord({REPORT_KEY: report})
         return reply

@@ -76,13 +76,14 @@ def numpy_client_app(
         if not (isinstance(result, tuple) and len(result) == 3):
             raise TypeError("fit must return (parameters, num_examples, metrics)")
         parameters, num_examples, metrics = result
-        if len(parameters) != len(arrays):
+        # Fewer are the first ones: the server decides whether a client may keep the rest to itself.
+        if not 0 < len(parameters) <= len(arrays):
             raise ValueError(
                 f"fit returned {len(parameters)} arrays, the server sent {len(arrays)}: return "
                 "every array of the model, in the order in which they came"
             )
         with phase("upload"):
-            named = zip(arrays, parameters, strict=True)
+            named = zip(arrays, parameters, strict=False)
             content = records_of_metrics({"num-examples": num_examples, **metrics})
             content["arrays"] = ArrayRecord({name: Array(np.asarray(one)) for name, one in named})
             return Message(content, reply_to=message)

@@ -22,7 +22,7 @@ from fedpw_flwr.wire.adjustment import (
     AdjustmentRequest,
     consensus_members,
 )
-from fedpw_flwr.wire.arrays import view_tensor
+from fedpw_flwr.wire.arrays import in_dtype, view_tensor
 from fedpw_flwr.wire.packing import MOST_ENTRIES, pack_update, packed_size
 
 __all__ = ["ReceivedRequest", "adjust_reply", "take_request"]
@@ -36,6 +36,11 @@ class ReceivedRequest:
 
     request: AdjustmentRequest
     consensus: object
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no round was aggregated yet: then a client may keep arrays to itself."""
+        return self.request.rate == 0 and self.request.consensus_round is None
 
 
 def take_request(config: Mapping[str, Any]) -> tuple[dict[str, Any], ReceivedRequest | None]:
@@ -71,7 +76,8 @@ def adjust_reply(
     Parameters
     ----------
     global_arrays, trained : Sequence[NDArray]
-        w and w_k, in the server's order. Not modified.
+        w and w_k, in the server's order. Not modified. Floating w_k are cast to the dtypes of w. As
+        long as no round was aggregated, w_k may have fewer arrays, the first ones.
     received : ReceivedRequest
         The server's request.
     device : torch.device | str
@@ -92,7 +98,7 @@ def adjust_reply(
         If `trained` is no such model, the request does not fit it, or a place in `trainable` is
         not there.
     """
-    _check_alike(global_arrays, trained)
+    global_arrays, trained = _alike(global_arrays, trained, received)
     _check_places(trainable, trained)
     request = received.request
     members = consensus_members(request, received.consensus, [a.size for a in global_arrays])
@@ -175,21 +181,28 @@ def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | None:
         return None
 
 
-def _check_alike(
-    global_arrays: Sequence[npt.NDArray[Any]], trained: Sequence[npt.NDArray[Any]]
-) -> None:
-    if len(trained) != len(global_arrays):
+def _alike(
+    global_arrays: Sequence[npt.NDArray[Any]],
+    trained: Sequence[npt.NDArray[Any]],
+    received: ReceivedRequest,
+) -> tuple[NDArrays, NDArrays]:
+    """Return w and w_k in the same dtypes, without the arrays that the client keeps to itself."""
+    kept_back = received.is_first and 0 < len(trained) < len(global_arrays)
+    if len(trained) != len(global_arrays) and not kept_back:
         raise ValueError(
             f"training returned {len(trained)} arrays, the server sent {len(global_arrays)}: "
             "return every array of the model, in the order in which they came"
         )
-    for place, (start, end) in enumerate(zip(global_arrays, trained, strict=True)):
+    before = [in_dtype(start, start.dtype) for start in global_arrays[: len(trained)]]
+    after = [in_dtype(end, start.dtype) for start, end in zip(before, trained, strict=True)]
+    for place, (start, end) in enumerate(zip(before, after, strict=True)):
         if start.shape != end.shape or start.dtype != end.dtype:
             raise ValueError(
                 f"training returned array {place} as {end.dtype} {end.shape}, the server sent "
                 f"{start.dtype} {start.shape}: return the arrays in the shapes, dtypes and order "
                 "in which they came"
             )
+    return before, after
 
 
 def _check_places(trainable: Sequence[int] | None, trained: Sequence[npt.NDArray[Any]]) -> None:

@@ -26,11 +26,13 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_incompatible_callers,
 )
 from fedpw_flwr.strategy.draws import Draws
-from fedpw_flwr.strategy.quarantine import Answer, BadReply, EvaluateReply, answers_of_messages
+from fedpw_flwr.strategy.faults import BadReply
+from fedpw_flwr.strategy.quarantine import Answer, EvaluateReply, answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import MetricsAggregation, ScreenedFedAvg
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
+from fedpw_flwr.strategy.standstill import Standstill
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
 
@@ -50,7 +52,8 @@ class FedPW(ScreenedFedAvg):
     their training replies report the mean training loss.
 
     A reply that cannot be used (not finite, wrong shape, missing loss, ...) costs only itself: it
-    is dropped, logged with client and reason, and counted in the round's metrics.
+    is dropped, logged with client and reason, and counted in the round's metrics. Where all replies
+    of the first round have the same fault, it is the project's, and an error says what to change.
 
     Parameters
     ----------
@@ -236,6 +239,11 @@ class FedPW(ScreenedFedAvg):
     def state(self, state: WeightingState) -> None:
         self.rounds.state = state
 
+    @property
+    def standstill(self) -> Standstill:
+        """How long the model has not changed."""
+        return self.rounds.standstill
+
     def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return everything the method carries from round to round: JSON, and tensors by name."""
         state, tensors = self.rounds.saved_state()
@@ -307,9 +315,9 @@ class FedPW(ScreenedFedAvg):
         Raises
         ------
         ValueError
-            If `trainable` names an array the model does not have, an array of the model cannot be
-            decoded or is not finite, or something around the strategy or in `config` cannot work
-            with it.
+            If `trainable` names an array the model does not have, no array of the model is
+            floating, one cannot be decoded or is not finite, or something around the strategy or in
+            `config` cannot work with it.
         TypeError
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
@@ -353,12 +361,14 @@ class FedPW(ScreenedFedAvg):
             metrics with FedPW's own: parallel lists ``fedpw-client-id``, ``fedpw-weight``,
             ``fedpw-p``, ``fedpw-q``, ``fedpw-drop-rate``, ``fedpw-loss`` over the participants, and
             the numbers ``fedpw-loss-term-share``, ``fedpw-amplification``, ``fedpw-bounded``,
-            ``fedpw-quarantined``, ``fedpw-failed``.
+            ``fedpw-quarantined``, ``fedpw-failed``, ``fedpw-empty``. In the first round the next
+            model is without the arrays that no client returned: see "Partial models" in the README.
 
         Raises
         ------
-        MissingLossError
-            If replies came and none of them reports the training loss.
+        UnusableRepliesError
+            If all replies of the first round have the same fault (`MissingLossError`: none reports
+            the training loss), or three rounds from the start had none that can be used.
         RuntimeError
             If `configure_train` was not called before.
         """

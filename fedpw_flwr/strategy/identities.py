@@ -6,9 +6,10 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from fedpw_flwr.strategy.quarantine import Answer, BadReply, TrainReply
+from fedpw_flwr.strategy.faults import BadReply
+from fedpw_flwr.strategy.quarantine import Answer, TrainReply
 
-__all__ = ["Identities", "log_replies"]
+__all__ = ["Identities"]
 
 logger = logging.getLogger("flwr")
 
@@ -30,6 +31,7 @@ class Identities:
         self.owners: dict[int, int] = {}
         self.homes: dict[int, int] = {}
         self.introduced: dict[int, int] = {}
+        self._empty: set[int] = set()
 
     def to_dict(self) -> dict[str, Any]:
         """Return what replies have shown, as JSON can hold it."""
@@ -68,6 +70,35 @@ class Identities:
             self.owners[reply.client] = reply.node_id
             self.homes.setdefault(reply.client, reply.node_id)
 
+    def log_replies(
+        self, phase: str, server_round: int, usable: int, bad: Sequence[BadReply]
+    ) -> None:
+        """Log how many replies a phase of a round had, and what was wrong with each bad one.
+
+        A client without data is named once in a run: there is nothing to be done about it.
+        """
+        fates = [reply.fate for reply in bad]
+        logger.info(
+            "%s: Received %s usable results, %s quarantined and %s failures",
+            phase,
+            usable,
+            fates.count("quarantined"),
+            fates.count("failed"),
+        )
+        for reply in bad:
+            who = _who(reply.client, reply.node_id)
+            if reply.fate != "empty":
+                reason = _in_the_log(reply.reason)
+                logger.warning(
+                    "%s: round %s, %s %s: %s", phase, server_round, who, reply.fate, reason
+                )
+            elif reply.client not in self._empty:
+                self._empty.add(reply.client)
+                logger.info(
+                    "%s: round %s, %s has no data (%s): it is left out of rounds, without a fault",
+                    *(phase, server_round, who, reply.reason),
+                )
+
     def log_silent(
         self, phase: str, server_round: int, asked: Collection[int], answers: Iterable[Answer]
     ) -> None:
@@ -84,27 +115,6 @@ class Identities:
                 "out, or %s did not answer",
                 *(phase, server_round, who, who),
             )
-
-
-def log_replies(phase: str, server_round: int, usable: int, bad: Sequence[BadReply]) -> None:
-    """Log how many replies a phase of a round had, and what was wrong with each bad one."""
-    failed = sum(reply.failed for reply in bad)
-    logger.info(
-        "%s: Received %s usable results, %s quarantined and %s failures",
-        phase,
-        usable,
-        len(bad) - failed,
-        failed,
-    )
-    for reply in bad:
-        logger.warning(
-            "%s: round %s, %s %s: %s",
-            phase,
-            server_round,
-            _who(reply.client, reply.node_id),
-            "failed" if reply.failed else "quarantined",
-            _in_the_log(reply.reason),
-        )
 
 
 def _in_the_log(reason: str) -> str:

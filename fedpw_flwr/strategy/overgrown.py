@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from fedpw_flwr.strategy.quarantine import BadReply, TrainReply, check_finite
+from fedpw_flwr.strategy.faults import BadReply
+from fedpw_flwr.strategy.quarantine import TrainReply, check_finite
 
 __all__ = ["step_without_overgrown", "too_large"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,15 +20,33 @@ from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
 from torch import Tensor
 
 from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult
+from fedpw_flwr.strategy.faults import (
+    ARRAYS,
+    BELOW_ZERO,
+    DTYPES,
+    LISTED,
+    LOSSLESS,
+    METRICLESS,
+    NOT_FINITE,
+    RECORDS,
+    SHAPES,
+    BadReply,
+    Fault,
+    Project,
+    refuse_shared_fault,
+)
 from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport, AdjustmentRequest
 from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors
 from fedpw_flwr.wire.identity import identity_of
+from fedpw_flwr.wire.metrics import OTHER_METRICS_RECORD
+
+if TYPE_CHECKING:
+    from fedpw_flwr.strategy.identities import Identities
 
 __all__ = [
     "Answer",
-    "BadReply",
+    "AskedRound",
     "EvaluateReply",
-    "MissingLossError",
     "TrainReply",
     "all_finite",
     "answers_of_messages",
@@ -40,13 +58,6 @@ __all__ = [
 
 LARGEST_NORM = 1e16
 """Tensors of a larger Euclidean norm are refused: their inner products overflow float32."""
-
-LARGEST_COUNT = 2**53
-"""Integers beyond it are refused: a mean in double precision does not hold them."""
-
-
-class MissingLossError(ValueError):
-    """No client of a round reported the training loss that FedPW weights clients by."""
 
 
 @dataclass(frozen=True)
@@ -101,29 +112,6 @@ def answers_of_messages(replies: Iterable[Message], asked: Sequence[Message]) ->
 
 
 @dataclass(frozen=True)
-class BadReply:
-    """A reply that was set aside.
-
-    Attributes
-    ----------
-    node_id : int
-        Flower's id of the node that sent it.
-    client : int
-        The client's stable identity where it gave one, else the node id.
-    reason : str
-        What is wrong with it.
-    failed : bool
-        True where the client raised or was lost (Flower reports an error), False where it answered
-        with something that cannot be used.
-    """
-
-    node_id: int
-    client: int
-    reason: str
-    failed: bool = False
-
-
-@dataclass(frozen=True)
 class TrainReply:
     """A training reply that passed, and what the algorithm needs of it.
 
@@ -153,134 +141,122 @@ class EvaluateReply:
 Reply = TypeVar("Reply", TrainReply, EvaluateReply)
 
 
+@dataclass(frozen=True)
+class AskedRound:
+    """A round of training as it was asked for: what its replies are held against.
+
+    Attributes
+    ----------
+    server_round : int
+        Flower's round number.
+    asked : Mapping[int, AdjustmentRequest | None]
+        The nodes that were asked to train, and what each was asked to do to its update.
+    model : Mapping[str, Tensor]
+        The model that was sent: names, shapes and dtypes that a reply must match.
+    project : Project
+        The names by which the project calls things.
+    is_first : bool
+        Whether no round was aggregated before: what all its replies share is the project's, and
+        which arrays the clients return is settled in it.
+    """
+
+    server_round: int
+    asked: Mapping[int, AdjustmentRequest | None]
+    model: Mapping[str, Tensor]
+    project: Project
+    is_first: bool
+
+
 def screen_train_replies(
-    answers: Iterable[Answer],
-    asked: Mapping[int, AdjustmentRequest | None],
-    owners: Mapping[int, int],
-    global_model: Mapping[str, Tensor],
-    loss_key: str | None,
-    examples_key: str,
-    *,
-    homes: Mapping[int, int] | None = None,
-    named: Mapping[int, int] | None = None,
-    loss_was_reported: bool = False,
-) -> tuple[list[TrainReply], list[BadReply]]:
+    answers: Iterable[Answer], asked: AskedRound, identities: Identities
+) -> tuple[list[TrainReply], list[BadReply], frozenset[str]]:
     """Separate the training replies that can be aggregated from those that cannot.
 
     Parameters
     ----------
     answers : Iterable[Answer]
         Everything that came back in the round.
-    asked : Mapping[int, AdjustmentRequest | None]
-        The nodes that were asked to train, and what each was asked to do to its update.
-    owners : Mapping[int, int]
-        Which node answered last for a client identity; decides between two that claim the same.
-    global_model : Mapping[str, Tensor]
-        The model that was sent: names, shapes and dtypes that a reply must match.
-    loss_key : str | None
-        MetricRecord key of the mean training loss; None where no loss is needed.
-    examples_key : str
-        MetricRecord key of the number of training examples; a reply may lack it.
-    homes : Mapping[int, int] | None (default: None)
-        Which node answered first for a client identity; decides before `owners` does.
-    named : Mapping[int, int] | None (default: None)
-        Which client a node said it is, where it never answered; for the log.
-    loss_was_reported : bool (default: False)
-        Whether clients reported their loss in an earlier round: one that does not is broken then.
+    asked : AskedRound
+        What they are held against.
+    identities : Identities
+        Who answered from where; decides between two that claim to be the same client.
 
     Returns
     -------
-    tuple[list[TrainReply], list[BadReply]]
-        Usable replies in the order of client identity, and the others.
+    tuple[list[TrainReply], list[BadReply], frozenset[str]]
+        Usable replies in the order of client identity; the others; and in a first round the names
+        of the arrays that none of at least two usable replies has: they are private to the clients
+        and no longer part of the global model.
 
     Raises
     ------
-    MissingLossError
-        If replies came and every one of them lacks `loss_key`.
+    UnusableRepliesError
+        If all replies of a first round have the same fault; `MissingLossError` where it is that
+        they lack the loss.
     """
-    good: list[TrainReply] = []
-    bad: list[BadReply] = []
-    client_of = {**(named or {}), **{node: client for client, node in owners.items()}}
     answers = list(answers)
-    came = [answer for answer in answers if answer.content is not None]
-    for answer in answers:
-        if answer.content is None:
-            client = client_of.get(answer.node_id, answer.node_id)
-            bad.append(BadReply(answer.node_id, client, answer.error, failed=True))
-    for answer in came:
-        client = client_of.get(answer.node_id, answer.node_id)
-        reply = _screened(answer, client, asked, owners, global_model, loss_key, examples_key)
-        if isinstance(reply, TrainReply):
-            good.append(reply)
+    client_of = identities.by_node()
+
+    def read(node_id: int, content: RecordDict, metrics: MetricRecord) -> TrainReply:
+        return _train_reply(node_id, content, metrics, asked, identities)
+
+    good, bad = _judged(answers, client_of, asked.asked, "train", asked.project.examples_key, read)
+    private = _private_arrays(good, asked.model) if asked.is_first else frozenset()
+    expected = [name for name in asked.model if name not in private]
+    complete = []
+    for reply in good:
+        if len(reply.result.tensors) == len(expected):
+            complete.append(reply)
         else:
-            bad.append(reply)
-    due = None if loss_was_reported else loss_key
-    told_nothing = due is not None and not any(_reports(answer, due) for answer in came)
-    # A few that answer alone may be broken; of most it is how the project is written.
-    if came and told_nothing and 2 * len(came) >= len(asked):
-        raise MissingLossError(
-            f"no client reported its training loss: FedPW weights clients by it and reads it from "
-            f"the metric {loss_key!r}. Let every client's train function return it, for example\n"
-            f'    MetricRecord({{"{loss_key}": mean_loss_over_all_batches, '
-            f'"{examples_key}": len(trainset)}})\n'
-            f"or, from a NumPyClient,\n"
-            f'    return parameters, num_examples, {{"{loss_key}": mean_loss_over_all_batches}}\n'
-            f'or name the metric your clients report: FedPW(train_loss_key="...")'
-        )
-    unique, duplicates = _one_reply_per_client(good, owners, homes or {}, client_of)
-    return unique, bad + duplicates
+            fault = _other_arrays(reply.result.tensors, expected)
+            bad.append(BadReply(reply.node_id, reply.client, str(fault), kind=fault.kind))
+    unique, duplicates = _one_reply_per_client(complete, identities, client_of)
+    if asked.is_first and not unique:
+        reported = {name for answer in answers for name in _metric_names(answer)}
+        refuse_shared_fault(bad, asked.server_round, reported, asked.project)
+    return unique, bad + duplicates, private
 
 
-def _screened(
-    answer: Answer,
-    client: int,
-    asked: Mapping[int, AdjustmentRequest | None],
-    owners: Mapping[int, int],
-    global_model: Mapping[str, Tensor],
-    loss_key: str | None,
-    examples_key: str,
-) -> TrainReply | BadReply:
-    """Look at one reply; `client` is who is known to be at its node."""
-    node_id, content = answer.node_id, answer.content
-    assert content is not None
-    try:
-        stated = identity_of(content)
-        client = client if stated is None else stated
-        if node_id not in asked:
-            raise ValueError("it was not asked to train in this round")
-        if stated is not None and stated != node_id and owners.get(stated) == stated:
-            raise ValueError(f"it says it is client {stated}, which is the id of another node")
-        if answer.late:
-            raise ValueError("it answers a message of an earlier round")
-        metrics = _only_metric_record(content)
-        if loss_key is not None and loss_key not in metrics:
-            raise ValueError(f"its metrics lack the training loss {loss_key!r}")
-        request = asked[node_id]
-        report = _report(content, request, len(global_model))
-        with np.errstate(all="ignore"):
-            tensors = _checked_tensors(content, global_model, request, report)
-        result = ClientResult(
-            client=node_id if stated is None else stated,
-            tensors=tensors,
-            loss=None if loss_key is None else _non_negative(metrics, loss_key),
-            num_examples=(
-                _non_negative(metrics, examples_key) if examples_key in metrics else None
-            ),
-            applied=None if report is None else _applied(report, global_model),
-        )
-    except ValueError as error:
-        return BadReply(node_id, client, str(error))
+def _private_arrays(replies: Sequence[TrainReply], model: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the names that no reply of at least two clients has; none where nothing would stay."""
+    returned = set().union(*(reply.result.tensors for reply in replies))
+    something = any(model[name].is_floating_point() for name in returned)
+    if len({reply.client for reply in replies}) < 2 or not something:
+        return frozenset()
+    return frozenset(model) - returned
+
+
+def _train_reply(
+    node_id: int,
+    content: RecordDict,
+    metrics: MetricRecord,
+    asked: AskedRound,
+    identities: Identities,
+) -> TrainReply:
+    """Read a training reply; what it lacks of the arrays is looked at later in a first round."""
+    stated = identity_of(content)
+    if stated is not None and stated != node_id and identities.owners.get(stated) == stated:
+        raise Fault(f"it says it is client {stated}, which is the id of another node")
+    loss_key, examples_key = asked.project.loss_key, asked.project.examples_key
+    needs_loss = asked.project.needs_loss
+    if needs_loss and loss_key not in metrics:
+        raise Fault(f"its metrics lack the training loss {loss_key!r}", LOSSLESS)
+    tensors, report = _checked_tensors(content, asked, asked.asked[node_id])
+    result = ClientResult(
+        client=node_id if stated is None else stated,
+        tensors=tensors,
+        loss=_loss(metrics, loss_key) if needs_loss else None,
+        num_examples=_non_negative(metrics, examples_key) if examples_key in metrics else None,
+        applied=None if report is None else _applied(report, _in_order(asked.model, tensors)),
+    )
     return TrainReply(node_id, result, content, None if report is None else report.trainable)
 
 
 def screen_evaluate_replies(
     answers: Iterable[Answer],
     asked: Collection[int] | None,
-    owners: Mapping[int, int],
+    identities: Identities,
     examples_key: str,
-    *,
-    homes: Mapping[int, int] | None = None,
-    named: Mapping[int, int] | None = None,
 ) -> tuple[list[EvaluateReply], list[BadReply]]:
     """Separate the evaluation replies whose metrics can be aggregated from those that cannot.
 
@@ -293,44 +269,28 @@ def screen_evaluate_replies(
     asked : Collection[int] | None
         The nodes that were asked to evaluate; None where they are not known, as in a strategy that
         sends its own.
-    owners : Mapping[int, int]
-        Which node answered last for a client identity; names a node that failed.
+    identities : Identities
+        As in `screen_train_replies`.
     examples_key : str
         MetricRecord key of the number of examples.
-    homes, named : Mapping[int, int] | None (default: None)
-        As in `screen_train_replies`.
 
     Returns
     -------
     tuple[list[EvaluateReply], list[BadReply]]
         Usable replies in the order of client identity, and the others.
     """
-    good: list[EvaluateReply] = []
-    bad: list[BadReply] = []
-    client_of = {**(named or {}), **{node: client for client, node in owners.items()}}
-    for answer in answers:
-        node_id, content = answer.node_id, answer.content
-        client = client_of.get(node_id, node_id)
-        if content is None:
-            bad.append(BadReply(node_id, client, answer.error, failed=True))
-            continue
-        try:
-            stated = identity_of(content)
-            client = client if stated is None else stated
-            if asked is not None and node_id not in asked:
-                raise ValueError("it was not asked to evaluate in this round")
-            if answer.late:
-                raise ValueError("it answers a message of an earlier round")
-            metrics = _only_metric_record(content)
-            for key in metrics:
-                _finite(metrics, key)
-            if examples_key in metrics:
-                _non_negative(metrics, examples_key)
-        except ValueError as error:
-            bad.append(BadReply(node_id, client, str(error)))
-        else:
-            good.append(EvaluateReply(node_id, client, content))
+    client_of = identities.by_node()
 
+    def read(node_id: int, content: RecordDict, metrics: MetricRecord) -> EvaluateReply:
+        for key in metrics:
+            _finite(metrics, key)
+        if examples_key in metrics:
+            _non_negative(metrics, examples_key)
+        stated = identity_of(content)
+        client = client_of.get(node_id, node_id) if stated is None else stated
+        return EvaluateReply(node_id, client, content)
+
+    good, bad = _judged(answers, client_of, asked, "evaluate", examples_key, read)
     shapes = Counter(_metric_shape(reply.content) for reply in good)
     if len(shapes) > 1:
         usual = max(shapes, key=lambda shape: (shapes[shape], len(shape), sorted(shape)))
@@ -342,19 +302,60 @@ def screen_evaluate_replies(
             reason = f"its metrics {found} are not those of the other clients, {expected}"
             bad.append(BadReply(reply.node_id, reply.client, reason))
 
-    unique, duplicates = _one_reply_per_client(good, owners, homes or {}, client_of)
+    unique, duplicates = _one_reply_per_client(good, identities, client_of)
     return unique, bad + duplicates
 
 
-def _reports(answer: Answer, key: str) -> bool:
-    records = () if answer.content is None else answer.content.metric_records.values()
-    return any(key in record for record in records)
+def _judged(
+    answers: Iterable[Answer],
+    client_of: Mapping[int, int],
+    asked: Collection[int] | None,
+    task: str,
+    examples_key: str,
+    read: Callable[[int, RecordDict, MetricRecord], Reply],
+) -> tuple[list[Reply], list[BadReply]]:
+    """Look at each answer alone; what `read` makes of it, or raises, is what it is."""
+    good: list[Reply] = []
+    bad: list[BadReply] = []
+    for answer in answers:
+        node_id, content = answer.node_id, answer.content
+        client = client_of.get(node_id, node_id)
+        if content is None:
+            bad.append(BadReply(node_id, client, answer.error, "failed"))
+            continue
+        unasked = asked is not None and node_id not in asked
+        try:
+            stated = identity_of(content)
+            client = client if stated is None else stated
+            if unasked:
+                raise Fault(f"it was not asked to {task} in this round")
+            if answer.late:
+                raise Fault("it answers a message of an earlier round")
+            metrics = _only_metric_record(content)
+            if metrics.get(examples_key) == 0:
+                bad.append(BadReply(node_id, client, f"{examples_key} is 0", "empty"))
+                continue
+            good.append(read(node_id, content, metrics))
+        except ValueError as error:
+            kind = error.kind if isinstance(error, Fault) else ""
+            stray = unasked or answer.late
+            bad.append(BadReply(node_id, client, str(error), kind=kind, stray=stray))
+    return good, bad
+
+
+def _metric_names(answer: Answer) -> Iterable[str]:
+    """Return the names of all metrics of a reply, also of those that no MetricRecord takes."""
+    content = RecordDict() if answer.content is None else answer.content
+    for record in content.metric_records.values():
+        yield from record
+    yield from content.config_records.get(OTHER_METRICS_RECORD, ())
 
 
 def _only_metric_record(content: RecordDict) -> MetricRecord:
     records = list(content.metric_records.values())
     if len(records) != 1:
-        raise ValueError(f"it holds {len(records)} MetricRecords instead of one")
+        reason = f"it holds {len(records)} MetricRecords instead of one"
+        raise Fault(reason, RECORDS if records else METRICLESS)
     return records[0]
 
 
@@ -367,63 +368,86 @@ def _report(
         return None
     report = AdjustmentReport.decode(record[REPORT_KEY], arrays)
     if request is None:
-        raise ValueError("it adjusted its update, which it was not asked to")
+        raise Fault("it adjusted its update, which it was not asked to")
     if report.rate != request.rate:
-        raise ValueError(f"it masked with the rate {report.rate}, asked was {request.rate}")
+        raise Fault(f"it masked with the rate {report.rate}, asked was {request.rate}")
     if report.consensus_round != request.consensus_round:
-        raise ValueError(
+        raise Fault(
             f"it rescaled with the consensus of round {report.consensus_round}, sent was that of "
             f"round {request.consensus_round}"
         )
     if report.packed and request.upload != "packed":
-        raise ValueError("it packed its update, which it was not asked to")
+        raise Fault("it packed its update, which it was not asked to")
     return report
 
 
-def _applied(report: AdjustmentReport, global_model: Mapping[str, Tensor]) -> AppliedAdjustment:
-    discarded = dict(zip(global_model, report.discarded, strict=True))
-    norms = {name: norm for name, norm in zip(global_model, report.norms, strict=False) if norm > 0}
+def _applied(report: AdjustmentReport, names: Sequence[str]) -> AppliedAdjustment:
+    discarded = dict(zip(names, report.discarded, strict=True))
+    norms = {name: norm for name, norm in zip(names, report.norms, strict=False) if norm > 0}
     return AppliedAdjustment(report.rate, discarded, report.consensus_round, norms)
 
 
 def _checked_tensors(
-    content: RecordDict,
-    global_model: Mapping[str, Tensor],
-    request: AdjustmentRequest | None,
-    report: AdjustmentReport | None,
-) -> Mapping[str, Tensor]:
+    content: RecordDict, asked: AskedRound, request: AdjustmentRequest | None
+) -> tuple[ArrayTensors, AdjustmentReport | None]:
+    """Look at a reply's arrays, and read what was done to them."""
     records = list(content.array_records.values())
     if len(records) != 1:
-        raise ValueError(f"it holds {len(records)} ArrayRecords instead of one")
-    tensors = ArrayTensors(records[0])
-    if set(tensors) != set(global_model):
-        missing = sorted(set(global_model) - set(tensors))
-        extra = sorted(set(tensors) - set(global_model))
-        raise ValueError(f"its arrays are not the model's: missing {missing}, unknown {extra}")
+        raise Fault(f"it holds {len(records)} ArrayRecords instead of one", RECORDS)
+    (arrays,) = records
+    names = _in_order(asked.model, arrays)
+    complete = len(names) == len(asked.model)
+    if len(names) < len(arrays) or not names or not (asked.is_first or complete):
+        raise _other_arrays(arrays, asked.model)
+    report = _report(content, request, len(names))
+    # Places in a report, and in packed updates, are among the arrays that came.
+    model = asked.model if complete else {name: asked.model[name] for name in names}
+    tensors = ArrayTensors(arrays, model)
     if request is not None and report is not None and report.packed:
-        names = list(global_model)
         packed = {names[place] for place in report.packed}
-        tensors = PackedTensors(records[0], packed, global_model, request.upload_dtype, report.rate)
-    for name, expected in global_model.items():
-        packed_update = tensors.packed_update(name)
-        if packed_update is not None:
-            # Of the model's shape and dtype by its header; unpacking it can wait, and so can its
-            # norm where its largest value says enough.
-            if packed_update.most_norm > LARGEST_NORM:
-                check_norm(name, packed_update.norm())
-            continue
-        if expected.dtype == torch.float32 and _is_sound(tensors.ndarray(name), expected.shape):
-            continue
-        tensor = tensors[name]
-        if tensor.shape != expected.shape:
-            raise ValueError(
-                f"tensor {name!r} has the shape {tuple(tensor.shape)} instead of "
-                f"{tuple(expected.shape)}"
-            )
-        if tensor.dtype != expected.dtype:
-            raise ValueError(f"tensor {name!r} is {tensor.dtype} instead of {expected.dtype}")
-        check_finite(name, tensor)
-    return tensors
+        tensors = PackedTensors(arrays, packed, model, request.upload_dtype, report.rate)
+    with np.errstate(all="ignore"):
+        for name in names:
+            _check_tensor(name, tensors, asked.model[name])
+    return tensors, report
+
+
+def _in_order(model: Iterable[str], names: Collection[str]) -> list[str]:
+    """Return those of the names that the model has, in its order."""
+    return [name for name in model if name in names]
+
+
+def _other_arrays(found: Iterable[str], expected: Iterable[str]) -> Fault:
+    found, expected = set(found), set(expected)
+    missing, unknown = _listed(expected - found), _listed(found - expected)
+    return Fault(f"its arrays are not the model's: missing {missing}, unknown {unknown}", ARRAYS)
+
+
+def _listed(names: Collection[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{sorted(names)[:most]}{more}"
+
+
+def _check_tensor(name: str, tensors: ArrayTensors, expected: Tensor) -> None:
+    packed_update = tensors.packed_update(name)
+    if packed_update is not None:
+        # Of the model's shape and dtype by its header; unpacking it can wait, and so can its norm
+        # where its largest value says enough.
+        if packed_update.most_norm > LARGEST_NORM:
+            check_norm(name, packed_update.norm())
+        return
+    if expected.dtype == torch.float32 and _is_sound(tensors.ndarray(name), expected.shape):
+        return
+    tensor = tensors[name]
+    if tensor.shape != expected.shape:
+        raise Fault(
+            f"tensor {name!r} has the shape {tuple(tensor.shape)} instead of "
+            f"{tuple(expected.shape)}",
+            SHAPES,
+        )
+    if tensor.dtype != expected.dtype:
+        raise Fault(f"tensor {name!r} is {tensor.dtype} instead of {expected.dtype}", DTYPES)
+    check_finite(name, tensor)
 
 
 def _is_sound(array: npt.NDArray[Any], shape: torch.Size) -> bool:
@@ -442,13 +466,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
     ValueError
         If an entry is not finite, or the norm is above `LARGEST_NORM`.
     """
-    if tensor.numel() == 0 or tensor.dtype == torch.bool:
-        return
-    if not tensor.is_floating_point():
-        if not tensor.is_complex() and _reach(tensor) > LARGEST_COUNT:
-            raise ValueError(
-                f"tensor {name!r} holds integers beyond {LARGEST_COUNT}, which no counter reaches"
-            )
+    if tensor.numel() == 0 or not tensor.is_floating_point():
         return
     flat = tensor.reshape(-1)
     if flat.dtype == torch.float16:
@@ -458,10 +476,6 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if not bool(torch.isfinite(flat).all()):
         raise ValueError(f"tensor {name!r} holds values that are not finite (NaN or infinity)")
     check_norm(name, float(flat.double().norm()))
-
-
-def _reach(integers: Tensor) -> int:
-    return max(abs(int(integers.min())), abs(int(integers.max())))
 
 
 def check_norm(name: str, norm: float) -> None:
@@ -494,6 +508,16 @@ def _finite(metrics: MetricRecord, key: str) -> None:
         raise ValueError(f"its metric {key!r} is not finite: {metrics[key]!r}")
 
 
+def _loss(metrics: MetricRecord, key: str) -> float:
+    """Read ℓ_k; what is wrong with it may be so on all clients."""
+    try:
+        return _non_negative(metrics, key)
+    except ValueError as error:
+        value = metrics[key]
+        kind = BELOW_ZERO if all_finite(value) else NOT_FINITE
+        raise Fault(str(error), LISTED if isinstance(value, list) else kind) from error
+
+
 def _non_negative(metrics: MetricRecord, key: str) -> float:
     value = metrics[key]
     if isinstance(value, list):
@@ -515,10 +539,7 @@ def _metric_shape(content: RecordDict) -> frozenset[tuple[str, int]]:
 
 
 def _one_reply_per_client(
-    replies: Sequence[Reply],
-    owners: Mapping[int, int],
-    homes: Mapping[int, int],
-    client_of: Mapping[int, int],
+    replies: Sequence[Reply], identities: Identities, client_of: Mapping[int, int]
 ) -> tuple[list[Reply], list[BadReply]]:
     """Keep one reply a client: the node's that had the identity first, else last, else the lowest.
 
@@ -533,8 +554,8 @@ def _one_reply_per_client(
         # Hashing a whole reply is only worth it where there is something to decide.
         several = answers[reply.client, reply.node_id] > 1
         digest = reply.content.object_id if several else ""
-        at_home = homes.get(reply.client) == reply.node_id
-        owns = owners.get(reply.client) == reply.node_id
+        at_home = identities.homes.get(reply.client) == reply.node_id
+        owns = identities.owners.get(reply.client) == reply.node_id
         return reply.client, not at_home, not owns, reply.node_id, digest
 
     unique: dict[int, Reply] = {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from flwr.app import MetricRecord, RecordDict
 
 from fedpw_flwr.algorithm import ClientResult, ServerStep
-from fedpw_flwr.strategy.quarantine import BadReply, all_finite
+from fedpw_flwr.strategy.faults import BadReply, Fate
+from fedpw_flwr.strategy.quarantine import all_finite
 
 __all__ = ["alike_metrics", "reply_counts", "round_metrics"]
 
@@ -25,15 +27,12 @@ def alike_metrics(contents: Sequence[RecordDict], weighted_by_key: str) -> list[
     Returns
     -------
     list[RecordDict]
-        The replies with a MetricRecord of equal keys and finite values each; none where all of
-        them count for nothing (weight 0).
+        The replies with a MetricRecord of equal keys and finite values each.
     """
     records = [next(iter(content.metric_records.items())) for content in contents]
     metrics = [record for _, record in records]
     shared = {key for record in metrics for key in record if _is_shared(key, metrics)}
     weighted = weighted_by_key in shared
-    if weighted and not any(record[weighted_by_key] for record in metrics):
-        return []
     alike = []
     for content, (name, record) in zip(contents, records, strict=True):
         kept = MetricRecord({key: record[key] for key in record if key in shared})
@@ -91,6 +90,6 @@ def round_metrics(
 
 
 def reply_counts(bad: Sequence[BadReply], prefix: str = "") -> MetricRecord:
-    """Count the replies that were set aside: ``quarantined``, and ``failed`` at the client."""
-    failed = sum(reply.failed for reply in bad)
-    return MetricRecord({f"{prefix}quarantined": len(bad) - failed, f"{prefix}failed": failed})
+    """Count what was set aside: ``quarantined``, ``failed`` at the client, ``empty`` of data."""
+    fates = [reply.fate for reply in bad]
+    return MetricRecord({f"{prefix}{fate}": fates.count(fate) for fate in get_args(Fate)})

@@ -12,11 +12,13 @@ from typing import ClassVar, TypedDict, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 
-from fedpw_flwr.strategy.quarantine import Answer, BadReply, EvaluateReply, answers_of_messages
+from fedpw_flwr.strategy.faults import BadReply
+from fedpw_flwr.strategy.quarantine import Answer, EvaluateReply, answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import alike_metrics, reply_counts
 from fedpw_flwr.strategy.sampling import NodeSampling
+from fedpw_flwr.strategy.standstill import Standstill
 
 __all__ = ["FedAvgOptions", "MetricsAggregation", "ScreenedFedAvg"]
 
@@ -58,6 +60,29 @@ class ScreenedFedAvg(FedAvg):
         self._asked_to_train: tuple[Message, ...] = ()
         self._asked_to_evaluate: tuple[Message, ...] | None = None
 
+    @property
+    @abstractmethod
+    def standstill(self) -> Standstill:
+        """How long the model has not changed."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds as FedAvg does, and say at the end if the last ones changed nothing."""
+        result = super().start(
+            *(grid, initial_arrays, num_rounds, timeout),
+            *(train_config, evaluate_config, evaluate_fn),
+        )
+        self.standstill.log_at_end()
+        return result
+
     def sampled(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
@@ -84,8 +109,8 @@ class ScreenedFedAvg(FedAvg):
         Returns
         -------
         MetricRecord | None
-            The averaged metrics with the counts ``quarantined`` and ``failed`` (FedPW's names begin
-            with ``fedpw-``); None where nobody was asked.
+            The averaged metrics with the counts ``quarantined``, ``failed`` and ``empty`` (FedPW's
+            names begin with ``fedpw-``); None where nobody was asked.
         """
         asked = self._asked_to_evaluate
         if asked is not None and not asked:

@@ -29,18 +29,20 @@ from fedpw_flwr.algorithm.client_step import Consensus
 from fedpw_flwr.algorithm.kernels import why_not_compiled
 from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.device import available_device
-from fedpw_flwr.strategy.identities import Identities, log_replies
+from fedpw_flwr.strategy.faults import BadReply, Project
+from fedpw_flwr.strategy.global_model import check_model, without_private
+from fedpw_flwr.strategy.identities import Identities
 from fedpw_flwr.strategy.overgrown import step_without_overgrown, too_large
 from fedpw_flwr.strategy.quarantine import (
     Answer,
-    BadReply,
+    AskedRound,
     EvaluateReply,
     TrainReply,
-    check_finite,
     screen_evaluate_replies,
     screen_train_replies,
     without_uncounted,
 )
+from fedpw_flwr.strategy.standstill import Standstill
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
     HIDES_UPDATES,
@@ -147,6 +149,7 @@ class ServerRounds:
         self._dtypes: dict[str, torch.dtype] = {}
         self._asked: dict[int, AdjustmentRequest | None] = {}
         self.identities = Identities()
+        self.standstill = Standstill()
         self._failed: set[int] = set()
         self._restored = False
 
@@ -164,6 +167,11 @@ class ServerRounds:
     def asked_nodes(self) -> frozenset[int]:
         """Ids of the nodes that were asked to train in this round."""
         return frozenset(self._asked)
+
+    @property
+    def array_names(self) -> Collection[str]:
+        """Names of the arrays that are part of the model; none before the first round."""
+        return self._dtypes.keys()
 
     def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return everything that is carried from round to round: JSON, and tensors by name."""
@@ -267,8 +275,8 @@ class ServerRounds:
         Raises
         ------
         ValueError
-            If `trainable` names an array the model does not have, or an array cannot be decoded
-            or is not finite.
+            If `trainable` names an array the model does not have, no array is floating, or one
+            cannot be decoded or is not finite.
         TypeError
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
@@ -282,22 +290,13 @@ class ServerRounds:
             self._dtypes = dtypes
         if self._dtypes != dtypes:
             arrays = encode_arrays(
-                {
-                    name: (model[name] if dtype.is_floating_point else model[name].round()).to(
-                        dtype
-                    )
-                    for name, dtype in self._dtypes.items()
-                }
+                {name: _of_dtype(model[name], dtype) for name, dtype in self._dtypes.items()}
             )
             model = ArrayTensors(arrays)
         kinds = classify_tensors(model, self.settings.trainable)
         if is_first and self.settings.trainable is None:
             _warn_of_missing_names(model, kinds)
-        for name in model:
-            try:
-                check_finite(name, model[name])
-            except ValueError as error:
-                raise ValueError(f"the global model of round {server_round}: {error}") from error
+        check_model(arrays, server_round)
         return arrays
 
     def strangers(self, nodes: Sequence[int]) -> list[int]:
@@ -394,8 +393,9 @@ class ServerRounds:
 
         Raises
         ------
-        MissingLossError
-            If replies came and none of them reports the training loss.
+        UnusableRepliesError
+            If all replies of the first round have the same fault (`MissingLossError`: none reports
+            the training loss), or three rounds from the start had none that can be used.
         RuntimeError
             If no round was begun.
         """
@@ -406,23 +406,22 @@ class ServerRounds:
             )
         if not self._asked:
             return Aggregated(self._global_arrays.copy())
-        global_model = ArrayTensors(self._global_arrays)
         needs_loss = self.settings.adapt_weights or self.settings.adjust_parameters
+        project = Project("FedPW", self.train_loss_key, examples_key, needs_loss)
+        is_first = self.state.rounds == 0
         answers = list(answers)
-        good, bad = screen_train_replies(
+        good, bad, private = screen_train_replies(
             answers,
-            asked=self._asked,
-            owners=self.identities.owners,
-            global_model=global_model,
-            loss_key=self.train_loss_key if needs_loss else None,
-            examples_key=examples_key,
-            homes=self.identities.homes,
-            named=self.identities.introduced,
-            loss_was_reported=self.state.rounds > 0,
+            AskedRound(
+                server_round, self._asked, ArrayTensors(self._global_arrays), project, is_first
+            ),
+            self.identities,
         )
-        if self.state.rounds == 0:
+        self._leave_out(private)
+        global_model = ArrayTensors(self._global_arrays)
+        if is_first:
             _refuse_incompatible_clients(good, bad)
-        self._failed.update(reply.node_id for reply in bad if reply.failed)
+        self._failed.update(reply.node_id for reply in bad if reply.fate == "failed")
         if not self.settings.adapt_weights:
             good, uncounted = without_uncounted(good, examples_key)
             bad += uncounted
@@ -433,13 +432,12 @@ class ServerRounds:
             good, global_model, lambda replies: self._attempt(replies, global_model)
         )
         bad += overgrown
-        log_replies(phase, server_round, len(good), bad)
+        self.identities.log_replies(phase, server_round, len(good), bad)
         self.identities.log_silent(phase, server_round, self._asked, answers)
         if step is None:
-            logger.warning(
-                "%s: round %s has no reply that can be used; the model stays as it is",
-                phase,
-                server_round,
+            silent = len(self._asked.keys() - {answer.node_id for answer in answers})
+            self.standstill.add(
+                phase, server_round, bad, silent, from_start=is_first, project=project
             )
             return Aggregated(self._global_arrays.copy(), None, good, bad, len(self._asked))
 
@@ -448,6 +446,7 @@ class ServerRounds:
         _log_bounded(phase, server_round, step, {r.client: r.result.loss for r in good})
         arrays = take_as_arrays(model)
         self._state = step.state
+        self.standstill = Standstill()
         self.identities.note(phase, server_round, good)
         if self.on_clients:
             assert step.relative_losses is not None
@@ -468,17 +467,21 @@ class ServerRounds:
     ) -> tuple[list[EvaluateReply], list[BadReply]]:
         """Separate a round's evaluation replies, and log what is wrong with the bad ones."""
         answers = list(answers)
-        good, bad = screen_evaluate_replies(
-            answers,
-            asked,
-            self.identities.owners,
-            examples_key,
-            homes=self.identities.homes,
-            named=self.identities.introduced,
-        )
-        log_replies(phase, server_round, len(good), bad)
+        good, bad = screen_evaluate_replies(answers, asked, self.identities, examples_key)
+        self.identities.log_replies(phase, server_round, len(good), bad)
         self.identities.log_silent(phase, server_round, asked or (), answers)
         return good, bad
+
+    def _leave_out(self, private: Collection[str]) -> None:
+        """Settle that arrays are the clients' own: no part of the model or of its trainable."""
+        if not private:
+            return
+        assert self._global_arrays is not None
+        self._global_arrays = without_private(self._global_arrays, private)
+        self._dtypes = {name: self._dtypes[name] for name in self._global_arrays}
+        if self.settings.trainable is not None:
+            trainable = tuple(name for name in self.settings.trainable if name not in private)
+            self.settings = replace(self.settings, trainable=trainable)
 
     def _attempt(
         self, good: Sequence[TrainReply], global_model: ArrayTensors
@@ -561,11 +564,12 @@ def _refuse_incompatible_clients(good: Sequence[TrainReply], bad: Sequence[BadRe
     RuntimeError
         If every client failed because of a mod in front of FedPW's.
     """
-    if good or not bad:
-        return
     words = (NEEDS_DENSE, HIDES_UPDATES)
-    if all(reply.failed and any(word in reply.reason for word in words) for reply in bad):
-        raise RuntimeError(f"no client can take part: {bad[0].reason}")
+    told = [reply for reply in bad if reply.fate != "empty"]
+    if good or not told:
+        return
+    if all(r.fate == "failed" and any(word in r.reason for word in words) for r in told):
+        raise RuntimeError(f"no client can take part: {told[0].reason}")
 
 
 def _log_bounded(
@@ -607,6 +611,13 @@ def _warn_of_missing_names(
         if assumed
         else "None has two alike 1-d arrays before it, so none is taken as a running statistic",
     )
+
+
+def _of_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert an array that another strategy computed; what counts is rounded to nearest."""
+    if tensor.dtype == dtype or dtype.is_floating_point:
+        return tensor.to(dtype)
+    return tensor.round().to(dtype)
 
 
 def _dtype(text: str) -> torch.dtype:

@@ -34,6 +34,7 @@ __all__ = [
     "array_of_npy",
     "decode_array",
     "encode_arrays",
+    "in_dtype",
     "take_as_arrays",
     "view_tensor",
 ]
@@ -182,6 +183,20 @@ with warnings.catch_warnings():
     view_tensor(np.frombuffer(b"\0", dtype=np.uint8))
 
 
+def in_dtype(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Cast a floating array to another floating dtype; any array to this machine's byte order.
+
+    Returns
+    -------
+    NDArray
+        The array itself where nothing is to be done; in a dtype of its own where it is not one
+        that is cast: integers are not, nor floating arrays to integers.
+    """
+    native = array.dtype.newbyteorder("=")
+    both_floating = array.dtype.kind == "f" and dtype.kind == "f"
+    return array.astype(dtype.newbyteorder("=") if both_floating else native, copy=False)
+
+
 class ArrayTensors(Mapping[str, Tensor]):
     """An ArrayRecord seen as tensors by name; each is decoded when it is asked for first.
 
@@ -189,15 +204,19 @@ class ArrayTensors(Mapping[str, Tensor]):
     ----------
     arrays : ArrayRecord
         The record; kept, not copied.
+    like : Mapping[str, Tensor] | None (default: None)
+        Tensors in whose dtypes floating arrays are seen, by name. What has to be cast is cast each
+        time it is asked for: the cast of a whole model is never held.
     """
 
-    def __init__(self, arrays: ArrayRecord) -> None:
+    def __init__(self, arrays: ArrayRecord, like: Mapping[str, Tensor] | None = None) -> None:
         self._arrays = arrays
+        self._like = {} if like is None else like
         self._ndarrays: dict[str, npt.NDArray[Any]] = {}
         self._views: dict[str, Tensor] = {}
 
     def ndarray(self, name: str) -> npt.NDArray[Any]:
-        """Decode one array as it was sent; raises ValueError as `__getitem__` does."""
+        """Decode one array as it was sent, not cast; raises ValueError as `__getitem__` does."""
         ndarray = self._ndarrays.get(name)
         if ndarray is None:
             try:
@@ -211,10 +230,14 @@ class ArrayTensors(Mapping[str, Tensor]):
         view = self._views.get(name)
         if view is None:
             ndarray = self.ndarray(name)
+            like = self._like.get(name)
+            cast = in_dtype(ndarray, ndarray.dtype if like is None else like.numpy().dtype)
             try:
-                view = self._views[name] = _tensor_of(ndarray)
+                view = _tensor_of(cast)
             except ValueError as error:
                 raise ValueError(f"tensor {name!r}: {error}") from error
+            if cast is ndarray:
+                self._views[name] = view
         return view
 
     def packed_update(self, name: str) -> PackedUpdate | None:
@@ -224,7 +247,7 @@ class ArrayTensors(Mapping[str, Tensor]):
     def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
         """Return the reader of one tensor, see `BlockSource`."""
         trained = self.ndarray(name)
-        return DenseBlocks(trained) if trained.dtype == np.float32 else None
+        return DenseBlocks(trained) if trained.dtype.kind == "f" else None
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names, in the record's order."""
@@ -284,7 +307,7 @@ class PackedTensors(ArrayTensors):
         dtype: str,
         rate: float,
     ) -> None:
-        super().__init__(arrays)
+        super().__init__(arrays, global_model)
         self._packed = packed
         self._places = {name: place for place, name in enumerate(global_model)}
         self._global_model = global_model

@@ -32,7 +32,7 @@ from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.checkpoint import CheckpointError, CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.checkpoint.strategy_state import Stateful
-from fedpw_flwr.strategy.quarantine import MissingLossError
+from fedpw_flwr.strategy.faults import MissingLossError
 
 Build = Callable[..., ScreenedStrategy]
 every_strategy = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)

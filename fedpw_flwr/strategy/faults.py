@@ -1,0 +1,228 @@
+"""What can be wrong with a reply, and what to do where all replies of a round have it.
+
+One client that answers oddly is broken, and costs its own reply. Where all of them answer oddly in
+the same way, nobody is: the project is written so, and each round would be lost. That is an error
+in the first round, and it says what to change.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "ARRAYS",
+    "BELOW_ZERO",
+    "DTYPES",
+    "LISTED",
+    "LOSSLESS",
+    "METRICLESS",
+    "NOT_FINITE",
+    "RECORDS",
+    "SHAPES",
+    "BadReply",
+    "Fate",
+    "Fault",
+    "MissingLossError",
+    "Project",
+    "UnusableRepliesError",
+    "refuse_shared_fault",
+]
+
+Fate = Literal["quarantined", "failed", "empty"]
+"""What becomes of a reply that is set aside."""
+
+LOSSLESS = "no training loss"
+METRICLESS = "no MetricRecord"
+LISTED = "a list as training loss"
+BELOW_ZERO = "a negative training loss"
+NOT_FINITE = "a training loss that is not finite"
+RECORDS = "not just one ArrayRecord and one MetricRecord"
+ARRAYS = "other arrays than the model's"
+SHAPES = "an array of another shape than the model's"
+DTYPES = "an array of another dtype than the model's"
+
+_SAME_MODEL = (
+    "Begin with the arrays that the clients return, in their names, order, shapes and kinds: for a "
+    "PyTorch model initial_arrays=ArrayRecord(model.state_dict()) on the server and "
+    "ArrayRecord(model.state_dict()) in the train function, from models built alike"
+)
+
+_ONE_OF_EACH = (
+    "Let the train function return one of each:\n"
+    '    RecordDict({{"arrays": ArrayRecord(...), "metrics": MetricRecord(...)}})'
+)
+
+_REMEDIES = {
+    LOSSLESS: (
+        "{method} weights clients by it and reads it from the metric {loss_key!r}. Let every "
+        "client's train function return it, for example\n"
+        '    MetricRecord({{"{loss_key}": mean_loss_over_all_batches, '
+        '"{examples_key}": len(trainset)}})\n'
+        "or, from a NumPyClient,\n"
+        '    return parameters, num_examples, {{"{loss_key}": mean_loss_over_all_batches}}\n'
+        'or name the metric your clients report: {method}(train_loss_key="...")'
+    ),
+    LISTED: (
+        "Let the train function report one number, the mean over all local batches:\n"
+        '    MetricRecord({{"{loss_key}": sum(losses) / len(losses), ...}})'
+    ),
+    BELOW_ZERO: (
+        "{method} compares clients by quotients of losses, so a loss cannot be below 0. Log-"
+        "likelihoods, ELBOs, rewards and some contrastive losses are. Let the train function "
+        "report another measure that falls to 0 as training succeeds (a cross-entropy, a squared "
+        'error), and name it: {method}(train_loss_key="...")'
+    ),
+    NOT_FINITE: (
+        "Training diverges on every client, or divides by the length of an empty list: print the "
+        "loss in the train function, lower the learning rate, or skip what is not finite in the "
+        "mean under {loss_key!r}"
+    ),
+    METRICLESS: _ONE_OF_EACH,
+    RECORDS: _ONE_OF_EACH,
+    ARRAYS: _SAME_MODEL,
+    SHAPES: f"{_SAME_MODEL}. A single number () is not an array of one, (1,): numpy.reshape tells",
+    DTYPES: (
+        f"{_SAME_MODEL}. Floating arrays are cast to the model's dtype; integers are not: give "
+        "initial_arrays those that the clients have, with astype"
+    ),
+}
+
+
+class UnusableRepliesError(ValueError):
+    """Replies of a run cannot be used for a reason that is no single client's."""
+
+
+class MissingLossError(UnusableRepliesError):
+    """No client of a round reported the training loss that the method weights clients by."""
+
+
+class Fault(ValueError):
+    """What is wrong with one reply.
+
+    Parameters
+    ----------
+    reason : str
+        What arrived and what should have.
+    kind : str (default: "")
+        One of this module's kinds, where all clients of a project may well have it.
+    """
+
+    def __init__(self, reason: str, kind: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class BadReply:
+    """A reply that was set aside.
+
+    Attributes
+    ----------
+    node_id : int
+        Flower's id of the node that sent it.
+    client : int
+        The client's stable identity where it gave one, else the node id.
+    reason : str
+        What is wrong with it.
+    fate : "quarantined" | "failed" | "empty" (default: "quarantined")
+        "failed": the client raised or was lost (Flower reports an error). "empty": it has no data,
+        which is no fault. "quarantined": it answered with something that cannot be used.
+    kind : str (default: "")
+        The kind of its fault, where it is one that all clients of a project may have.
+    stray : bool (default: False)
+        Whether it is no answer to this round's message.
+    """
+
+    node_id: int
+    client: int
+    reason: str
+    fate: Fate = "quarantined"
+    kind: str = ""
+    stray: bool = False
+
+
+@dataclass(frozen=True)
+class Project:
+    """The names by which a project calls things, for what its errors tell it to change.
+
+    Attributes
+    ----------
+    method : str
+        Name of the strategy.
+    loss_key : str
+        MetricRecord key of the mean training loss.
+    examples_key : str
+        MetricRecord key of the number of training examples; a reply may lack it.
+    needs_loss : bool (default: True)
+        Whether a reply without the loss is broken.
+    """
+
+    method: str
+    loss_key: str
+    examples_key: str
+    needs_loss: bool = True
+
+    def remedy(self, kind: str) -> str:
+        """Return what to change where all clients have a fault of a kind; "" for a client's own."""
+        text = _REMEDIES.get(kind, "")
+        return text.format(
+            method=self.method, loss_key=self.loss_key, examples_key=self.examples_key
+        )
+
+
+def refuse_shared_fault(
+    bad: Sequence[BadReply], server_round: int, reported: Collection[str], project: Project
+) -> None:
+    """Notice that no reply of a first round can be used because of one fault of all.
+
+    Parameters
+    ----------
+    bad : Sequence[BadReply]
+        What was set aside in a round without a usable reply.
+    server_round : int
+        Flower's round number.
+    reported : Collection[str]
+        Names of the metrics that arrived.
+    project : Project
+        What is to be changed.
+
+    Raises
+    ------
+    UnusableRepliesError
+        If all replies of at least two nodes have a fault of one kind; `MissingLossError` where that
+        is that they lack the loss.
+    """
+    broken = [reply for reply in bad if reply.fate == "quarantined" and not reply.stray]
+    kinds = {reply.kind for reply in broken}
+    if project.needs_loss and METRICLESS in kinds:
+        kinds = kinds - {METRICLESS} | {LOSSLESS}
+    if len({reply.node_id for reply in broken}) < 2 or len(kinds) > 1 or kinds == {""}:
+        return
+    (kind,) = kinds
+    if kind == LOSSLESS:
+        raise MissingLossError(
+            f"no client reported its training loss in round {server_round}; "
+            f"{_arrived(project.loss_key, sorted(set(reported) - {project.examples_key}))}. "
+            f"{project.remedy(kind)}"
+        )
+    first = min(broken, key=lambda reply: reply.node_id)
+    raise UnusableRepliesError(
+        f"all {len(broken)} replies of round {server_round} have {kind}, so it is how the project "
+        f"is written and not a client's fault. From node {first.node_id} came: {first.reason}. "
+        f"{project.remedy(kind)}"
+    )
+
+
+def _arrived(loss_key: str, reported: list[str]) -> str:
+    """Say which metrics came in place of the loss, and which of them may be it."""
+    if not reported:
+        return "no metrics arrived"
+    told = f"the metrics that arrived are {reported}"
+    alike = difflib.get_close_matches(loss_key, reported, n=len(reported))
+    meant = [key for key in reported if "loss" in key.lower()] or alike
+    # The likest first.
+    meant.sort(key=lambda key: difflib.SequenceMatcher(None, key, loss_key).ratio(), reverse=True)
+    return f"{told}: did you mean train_loss_key={meant[0]!r}?" if meant else told
