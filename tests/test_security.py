@@ -41,7 +41,9 @@ from fedpw_flwr.algorithm.bounds import bounded_weights
 from fedpw_flwr.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fedpw_flwr.data.archives import archives
 from fedpw_flwr.data.prepared import load_prepared
-from fedpw_flwr.strategy.quarantine import Answer, screen_train_replies
+from fedpw_flwr.strategy.faults import Project
+from fedpw_flwr.strategy.identities import Identities
+from fedpw_flwr.strategy.quarantine import Answer, AskedRound, screen_train_replies
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
     REPORT_KEY,
@@ -281,9 +283,9 @@ def _reply(array: Array) -> RecordDict:
 def _refused(
     content: RecordDict, request: AdjustmentRequest | None = None, reason: str = ""
 ) -> None:
-    good, bad = screen_train_replies(
-        [Answer(1, content)], {1: request}, {}, MODEL, "train_loss", "num-examples"
-    )
+    project = Project("FedPW", "train_loss", "num-examples")
+    asked = AskedRound(1, {1: request}, MODEL, project, is_first=True)
+    good, bad, _ = screen_train_replies([Answer(1, content)], asked, Identities())
     assert not good
     assert reason in bad[0].reason
 

@@ -146,7 +146,7 @@ def test_without_a_usable_reply_the_model_stays(build: Build) -> None:
     nobody = ClientsGrid({100: raises, 101: raises, 102: broken(not_finite)})
     after, metrics = train_round(strategy, nobody, arrays, 4)
     assert payloads(after) == payloads(arrays)
-    assert dict(metrics) == {"quarantined": 1, "failed": 2}
+    assert dict(metrics) == {"quarantined": 1, "failed": 2, "empty": 0}
     assert strategy.saved_state()[0] == state
 
 

@@ -335,7 +335,7 @@ def with_weight(change: Callable[[Any], Any]) -> Callable[[Message], ArrayRecord
         (renamed, "under the name under which it came"),
         (too_few, "under the name under which it came"),
         (with_weight(lambda array: array.T.copy()), r"array 0 as float32 \(4, 6\)"),
-        (with_weight(lambda array: array.astype(np.float64)), "array 0 as float64"),
+        (with_weight(lambda array: array.astype(np.int32)), "array 0 as int32"),
         (with_weight(lambda array: np.full((6, 4), "w")), "tensor 'body.weight'"),
     ],
 )

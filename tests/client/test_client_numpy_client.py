@@ -270,7 +270,7 @@ def test_numbers_in_place_of_0d_arrays_are_taken() -> None:
         (lambda arrays: arrays[:-1], "returned 3 arrays, the server sent 4"),
         (lambda arrays: [*arrays, arrays[0]], "returned 5 arrays, the server sent 4"),
         (lambda arrays: [arrays[0].T, *arrays[1:]], r"array 0 as float32 \(4, 6\)"),
-        (lambda arrays: [arrays[0].astype(np.float64), *arrays[1:]], "array 0 as float64"),
+        (lambda arrays: [arrays[0].astype(np.int32), *arrays[1:]], "array 0 as int32"),
         (lambda arrays: arrays[::-1], "array 0 as int64"),
     ],
 )
@@ -779,7 +779,8 @@ def test_a_client_that_returns_another_model_costs_only_itself() -> None:
     strategy = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), adjustment="client"))
     _, history = legacy_run(strategy, app_on, rounds=2)
     metrics = history.metrics_distributed_fit
-    assert [failed for _, failed in metrics["fedpw-failed"]] == [1, 1]
+    assert [failed for _, failed in metrics["fedpw-failed"]] == [0, 1]
+    assert [broken for _, broken in metrics["fedpw-quarantined"]] == [1, 0]
     assert [clients for _, clients in metrics["fedpw-client-id"]] == ["[11, 13, 14]"] * 2
 
 

@@ -70,8 +70,8 @@ def _counter_of_rank_one(arrays: list[np.ndarray]) -> None:
     arrays[COUNTER] = arrays[COUNTER].reshape(1)
 
 
-def _double(arrays: list[np.ndarray]) -> None:
-    arrays[WEIGHT] = arrays[WEIGHT].astype(np.float64)
+def _whole_numbers(arrays: list[np.ndarray]) -> None:
+    arrays[WEIGHT] = arrays[WEIGHT].astype(np.int32)
 
 
 def _float_counter(arrays: list[np.ndarray]) -> None:
@@ -94,8 +94,8 @@ def _in_another_order(arrays: list[np.ndarray]) -> None:
     arrays.reverse()
 
 
-def _big_endian(arrays: list[np.ndarray]) -> None:
-    arrays[WEIGHT] = arrays[WEIGHT].astype(">f4")
+def _complex(arrays: list[np.ndarray]) -> None:
+    arrays[WEIGHT] = arrays[WEIGHT].astype(np.complex64)
 
 
 def _text(arrays: list[np.ndarray]) -> None:
@@ -123,13 +123,13 @@ BROKEN_RESULTS: dict[str, BrokenResult] = {
     "diverged entry": BrokenResult(_edited(_entry(WEIGHT, 1e30)), "'body.weight'.*diverged"),
     "wrong shape": BrokenResult(_edited(_transposed), r"'body.weight'.*\(4, 6\).*\(6, 4\)"),
     "wrong rank": BrokenResult(_edited(_counter_of_rank_one), r"num_batches_tracked.*\(1,\)"),
-    "wrong float dtype": BrokenResult(_edited(_double), "'body.weight'.*float64.*float32"),
+    "whole numbers": BrokenResult(_edited(_whole_numbers), "'body.weight'.*int32.*float32"),
     "float counter": BrokenResult(_edited(_float_counter), "num_batches_tracked.*float32.*int64"),
     "an array too few": BrokenResult(_edited(_one_too_few), "missing.*num_batches_tracked"),
     "an array too many": BrokenResult(_edited(_one_too_many), "unknown.*4"),
     "no arrays": BrokenResult(_edited(_none), "missing.*body.weight"),
     "arrays in another order": BrokenResult(_edited(_in_another_order), "'body.weight'"),
-    "big-endian numbers": BrokenResult(_edited(_big_endian), "'body.weight'"),
+    "complex numbers": BrokenResult(_edited(_complex), "'body.weight'.*complex64"),
     "text": BrokenResult(_edited(_text), "'body.weight'"),
     "truncated payload": BrokenResult(_payload(lambda data: data[:-5]), "'body.weight'.*91 bytes"),
     "trailing bytes": BrokenResult(_payload(lambda data: data + b"\0" * 4), "'body.weight'.*100"),

@@ -182,7 +182,7 @@ def test_numpy_clients_that_all_fail_are_failures(
     clients = clients_of(ClientApp(client_fn=client_fn), wire)
     parameters, metrics = fit_round(FedPW(), clients)
     assert parameters == INITIAL
-    assert metrics == {"fedpw-quarantined": 0, "fedpw-failed": len(NODES)}
+    assert metrics == {"fedpw-quarantined": 0, "fedpw-failed": len(NODES), "fedpw-empty": 0}
 
 
 def test_results_that_say_why_they_failed_are_no_functions() -> None:

@@ -125,7 +125,7 @@ def test_history_holds_the_rounds_of_a_whole_run() -> None:
     assert len(history.losses_distributed) == 3
     told = history.metrics_distributed_fit
     lists = {"client-id", "weight", "p", "q", "drop-rate", "loss"}
-    numbers = {"loss-term-share", "amplification", "bounded", "quarantined", "failed"}
+    numbers = {"loss-term-share", "amplification", "bounded", "quarantined", "failed", "empty"}
     assert set(told) == {f"fedpw-{name}" for name in lists | numbers}
     assert all(
         [server_round for server_round, _ in entries] == [1, 2, 3] for entries in told.values()
@@ -276,7 +276,7 @@ def test_users_metrics_are_not_asked_for_where_no_result_can_be_used() -> None:
         raise AssertionError("called without results")
 
     def broken(node: int, ins: FitIns) -> FitRes:
-        return fit_result(named(ins.parameters), math.nan)
+        return fit_result(named(ins.parameters), math.nan if node == NODES[0] else -1.0)
 
     strategy = FedPW(fit_metrics_aggregation_fn=fail)
     _, metrics = fit_round(strategy, plain_clients(NODES, dict.fromkeys(NODES, broken)))
@@ -291,7 +291,8 @@ def test_without_adapted_weights_clients_count_by_their_examples() -> None:
 
     strategy = FedPW(adapt_weights=False)
     _, metrics = fit_round(strategy, [PlainClient(node, fit) for node in NODES])
-    assert json.loads(str(metrics["fedpw-weight"])) == pytest.approx([0.1, 0.3, 0.0, 0.6])
+    assert json.loads(str(metrics["fedpw-weight"])) == pytest.approx([0.1, 0.3, 0.6])
+    assert metrics["fedpw-empty"] == 1
 
 
 def test_both_ablations_off_is_flowers_fedavg_on_floating_arrays() -> None:

@@ -68,7 +68,7 @@ def test_good_results_are_averaged_as_flower_does() -> None:
     expected_loss, expected_metrics = flowers(NODES)
     assert loss == pytest.approx(expected_loss)
     assert metrics.pop("accuracy") == pytest.approx(expected_metrics["accuracy"])
-    assert metrics == {"fedpw-quarantined": 0, "fedpw-failed": 0}
+    assert metrics == {"fedpw-quarantined": 0, "fedpw-failed": 0, "fedpw-empty": 0}
 
 
 BROKEN: dict[str, tuple[Evaluate, str]] = {
@@ -120,7 +120,7 @@ def test_when_no_result_can_be_used_the_run_goes_on(evaluate: Evaluate) -> None:
 def test_nobody_answers_and_there_is_no_loss() -> None:
     assert FedPW().aggregate_evaluate(1, [], []) == (
         None,
-        {"fedpw-quarantined": 0, "fedpw-failed": 0},
+        {"fedpw-quarantined": 0, "fedpw-failed": 0, "fedpw-empty": 0},
     )
 
 

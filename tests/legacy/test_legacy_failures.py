@@ -167,7 +167,7 @@ def test_when_everyone_fails_the_current_parameters_come_back(
     new_parameters, metrics = fit_round(strategy, clients, parameters, 2)
     assert new_parameters == parameters
     assert strategy.state == before
-    assert metrics == {"fedpw-quarantined": 0, "fedpw-failed": len(NODES)}
+    assert metrics == {"fedpw-quarantined": 0, "fedpw-failed": len(NODES), "fedpw-empty": 0}
 
 
 def test_when_nobody_answers_the_current_parameters_come_back() -> None:
@@ -175,7 +175,7 @@ def test_when_nobody_answers_the_current_parameters_come_back() -> None:
     ask(strategy, plain_clients(NODES), INITIAL, 1)
     assert strategy.aggregate_fit(1, [], []) == (
         INITIAL,
-        {"fedpw-quarantined": 0, "fedpw-failed": 0},
+        {"fedpw-quarantined": 0, "fedpw-failed": 0, "fedpw-empty": 0},
     )
 
 

@@ -56,7 +56,7 @@ from fedpw_flwr.wire.adjustment import NEEDS_DENSE, REPORT_KEY
 
 NODES = list(range(11, 17))
 BAD = 13
-OWN_COUNTS = ("fedpw-quarantined", "fedpw-failed")
+OWN_COUNTS = ("fedpw-quarantined", "fedpw-failed", "fedpw-empty")
 
 PLACEMENTS: dict[str, dict[str, Any]] = {
     "server": {},
@@ -203,7 +203,7 @@ def assert_costs_only_itself(placement: str, culprit: Fit, log: pytest.LogCaptur
     assert new_parameters == expected
     assert memory(strategy) == memory(without)
     assert decided(metrics) == decided(expected_metrics)
-    assert sorted(str(metrics[count]) for count in OWN_COUNTS) == ["0", "1"]
+    assert sorted(str(metrics[count]) for count in OWN_COUNTS) == ["0", "0", "1"]
     told = [line for line in warnings(log) if "quarantined" in line or "failed" in line]
     assert len(told) == 1
     assert re.search(rf"round 3, .*node {BAD}\)? (quarantined|failed): .", told[0])

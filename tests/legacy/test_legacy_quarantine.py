@@ -29,7 +29,7 @@ from fedpw_flwr.legacy import FedPW, MissingLossError
 
 NODES = [11, 12, 13, 14, 15]
 BAD = 13
-OWN_COUNTS = ("fedpw-quarantined", "fedpw-failed")
+OWN_COUNTS = ("fedpw-quarantined", "fedpw-failed", "fedpw-empty")
 KINDS = list(BROKEN_RESULTS)
 
 
@@ -116,7 +116,7 @@ def test_when_every_result_is_broken_the_model_stays_bit_for_bit() -> None:
     new_parameters, metrics = fit_round(strategy, clients, parameters, 3)
     assert new_parameters == parameters
     assert strategy.state == before
-    assert metrics == {"fedpw-quarantined": len(NODES), "fedpw-failed": 0}
+    assert metrics == {"fedpw-quarantined": len(NODES), "fedpw-failed": 0, "fedpw-empty": 0}
 
 
 def test_broken_results_do_not_end_a_run() -> None:

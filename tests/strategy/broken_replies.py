@@ -125,8 +125,8 @@ def _scalar_made_vector(model: dict[str, np.ndarray]) -> None:
     model["norm.num_batches_tracked"] = model["norm.num_batches_tracked"].reshape(1)
 
 
-def _double(model: dict[str, np.ndarray]) -> None:
-    model[WEIGHT] = model[WEIGHT].astype(np.float64)
+def _whole_numbers(model: dict[str, np.ndarray]) -> None:
+    model[WEIGHT] = model[WEIGHT].astype(np.int32)
 
 
 def _float_counter(model: dict[str, np.ndarray]) -> None:
@@ -181,8 +181,8 @@ def _lying_dtype(array: Array) -> Array:
     return Array(array.dtype, array.shape, array.stype, lie.data)
 
 
-def _big_endian(array: Array) -> Array:
-    return Array(array.numpy().astype(">f4"))
+def _complex(array: Array) -> Array:
+    return Array(array.numpy().astype(np.complex64))
 
 
 def _text(array: Array) -> Array:
@@ -220,7 +220,7 @@ BROKEN_REPLIES: dict[str, BrokenReply] = {
     "diverged tensor": BrokenReply(_edited(_all_entries), "'body.weight'.*diverged"),
     "wrong shape": BrokenReply(_edited(_transposed), r"'body.weight'.*\(4, 6\).*\(6, 4\)"),
     "wrong rank": BrokenReply(_edited(_scalar_made_vector), r"num_batches_tracked.*\(1,\)"),
-    "wrong float dtype": BrokenReply(_edited(_double), "'body.weight'.*float64.*float32"),
+    "whole numbers": BrokenReply(_edited(_whole_numbers), "'body.weight'.*int32.*float32"),
     "float counter": BrokenReply(_edited(_float_counter), "num_batches_tracked.*float32.*int64"),
     "missing tensor": BrokenReply(_edited(_missing), "missing.*body.bias"),
     "extra tensor": BrokenReply(_edited(_extra), "unknown.*head.weight"),
@@ -250,7 +250,7 @@ BROKEN_REPLIES: dict[str, BrokenReply] = {
     "header with an empty descr": BrokenReply(_payload(_empty_descr), "'body.weight'"),
     "header lies about shape": BrokenReply(_payload(_lying_shape), r"'body.weight'.*\(4, 6\)"),
     "header lies about dtype": BrokenReply(_payload(_lying_dtype), "'body.weight'.*int32"),
-    "big-endian numbers": BrokenReply(_payload(_big_endian), "'body.weight'"),
+    "complex numbers": BrokenReply(_payload(_complex), "'body.weight'.*complex64"),
     "text": BrokenReply(_payload(_text), "'body.weight'"),
     "pickled objects": BrokenReply(_payload(_pickled_objects), "'body.weight'.*objects"),
     "unknown serialization": BrokenReply(_payload(_other_stype), "'body.weight'.*torch.tensor"),

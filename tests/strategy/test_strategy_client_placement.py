@@ -394,6 +394,9 @@ def test_every_round_is_that_of_the_plain_reimplementation(data: st.DataObject) 
         lost = (
             set() if adapt else data.draw(st.sets(st.sampled_from(sorted(present))), label="lost")
         )
+        if number == 1:
+            # Three rounds from the start in which all are lost would end the run.
+            lost = lost - {min(present)}
         follow = data.draw(st.sets(st.sampled_from(sorted(present))), label="following")
         plan: Plan = {
             (number, node): (

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_records import array_record, ndarrays, payloads, train_content
 
-from fedpw_flwr import FedPW, MissingLossError
+from fedpw_flwr import FedPW
+from fedpw_flwr.strategy.faults import UnusableRepliesError
 
 NODES = [51, 52, 53, 54, 55]
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -73,9 +74,9 @@ def test_broken_replies_never_end_a_run_and_their_order_never_matters(
         mixed = ClientsGrid(clients, arrange=lambda replies: shuffle.sample(replies, len(replies)))
         try:
             arrays, metrics = train_round(strategy, ClientsGrid(clients), arrays, server_round)
-        except MissingLossError:
+        except UnusableRepliesError:
             assert not {"good", "twice"} & set(kinds)
-            with pytest.raises(MissingLossError):
+            with pytest.raises(UnusableRepliesError):
                 train_round(shuffled, mixed, shuffled_arrays, server_round)
             return
         shuffled_arrays, shuffled_metrics = train_round(
@@ -118,7 +119,7 @@ def test_extreme_but_honest_clients_give_a_finite_model(
     noise = np.random.default_rng(0).standard_normal((6, 5))
     start = {"w": (model_scale * noise).astype(dtype), "n": np.array(3)}
     strategy = FedPW(min_train_nodes=1, min_available_nodes=1)
-    arrays = array_record(start)
+    arrays, trained_rounds = array_record(start), 0
     for server_round, clients in enumerate(steps, start=1):
 
         def client(
@@ -135,9 +136,11 @@ def test_extreme_but_honest_clients_give_a_finite_model(
         grid = ClientsGrid(dict.fromkeys(range(len(clients)), client))
         arrays, metrics = train_round(strategy, grid, arrays, server_round)
         assert metrics["fedpw-quarantined"] == 0
+        assert metrics["fedpw-empty"] == sum(examples == 0 for _, _, examples in clients)
+        trained_rounds += any(examples for _, _, examples in clients)
         assert_sound(arrays, start)
         assert_sound_metrics(metrics)
-        assert ndarrays(arrays)["n"] == 3 + server_round
+        assert ndarrays(arrays)["n"] == 3 + trained_rounds
 
 
 @FUZZ

@@ -17,7 +17,7 @@ from fedpw_flwr import FedPW
 
 NODES = [11, 12, 13, 14, 15]
 BAD = 13
-OWN_COUNTS = ("fedpw-quarantined", "fedpw-failed")
+OWN_COUNTS = ("fedpw-quarantined", "fedpw-failed", "fedpw-empty")
 
 
 def silent_client(message: Message) -> list[Message]:
