@@ -48,6 +48,7 @@ from fedpw_flwr.strategy.ordered_clients import OrderedClientManager, stated_ide
 from fedpw_flwr.strategy.quarantine import Answer
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
+from fedpw_flwr.strategy.standstill import Standstill
 from fedpw_flwr.wire.adjustment import REPORT_KEY, Upload
 from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.metrics import records_of_metrics
@@ -234,6 +235,11 @@ class FedPW(FedAvg):
     @state.setter
     def state(self, state: WeightingState) -> None:
         self.rounds.state = state
+
+    @property
+    def standstill(self) -> Standstill:
+        """How long the model has not changed."""
+        return self.rounds.standstill
 
     def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return everything the method carries from round to round: JSON, and tensors by name."""

@@ -1,4 +1,4 @@
-"""The step all the rivals share: w ← w − Σ c_k Δ_k, and plain means of what is not trained.
+"""The step all the baselines share: w ← w − Σ c_k Δ_k, and plain means of what is not trained.
 
 Strategies differ in the numbers c_k, and in which entries of an update they sum at all. What
 gradient descent does not train, BatchNorm's running statistics and counters, has no update to

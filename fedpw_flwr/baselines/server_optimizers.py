@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from typing import Unpack
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import strategy as flower
 from torch import Tensor
 
@@ -39,8 +38,15 @@ class _TrainableAverage(FedAvg):
         before = self.rounds
         arrays, metrics = super().aggregate_train(server_round, replies)
         self.average = arrays if self.rounds > before else None
+        if self._global_arrays is not None:
+            # Without the arrays that no client returned.
+            self._start_step_from(_trainable_part(self._global_arrays))
         # Nothing to step along: Flower's strategies leave everything as it is then.
         return None if self.average is None else _trainable_part(self.average), metrics
+
+    @abstractmethod
+    def _start_step_from(self, trainable: ArrayRecord) -> None:
+        """Tell Flower's step which arrays it starts from."""
 
 
 def _trainable_part(arrays: ArrayRecord) -> ArrayRecord:
@@ -57,20 +63,6 @@ class _StepOnTrainable(FedAvg):
     """What stands in front of Flower's step: puts the other arrays back beside what it returns."""
 
     average: ArrayRecord | None
-    _started_from: ArrayRecord
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Sample nodes and send them the model; the step starts from its trained arrays."""
-        messages = super().configure_train(server_round, arrays, config, grid)
-        self._started_from = arrays
-        self._start_step_from(_trainable_part(arrays))
-        return messages
-
-    @abstractmethod
-    def _start_step_from(self, trainable: ArrayRecord) -> None:
-        """Tell Flower's step which arrays it starts from."""
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -78,7 +70,8 @@ class _StepOnTrainable(FedAvg):
         """Average, and step on the trained arrays; the current model where no reply can be used."""
         stepped, metrics = super().aggregate_train(server_round, replies)
         if stepped is None or self.average is None:
-            return self._started_from.copy(), metrics
+            assert self._global_arrays is not None
+            return self._global_arrays.copy(), metrics
         average, moved = ArrayTensors(self.average), ArrayTensors(stepped)
         model = {
             name: _of_dtype(moved[name], average[name].dtype) if name in stepped else average[name]

@@ -98,6 +98,9 @@ class CheckpointedServer(Server):
         begun, history = timeit.default_timer(), History()
         with self.checkpoints.locked():
             self._run(num_rounds, timeout, history)
+        standstill = getattr(self.strategy, "standstill", None)
+        if standstill is not None:
+            standstill.log_at_end()
         return history, timeit.default_timer() - begun
 
     def _run(self, num_rounds: int, timeout: float | None, history: History) -> None:

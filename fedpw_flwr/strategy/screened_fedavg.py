@@ -1,4 +1,4 @@
-"""Flower's FedAvg on firmer ground: what FedPW and every rival do alike in a round.
+"""Flower's FedAvg on firmer ground: what FedPW and every baseline do alike in a round.
 
 Nodes are sampled so that another run repeats it, and an evaluation reply that cannot be used costs
 only itself. How updates are screened and weighted is each strategy's own.

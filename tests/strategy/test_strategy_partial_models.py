@@ -1,0 +1,325 @@
+"""Clients keep a part of the model to themselves: a head, BatchNorm, all but an adapter."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adjusting_clients import following, ignoring, model_of, round_of
+from baselines_federation import BUILDS
+from clients_grid import Client, ClientsGrid, train_round
+from federation import evaluate_reply
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.client import Client as LegacyClient
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.common import Scalar, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server import Server
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from legacy_federation import app_clients, fit_round, manager_of, with_server_round
+from model_records import NDArrays, array_record, ndarrays, payloads, train_content
+
+from fedpw_flwr import FedPW, FedPWClient, legacy
+from fedpw_flwr.client.numpy_client_app import numpy_client_app
+from fedpw_flwr.strategy.faults import UnusableRepliesError
+
+NODES = [41, 42, 43, 44]
+
+MODEL: NDArrays = {
+    "body.weight": np.linspace(-0.5, 2.0, 60, dtype=np.float32).reshape(12, 5),
+    "norm.weight": np.ones(5, dtype=np.float32),
+    "norm.running_mean": np.linspace(0.1, 0.4, 5, dtype=np.float32),
+    "norm.running_var": np.linspace(0.9, 1.4, 5, dtype=np.float32),
+    "norm.num_batches_tracked": np.array(4, dtype=np.int64),
+    "head.weight": np.linspace(-1.0, 1.0, 15, dtype=np.float32).reshape(5, 3),
+    "head.bias": np.zeros(3, dtype=np.float32),
+}
+PRIVATE = {
+    "head (FedPer)": "head",
+    "BatchNorm (FedBN)": "norm",
+    "body (adapters)": "body",
+}
+privacies = pytest.mark.parametrize("private", PRIVATE.values(), ids=PRIVATE)
+
+PLACES: dict[str, tuple[dict[str, Any], Callable[..., Client]]] = {
+    "server": ({}, ignoring),
+    "client": ({"adjustment": "client"}, following),
+    "packed": ({"adjustment": "client", "upload": "packed", "upload_dtype": "float16"}, following),
+    "client's update adjusted by the server": ({"adjustment": "client"}, ignoring),
+}
+places = pytest.mark.parametrize("place", PLACES)
+
+
+def shared(model: NDArrays, private: str) -> NDArrays:
+    return {name: array for name, array in model.items() if not name.startswith(private)}
+
+
+class Personal:
+    """A client with layers of its own: it trains all, and returns what it shares."""
+
+    def __init__(self, private: str) -> None:
+        self.private = private
+        self.own: dict[int, NDArrays] = {}
+        self.received: list[list[str]] = []
+
+    def __call__(self, message: Message) -> Message:
+        node, sent = message.metadata.dst_node_id, model_of(message)
+        if message.metadata.message_type != "train":
+            self.received.append(list(sent))
+            return evaluate_reply(message)
+        whole = {**MODEL, **self.own.get(node, {}), **sent}
+        rng = np.random.default_rng([node, round_of(message)])
+        trained = {
+            name: array + 1
+            if array.dtype.kind == "i"
+            else (array + 0.05 * np.abs(rng.standard_normal(array.shape))).astype(np.float32)
+            for name, array in whole.items()
+        }
+        self.own[node] = {n: a for n, a in trained.items() if n.startswith(self.private)}
+        self.received.append(list(sent))
+        returned = shared(trained, self.private)
+        return Message(train_content(returned, loss=0.2 * (node - 40)), reply_to=message)
+
+
+def start(strategy: FlowerFedAvg, client: Client, rounds: int = 4, **options: Any) -> ArrayRecord:
+    grid = ClientsGrid(dict.fromkeys(NODES, client))
+    return strategy.start(grid, array_record(MODEL), num_rounds=rounds, **options).arrays
+
+
+@places
+@privacies
+def test_what_no_client_returns_is_no_part_of_the_model_as_in_flowers_fedavg(
+    private: str, place: str
+) -> None:
+    options, client_of = PLACES[place]
+    client = Personal(private)
+    arrays = start(FedPW(device="cpu", **options), client_of(client))
+    expected = start(FlowerFedAvg(), ignoring(Personal(private)))
+    assert set(arrays) == set(expected) == set(shared(MODEL, private))
+    assert list(arrays) == list(shared(MODEL, private))
+    for name, array in ndarrays(arrays).items():
+        assert array.dtype == MODEL[name].dtype
+        assert np.isfinite(array).all()
+        assert not np.array_equal(array, MODEL[name])
+    # In round 1 the whole model is sent, from then on and for evaluation what is shared.
+    each = len(NODES)
+    assert client.received[:each] == [list(MODEL)] * each
+    assert client.received[each:] == [list(arrays)] * (7 * each)
+
+
+@places
+@privacies
+def test_it_is_the_run_of_a_model_that_never_had_those_arrays(private: str, place: str) -> None:
+    options, client_of = PLACES[place]
+    arrays, told = array_record(MODEL), []
+    smaller, expected = array_record(shared(MODEL, private)), []
+    partial, whole = FedPW(device="cpu", **options), FedPW(device="cpu", **options)
+    grid = ClientsGrid(dict.fromkeys(NODES, client_of(Personal(private))))
+    other = ClientsGrid(dict.fromkeys(NODES, client_of(Personal(private))))
+    for server_round in range(1, 5):
+        arrays, metrics = train_round(partial, grid, arrays, server_round)
+        told.append(metrics)
+        smaller, metrics = train_round(whole, other, smaller, server_round)
+        expected.append(metrics)
+    assert payloads(arrays) == payloads(smaller)
+    assert told == expected
+    assert partial.state == whole.state
+
+
+@pytest.mark.parametrize("name", BUILDS)
+@privacies
+def test_so_it_is_with_every_baseline(private: str, name: str) -> None:
+    arrays = start(BUILDS[name](), ignoring(Personal(private)))
+    assert list(arrays) == list(shared(MODEL, private))
+    assert all(np.isfinite(array).all() for array in ndarrays(arrays).values())
+
+
+def test_it_is_said_once(flower_log: pytest.LogCaptureFixture) -> None:
+    start(FedPW(), ignoring(Personal("head")))
+    said = [line for line in flower_log.text.splitlines() if "No client returns" in line]
+    assert len(said) == 1
+    assert "['head.weight', 'head.bias']" in said[0]
+    assert "now has 5 arrays" in said[0]
+
+
+@places
+def test_once_settled_a_missing_array_is_a_broken_reply(place: str) -> None:
+    options, client_of = PLACES[place]
+
+    def forgetful(message: Message) -> Message:
+        reply = Personal("head")(message)
+        if message.metadata.dst_node_id == 43 and round_of(message) > 1:
+            kept = shared(ndarrays(reply.content["arrays"]), "norm.weight")
+            reply.content["arrays"] = array_record(kept)
+        return reply
+
+    strategy, arrays = FedPW(device="cpu", **options), array_record(MODEL)
+    grid = ClientsGrid(dict.fromkeys(NODES, client_of(forgetful)))
+    left_out = []
+    for server_round in (1, 2, 3):
+        arrays, metrics = train_round(strategy, grid, arrays, server_round)
+        left_out.append(metrics["fedpw-quarantined"] + metrics["fedpw-failed"])
+        assert (43 in metrics["fedpw-client-id"]) == (server_round == 1)  # type: ignore[operator]
+    assert left_out == [0, 1, 1]
+    assert list(arrays) == list(shared(MODEL, "head"))
+
+
+def test_what_a_usable_reply_has_belongs_to_the_model() -> None:
+    def mixed(message: Message) -> list[Message]:
+        whole = message.metadata.dst_node_id == 42
+        return [Personal("nothing" if whole else "head")(message)]
+
+    grid = ClientsGrid(dict.fromkeys(NODES, mixed))
+    arrays, metrics = train_round(FedPW(), grid, array_record(MODEL))
+    assert list(arrays) == list(MODEL)
+    assert metrics["fedpw-client-id"] == [42]
+    assert metrics["fedpw-quarantined"] == 3
+
+
+def test_a_broken_reply_does_not_decide_what_belongs_to_the_model() -> None:
+    def mixed(message: Message) -> list[Message]:
+        if message.metadata.dst_node_id != 42:
+            return [Personal("head")(message)]
+        reply = Personal("nothing")(message)
+        reply.content["metrics"]["train_loss"] = -1.0
+        return [reply]
+
+    grid = ClientsGrid(dict.fromkeys(NODES, mixed))
+    arrays, metrics = train_round(FedPW(), grid, array_record(MODEL))
+    assert list(arrays) == list(shared(MODEL, "head"))
+    assert metrics["fedpw-client-id"] == [41, 43, 44]
+
+
+def test_one_reply_alone_settles_nothing() -> None:
+    grid = ClientsGrid({41: ignoring(Personal("head"))})
+    strategy = FedPW(min_train_nodes=1, min_available_nodes=1)
+    arrays, metrics = train_round(strategy, grid, array_record(MODEL))
+    assert list(arrays) == list(MODEL)
+    assert metrics["fedpw-quarantined"] == 1
+
+
+def test_clients_that_return_no_floating_array_are_an_error() -> None:
+    def counting(message: Message) -> list[Message]:
+        name = "norm.num_batches_tracked"
+        return [Message(train_content({name: MODEL[name]}), reply_to=message)]
+
+    grid = ClientsGrid(dict.fromkeys(NODES, counting))
+    with pytest.raises(UnusableRepliesError, match=r"missing.*'body.weight'"):
+        train_round(FedPW(), grid, array_record(MODEL))
+
+
+def test_trainable_names_of_private_arrays_are_no_longer_looked_for() -> None:
+    strategy = FedPW(trainable=["body.weight", "head.weight", "norm.weight"])
+    arrays = start(strategy, ignoring(Personal("head")))
+    assert list(arrays) == list(shared(MODEL, "head"))
+    assert strategy.settings.trainable == ("body.weight", "norm.weight")
+
+
+@places
+@privacies
+def test_a_run_goes_on_from_a_checkpoint_with_what_is_shared(
+    private: str, place: str, tmp_path: Path
+) -> None:
+    options, client_of = PLACES[place]
+    options = {"device": "cpu", "seed": 3, **options}
+    one, other = Personal(private), Personal(private)
+    expected = start(FedPW(**options), client_of(one), rounds=5)
+    start(FedPW(checkpoint_dir=tmp_path, **options), client_of(other), rounds=2)
+    resumed = FedPW(checkpoint_dir=tmp_path, resume=True, **options)
+    arrays = start(resumed, client_of(other), rounds=5)
+    assert payloads(arrays) == payloads(expected)
+
+
+# Lists of arrays have places in place of names: what is private comes last.
+
+
+class PersonalNumPy(NumPyClient):
+    """The head stays here: fewer arrays come back than were sent in the first round."""
+
+    def fit(
+        self, parameters: list[np.ndarray], config: dict[str, Scalar]
+    ) -> tuple[list[np.ndarray], int, dict[str, Scalar]]:
+        rng = np.random.default_rng(int(config["server-round"]))
+        moved = [
+            np.asarray(array + 1 if array.dtype.kind == "i" else array + 0.1 * rng.random())
+            for array in parameters[:5]
+        ]
+        arrays = [a.astype(b.dtype) for a, b in zip(moved, parameters, strict=False)]
+        return arrays, 10, {"train_loss": 0.5}
+
+    def evaluate(
+        self, parameters: list[np.ndarray], config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        return 0.5, 10, {"arrays": len(parameters)}
+
+
+def wrapped(context: Context) -> LegacyClient:
+    return FedPWClient(PersonalNumPy(), device="cpu").to_client()
+
+
+def plain(context: Context) -> LegacyClient:
+    return PersonalNumPy().to_client()
+
+
+LEGACY: list[tuple[dict[str, Any], Callable[[Context], LegacyClient]]] = [
+    ({}, plain),
+    ({"array_names": list(MODEL)}, plain),
+    ({"array_names": list(MODEL), "adjustment": "client"}, wrapped),
+    ({"adjustment": "client"}, wrapped),
+    ({"array_names": list(MODEL), "adjustment": "client", "upload": "packed"}, wrapped),
+]
+
+
+@pytest.mark.parametrize(("options", "client_fn"), LEGACY)
+def test_the_legacy_server_settles_it_by_place(
+    options: dict[str, Any], client_fn: Callable[[Context], LegacyClient]
+) -> None:
+    parameters = ndarrays_to_parameters(list(MODEL.values()))
+    strategy = legacy.FedPW(on_fit_config_fn=with_server_round, device="cpu", **options)
+    clients = app_clients(ClientApp(client_fn=client_fn), NODES)
+    for server_round in range(1, 5):
+        parameters, metrics = fit_round(strategy, clients, parameters, server_round)
+        assert metrics["fedpw-quarantined"] == metrics["fedpw-failed"] == 0
+    shapes = [array.shape for array in parameters_to_ndarrays(parameters)]
+    assert shapes == [array.shape for array in list(MODEL.values())[:5]]
+
+
+@pytest.mark.parametrize("array_names", [None, list(MODEL)])
+def test_the_legacy_server_goes_on_from_a_checkpoint_with_what_is_shared(
+    array_names: list[str] | None, tmp_path: Path
+) -> None:
+    def after(rounds: int, resume: bool, folder: Path) -> list[bytes]:
+        strategy = legacy.FedPW(
+            on_fit_config_fn=with_server_round,
+            array_names=array_names,
+            initial_parameters=ndarrays_to_parameters(list(MODEL.values())),
+        )
+        manager = manager_of(app_clients(ClientApp(client_fn=plain), NODES))
+        server: Server = legacy.CheckpointedServer(
+            client_manager=manager, strategy=strategy, checkpoint_dir=folder, resume=resume
+        )
+        server.fit(rounds, timeout=None)
+        return server.parameters.tensors
+
+    expected = after(4, False, tmp_path / "whole")
+    after(2, False, tmp_path / "parts")
+    assert after(4, True, tmp_path / "parts") == expected
+    assert len(expected) == 5
+
+
+@pytest.mark.parametrize("options", [{}, {"adjustment": "client"}])
+def test_a_fedpw_client_under_the_message_api_keeps_the_last_arrays(
+    options: dict[str, Any],
+) -> None:
+    app = numpy_client_app(lambda context: FedPWClient(PersonalNumPy(), device="cpu"))
+
+    def client(message: Message) -> list[Message]:
+        node = message.metadata.dst_node_id
+        return [app(copy.deepcopy(message), Context(1, node, {}, RecordDict(), {}))]
+
+    arrays = start(FedPW(device="cpu", **options), client)
+    assert list(arrays) == list(MODEL)[:5]
