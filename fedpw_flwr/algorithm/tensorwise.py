@@ -197,7 +197,7 @@ def _weighted_integers(
     mean as exact as float64 is, within what the dtype holds.
     """
     mean = np.zeros(start.shape, dtype=np.float64)
-    first = trained[0].cpu().numpy()
+    first = trained[0].cpu().numpy().astype(start.cpu().numpy().dtype, copy=False)
     agreed = np.ones(start.shape, dtype=np.bool_)
     for tensor, weight in zip(trained, weights, strict=True):
         values = tensor.cpu().numpy()

@@ -214,7 +214,7 @@ def screen_train_replies(
     if asked.is_first and not unique:
         reported = {name for answer in answers for name in _metric_names(answer)}
         refuse_shared_fault(bad, asked.server_round, reported, asked.project)
-    return unique, bad + duplicates, private
+    return unique, bad + duplicates, private if unique else frozenset()
 
 
 def _private_arrays(replies: Sequence[TrainReply], model: Mapping[str, Tensor]) -> frozenset[str]:
@@ -438,13 +438,12 @@ def _check_tensor(name: str, tensors: ArrayTensors, expected: Tensor) -> None:
         return
     if expected.dtype == torch.float32 and _is_sound(tensors.ndarray(name), expected.shape):
         return
+    # Before anything is cast, which takes memory.
+    shape = tensors.ndarray(name).shape
+    if shape != expected.shape:
+        reason = f"tensor {name!r} has the shape {shape} instead of {tuple(expected.shape)}"
+        raise Fault(reason, SHAPES)
     tensor = tensors[name]
-    if tensor.shape != expected.shape:
-        raise Fault(
-            f"tensor {name!r} has the shape {tuple(tensor.shape)} instead of "
-            f"{tuple(expected.shape)}",
-            SHAPES,
-        )
     if tensor.dtype != expected.dtype:
         raise Fault(f"tensor {name!r} is {tensor.dtype} instead of {expected.dtype}", DTYPES)
     check_finite(name, tensor)

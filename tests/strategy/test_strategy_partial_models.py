@@ -202,6 +202,24 @@ def test_one_reply_alone_settles_nothing() -> None:
     assert metrics["fedpw-quarantined"] == 1
 
 
+def test_a_round_without_a_usable_reply_settles_nothing() -> None:
+    """Each lacks something else, and one is broken in another way."""
+    private = {41: "head", 42: "norm", 43: "head", 44: "norm"}
+
+    def mixed(message: Message) -> list[Message]:
+        reply = Personal(private[message.metadata.dst_node_id])(message)
+        kept = shared(ndarrays(reply.content["arrays"]), "body")
+        reply.content["arrays"] = array_record(kept)
+        if message.metadata.dst_node_id == 44:
+            reply.content["metrics"]["train_loss"] = -1.0
+        return [reply]
+
+    grid = ClientsGrid(dict.fromkeys(NODES, mixed))
+    arrays, metrics = train_round(FedPW(), grid, array_record(MODEL))
+    assert payloads(arrays) == payloads(array_record(MODEL))
+    assert metrics["fedpw-quarantined"] == 4
+
+
 def test_clients_that_return_no_floating_array_are_an_error() -> None:
     def counting(message: Message) -> list[Message]:
         name = "norm.num_batches_tracked"
