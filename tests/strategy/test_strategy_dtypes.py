@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from adjusting_clients import following, ignoring, model_of, round_of
+from baselines_federation import BUILDS
 from clients_grid import Client, ClientsGrid, train_round
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from model_records import NDArrays, array_record, ndarrays, payloads, train_content
@@ -230,6 +233,47 @@ def test_big_endian_integers_are_the_same_numbers(order: str) -> None:
     key = integers_after(sent, lambda node, array: (array + 5).astype(order))
     assert key.tolist() == [12, 310]
     assert key.dtype == np.dtype(order).newbyteorder("=")
+
+
+def counting(message: Message) -> list[Message]:
+    """A client with keys of all widths and byte orders beside what it trains."""
+    sent = model_of(message)
+    moved = sent["w"].astype(np.float32) + np.float32(0.1 * (message.metadata.dst_node_id - 30))
+    model = {**sent, "w": moved}
+    return [Message(train_content(model, loss=0.5), reply_to=message)]
+
+
+KEYS: NDArrays = {
+    "w": np.ones((3, 4), ">f4"),
+    **{width: np.array([7, np.iinfo(width).max], width) for width in WIDTHS},
+    "big-endian": np.array([1, 2**63 + 5], ">u8"),
+    "truth": np.array([True, False]),
+}
+
+
+def assert_kept(arrays: ArrayRecord) -> None:
+    for name, array in ndarrays(arrays).items():
+        assert array.dtype == KEYS[name].dtype.newbyteorder("=")
+        assert name == "w" or array.tolist() == KEYS[name].tolist()
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_baselines_carry_keys_of_all_widths(name: str) -> None:
+    strategy, arrays = BUILDS[name](), array_record(KEYS)
+    grid = ClientsGrid(dict.fromkeys(NODES, counting))
+    for server_round in (1, 2):
+        arrays, metrics = train_round(strategy, grid, arrays, server_round)
+        assert metrics["quarantined"] == 0
+    assert_kept(arrays)
+
+
+def test_keys_of_all_widths_are_in_a_checkpoint_as_they_are(tmp_path: Path) -> None:
+    grid = ClientsGrid(dict.fromkeys(NODES, counting))
+    arrays = array_record(KEYS)
+    options: dict[str, Any] = {"checkpoint_dir": tmp_path, "fraction_evaluate": 0.0}
+    FedPW(**options).start(grid, arrays, num_rounds=1)
+    result = FedPW(resume=True, **options).start(grid, arrays, num_rounds=3)
+    assert_kept(result.arrays)
 
 
 def test_truths_are_decided_by_the_majority() -> None:
