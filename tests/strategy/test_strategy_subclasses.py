@@ -45,12 +45,12 @@ class PickyAdam(FedAdam, Picky):
     pass
 
 
-@pytest.mark.parametrize("strategy", [Picky(), PickyEqual(), PickyAdam()], ids=lambda s: str(s))
+@pytest.mark.parametrize("kind", [Picky, PickyEqual, PickyAdam], ids=lambda kind: kind.__name__)
 def test_no_client_whose_reply_was_left_out_is_said_to_be_silent(
-    strategy: FedPW, flower_log: pytest.LogCaptureFixture
+    kind: type[FedPW], flower_log: pytest.LogCaptureFixture
 ) -> None:
     grid = ClientsGrid(dict.fromkeys(NODES, good_client))
-    train_round(strategy, grid, array_record(MODEL))
+    train_round(kind(), grid, array_record(MODEL))
     told = [record.getMessage() for record in flower_log.records if "came this far" in record.msg]
     assert told == [
         f"aggregate_train: round 1, no reply of node {node} came this far: a subclass of the "
