@@ -86,6 +86,25 @@ class RunFolder:
         """Where the checkpoints are."""
         return self.path / CHECKPOINTS_FOLDER
 
+    @property
+    def finished_at(self) -> float:
+        """When ``summary.json`` was written, in seconds since 1970."""
+        return (self.path / SUMMARY_FILE).stat().st_mtime
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file is there."""
+        return (self.path / name).exists()
+
+    def content(self, name: str) -> bytes:
+        """Return what a file holds, whether the folder is a run's or not.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read; FileNotFoundError where it is missing.
+        """
+        return (self.path / name).read_bytes()
+
     def check_unused(self) -> None:
         """Refuse a folder that cannot take a new run; changes nothing.
 
@@ -196,7 +215,7 @@ class RunFolder:
         RunFolderError
             If it cannot be read.
         """
-        if not (self.path / PARTITION_FILE).exists():
+        if not self.has(PARTITION_FILE):
             return None
         content = self._read(PARTITION_FILE)
         try:
@@ -389,7 +408,7 @@ class RunFolder:
     def _read(self, name: str) -> bytes:
         self._check_is_run()
         try:
-            return (self.path / name).read_bytes()
+            return self.content(name)
         except FileNotFoundError as error:
             raise RunFolderError(
                 f"{self.path / name} is missing: the run has not finished, or it failed"

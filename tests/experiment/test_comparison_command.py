@@ -21,6 +21,7 @@ from fedpw_flwr.experiment.comparison.history import History
 from fedpw_flwr.experiment.comparison.runs import find_runs
 from fedpw_flwr.experiment.comparison.tensorboard import scalars_of_round
 from fedpw_flwr.experiment.holdings import ClientHolding, Holdings
+from fedpw_flwr.experiment.packed_runs import pack_runs
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary
 from fedpw_flwr.experiment.run_folder import RunFolder
 
@@ -177,6 +178,53 @@ def test_a_damaged_run_is_left_out_and_named(
     assert len(finished) == 3
     assert (left_out.path, left_out.status) == (runs / "a0", "unreadable")
     assert said in left_out.reason
+
+
+def test_packed_runs_are_compared_as_the_folders_they_were(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(runs / "stopped", finished=False)
+    write_run(runs / "broken", finished=False).mark_failed("finished:failed", "too few")
+    (write_run(runs / "odd").path / "config.yaml").write_text("- a\n")
+    flat = [RunFolder(path.parent) for path in runs.glob("**/config.yaml")]
+    for run in flat:
+        if run.path.parent != runs:
+            run.path.rename(runs / run.path.name)
+    compare([runs], output=tmp_path / "before")
+    said = capsys.readouterr().out
+    pack_runs(tmp_path / "runs.tar.xz", map(RunFolder, runs.iterdir()))
+    runs.rename(tmp_path / "moved away")
+    compare([tmp_path / "runs.tar.xz"], output=tmp_path / "packed")
+    assert capsys.readouterr().out == said.replace(f"{tmp_path}/before", f"{tmp_path}/packed")
+    made = sorted(path.name for path in (tmp_path / "before").iterdir())
+    assert made == sorted(path.name for path in (tmp_path / "packed").iterdir())
+    for name in made:
+        before, packed = (tmp_path / folder / name for folder in ("before", "packed"))
+        assert packed.read_bytes() == before.read_bytes(), name
+
+
+def test_runs_can_be_chosen_by_the_names_of_their_folders(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(runs), "--only", "a*", "--only", "b1"]) == 0
+    found = rows(runs / "comparison" / "comparison.csv")
+    folders = [Path(row["folder"]).name for row in found if row["kind"] == "run"]
+    assert folders == ["a0", "a1", "b1"]
+    capsys.readouterr()
+    assert "no run with a name like c* in" in refused([runs, "--only", "c*"], capsys)
+
+
+def test_a_file_that_is_no_tar_file_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    said = refused([tmp_path / "summary.json"], capsys)
+    assert f"{tmp_path / 'summary.json'} cannot be read as a tar file of runs" in said
+
+
+def test_one_packed_file_is_compared_beside_itself(runs: Path) -> None:
+    pack_runs(runs / "kept.tar.xz", [RunFolder(runs / "a0"), RunFolder(runs / "a1")])
+    assert compare([runs / "kept.tar.xz"]) == runs / "comparison" / "comparison.md"
 
 
 # -------------------------------------------------------------------------------------- tables
@@ -554,3 +602,17 @@ def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> Non
     assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0, abs=1e-3)
     weights = events.Scalars("weight/client_0")
     assert [event.step for event in weights] == [1, 2, 3]
+
+
+def test_events_of_packed_runs_are_in_the_order_of_their_rounds(runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pack_runs(tmp_path / "kept.tar.xz", [RunFolder(runs / "a0"), RunFolder(runs / "a1")])
+    compare([tmp_path / "kept.tar.xz"], tensorboard=tmp_path / "events")
+    events = EventAccumulator(str(tmp_path / "events" / "fedavg_seed1"))
+    events.Reload()
+    mean = events.Scalars("domains/mean")
+    assert [event.step for event in mean] == [0, 1, 2, 3]
+    assert mean[-1].value == pytest.approx(61)
+    assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0)

@@ -28,6 +28,7 @@ from fedpw_flwr.experiment.comparison.settings import Method, Setting
 from fedpw_flwr.experiment.comparison.statistics import Window, default_target, over_seeds
 from fedpw_flwr.experiment.panels import PALETTE
 from fedpw_flwr.experiment.records import ClientFigures, RoundRecord, RunSummary
+from fedpw_flwr.experiment.run_folder import RunFolder
 
 WINDOW = Window(5)
 METHODS = (
@@ -84,7 +85,7 @@ def synthetic_setting(
                     )
                 )
             runs[seed] = FinishedRun(
-                path=Path(f"/runs/{place}_{seed}"),
+                folder=RunFolder(Path(f"/runs/{place}_{seed}")),
                 configuration={},
                 summary=RunSummary.of_run(records, config_text="", strategy=label, seed=seed),
                 history=History.of_rounds(records),

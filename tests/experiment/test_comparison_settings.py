@@ -13,6 +13,7 @@ from fedpw_flwr.experiment.comparison.runs import ComparisonError, FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Setting, group_runs
 from fedpw_flwr.experiment.holdings import ClientHolding, Holdings
 from fedpw_flwr.experiment.records import RoundRecord, RunSummary
+from fedpw_flwr.experiment.run_folder import RunFolder
 
 
 def run(
@@ -51,7 +52,7 @@ def run(
         "resume": None,
     }
     return FinishedRun(
-        path=Path(f"/runs/{name or len(strategy)}_{seed}"),
+        folder=RunFolder(Path(f"/runs/{name or len(strategy)}_{seed}")),
         configuration=configuration | groups,
         summary=RunSummary.of_run(
             records,

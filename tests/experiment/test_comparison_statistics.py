@@ -29,6 +29,7 @@ from fedpw_flwr.experiment.comparison.tables import (
     target_table,
 )
 from fedpw_flwr.experiment.records import RoundRecord, RunSummary
+from fedpw_flwr.experiment.run_folder import RunFolder
 
 LAST = Window(1)
 MEAN = "domains.mean"
@@ -45,7 +46,7 @@ def method(
             for number, percent in enumerate(accuracies)
         ]
         runs[seed] = FinishedRun(
-            path=Path(f"/runs/{label}_{seed}"),
+            folder=RunFolder(Path(f"/runs/{label}_{seed}")),
             configuration={} if classes is None else {"dataset": {"num_classes": classes}},
             summary=RunSummary.of_run(records, config_text="", strategy=label, seed=seed),
             history=History.of_rounds(records),

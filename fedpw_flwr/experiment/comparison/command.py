@@ -1,10 +1,11 @@
 """The command `fedpw-compare`: any set of finished runs as tables and pictures.
 
     fedpw-compare outputs multirun --against fedavg --target 80
+    fedpw-compare results/runs.tar.xz --only 'cifar10_*'
 
-Finds all runs in and below the folders, puts those of one setting together, and writes
-``comparison.md``, ``comparison.csv``, ``differences.csv`` and pictures. Runs that did not finish
-are listed by name.
+Finds all runs in and below the folders, or in tar files of such folders, puts those of one setting
+together, and writes ``comparison.md``, ``comparison.csv``, ``differences.csv`` and pictures. Runs
+that did not finish are listed by name.
 """
 
 from __future__ import annotations
@@ -98,7 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="FOLDER",
-        help="output folders of runs, or folders that hold some at any depth",
+        help="output folders of runs, folders that hold some at any depth, or tar files of runs",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="PATTERN",
+        help="compare only runs whose folder's name is like this, such as 'cifar10_*'; repeatable",
     )
     parser.add_argument(
         "--output",
@@ -136,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 def compare(
     paths: Sequence[Path],
     *,
+    only: Sequence[str] | None = None,
     output: Path | None = None,
     against: str | None = None,
     target: float | None = None,
@@ -148,7 +156,10 @@ def compare(
     Parameters
     ----------
     paths : Sequence[Path]
-        Run folders, or folders that hold some at any depth.
+        Run folders, folders that hold some at any depth, or tar files of runs.
+    only : Sequence[str] | None (default: None)
+        Patterns as a shell has them; a run is compared if its folder's name is like one of them.
+        None: all are.
     output : Path | None (default: None)
         Where to write; None: ``comparison/`` in the paths' common parent. Pictures there that an
         earlier ``comparison.md`` shows and the new one does not are removed.
@@ -180,9 +191,9 @@ def compare(
     console = console or Console()
     if tensorboard is not None:
         check_tensorboard()
-    runs, left_out = find_runs(paths)
+    runs, left_out = find_runs(paths, only)
     if not runs:
-        raise ComparisonError(_nothing(paths, left_out))
+        raise ComparisonError(_nothing(paths, only, left_out))
     settings, repeated = group_runs(runs)
     left_out = sorted([*left_out, *repeated], key=lambda run: run.path)
     references = {setting.label: setting.reference(against) for setting in settings}
@@ -239,8 +250,12 @@ def _target(
     return found, f"95 % of {label}'s mean accuracy, {window.label}."
 
 
-def _nothing(paths: Sequence[Path], left_out: Sequence[LeftOutRun]) -> str:
+def _nothing(
+    paths: Sequence[Path], only: Sequence[str] | None, left_out: Sequence[LeftOutRun]
+) -> str:
     where = ", ".join(str(path) for path in paths)
+    if not left_out and only is not None:
+        return f"there is no run with a name like {' or '.join(only)} in {where}: check --only"
     if not left_out:
         return f"there is no run in {where}: give folders that hold metrics.jsonl, at any depth"
     listed = "\n".join(f"  {run.path}: {run.status} ({run.reason})" for run in left_out)
@@ -248,7 +263,8 @@ def _nothing(paths: Sequence[Path], left_out: Sequence[LeftOutRun]) -> str:
 
 
 def _common_parent(paths: Sequence[Path]) -> Path:
-    common = Path(os.path.commonpath([path.resolve() for path in paths]))
+    folders = [path if path.is_dir() else path.parent for path in map(Path.resolve, paths)]
+    common = Path(os.path.commonpath(folders))
     return common.parent if RunFolder(common).metrics_file.exists() else common
 
 

@@ -27,7 +27,7 @@ Row = dict[str, str | int | float]
 COLUMN_NOTES: Mapping[str, str] = {
     "kind": "`run`: one run; `method`: a method over its seeds",
     "setting, method, strategy": "what it belongs to, as in the tables; the strategy's own name",
-    "seed, folder": "of a run (relative to this file)",
+    "seed, folder": "of a run (relative to this file; of a packed run: where tar would unpack it)",
     "seeds": "how many seeds the row stands for",
     "rounds, seconds": "number of the last round; wall-clock time of all rounds (method: mean)",
     "chance": "accuracy in % of guessing, where the number of classes is known",

@@ -1,4 +1,4 @@
-"""Find the runs below some folders: those that finished, and by name all that did not.
+"""Find the runs below some folders or in tar files: those that finished, and by name the others.
 
 A run's folder is one that holds ``metrics.jsonl``, ``failure.json`` (left by a sweep where a run
 failed) or ``config.yaml`` beside ``summary.json``. Nothing is left out silently.
@@ -6,10 +6,12 @@ failed) or ``config.yaml`` beside ``summary.json``. Nothing is left out silently
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +21,13 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedpw_flwr.experiment.comparison.history import History
 from fedpw_flwr.experiment.holdings import Holdings
+from fedpw_flwr.experiment.packed_runs import packed_runs
 from fedpw_flwr.experiment.records import RunSummary
 from fedpw_flwr.experiment.run_folder import (
     CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
     FAILURE_FILE,
+    METRICS_FILE,
     SUMMARY_FILE,
     RunFolder,
     RunFolderError,
@@ -43,8 +48,8 @@ class FinishedRun:
 
     Attributes
     ----------
-    path : Path
-        Its folder.
+    folder : RunFolder
+        Its folder, which may be packed.
     configuration : dict[str, Any]
         What ``config.yaml`` holds.
     summary : RunSummary
@@ -57,12 +62,17 @@ class FinishedRun:
         Who holds what; None where the run did not record it.
     """
 
-    path: Path
+    folder: RunFolder
     configuration: dict[str, Any]
     summary: RunSummary
     history: History
     finished_at: float
     holdings: Holdings | None = None
+
+    @property
+    def path(self) -> Path:
+        """The path of its folder."""
+        return self.folder.path
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,9 @@ class LeftOutRun:
     reason: str
 
 
-def find_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOutRun]]:
+def find_runs(
+    paths: Sequence[Path], only: Sequence[str] | None = None
+) -> tuple[list[FinishedRun], list[LeftOutRun]]:
     """Read every run in or below the given folders, each one once.
 
     Folders named ``checkpoints`` and hidden ones are skipped.
@@ -92,7 +104,10 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOutRun
     Parameters
     ----------
     paths : Sequence[Path]
-        Run folders, or folders that hold some at any depth.
+        Run folders, folders that hold some at any depth, or tar files of such folders.
+    only : Sequence[str] | None (default: None)
+        Patterns as a shell has them; a run is read if its folder's name is like one of them. None:
+        all are.
 
     Returns
     -------
@@ -102,16 +117,24 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOutRun
     Raises
     ------
     ComparisonError
-        If a path is no folder.
+        If there is nothing at a path.
+    RunFolderError
+        If a file cannot be read as a tar file.
     """
+    folders: dict[Path, RunFolder] = {}
     for path in paths:
-        if not path.is_dir():
+        if not path.exists():
             raise ComparisonError(f"there is no folder {path}: check the path of the runs")
-    folders = sorted({folder for path in paths for folder in _run_folders(path.resolve())})
+        place = path.resolve()
+        found: Iterable[RunFolder] = _below(place) if place.is_dir() else packed_runs(place)
+        for folder in found:
+            wanted = any(fnmatchcase(folder.path.name, pattern) for pattern in only or "*")
+            if wanted and _is_run(folder):
+                folders.setdefault(folder.path, folder)
     finished: list[FinishedRun] = []
     left_out: list[LeftOutRun] = []
-    for folder in folders:
-        run = _read(folder)
+    for path in sorted(folders):
+        run = _read(folders[path])
         if isinstance(run, FinishedRun):
             finished.append(run)
         else:
@@ -119,63 +142,64 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[LeftOutRun
     return finished, left_out
 
 
-def _run_folders(path: Path) -> Iterator[Path]:
-    for name, folders, files in os.walk(path):
+def _below(path: Path) -> Iterator[RunFolder]:
+    for name, folders, _ in os.walk(path):
         folders[:] = [
             folder
             for folder in folders
             if folder != CHECKPOINTS_FOLDER and not folder.startswith(".")
         ]
-        found = Path(name)
-        run = RunFolder(found)
-        markers = {run.metrics_file.name, FAILURE_FILE}
-        finished_markers = {run.config_file.name, SUMMARY_FILE}
-        if markers.intersection(files) or finished_markers.issubset(files):
-            yield found
+        yield RunFolder(Path(name))
 
 
-def _read(path: Path) -> FinishedRun | LeftOutRun:
-    folder = RunFolder(path)
-    if (path / FAILURE_FILE).exists():
-        return LeftOutRun(path, "failed", _failure(path / FAILURE_FILE))
+def _is_run(folder: RunFolder) -> bool:
+    finished = folder.has(CONFIG_FILE) and folder.has(SUMMARY_FILE)
+    return finished or folder.has(METRICS_FILE) or folder.has(FAILURE_FILE)
+
+
+def _read(folder: RunFolder) -> FinishedRun | LeftOutRun:
+    path = folder.path
+    if folder.has(FAILURE_FILE):
+        return LeftOutRun(path, "failed", _failure(folder))
     try:
         records = folder.read_rounds()
-        if not (path / SUMMARY_FILE).exists():
+        if not folder.has(SUMMARY_FILE):
             last = f"the last recorded round is {records[-1].round}" if records else "no round yet"
             return LeftOutRun(path, "unfinished", last)
         if not records:
-            return LeftOutRun(path, "unreadable", f"{folder.metrics_file.name} holds no round")
+            return LeftOutRun(path, "unreadable", f"{METRICS_FILE} holds no round")
         return FinishedRun(
-            path=path,
-            configuration=_configuration(folder.config_file),
+            folder=folder,
+            configuration=_configuration(folder),
             summary=folder.read_summary(),
             history=History.of_rounds(records),
-            finished_at=(path / SUMMARY_FILE).stat().st_mtime,
+            finished_at=folder.finished_at,
             holdings=folder.read_holdings(),
         )
     except (RunFolderError, OSError) as error:
         return LeftOutRun(path, "unreadable", str(error))
 
 
-def _configuration(path: Path) -> dict[str, Any]:
+def _configuration(folder: RunFolder) -> dict[str, Any]:
+    path = folder.path / CONFIG_FILE
     try:
-        loaded = OmegaConf.load(path)
+        loaded = OmegaConf.load(io.BytesIO(folder.content(CONFIG_FILE)))
         configuration = OmegaConf.to_container(loaded, resolve=True)
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} is missing: nobody can say what was run") from error
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException) as error:
         raise RunFolderError(f"{path} is not a configuration: {_first_line(error)}") from error
     if not isinstance(loaded, DictConfig) or not isinstance(configuration, dict):
         raise RunFolderError(f"{path} is not a configuration: it has no keys")
     return {str(key): value for key, value in configuration.items()}
 
 
-def _failure(path: Path) -> str:
+def _failure(folder: RunFolder) -> str:
     try:
-        failure = json.loads(path.read_bytes())
+        failure = json.loads(folder.content(FAILURE_FILE))
         lines = str(failure["error"]).strip().splitlines() or [str(failure["status"])]
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{path.name} does not say why"
+        return f"{FAILURE_FILE} does not say why"
     # A traceback ends with what went wrong, a message begins with it.
     return lines[-1 if lines[0].startswith("Traceback") else 0].strip()
 

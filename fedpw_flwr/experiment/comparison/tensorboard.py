@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.records import RoundRecord
-from fedpw_flwr.experiment.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -112,7 +111,7 @@ def _write_run(folder: Path, run: FinishedRun) -> None:
         old.unlink()
     with _writer(folder) as writer:
         time = run.finished_at - run.summary.seconds
-        for place, record in enumerate(RunFolder(run.path).read_rounds()):
+        for place, record in enumerate(run.folder.read_rounds()):
             time += record.seconds if math.isfinite(record.seconds) else 0.0
             figures = {key: float(run.history.figures[key][place]) for key in run.history.figures}
             for tag, value in scalars_of_round(record, figures):
