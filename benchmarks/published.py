@@ -6,9 +6,10 @@
 
 DATA is a folder of archives (mnist.npz, usps.npz, svhn.npz, mnistm.npz, fashion_mnist.npz,
 cifar10.npz). Begun again it runs only what is missing, so it may be stopped at any time, and go on
-in another clone: the figures of every finished run are kept in results/runs, without its models.
-What `fedpw-compare` makes of each experiment goes to results/NAME; RESULTS.md is made of these
-pages and of the remarks in results/NAME/remarks.md, which are written by hand.
+in another clone: the figures of every finished run are kept in results/runs.tar.xz, without its
+models. What `fedpw-compare` makes of each experiment goes to results/NAME, of its pictures the one
+that RESULTS.md shows; RESULTS.md is made of these pages and of the remarks in
+results/NAME/remarks.md, which are written by hand.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from __future__ import annotations
 import argparse
 import csv
 import fcntl
+import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -26,24 +27,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from fedpw_flwr.experiment.comparison.command import compare
-from fedpw_flwr.experiment.run_folder import (
-    CONFIG_FILE,
-    FAILURE_FILE,
-    METRICS_FILE,
-    PARTITION_FILE,
-    SUMMARY_FILE,
-    atomic_file,
-)
+from fedpw_flwr.experiment.comparison.earlier_pictures import pictures_of_page, remove_pictures
+from fedpw_flwr.experiment.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
+from fedpw_flwr.experiment.run_folder import FAILURE_FILE, SUMMARY_FILE, RunFolder, atomic_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "RESULTS.md"
 COMPARISONS = REPOSITORY / "results"
 RUNS = REPOSITORY / "multirun" / "published"
 PREFACE, REMARKS = "preface.md", "remarks.md"
-KEPT = COMPARISONS / "runs"
-KEPT_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, SUMMARY_FILE)
-"""Of a run; the summary last, since a run that has one counts as finished."""
+KEPT = COMPARISONS / "runs.tar.xz"
+SHOWN = "fairness.png"
+"""Of a comparison's pictures, the one that the page has room for."""
 
 SEEDS = "seed=0,1,2"
 HELD_OUT = "seed=100"
@@ -226,15 +224,18 @@ def main() -> None:
 
 
 @contextmanager
-def alone_in(runs: Path) -> Iterator[None]:
-    """Hold a folder of runs: a comparison that another call makes there would be taken for ours."""
-    runs.mkdir(parents=True, exist_ok=True)
-    with (runs / "published.lock").open("a") as stream:
+def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder: what another call makes there would be taken for ours, or lost."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            sys.exit(f"another call works in {runs}: wait for it, or give --runs another folder")
+            sys.exit(f"another call works in {folder}: wait for it, or give --runs another folder")
         yield
+    finally:
+        os.close(descriptor)
 
 
 def run(one: Published, data: Path, runs: Path) -> bool:
@@ -243,7 +244,7 @@ def run(one: Published, data: Path, runs: Path) -> bool:
     Runs that failed are among those compared, so that the page names them.
     """
     done, began = True, time.time()
-    folders: list[Path] = []
+    names: list[str] = []
     for overrides in one.sweeps:
         # One folder for all: a run that two experiments share is run once.
         words = [word.replace("DATA", str(data)) for word in overrides]
@@ -259,26 +260,33 @@ def run(one: Published, data: Path, runs: Path) -> bool:
         if len(made) == 1:
             with made[0].open(encoding="utf-8", newline="") as rows:
                 named = [row["folder"] for row in csv.DictReader(rows)]
-            folders += [KEPT / Path(folder).name for folder in named if folder]
+            names += [Path(folder).name for folder in named if folder]
         elif made:
             sys.exit(
                 f"{one.name}: another sweep ended in {runs}; give this one a folder of its own"
             )
         keep(runs, data)
     failures = [file for file in runs.glob(f"*/{FAILURE_FILE}") if _modified(file) >= began]
-    folders += [file.parent for file in failures]
-    if not folders:
+    failed = [file.parent for file in failures]
+    names += [folder.name for folder in failed]
+    if not names:
         return False
-    compare(folders, output=COMPARISONS / one.name, against=one.against)
+    page = compare([KEPT, *failed], only=names, output=COMPARISONS / one.name, against=one.against)
+    leave_shown(page)
     return done
 
 
 def take_up(runs: Path) -> None:
     """Put the finished runs that are kept where a sweep finds them."""
-    for summary in KEPT.glob(f"*/{SUMMARY_FILE}"):
-        place = runs / summary.parent.name
+    for run in kept():
+        place = runs / run.path.name
         if not place.exists():
-            shutil.copytree(summary.parent, place)
+            # Named only when it is whole: half a run would be run again.
+            partial = place.with_name(f".{place.name}")
+            partial.mkdir(exist_ok=True)
+            for name, content in run.files.items():
+                (partial / name).write_bytes(content)
+            partial.rename(place)
 
 
 def keep(runs: Path, data: Path) -> None:
@@ -286,16 +294,47 @@ def keep(runs: Path, data: Path) -> None:
 
     Other folders begin where this was called.
     """
-    for summary in sorted(runs.glob(f"*/{SUMMARY_FILE}")):
-        place = KEPT / summary.parent.name
-        if (place / SUMMARY_FILE).exists():
-            continue
-        place.mkdir(parents=True, exist_ok=True)
-        for name in KEPT_FILES:
-            text = summary.with_name(name).read_text(encoding="utf-8")
-            with atomic_file(place / name) as written:
-                text = text.replace(str(data), "DATA").replace(f"{Path.cwd()}/", "")
-                written.write_text(text, encoding="utf-8")
+    # Two calls may work in folders of their own, and there is one file for both.
+    with alone_in(COMPARISONS, wait=True):
+        there = kept()
+        names = {run.path.name for run in there}
+        new = [
+            _packed(RunFolder(summary.parent), data)
+            for summary in runs.glob(f"*/{SUMMARY_FILE}")
+            if summary.parent.name not in names
+        ]
+        if new:
+            pack_runs(KEPT, [*there, *new])
+
+
+def _packed(run: RunFolder, data: Path) -> PackedRun:
+    files = {}
+    for name in filter(run.has, PACKED_FILES):
+        text = run.content(name).decode().replace(str(data), "DATA")
+        files[name] = text.replace(f"{Path.cwd()}/", "").encode()
+    return PackedRun(run.path, files)
+
+
+def kept() -> list[PackedRun]:
+    """Return the finished runs that are kept."""
+    return packed_runs(KEPT) if KEPT.exists() else []
+
+
+def leave_shown(comparison: Path) -> None:
+    """Leave of a comparison's pictures the one that RESULTS.md shows, in 256 colours.
+
+    The others are ten times as large, and `fedpw-compare` draws them again.
+    """
+    drawn = pictures_of_page(comparison)
+    text = comparison.read_text(encoding="utf-8")
+    text = re.sub(rf"!\[.*\]\((?!.*{SHOWN}\)).*\)\n\n\*.*\*\n\n", "", text)
+    comparison.write_text(text, encoding="utf-8")
+    shown = pictures_of_page(comparison)
+    remove_pictures(drawn - shown, comparison.parent)
+    for picture in shown:
+        with atomic_file(picture) as partial, Image.open(picture) as image:
+            small = image.convert("RGB").quantize(dither=Image.Dither.NONE)
+            small.save(partial, format="png", optimize=True, dpi=image.info["dpi"])
 
 
 def _modified(file: Path) -> float:
@@ -334,8 +373,11 @@ def _section(text: str, folder: str) -> str:
             title, _, content = section.partition("\n")
             if re.search(r"mean of the last \d+ rounds", title):
                 kept += [f"**{title.removeprefix('### ')}**", content.strip()]
-    kept += [picture.split("\n")[0] for picture in pictures if "(fairness" in picture]
-    kept.append("The last round, all pictures and every run: [comparison.md](comparison.md).")
+    kept += [picture.split("\n")[0] for picture in pictures]
+    kept.append(
+        "The last round's tables: [comparison.md](comparison.md); every run: "
+        "[comparison.csv](comparison.csv)."
+    )
     joined = "\n\n".join(kept)
     return re.sub(r"\]\((?!https?:)([^)]+)\)", rf"]({folder}/\1)", joined).strip()
 
