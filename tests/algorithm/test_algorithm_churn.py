@@ -3,12 +3,9 @@
 Time counts in rounds: what a client missed is caught up on with what it shows when it is back.
 """
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.memory_reference import ReferenceSignal
+from support.reference import Signal as ReferenceSignal
 
 from fedpw_flwr.algorithm import (
     ClientResult,
@@ -40,7 +37,6 @@ RoundBuilder = Callable[..., list[ClientResult]]
 
 AWA_ALONE = FedPWSettings(adjust_parameters=False)
 BETA = 0.3
-SHARED = Path(__file__).parents[3] / "shared" / "weights_over_time.py"
 
 
 def doubles(*values: float) -> torch.Tensor:
@@ -197,7 +193,7 @@ def random_round(
 def test_the_memory_is_that_of_the_reference_whoever_attends(seed: int, wild: bool) -> None:
     rng = np.random.default_rng(seed)
     population = int(rng.integers(1, 12))
-    ours, reference = Signal(), ReferenceSignal(population)
+    ours, reference = Signal(), ReferenceSignal()
     for _ in range(40):
         there, shares, size = random_round(rng, population, wild=wild)
         expected = reference.step(there, shares, size)
@@ -220,27 +216,6 @@ def test_with_everybody_present_it_is_the_papers_formula(seed: int) -> None:
         delta = (1 - rate) * delta + rate * shares
         p = (p + delta) / (p + delta).sum()
         np.testing.assert_allclose(ours.step(everybody, shares, size), p, atol=1e-11)
-
-
-def shared_reference() -> ModuleType:
-    if not SHARED.exists():
-        pytest.skip(f"no reference beside this repository: {SHARED.name}")
-    spec = importlib.util.spec_from_file_location("weights_over_time", SHARED)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_both_references_agree_over_random_attendance() -> None:
-    their, rng = shared_reference().Signal(), np.random.default_rng(3)
-    mine, ours = ReferenceSignal(30), Signal()
-    for _ in range(300):
-        there, shares, size = random_round(rng, 30, wild=False)
-        expected = their.step(there.tolist(), shares, size)
-        np.testing.assert_allclose(mine.step(there, shares, size), expected, atol=1e-10)
-        np.testing.assert_allclose(ours.step(there, shares, size), expected, atol=1e-10)
 
 
 def test_identical_clients_keep_equal_weights_whatever_their_attendance() -> None:
