@@ -1,7 +1,7 @@
 """FedPW(adjustment="client"), round by round: what is asked, what comes back, and the next model.
 
 Eight numbers and two clients can be worked out by hand. The last test lets rounds be drawn, and
-compares with the method written once more in plain NumPy (placement_reference.py).
+compares with the method written once more in plain NumPy (support/reference.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from adjusting_clients import (
     failing,
     following,
     ignoring,
-    memory,
     model_of,
     planned,
     play,
@@ -29,7 +28,7 @@ from flwr.app import ConfigRecord, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_records import NDArrays, array_record, ndarrays, payloads
-from placement_reference import ReferenceServer
+from support.reference import Reply, Server, Settings
 
 from fedpw_flwr import FedPW
 
@@ -355,8 +354,6 @@ SHAPES = {
     "bn.num_batches_tracked": (),
 }
 COUNTER = "bn.num_batches_tracked"
-BUFFERS = ["bn.running_mean"]
-TRAINABLE = [name for name in SHAPES if name not in (*BUFFERS, COUNTER)]
 
 
 def drawn_model(rng: np.random.Generator) -> NDArrays:
@@ -373,9 +370,10 @@ def test_every_round_is_that_of_the_plain_reimplementation(data: st.DataObject) 
     adapt = data.draw(st.booleans(), label="adaptive weights")
     mean_rate = data.draw(st.sampled_from([0.1, 0.3, 0.5, 0.7]), label="average drop rate")
     pool = range(1, data.draw(st.integers(2, 4), label="clients") + 1)
-    present: set[int] = set()
 
-    reference = ReferenceServer(TRAINABLE, BUFFERS, mean_rate, adapt=adapt)
+    reference = Server(
+        Settings(avg_drop_rate=mean_rate, adapt_weights=adapt, max_weight=None, max_loss_ratio=None)
+    )
     strategy = FedPW(
         min_train_nodes=1,
         min_available_nodes=1,
@@ -388,12 +386,8 @@ def test_every_round_is_that_of_the_plain_reimplementation(data: st.DataObject) 
     )
     arrays = array_record(drawn_model(rng))
     for number in range(1, data.draw(st.integers(3, 5), label="rounds") + 1):
-        joining = data.draw(st.sets(st.sampled_from(pool), min_size=1), label="present")
-        # Adaptive weights remember who was away in a way the reference does not: nobody leaves.
-        present = present | joining if adapt else joining
-        lost = (
-            set() if adapt else data.draw(st.sets(st.sampled_from(sorted(present))), label="lost")
-        )
+        present = data.draw(st.sets(st.sampled_from(pool), min_size=1), label="present")
+        lost = data.draw(st.sets(st.sampled_from(sorted(present))), label="lost")
         if number == 1:
             # Three rounds from the start in which all are lost would end the run.
             lost = lost - {min(present)}
@@ -424,25 +418,26 @@ def test_every_round_is_that_of_the_plain_reimplementation(data: st.DataObject) 
             assert request.rate == pytest.approx(
                 0.0 if asked.rates is None else asked.rates[node], abs=1e-12
             )
-            assert request.members == asked.members
-            assert request.factors == pytest.approx(asked.factors, rel=1e-9)
+            assert request.members == {
+                name: np.flatnonzero(agreed.members).tolist()
+                for name, agreed in asked.consensus.items()
+            }
+            assert request.factors == pytest.approx(
+                {name: agreed.factor for name, agreed in asked.consensus.items()}, rel=1e-9
+            )
         before = ndarrays(arrays)
         if lost == present:
             assert payloads(each.arrays) == payloads(arrays)
             continue
-        replied = sorted(present - lost)
-        expected = reference.aggregate(
-            before,
-            {
-                node: {name: before[name] - plan[number, node][0][name] for name in before}
-                for node in replied
-            },
-            {node: plan[number, node][1] for node in replied},
-            examples,
-            asked,
-        )
-        assert each.metrics["fedpw-weight"] == pytest.approx(list(reference.weights), abs=1e-9)
-        for name, array in expected.items():
+        replies = {}
+        for node in sorted(present - lost):
+            update, loss = plan[number, node]
+            after = {name: array - update[name] for name, array in before.items()}
+            replies[node] = Reply(after, loss, examples[node])
+        expected = reference.step(before, replies, asked)
+        assert each.metrics["fedpw-weight"] == pytest.approx(expected.weights.tolist(), abs=1e-9)
+        for name, array in expected.model.items():
             np.testing.assert_allclose(each.model[name], array, atol=1e-9, rtol=0, err_msg=name)
-        assert memory(strategy.rounds.adjustment_state)["losses"] == reference.losses
+        known = strategy.rounds.adjustment_state.relative_losses
+        assert known == pytest.approx(reference.relative_losses, abs=1e-9)
         arrays = each.arrays
