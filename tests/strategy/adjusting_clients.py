@@ -256,7 +256,7 @@ def memory(state: AdjustmentState) -> dict[str, Any]:
     """What the server carries over for the next request, in a form that compares by value."""
     consensus = state.consensus
     return {
-        "losses": dict(state.losses),
+        "relative losses": dict(state.relative_losses),
         "consensus": None
         if consensus is None
         else {
