@@ -182,7 +182,6 @@ def test_loops_are_compiled_where_it_pays_and_numba_is() -> None:
     ids=["no folder", "full disk"],
 )
 def test_compiled_loops_work_where_they_cannot_be_kept(tmp_path: Path, obstacle: str) -> None:
-    pytest.importorskip("numba")
     program = (
         f"import numba.core.caching as c\n{obstacle}"
         "import numpy as np\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 import os
 import re
@@ -575,18 +574,19 @@ def test_a_figure_that_is_not_finite_is_no_scalar(tmp_path: Path) -> None:
     assert "domains/std" not in dict(scalars_of_round(record, {"domains.std": math.nan}))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is not None, reason="TensorBoard is installed"
-)
 def test_without_tensorboard_the_command_says_what_to_install(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # None: an import of it fails, as where it is not installed.
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     said = refused([runs, "--tensorboard", tmp_path / "events"], capsys)
     assert 'pip install "fedpw-flwr[tensorboard]"' in said
 
 
 def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # Twice: old events must be replaced, or TensorBoard would draw both.

@@ -11,12 +11,13 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
-Arrays = Mapping[str, NDArray[np.generic]]
+Arrays = Mapping[str, NDArray[Any]]
 
 RUNNING_STATISTIC = re.compile(
     r"\b(running_mean|running_var|moving_mean|moving_variance)$|\bbatch_stats\b"
@@ -79,7 +80,7 @@ def floored(losses: Numbers) -> Numbers:
     """Losses as they enter a quotient; equal ones where all are zero."""
     if not losses.any():
         return np.ones(len(losses))
-    return np.maximum(losses, 1e-3 * losses.mean())
+    return np.asarray(np.maximum(losses, 1e-3 * losses.mean()))
 
 
 def loss_signal(losses: Numbers) -> tuple[Numbers, float]:
@@ -154,7 +155,7 @@ def mixed(p: Numbers, q: Numbers) -> Numbers:
 def clipped(weights: Numbers) -> Numbers:
     """No client is trained against."""
     positive = np.maximum(weights, 0.0)
-    return positive / positive.sum()
+    return np.asarray(positive / positive.sum())
 
 
 def bounded_weights(weights: Numbers, most: float | None) -> Numbers:
@@ -186,7 +187,7 @@ def relative_losses(losses: Numbers, brought: float) -> Numbers:
 def drop_rates(losses: Numbers, mean_rate: float) -> Numbers:
     """r_k = min(1, r̄ · (1/ℓ_k) / mean_j(1/ℓ_j))."""
     inverse = 1 / floored(losses)
-    return np.minimum(1.0, mean_rate * inverse / inverse.mean())
+    return np.asarray(np.minimum(1.0, mean_rate * inverse / inverse.mean()))
 
 
 def entry_count(entries: int, rate: float) -> int:
@@ -274,7 +275,7 @@ class Step:
     """What a round gives; lists run over the clients, ascending. p and q: None without AWA."""
 
     clients: list[int]
-    model: dict[str, NDArray[np.generic]]
+    model: dict[str, NDArray[Any]]
     weights: Numbers
     p: Numbers | None
     q: Numbers | None
@@ -338,7 +339,7 @@ class Server:
                 for row, rate in enumerate(rates):
                     updates[name][row], magnitudes[name][row] = masked(updates[name][row], rate)
 
-        after: dict[str, NDArray[np.generic]] = {}
+        after: dict[str, NDArray[Any]] = {}
         found: dict[str, Agreed] = {}
         for name, array in model.items():
             if name not in w:
