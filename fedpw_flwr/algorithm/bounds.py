@@ -42,10 +42,11 @@ def bounded_losses(losses: Tensor, max_ratio: float | None) -> Tensor:
 
 
 def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple[float, ...]:
-    """Let no weight be larger than `max_weight` / N; what is taken goes to the others.
+    """Let no weight be larger than `max_weight` / N; the others share what is taken in proportion.
 
-    Returns min(λ_k + t, max_weight / N) with the t ≥ 0 for which the sum stays 1: those below the
-    bound keep their differences.
+    Returns min(t · λ_k, max_weight / N) with the t ≥ 1 for which the sum stays 1: those below the
+    bound keep their ratios, and who has no weight gets none. Where the others have none at all,
+    they share equally.
 
     Parameters
     ----------
@@ -59,10 +60,13 @@ def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple
         return tuple(weights)
     most = max_weight / count
     ascending = sorted(weights)
-    # With the j largest at the bound, the others gain t each; the first j that leaves them below.
+    # With the j largest at the bound, the others grow by t; the first j that leaves them below.
     for at_bound in range(1, count):
         below = ascending[: count - at_bound]
-        gained = (1.0 - at_bound * most - sum(below)) / len(below)
-        if below[-1] + gained <= most:
-            return tuple(min(weight + gained, most) for weight in weights)
+        total, left = sum(below), 1.0 - at_bound * most
+        if total <= 0.0:
+            equally = (left - total) / len(below)
+            return tuple(most if weight > below[-1] else weight + equally for weight in weights)
+        if below[-1] * (left / total) <= most:
+            return tuple(min(weight * (left / total), most) for weight in weights)
     return (1.0 / count,) * count

@@ -53,13 +53,17 @@ def test_losses_within_the_ratio_keep_their_bits(values: list[float], ratio: flo
         assert after == before or not median / ratio <= before <= median * ratio
 
 
-def test_what_a_weight_has_too_much_goes_to_the_others_in_equal_parts() -> None:
-    assert bounded_weights([0.7, 0.2, 0.1], 1.5) == pytest.approx([0.5, 0.3, 0.2])
+def test_what_a_weight_has_too_much_goes_to_the_others_in_proportion() -> None:
+    assert bounded_weights([0.7, 0.2, 0.1, 0.0], 1.6) == pytest.approx([0.4, 0.4, 0.2, 0.0])
 
 
 def test_a_weight_pushed_over_the_bound_stops_there() -> None:
     bounded = bounded_weights([0.58, 0.38, 0.02, 0.01, 0.01], 2.0)
-    assert bounded == pytest.approx([0.4, 0.4, 0.0733333, 0.0633333, 0.0633333])
+    assert bounded == pytest.approx([0.4, 0.4, 0.1, 0.05, 0.05])
+
+
+def test_others_without_any_weight_share_equally() -> None:
+    assert bounded_weights([1.0, 0.0, 0.0, 0.0], 3.0) == pytest.approx([0.75] + 3 * [0.25 / 3])
 
 
 @given(WEIGHTS, st.floats(1, 6))

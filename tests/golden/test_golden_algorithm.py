@@ -144,11 +144,6 @@ def test_clients_are_told_the_references_consensus_and_factors(name: str, dtype:
             assert step.consensus.members[key].tolist() == agreed.members.tolist(), key
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the package gives what a weight has too much to the others in equal parts, "
-    "the contract in proportion",
-)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_weight_beyond_its_bound_is_that_of_the_reference(dtype: str) -> None:
     assert_steps_agree("bounded", dtype)
