@@ -79,8 +79,11 @@ def after_rounds(
     return arrays, told
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("models", "replies"), PAIRS)
+@pytest.mark.parametrize(
+    ("models", "replies", "place"),
+    [(*pair, "server") for pair in PAIRS]
+    + [(*pair, place) for pair in PAIRS[::2] for place in PLACES if place != "server"],
+)
 def test_replies_in_another_precision_are_as_good_as_those_that_were_cast(
     models: str, replies: str, place: str
 ) -> None:
