@@ -49,6 +49,7 @@ from fedpw_flwr.strategy.quarantine import Answer
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
 from fedpw_flwr.strategy.standstill import Standstill
+from fedpw_flwr.strategy.step_on_top import puts_back, trim_start
 from fedpw_flwr.wire.adjustment import REPORT_KEY, Upload
 from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.metrics import records_of_metrics
@@ -183,6 +184,7 @@ class FedPW(FedAvg):
         )
         self._attendance = Attendance(wait_for_clients, when_missing)
         self._asked_who: set[int] = set()
+        self._untrained = ArrayRecord()
         self._asked_to_evaluate: frozenset[int] | None = None
         super().__init__(
             fraction_fit=fraction_fit,
@@ -217,6 +219,8 @@ class FedPW(FedAvg):
                     "legacy strategies only FedAdam, FedAdagrad and FedYogi can stand on top of "
                     "FedPW"
                 )
+        if issubclass(cls, FedOpt):
+            cls.aggregate_fit = puts_back(cls.aggregate_fit)  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         """Name the strategy, as Flower's log shows it."""
@@ -357,6 +361,8 @@ class FedPW(FedAvg):
             ],
             _EXAMPLES_KEY,
         )
+        self._untrained = self.rounds.untrained(aggregated.arrays)
+        trim_start(self, list(aggregated.arrays))
         if not aggregated.asked:
             return _parameters(aggregated.arrays), {}
         metrics: dict[str, Scalar] = {}
@@ -367,6 +373,10 @@ class FedPW(FedAvg):
         round_results = [reply.result for reply in aggregated.good]
         metrics.update(_scalars(round_metrics(aggregated.step, round_results, aggregated.bad)))
         return _parameters(aggregated.arrays), metrics
+
+    def _put_back(self, stepped: Parameters) -> Parameters:
+        """Return a server optimizer's model with the arrays that it should have left alone."""
+        return _parameters(self.rounds.after_step_on_top(self._named(stepped), self._untrained))
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager

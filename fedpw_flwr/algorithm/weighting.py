@@ -128,7 +128,7 @@ class WeightingState:
         ------
         ValueError
             If an entry is missing or is no finite number, with its position in the message, or the
-            state is one of version 0.1.0, which counted visits.
+            state is an earlier one, which counted visits.
         """
         rounds = _entry(nested, "rounds")
         if not isinstance(rounds, int) or rounds < 0:
@@ -153,10 +153,10 @@ def _signal_from_dict(nested: Any, where: str) -> SignalState:
     clients = _entry(nested, "clients", where)
     if not isinstance(clients, Mapping):
         raise ValueError(f"not a saved weighting state: {where}.clients is no mapping")
-    if any(isinstance(numbers, Mapping) and "share" in numbers for numbers in clients.values()):
+    if "log_kept" not in nested:
         raise ValueError(
-            "this memory of the clients is one of version 0.1.0, which counted a client's visits "
-            "and not the rounds: go on with that version, or begin a new run from the saved model"
+            "its memory of the clients counts their visits and not the rounds, as that of earlier "
+            "versions did; a new run can begin with the saved model as its initial one"
         )
     memories = {}
     for client, numbers in clients.items():

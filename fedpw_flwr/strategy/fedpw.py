@@ -33,6 +33,7 @@ from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import MetricsAggregation, ScreenedFedAvg
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
 from fedpw_flwr.strategy.standstill import Standstill
+from fedpw_flwr.strategy.step_on_top import puts_back, trim_start
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
 
@@ -187,6 +188,7 @@ class FedPW(ScreenedFedAvg):
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.resume = resume
         self._with_checkpoints = False
+        self._untrained = ArrayRecord()
         super().__init__(
             NodeSampling(seed, wait_for_clients, when_missing),
             fraction_train=fraction_train,
@@ -224,6 +226,8 @@ class FedPW(ScreenedFedAvg):
                     else f"{cls.__name__}: {name} aggregates by itself and cannot be combined with "
                     "FedPW; FedAdam, FedAdagrad, FedYogi and FedAvgM can stand in front of it"
                 )
+        if any(base in _STEP_ON_TOP for base in cls.__mro__[:place]):
+            cls.aggregate_train = puts_back(cls.aggregate_train)  # type: ignore[method-assign]
 
     @property
     def settings(self) -> FedPWSettings:
@@ -378,12 +382,18 @@ class FedPW(ScreenedFedAvg):
             answers_of_messages(replies, self._asked_to_train),
             self.weighted_by_key,
         )
+        self._untrained = self.rounds.untrained(aggregated.arrays)
+        trim_start(self, list(aggregated.arrays))
         if not aggregated.asked:
             return aggregated.arrays, None
         metrics = self._averaged_train_metrics([reply.content for reply in aggregated.good])
         results = [reply.result for reply in aggregated.good]
         metrics.update(round_metrics(aggregated.step, results, aggregated.bad))
         return aggregated.arrays, metrics
+
+    def _put_back(self, stepped: ArrayRecord) -> ArrayRecord:
+        """Return a server optimizer's model with the arrays that it should have left alone."""
+        return self.rounds.after_step_on_top(stepped, self._untrained)
 
     def _screened_evaluation(
         self, server_round: int, answers: Iterable[Answer], asked: Collection[int] | None

@@ -7,6 +7,7 @@ the strategies only sample clients, and turn Flower's arguments into records and
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -256,11 +257,7 @@ class ServerRounds:
             f" | average drop rate ({settings.avg_drop_rate:g})",
             f"│\t├── Training loss key: '{self.train_loss_key}'",
             "│\t├── Trainable arrays: "
-            + (
-                "all but those with the name of a running statistic"
-                if trainable is None
-                else f"{len(trainable)} named"
-            ),
+            + ("known in round 1" if trainable is None else f"{len(trainable)} named"),
             f"│\t└── Server step on: {self.device}{_loops_on(self.device)}",
         )
         for line in lines:
@@ -295,9 +292,37 @@ class ServerRounds:
             model = ArrayTensors(arrays)
         kinds = classify_tensors(model, self.settings.trainable)
         if is_first and self.settings.trainable is None:
-            _warn_of_missing_names(model, kinds)
+            _log_kinds(model, kinds)
         check_model(arrays, server_round)
         return arrays
+
+    def untrained(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return those arrays of a model that training does not move: buffers and integers."""
+        kinds = classify_tensors(ArrayTensors(arrays), self.settings.trainable)
+        return ArrayRecord(
+            {n: arrays[n] for n, kind in kinds.items() if kind is not TensorKind.TRAINABLE}
+        )
+
+    def after_step_on_top(self, stepped: ArrayRecord, untrained: ArrayRecord) -> ArrayRecord:
+        """Return what a server optimizer made of a model, with what it should have left alone.
+
+        Parameters
+        ----------
+        stepped : ArrayRecord
+            The optimizer's model, in whatever dtypes.
+        untrained : ArrayRecord
+            What `untrained` returned of the model it stepped on.
+        """
+        moved = ArrayTensors(stepped)
+        trained = {
+            name: _of_dtype(moved[name], self._dtypes[name])
+            for name in stepped
+            if name not in untrained
+        }
+        arrays = encode_arrays(trained)
+        return ArrayRecord(
+            {name: untrained[name] if name in untrained else arrays[name] for name in stepped}
+        )
 
     def strangers(self, nodes: Sequence[int]) -> list[int]:
         """Return those of the nodes of which it would matter, and is not known, who they are.
@@ -481,6 +506,12 @@ class ServerRounds:
         self._dtypes = {name: self._dtypes[name] for name in self._global_arrays}
         if self.settings.trainable is not None:
             trainable = tuple(name for name in self.settings.trainable if name not in private)
+            if not trainable:
+                raise ValueError(
+                    f"trainable names {list(self.settings.trainable)}, and no client returns any "
+                    "of them: nothing would be trained. Let the clients return those arrays, or "
+                    "give trainable=None"
+                )
             self.settings = replace(self.settings, trainable=trainable)
 
     def _attempt(
@@ -594,10 +625,13 @@ def _log_bounded(
             )
 
 
-def _warn_of_missing_names(
-    model: Mapping[str, torch.Tensor], kinds: Mapping[str, TensorKind]
-) -> None:
-    """Log what was assumed of a list of arrays that seems to hold BatchNorm's counters."""
+def _log_kinds(model: Mapping[str, torch.Tensor], kinds: Mapping[str, TensorKind]) -> None:
+    """Log how many arrays are what, and what was assumed of a list that seems to hold BatchNorm."""
+    numbers = Counter(kinds.values())
+    logger.info(
+        "\tArrays of the model: %s trainable, %s running statistics or other buffers, %s integer",
+        *(numbers[kind] for kind in TensorKind),
+    )
     if has_names(list(model)) or not any(
         kind is TensorKind.INTEGER and model[name].dim() == 0 for name, kind in kinds.items()
     ):

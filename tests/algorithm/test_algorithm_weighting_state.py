@@ -88,7 +88,7 @@ def test_a_saved_client_without_a_number_is_told_which_numbers_it_has(
         WeightingState.from_dict(nested)
 
 
-@pytest.mark.parametrize("missing", ["first_size", "log_kept", "log_held"])
+@pytest.mark.parametrize("missing", ["first_size", "log_held"])
 def test_a_saved_signal_without_a_number_names_it(state: WeightingState, missing: str) -> None:
     nested = state.to_dict()
     del nested["loss"][missing]
@@ -97,13 +97,11 @@ def test_a_saved_signal_without_a_number_names_it(state: WeightingState, missing
 
 
 def test_a_memory_that_counted_visits_is_refused_with_what_to_do(state: WeightingState) -> None:
-    nested = state.to_dict()
-    nested["direction"] = {
-        "clients": {"3": {"share": 1.0, "momentum": 0.3, "mass": 0.3}},
-        "first_size": 1.0,
-    }
-    with pytest.raises(ValueError, match=r"counted a client's visits.*begin a new run from"):
-        WeightingState.from_dict(nested)
+    for clients in ({"3": {"share": 1.0, "momentum": 0.3, "mass": 0.3}}, {}):
+        nested = state.to_dict()
+        nested["direction"] = {"clients": clients, "first_size": 1.0}
+        with pytest.raises(ValueError, match=r"counts their visits.*new run can begin with"):
+            WeightingState.from_dict(nested)
 
 
 def _with(state: WeightingState, place: tuple[str | int, ...], value: object) -> Any:

@@ -182,7 +182,7 @@ def simulate(federation: str) -> dict[str, Any]:
         "losses": losses,
         "dtypes": dtypes,
         "rounds": strategy.state.rounds,
-        "clients": sorted(strategy.rounds.adjustment_state.losses),
+        "clients": sorted(strategy.rounds.adjustment_state.relative_losses),
         "consensus round": None if consensus is None else consensus.round,
     }
 

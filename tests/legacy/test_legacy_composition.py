@@ -20,6 +20,7 @@ from legacy_federation import (
     INITIAL,
     NAMES,
     PlainClient,
+    fit_result,
     good_fit,
     manager_of,
     plain_clients,
@@ -85,6 +86,29 @@ def test_clients_of_a_server_optimizer_get_the_models_own_dtypes(
     run_server(strategy, [PlainClient(node, note) for node in NODES], 3)
     assert len(received) == 3 * len(NODES)
     assert all(dtypes == [str(array.dtype) for array in MODEL.values()] for dtypes in received)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_server_optimizer_steps_on_what_is_trained_alone(optimizer: type[FedAdam]) -> None:
+    key = np.array([2**64 - 1, 2**53 + 1], dtype=np.uint64)
+    model = [np.zeros(5, np.float32), np.ones(3, np.float32), key]
+
+    def fit(node: int, ins: FitIns) -> FitRes:
+        weight, _, same = parameters_to_ndarrays(ins.parameters)
+        trained = (weight + 0.1 * np.random.default_rng(node).random(5)).astype(np.float32)
+        arrays = {"weight": trained, "var": np.full(3, 1e-4 * node, np.float32), "key": same}
+        return fit_result(arrays, 0.3 * node)
+
+    strategy = optimizer(initial_parameters=ndarrays_to_parameters(model))
+    # Flower's optimizers pass on no options but their own.
+    strategy.array_names = ("weight", "bn.running_var", "key")
+    _, parameters = run_server(strategy, [PlainClient(node, fit) for node in NODES], 6)
+    weight, variance, kept = parameters_to_ndarrays(parameters)
+    assert kept.dtype == np.uint64
+    assert kept.tolist() == key.tolist()
+    assert 0 < variance.min() <= variance.max() < 1e-3
+    assert weight.dtype == np.float32
+    assert (weight != 0).all()
 
 
 WRAPPERS: dict[str, Callable[[FedPW], Strategy]] = {

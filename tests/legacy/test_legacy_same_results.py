@@ -78,7 +78,7 @@ def legacy_client_of(context: Context) -> Client:
 def bits(state: AdjustmentState) -> dict[str, Any]:
     """An adjustment state that can be compared."""
     consensus = state.consensus
-    seen: dict[str, Any] = {"losses": dict(state.losses), "consensus": None}
+    seen: dict[str, Any] = {"losses": dict(state.relative_losses), "consensus": None}
     if consensus is not None:
         members = {name: chosen.tolist() for name, chosen in consensus.members.items()}
         seen["consensus"] = (consensus.round, members, dict(consensus.factors))

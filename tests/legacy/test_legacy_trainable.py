@@ -79,9 +79,9 @@ def test_what_clients_tell_is_as_good_as_names() -> None:
     assert counts == [0, 0, 0]
 
 
-def test_without_names_and_without_being_told_every_floating_array_is_trainable() -> None:
-    all_floats = strategy_with(array_names=NAMES, trainable=NAMES[:3])
-    expected, _ = rounds(all_floats, telling(all_say(None)))
+def test_without_names_and_without_being_told_what_stands_before_a_counter_is_not_trained() -> None:
+    by_place = strategy_with(array_names=NAMES, trainable=NAMES[:1])
+    expected, _ = rounds(by_place, telling(all_say(None)))
     untold = strategy_with()
     models, _ = rounds(untold, telling(all_say(None)))
     assert untold.settings.trainable is None
@@ -103,6 +103,7 @@ def test_client_that_disagrees_is_set_aside_and_named(
     assert strategy.settings.trainable == ("0", "1")
     assert counts == [1, 1, 1]
     told = [record.getMessage() for record in flower_log.records if record.levelname == "WARNING"]
+    assert "no names" in told.pop(0)
     assert len(told) == 3
     assert all("node 3 quarantined" in line and "[0]" in line for line in told)
     assert all("[0, 1]" in line for line in told)

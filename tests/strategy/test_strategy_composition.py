@@ -93,3 +93,58 @@ def test_round_without_usable_replies_leaves_the_initial_arrays_whole_under_mome
     grid = ClientsGrid(dict.fromkeys(NODES, client))
     FedPWMomentum().start(grid=grid, initial_arrays=initial, num_rounds=1)
     assert payloads(initial) == payloads(array_record(MODEL))
+
+
+KEY = np.array([2**64 - 1, 2**53 + 1], dtype=np.uint64)
+
+
+def client_with_a_key(message: Message) -> list[Message]:
+    """A client that lets a key be, and whose running variance falls close to 0."""
+    if message.metadata.message_type == "evaluate":
+        return [evaluate_reply(message)]
+    node = message.metadata.dst_node_id
+    sent = ndarrays(message.content["arrays"])
+    rng = np.random.default_rng(node)
+    model = {
+        "weight": (sent["weight"] + 0.1 * rng.random(5)).astype(np.float32),
+        "bn.running_var": np.full(3, 1e-4 * node, dtype=np.float32),
+        "key": sent["key"],
+    }
+    return [Message(train_content(model, 0.3 * node), reply_to=message)]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_server_optimizer_steps_on_what_is_trained_alone(optimizer: type[FedPW]) -> None:
+    model = {
+        "weight": np.zeros(5, np.float32),
+        "bn.running_var": np.ones(3, np.float32),
+        "key": KEY,
+    }
+    grid = ClientsGrid(dict.fromkeys(NODES, client_with_a_key))
+    result = optimizer().start(grid=grid, initial_arrays=array_record(model), num_rounds=6)
+    arrays = ndarrays(result.arrays)
+    assert arrays["key"].dtype == np.uint64
+    assert arrays["key"].tolist() == KEY.tolist()
+    assert (arrays["bn.running_var"] > 0).all()
+    assert arrays["bn.running_var"].max() < 1e-3
+    assert arrays["weight"].dtype == np.float32
+    assert (arrays["weight"] != 0).all()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_server_optimizer_goes_on_without_the_arrays_that_clients_keep(
+    optimizer: type[FedPW],
+) -> None:
+    def keeps_its_head(message: Message) -> list[Message]:
+        if message.metadata.message_type == "evaluate":
+            return [evaluate_reply(message)]
+        node = message.metadata.dst_node_id
+        body = ndarrays(message.content["arrays"])["body"]
+        trained = (body + 0.1 * node).astype(np.float32)
+        return [Message(train_content({"body": trained}, 0.3 * node), reply_to=message)]
+
+    model = {"head": np.ones(2, np.float32), "body": np.zeros(4, np.float32)}
+    grid = ClientsGrid(dict.fromkeys(NODES, keeps_its_head))
+    result = optimizer().start(grid=grid, initial_arrays=array_record(model), num_rounds=3)
+    assert list(result.arrays) == ["body"]
+    assert (ndarrays(result.arrays)["body"] > 0).all()
