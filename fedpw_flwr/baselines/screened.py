@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, kinds_of, moved_tensors
-from fedpw_flwr.strategy.draws import Draws
 from fedpw_flwr.strategy.faults import BadReply, Project
 from fedpw_flwr.strategy.global_model import check_model, without_private
 from fedpw_flwr.strategy.identities import Identities
@@ -118,7 +117,7 @@ class ScreenedStrategy(ScreenedFedAvg):
         return {
             "rounds": self.rounds,
             **self.identities.to_dict(),
-            "seed": self.sampling.draws.seed,
+            **self.sampling.saved_state(),
         }, {}
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -132,11 +131,10 @@ class ScreenedStrategy(ScreenedFedAvg):
         try:
             rounds = int(state["rounds"])
             identities = Identities.from_dict(state)
-            draws = Draws(state["seed"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved state of {type(self).__name__}: {error!r}") from error
         self.rounds, self.identities = rounds, identities
-        self.sampling.draws = draws
+        self.sampling.restore_state(state)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""
@@ -239,6 +237,7 @@ class ScreenedStrategy(ScreenedFedAvg):
         self.rounds += 1
         self._standstill = Standstill()
         self.identities.note("aggregate_train", server_round, good)
+        self.sampling.note_replies([reply.content for reply in good])
         return arrays, self._metrics(good, weights.step, bad)
 
     def _screened_evaluation(

@@ -22,7 +22,12 @@ from flwr.clientapp.typing import Mod
 from fedpw_flwr.client.numpy_client import FedPWClient, can
 from fedpw_flwr.client.records import only_array_record, only_config_record
 from fedpw_flwr.client.stopwatch import phase
-from fedpw_flwr.wire.identity import IDENTITY_ACTION, identity_record
+from fedpw_flwr.wire.identity import (
+    ANSWERS_KEY,
+    IDENTITY_ACTION,
+    IDENTITY_RECORD,
+    identity_record,
+)
 from fedpw_flwr.wire.metrics import records_of_metrics
 
 __all__ = ["numpy_client_app"]
@@ -84,7 +89,7 @@ def numpy_client_app(
             )
         with phase("upload"):
             named = zip(arrays, parameters, strict=False)
-            content = records_of_metrics({"num-examples": num_examples, **metrics})
+            content = _content({"num-examples": num_examples, **metrics})
             content["arrays"] = ArrayRecord({name: Array(np.asarray(one)) for name, one in named})
             return Message(content, reply_to=message)
 
@@ -99,7 +104,7 @@ def numpy_client_app(
         if not (isinstance(result, tuple) and len(result) == 3):
             raise TypeError("evaluate must return (loss, num_examples, metrics)")
         loss, num_examples, metrics = result
-        content = records_of_metrics({"eval_loss": loss, "num-examples": num_examples, **metrics})
+        content = _content({"eval_loss": loss, "num-examples": num_examples, **metrics})
         return Message(content, reply_to=message)
 
     @app.query()
@@ -118,6 +123,15 @@ def numpy_client_app(
         return Message(identity_record(client_id), reply_to=message)
 
     return app
+
+
+def _content(metrics: dict[str, Any]) -> RecordDict:
+    """Return a reply's records without arrays; a client with a name says that it can be asked."""
+    content = records_of_metrics(metrics)
+    identity = content.config_records.get(IDENTITY_RECORD)
+    if identity is not None:
+        identity[ANSWERS_KEY] = True
+    return content
 
 
 def _client(

@@ -25,7 +25,6 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.draws import Draws
 from fedpw_flwr.strategy.faults import BadReply
 from fedpw_flwr.strategy.quarantine import Answer, EvaluateReply, answers_of_messages
 from fedpw_flwr.strategy.reply_metrics import round_metrics
@@ -109,7 +108,8 @@ class FedPW(ScreenedFedAvg):
         `min_evaluate_nodes`), counted from when there were last enough. None waits for ever.
     seed : int | None (default: None)
         Decides which nodes are drawn for a round, where some are; the same clients in another run
-        where they may be asked who they are (``strategy.sampling.asks_identities = True``). None: a
+        where they may be asked who they are: from the second round on with `numpy_client_app` and
+        numbered clients, from the first with ``strategy.sampling.asks_identities = True``. None: a
         number from `random` at the first draw.
     when_missing : "stop" | "continue" (default: "stop")
         After it, "stop" the run with `TooFewClientsError`, or "continue" with the nodes that are
@@ -251,7 +251,7 @@ class FedPW(ScreenedFedAvg):
     def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Return everything the method carries from round to round: JSON, and tensors by name."""
         state, tensors = self.rounds.saved_state()
-        return {**state, "seed": self.sampling.draws.seed}, tensors
+        return {**state, **self.sampling.saved_state()}, tensors
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the method to what `saved_state` returned.
@@ -262,7 +262,7 @@ class FedPW(ScreenedFedAvg):
             If it is not such a state.
         """
         self.rounds.restore_state(state, tensors)
-        self.sampling.draws = Draws(state.get("seed"))
+        self.sampling.restore_state(state)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""
@@ -386,7 +386,9 @@ class FedPW(ScreenedFedAvg):
         trim_start(self, list(aggregated.arrays))
         if not aggregated.asked:
             return aggregated.arrays, None
-        metrics = self._averaged_train_metrics([reply.content for reply in aggregated.good])
+        contents = [reply.content for reply in aggregated.good]
+        self.sampling.note_replies(contents)
+        metrics = self._averaged_train_metrics(contents)
         results = [reply.result for reply in aggregated.good]
         metrics.update(round_metrics(aggregated.step, results, aggregated.bad))
         return aggregated.arrays, metrics

@@ -8,9 +8,11 @@ comparison train the same clients in the same round, and a seed gives one result
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -18,6 +20,7 @@ from fedpw_flwr.strategy.attendance import Attendance, WhenMissing, minima_of_at
 from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of, share_of
 from fedpw_flwr.strategy.listed_grid import ListedGrid
 from fedpw_flwr.strategy.roll_call import RollCall
+from fedpw_flwr.wire.identity import shows_answers
 
 __all__ = ["NodeSampling"]
 
@@ -45,9 +48,9 @@ class NodeSampling:
     asks_identities : bool
         Whether nodes are asked who they are: then some are drawn in the order of their clients'
         identities, which another run repeats at other nodes, and not in that of node ids. False
-        unless it is set: a ClientApp without a function for the question logs an error, before any
-        mod of its could answer, and nothing tells beforehand which has one. (A node that has
-        replied need not be asked any more: its reply said who it is.)
+        until it is set, or every client of a round has shown in its reply that it answers
+        (`numpy_client_app`): a ClientApp without a function for the question logs an error, before
+        any mod of its could answer.
 
     Raises
     ------
@@ -69,6 +72,20 @@ class NodeSampling:
     def identities(self, grid: Grid, nodes: Iterable[int]) -> Mapping[int, int]:
         """Return who is at those of the nodes that say it when they may be asked, each once."""
         return self._roll_call.take(grid, nodes) if self.asks_identities else {}
+
+    def note_replies(self, contents: Sequence[RecordDict]) -> None:
+        """Ask nodes from now on if every client of a round shows in its reply that it answers."""
+        if contents and all(shows_answers(content) for content in contents):
+            self.asks_identities = True
+
+    def saved_state(self) -> dict[str, Any]:
+        """Return what a run that goes on must know, as JSON can hold it."""
+        return {"seed": self.draws.seed, "asks_identities": self.asks_identities}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Set it to what `saved_state` returned, among other keys."""
+        self.draws = Draws(state.get("seed"))
+        self.asks_identities = self.asks_identities or state.get("asks_identities") is True
 
     @contextmanager
     def taking_part(

@@ -5,16 +5,21 @@ from __future__ import annotations
 from flwr.app import ConfigRecord, RecordDict
 
 __all__ = [
+    "ANSWERS_KEY",
     "IDENTITY_ACTION",
     "IDENTITY_KEY",
     "IDENTITY_QUERY",
     "IDENTITY_RECORD",
     "identity_of",
     "identity_record",
+    "shows_answers",
 ]
 
 IDENTITY_RECORD, IDENTITY_KEY = "identity", "client-id"
 """ConfigRecord of a reply, and its entry, by which a client names itself for good: an integer."""
+
+ANSWERS_KEY = "answers"
+"""Entry beside it: true where the client has a function for the question who it is."""
 
 IDENTITY_ACTION = "fedpw_identity"
 IDENTITY_QUERY = f"query.{IDENTITY_ACTION}"
@@ -26,6 +31,12 @@ def identity_record(client_id: int | None) -> RecordDict:
     if client_id is None:
         return RecordDict()
     return RecordDict({IDENTITY_RECORD: ConfigRecord({IDENTITY_KEY: client_id})})
+
+
+def shows_answers(content: RecordDict) -> bool:
+    """Return whether a reply shows that its client can be asked who it is."""
+    record = content.config_records.get(IDENTITY_RECORD)
+    return record is not None and record.get(ANSWERS_KEY) is True
 
 
 def identity_of(content: RecordDict) -> int | None:

@@ -213,7 +213,7 @@ def test_the_report_and_the_identity_have_records_of_their_own() -> None:
     app = numpy_client_app(lambda context: FedPWClient(NoisyClient(11), client_id=4))
     reply = answer(app, train_message(MODEL, request_entries(0.3)))
     assert set(reply.content) == {"arrays", "metrics", "identity", REPORT_KEY}
-    assert dict(reply.content["identity"]) == {"client-id": 4}
+    assert dict(reply.content["identity"]) == {"client-id": 4, "answers": True}
     assert isinstance(reply.content[REPORT_KEY][REPORT_KEY], bytes)
     assert set(metrics_of(reply)) == {"num-examples", "train_loss"}
     evaluation = answer(app, train_message(MODEL, {}, "evaluate"))

@@ -131,18 +131,58 @@ def test_a_resumed_run_and_clients_that_fail_lead_to_no_question(tmp_path: Path)
     assert {message.metadata.message_type for message in sent} == {"train", "evaluate"}
 
 
+def running_as(client: int) -> Callable[[Message], Any]:
+    """A client of `numpy_client_app` that has a number of its own."""
+
+    class Trains(NumPyClient):
+        def fit(self, parameters: Any, config: Any) -> Any:
+            trained = [(array * 0.5).astype(array.dtype) for array in parameters]
+            return trained, 9, {"train_loss": 1.0 + client}
+
+    app = numpy_client_app(lambda context: FedPWClient(Trains(), client_id=client))
+    return running(app, Context(1, 1, {}, RecordDict(), {}))
+
+
+def test_clients_that_show_that_they_answer_are_asked_also_after_a_restart_elsewhere(
+    tmp_path: Path,
+) -> None:
+    def strategy(folder: str, **options: Any) -> FedPW:
+        return FedPW(
+            seed=3,
+            fraction_train=0.5,
+            fraction_evaluate=0.0,
+            checkpoint_dir=tmp_path / folder,
+            **options,
+        )
+
+    def trained_in(result: Any) -> list[list[int]]:
+        records = result.train_metrics_clientapp
+        return [list(records[now]["fedpw-client-id"]) for now in sorted(records)]
+
+    def grid_at(nodes: range) -> ClientsGrid:
+        return ClientsGrid({node: running_as(client) for client, node in enumerate(nodes)})
+
+    grid, arrays = grid_at(range(41, 49)), array_record(MODEL)
+    straight = strategy("straight").start(grid=grid, initial_arrays=arrays, num_rounds=6)
+    asked = [message.metadata.message_type == IDENTITY_QUERY for message in grid.sent]
+    # Nobody before the first round has shown it; everybody once after it.
+    assert asked == [False] * 4 + [True] * 8 + [False] * (4 * 5)
+
+    strategy("broken").start(grid=grid_at(range(41, 49)), initial_arrays=arrays, num_rounds=3)
+    elsewhere = strategy("broken", resume=True).start(
+        # In another order, too.
+        grid=grid_at(range(99, 91, -1)),
+        initial_arrays=arrays,
+        num_rounds=6,
+    )
+    assert trained_in(elsewhere) == trained_in(straight)
+    assert payloads(elsewhere.arrays) == payloads(straight.arrays)
+
+
 def test_clients_that_may_be_asked_are_drawn_by_who_they_are() -> None:
     """At whatever nodes: `numpy_client_app` answers the question."""
 
     def drawn_at(nodes: list[int]) -> list[list[int]]:
-        def running_as(client: int) -> Callable[[Message], Any]:
-            class Trains(NumPyClient):
-                def fit(self, parameters: Any, config: Any) -> Any:
-                    return [array * 0.5 for array in parameters], 9, {"train_loss": 1.0}
-
-            app = numpy_client_app(lambda context: FedPWClient(Trains(), client_id=client))
-            return running(app, Context(1, 1, {}, RecordDict(), {}))
-
         clients = {node: running_as(client) for client, node in enumerate(nodes)}
         strategy = FedPW(seed=6, fraction_train=0.4, fraction_evaluate=0.0)
         strategy.sampling.asks_identities = True
