@@ -1,8 +1,4 @@
-"""FedPW for Flower's legacy server: a strategy of ``flwr.server.strategy`` for NumPyClients.
-
-Projects with ``client_fn`` and ``ServerAppComponents`` change one line. The rounds are those of
-`fedpw_flwr.FedPW`: the same screening, the same state, the same results.
-"""
+"""FedPW as a strategy of Flower's legacy API, for NumPyClients under its server."""
 
 from __future__ import annotations
 
@@ -32,10 +28,9 @@ from flwr.server.strategy import FedAvg, FedOpt
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
-from fedpw_flwr.checkpoint.legacy_server import CheckpointedServer
+from fedpw_flwr.legacy.client_manager import stated_identities
 from fedpw_flwr.strategy.attendance import (
     Attendance,
-    TooFewClientsError,
     WhenMissing,
     minima_of_at_most,
 )
@@ -43,8 +38,6 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.faults import MissingLossError
-from fedpw_flwr.strategy.ordered_clients import OrderedClientManager, stated_identities
 from fedpw_flwr.strategy.quarantine import Answer
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
@@ -55,13 +48,7 @@ from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.metrics import records_of_metrics
 from fedpw_flwr.wire.packing import UploadDtype
 
-__all__ = [
-    "CheckpointedServer",
-    "FedPW",
-    "MissingLossError",
-    "OrderedClientManager",
-    "TooFewClientsError",
-]
+__all__ = ["FedPW"]
 
 logger = logging.getLogger("flwr")
 

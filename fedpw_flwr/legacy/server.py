@@ -25,7 +25,7 @@ from fedpw_flwr.checkpoint.strategy_state import (
     strategy_fingerprint,
     strategy_state,
 )
-from fedpw_flwr.strategy.ordered_clients import OrderedClientManager
+from fedpw_flwr.legacy.client_manager import OrderedClientManager
 from fedpw_flwr.wire.arrays import ArrayTensors, array_of_npy, encode_arrays
 
 __all__ = ["CheckpointedServer"]
