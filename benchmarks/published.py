@@ -114,12 +114,12 @@ def _grid(name: str, title: str, fixed: tuple[str, ...], grid: dict[str, str]) -
 def _methods(
     fixed: tuple[str, ...], methods: str, chosen: dict[str, str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the sweeps of methods with their own settings, and of rivals with those chosen."""
-    rivals = (
+    """Return the sweeps of methods with their own settings, and of baselines with those chosen."""
+    baselines = (
         (*fixed, SEEDS, f"strategy={method}", f"strategy.{value}")
         for method, value in chosen.items()
     )
-    return (*fixed, SEEDS, f"strategy={methods}"), *rivals
+    return (*fixed, SEEDS, f"strategy={methods}"), *baselines
 
 
 def _label_skew(dataset: str, title: str, rounds: int) -> list[Published]:
@@ -177,7 +177,7 @@ PUBLISHED = (
     ),
     _grid(
         "tuning",
-        "The rivals' settings on the four sources, chosen with a seed of its own",
+        "The baselines' settings on the four sources, chosen with a seed of its own",
         (*FOUR_DOMAINS, "rounds=12"),
         {
             "fedprox": "proximal_mu=0.01,0.1,1",
@@ -192,7 +192,7 @@ PUBLISHED = (
     ),
     _grid(
         "tuning-label-skew",
-        "The rivals' settings under label skew, chosen on Fashion-MNIST with a seed of its own",
+        "The baselines' settings under label skew, chosen on Fashion-MNIST with a seed of its own",
         ("experiment=fashion_mnist", "partition=dirichlet", ARCHIVES, *SMALL, "rounds=20"),
         {"qfedavg": "q=0.1,1,5", "term": "t=0.1,1,5", "fedheal": "tau=0.1,0.3,0.5"},
     ),

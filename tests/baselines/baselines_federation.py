@@ -1,4 +1,4 @@
-"""Every rival, and clients of a `ClientsGrid` whose updates are written out."""
+"""Every baseline, and clients of a `ClientsGrid` whose updates are written out."""
 
 from __future__ import annotations
 

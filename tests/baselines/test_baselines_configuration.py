@@ -1,4 +1,4 @@
-"""Claims about conf/strategy: every rival is a file there, built with the defaults of its class."""
+"""Claims about conf/strategy: every baseline is a file there, built with the defaults of its class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every rival: who breaks costs only itself, and no bit depends on chance."""
+"""What holds for every baseline: who breaks costs only itself, and no bit depends on chance."""
 
 from __future__ import annotations
 
