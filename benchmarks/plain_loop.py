@@ -1,4 +1,4 @@
-"""The baseline of the client loop: federated training in the shape in which research code is written.
+"""The baseline of the client loop: federated training as research code is written.
 
     python benchmarks/plain_loop.py --rounds 5 -- experiment=four_domains dataset.folder=DATA
 

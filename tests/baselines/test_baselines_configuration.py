@@ -1,4 +1,4 @@
-"""Claims about conf/strategy: every baseline is a file there, built with the defaults of its class."""
+"""Claims about conf/strategy: each baseline is a file there, with the defaults of its class."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settings_of(name: str, overrides: str = "") -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", BUILDS)
-def test_every_rival_names_itself_and_can_be_built(name: str) -> None:
+def test_every_baseline_names_itself_and_can_be_built(name: str) -> None:
     settings = settings_of(name)
     assert settings.pop("name") == name
     strategy = instantiate(settings)
