@@ -165,6 +165,7 @@ class RunRecorder:
             amplification=_number(metrics, "fedpw-amplification"),
             quarantined=_count(metrics, "fedpw-quarantined", "quarantined"),
             failed=_count(metrics, "fedpw-failed", "failed"),
+            empty=_count(metrics, "fedpw-empty", "empty"),
             bounded=_count(metrics, "fedpw-bounded"),
             client_accuracy=client_accuracy,
             profile=profile,

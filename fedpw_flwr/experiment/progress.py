@@ -80,6 +80,7 @@ class RunProgress:
         self._lines = RoundLines(metrics_file)
         self._first: tuple[int, float] | None = None
         self._latest: tuple[int, float] | None = None
+        self._most_empty = 0.0
         self._profiles: dict[int, RoundProfile] = {}
         self._bar: Progress | None = None
         if self.console.is_terminal:
@@ -156,6 +157,12 @@ class RunProgress:
                 "flower.log says which and why",
                 style="yellow",
             )
+        empty = _number(record.get("empty")) or 0.0
+        if empty > self._most_empty:
+            # It is no fault, and the same clients lack data in every round.
+            self._most_empty = empty
+            clients = "1 client" if empty == 1 else f"{empty:.0f} clients"
+            self._print(f"round {number} left out {clients} without data; flower.log says which")
         if (profile := _profile(record)) is not None:
             self._profiles[number] = profile
         if number == self.rounds and self._profiles:

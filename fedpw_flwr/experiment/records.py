@@ -171,6 +171,8 @@ class RoundRecord:
         Replies that were dropped because they could not be used.
     failed : int | None (default: None)
         Clients that raised or were lost.
+    empty : int | None (default: None)
+        Clients that were left out because they hold no data.
     bounded : int | None (default: None)
         Clients whose loss or weight was out of FedPW's bounds.
     client_accuracy : list[float] | None (default: None)
@@ -190,6 +192,7 @@ class RoundRecord:
     amplification: float | None = None
     quarantined: int | None = None
     failed: int | None = None
+    empty: int | None = None
     bounded: int | None = None
     client_accuracy: list[float] | None = None
     profile: RoundProfile | None = None
@@ -219,12 +222,10 @@ class RoundRecord:
             line["loss_term_share"] = _number(self.loss_term_share)
         if self.amplification is not None:
             line["amplification"] = _number(self.amplification)
-        if self.quarantined is not None:
-            line["quarantined"] = int(self.quarantined)
-        if self.failed is not None:
-            line["failed"] = int(self.failed)
-        if self.bounded is not None:
-            line["bounded"] = int(self.bounded)
+        for key in ("quarantined", "failed", "empty", "bounded"):
+            count = getattr(self, key)
+            if count is not None:
+                line[key] = int(count)
         if self.client_accuracy is not None:
             line["client_accuracy"] = [_number(value) for value in self.client_accuracy]
         if self.profile is not None:
@@ -243,9 +244,11 @@ class RoundRecord:
             clients=ClientFigures.from_json(line["clients"]) if "clients" in line else None,
             loss_term_share=_float(line["loss_term_share"]) if "loss_term_share" in line else None,
             amplification=_float(line["amplification"]) if "amplification" in line else None,
-            quarantined=int(line["quarantined"]) if "quarantined" in line else None,
-            failed=int(line["failed"]) if "failed" in line else None,
-            bounded=int(line["bounded"]) if "bounded" in line else None,
+            **{
+                key: int(line[key])
+                for key in ("quarantined", "failed", "empty", "bounded")
+                if key in line
+            },
             client_accuracy=[_float(value) for value in line["client_accuracy"]]
             if "client_accuracy" in line
             else None,
@@ -276,8 +279,8 @@ class RunSummary:
         Mean, STD and worst of that round.
     seconds : float
         Wall-clock seconds of all rounds together.
-    quarantined : int
-        Replies dropped in all rounds together.
+    quarantined, failed : int
+        Replies dropped and clients that failed, in all rounds together.
     clients : dict[str, float | None] | None
         Fairness of the last round over the clients' own test pictures, figures 0 to 1 and the
         angle in degrees (`fedpw_flwr.fairness.FairnessReport`); None where they keep none.
@@ -289,6 +292,8 @@ class RunSummary:
     package : str | None (default: None)
         Version of this package and the beginning of a digest of its code, such as
         ``"0.1.0+1a2b3c4d5e6f"``; None likewise.
+    empty : int (default: 0)
+        Clients left out for want of data, in all rounds together.
     """
 
     strategy: str
@@ -308,6 +313,7 @@ class RunSummary:
     versions: dict[str, str | None] = field(default_factory=dict)
     data_digest: str | None = None
     package: str | None = None
+    empty: int = 0
 
     @classmethod
     def of_run(
@@ -360,6 +366,7 @@ class RunSummary:
             seconds=math.fsum(record.seconds for record in records),
             quarantined=sum(record.quarantined or 0 for record in records),
             failed=sum(record.failed or 0 for record in records),
+            empty=sum(record.empty or 0 for record in records),
             clients=_client_fairness(records[-1]),
             versions=installed_versions(),
             data_digest=data_digest,
@@ -381,6 +388,7 @@ class RunSummary:
             "seconds": _number(self.seconds),
             "quarantined": int(self.quarantined),
             "failed": int(self.failed),
+            "empty": int(self.empty),
             **({} if self.clients is None else {"clients": dict(self.clients)}),
             "versions": dict(self.versions),
             **({} if self.data_digest is None else {"data_digest": self.data_digest}),
@@ -404,6 +412,7 @@ class RunSummary:
             seconds=_float(summary["seconds"]),
             quarantined=int(summary["quarantined"]),
             failed=int(summary.get("failed", 0)),
+            empty=int(summary.get("empty", 0)),
             clients=dict(summary["clients"]) if "clients" in summary else None,
             versions=dict(summary["versions"]),
             data_digest=_text(summary.get("data_digest")),

@@ -200,6 +200,7 @@ def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
                 "fedpw-amplification": 1.25,
                 "fedpw-quarantined": 2,
                 "fedpw-failed": 1,
+                "fedpw-empty": 4,
                 "fedpw-bounded": 3,
             }
         )
@@ -218,7 +219,7 @@ def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
     assert clients.loss == [1.0, 1.3, 1.6]
     assert record.train_loss == 1.5
     assert (record.loss_term_share, record.amplification) == (0.4, 1.25)
-    assert (record.quarantined, record.failed, record.bounded) == (2, 1, 3)
+    assert (record.quarantined, record.failed, record.empty, record.bounded) == (2, 1, 4, 3)
 
 
 def test_a_round_s_metrics_are_not_those_of_the_next(
@@ -439,6 +440,7 @@ def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
                 "client-loss": [2.0, 1.0],
                 "quarantined": 1,
                 "failed": 2,
+                "empty": 5,
             }
         )
     )
@@ -447,4 +449,4 @@ def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
     assert record.clients is not None
     assert (record.clients.id, record.clients.weight) == ([0, 1], [0.1, 0.9])
     assert record.clients.loss == [1.0, 2.0]
-    assert (record.quarantined, record.failed) == (1, 2)
+    assert (record.quarantined, record.failed, record.empty) == (1, 2, 5)

@@ -118,6 +118,17 @@ def test_quarantined_replies_are_a_warning(tmp_path: Path) -> None:
     assert "round 3 left out 2 replies " in warnings[1]
 
 
+def test_clients_without_data_are_named_when_there_are_more_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rounds = [_record(number, empty=empty) for number, empty in enumerate([0, 1, 1, 3, 2])]
+    _append(path, _record(0), *rounds)
+    said = [line for line in _shown(path, 5).splitlines() if "without data" in line]
+    assert said == [
+        "round 1 left out 1 client without data; flower.log says which",
+        "round 3 left out 3 clients without data; flower.log says which",
+    ]
+
+
 def test_clients_with_a_handful_of_pictures_are_a_warning(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.start()

@@ -30,6 +30,24 @@ def test_a_summary_of_an_older_version_is_read_without_them() -> None:
     assert (again.data_digest, again.package) == (None, None)
 
 
+def test_clients_left_out_are_counted_over_the_rounds_and_older_files_count_none_empty() -> None:
+    counts = [(2, 1, 3), (0, 4, 3), (None, None, None)]
+    rounds = [
+        RoundRecord(number, 1.0, {"a": 0.5, "b": 1}, {}, quarantined=bad, failed=lost, empty=empty)
+        for number, (bad, lost, empty) in enumerate(counts)
+    ]
+    assert [RoundRecord.from_json(one.to_json()) for one in rounds] == rounds
+    whole = RunSummary.of_run(rounds, config_text="", strategy="fedpw", seed=0)
+    assert (whole.quarantined, whole.failed, whole.empty) == (2, 5, 6)
+    kept = whole.to_json()
+    assert RunSummary.from_json(kept) == whole
+    del kept["empty"]
+    assert RunSummary.from_json(kept).empty == 0
+    older = rounds[0].to_json()
+    del older["empty"]
+    assert RoundRecord.from_json(older).empty is None
+
+
 def test_shares_of_weights_sum_to_one_whatever_the_weights_sum_to() -> None:
     assert ClientFigures([0, 1], ["a", "b"], [0.3, 0.1]).weight_shares == pytest.approx(
         [0.75, 0.25]
