@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from pathlib import Path
@@ -20,7 +21,9 @@ from fedpw_flwr.experiment.configuration import (
     resolved_yaml,
     run_fingerprint,
 )
+from fedpw_flwr.experiment.early_checks import warning_of_slow_arithmetic
 from fedpw_flwr.experiment.experiment import experiment_of
+from fedpw_flwr.experiment.hardware import multiplies_bfloat16
 from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.run_folder import RunFolder
 from fedpw_flwr.strategy.draws import Draws
@@ -65,6 +68,9 @@ def main(grid: Grid, context: Context) -> None:
     resume = context.run_config.get("resume") is True
     if not resume:
         folder.check_unused()
+    slow = warning_of_slow_arithmetic(experiment.configuration, multiplies_bfloat16())
+    if slow is not None:
+        logging.getLogger("flwr").warning(slow)
     _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
 
     def begin(after: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 from model_records import payloads
 
-from fedpw_flwr.app import client_app
+from fedpw_flwr.app import client_app, server_app
 from fedpw_flwr.app.server_app import app
 from fedpw_flwr.checkpoint import CheckpointError
 from fedpw_flwr.experiment.configuration import ConfigurationError
 from fedpw_flwr.experiment.experiment import experiment_of
+from fedpw_flwr.experiment.hardware import multiplies_bfloat16
 from fedpw_flwr.experiment.records import best_round
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.training.evaluation import evaluate
@@ -296,3 +298,32 @@ def test_a_wrong_override_ends_the_run_before_it_leaves_anything(
 
     assert grid.sent == []
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "times"),
+    [
+        ("fpu avx2 avx512f", "bfloat16", 1),
+        ("fpu avx2 amx_bf16", "bfloat16", 0),
+        ("fpu avx2 avx512f", "float32", 0),
+    ],
+)
+def test_slow_arithmetic_is_told_once_in_the_log_of_a_run_without_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flags: str,
+    precision: str,
+    times: int,
+) -> None:
+    processor = tmp_path / "cpuinfo"
+    processor.write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(server_app, "multiplies_bfloat16", lambda: multiplies_bfloat16(processor))
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    overrides = f"{IMPATIENT} client.precision={precision}"
+    with pytest.raises(ConfigurationError, match="0 clients are connected"):
+        app(
+            AppGrid(overrides=overrides, num_clients=0), server_context(tmp_path / "run", overrides)
+        )
+    told = [one for one in caplog.records if "trains about ten times slower" in one.getMessage()]
+    assert [one.levelname for one in told] == ["WARNING"] * times
