@@ -49,7 +49,7 @@ from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.experiment.staging import StagingError
 from fedpw_flwr.experiment.superlink import SuperLinkError
 from fedpw_flwr.experiment.sweep import Sweep, count_runs, run_name
-from fedpw_flwr.experiment.terminal import write_any_text
+from fedpw_flwr.experiment.terminal import say, write_any_text
 
 __all__ = ["main"]
 
@@ -60,7 +60,7 @@ def main() -> None:
     try:
         sys.argv[1:] = readable_words(sys.argv[1:])
     except ConfigurationError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(1)
     failed = False
     sweep: Sweep | None = None
@@ -99,7 +99,7 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
         configuration = _with_absolute_folders(configuration)
         sweep.announce(configuration)
     except ConfigurationError as error:
-        _say(str(error))
+        say(str(error))
         sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
         return False
     before = sweep.finished(configuration)
@@ -131,7 +131,7 @@ def _made_by(run: Path) -> str:
 def _compare(sweep: Sweep) -> None:
     """Put the finished runs of a sweep into a table and pictures."""
     if sweep.in_other_hands:
-        _say(
+        say(
             f"another sweep is at {sweep.in_other_hands} of the runs, which are missing here: the "
             "same command, begun again when it is done, has them all",
             style="bold yellow",
@@ -145,7 +145,7 @@ def _compare(sweep: Sweep) -> None:
     try:
         compare(sweep.runs(), output=sweep.comparison, console=sweep.console)
     except (ComparisonError, RunFolderError, OSError) as error:
-        _say(f"the runs cannot be compared: {error}")
+        say(f"the runs cannot be compared: {error}")
 
 
 def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -> bool:
@@ -154,7 +154,7 @@ def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -
     try:
         outcome = _launch(configuration, folder, go_on=go_on)
     except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
-        _say(str(error))
+        say(str(error))
         _mark_failed(folder, "not-started", str(error))
         return False
     except KeyboardInterrupt:
@@ -170,12 +170,6 @@ def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -
         return False
     _print_results(console, folder, outcome)
     return True
-
-
-def _say(text: str, style: str = "bold red") -> None:
-    """Write on standard error, behind the command's name, what is wrong or to be known."""
-    errors = Console(stderr=True, soft_wrap=True)
-    errors.print(f"[{style}]fedpw:[/] {escape(text)}", highlight=False)
 
 
 def _mark_failed(folder: RunFolder, status: str, error: str) -> None:
@@ -237,7 +231,7 @@ def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> Run
         check_cluster_answers(runtime.ray_address)
     warning = warning_of_slow_arithmetic(configuration, multiplies_bfloat16())
     if warning is not None:
-        _say(warning, style="bold yellow")
+        say(warning, style="bold yellow")
     overrides = changed_overrides(overrides, absolute_folders(configuration, launched_from))
     joined = join_overrides(overrides)
 
@@ -310,10 +304,11 @@ def _print_results(console: Console, folder: RunFolder, outcome: RunOutcome) -> 
     ):
         table.add_row(label, f"{100 * value:.1f}" if math.isfinite(value) else "-")
     console.print(table)
-    if summary.quarantined or summary.failed:
+    if summary.quarantined or summary.failed or summary.empty:
         console.print(
             f"[bold yellow]Left out in all rounds: {summary.quarantined} replies that could not be "
-            f"used, {summary.failed} clients that failed.[/] flower.log says which and why.",
+            f"used, {summary.failed} of clients that failed, {summary.empty} of clients without "
+            "data.[/] flower.log says which and why.",
             soft_wrap=True,
         )
     console.print(

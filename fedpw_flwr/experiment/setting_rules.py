@@ -2,15 +2,18 @@
 
 The classes themselves check what they are given, but they stand on PyTorch and Flower, which take
 seconds to import. These rules say the same of single values without either, so that the command
-refuses ``strategy.beta=7`` at once and by its key. ``tests/experiment/test_setting_rules.py`` holds
-them against the classes. What is not of this package has no rules here.
+refuses ``strategy.beta=7`` at once and by its key, and a class that this package does not have.
+``tests/experiment/test_setting_rules.py`` holds them against the classes. What is not of this
+package has no rules here.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = ["RULES", "Rule", "broken_rules"]
@@ -42,10 +45,15 @@ def broken_rules(group: str, settings: Mapping[str, Any]) -> list[str]:
     settings : Mapping[str, Any]
         What it is built from, ``_target_`` included.
     """
-    package, _, target = str(settings.get("_target_")).rpartition(".")
-    rules = RULES.get(target) if package.split(".")[0] == "fedpw_flwr" else None
-    if rules is None:
+    module, _, target = str(settings.get("_target_")).rpartition(".")
+    if group not in RULES or module.split(".")[0] != "fedpw_flwr":
         return []
+    rules = RULES[group].get(target)
+    if rules is None or not _names(module, target):
+        return [
+            f"{group}._target_={module}.{target}: this package has no such {group}: choose one of "
+            f"conf/{group}/ by its file name, or one of {', '.join(RULES[group])} in its module"
+        ]
     given = {key: value for key, value in settings.items() if not key.startswith("_")}
     unknown = [
         f"{group}.{key} is no setting of {target}: leave it out. There are {', '.join(rules)}"
@@ -56,6 +64,13 @@ def broken_rules(group: str, settings: Mapping[str, Any]) -> list[str]:
         for key, value in given.items()
         if key in rules and not _is_built(value) and not rules[key].allows(value)
     ]
+
+
+def _names(module: str, name: str) -> bool:
+    """Return whether the text of one of this package's modules has a name."""
+    place = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
+    files = [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+    return any(re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) for file in files)
 
 
 def _is_built(value: object) -> bool:
@@ -160,96 +175,100 @@ _PICTURES = {
 _MODEL = {"num_classes": _COUNT, "in_channels": _COUNT}
 _RESNET10 = {**_MODEL, "width": _COUNT, "normalisation": _NORMALISATION}
 
-RULES: dict[str, dict[str, Rule]] = {
-    # Strategies.
-    "FedPW": {
-        **_FEDAVG,
-        "avg_drop_rate": _BELOW_ONE,
-        "beta": _number(0, 1, above=True),
-        "clip_weights": _SWITCH,
-        "adjust_parameters": _SWITCH,
-        "adapt_weights": _SWITCH,
-        "max_weight": _BOUND,
-        "max_loss_ratio": _BOUND,
-        "trainable": _or_null(_list_of(_TEXT)),
-        "device": _or_null(_TEXT),
-        "adjustment": _one_of("server", "client"),
-        "upload": _one_of("dense", "packed"),
-        "upload_dtype": _one_of("float32", "float16", "bfloat16"),
-        "checkpoint_dir": _ANYTHING,
-        "checkpoint_every": _COUNT,
-        "resume": _SWITCH,
-        "wait_for_clients": _or_null(_NOT_NEGATIVE),
-        "when_missing": _one_of("stop", "continue"),
-        "seed": _or_null(_number(whole=True)),
+RULES: dict[str, dict[str, dict[str, Rule]]] = {
+    "strategy": {
+        "FedPW": {
+            **_FEDAVG,
+            "avg_drop_rate": _BELOW_ONE,
+            "beta": _number(0, 1, above=True),
+            "clip_weights": _SWITCH,
+            "adjust_parameters": _SWITCH,
+            "adapt_weights": _SWITCH,
+            "max_weight": _BOUND,
+            "max_loss_ratio": _BOUND,
+            "trainable": _or_null(_list_of(_TEXT)),
+            "device": _or_null(_TEXT),
+            "adjustment": _one_of("server", "client"),
+            "upload": _one_of("dense", "packed"),
+            "upload_dtype": _one_of("float32", "float16", "bfloat16"),
+            "checkpoint_dir": _ANYTHING,
+            "checkpoint_every": _COUNT,
+            "resume": _SWITCH,
+            "wait_for_clients": _or_null(_NOT_NEGATIVE),
+            "when_missing": _one_of("stop", "continue"),
+            "seed": _or_null(_number(whole=True)),
+        },
+        "FedAvg": _FEDAVG,
+        "EqualFedAvg": _FEDAVG,
+        "FedProx": {**_FEDAVG, "proximal_mu": _NOT_NEGATIVE},
+        "AFL": {**_FEDAVG, "lambda_step": _POSITIVE},
+        "TERM": {**_FEDAVG, "t": _number()},
+        "QFedAvg": {
+            **_FEDAVG,
+            "client_learning_rate": _POSITIVE,
+            "q": _NOT_NEGATIVE,
+            "rescale": _RESCALE,
+        },
+        "FedHEAL": {**_FEDAVG, "tau": _BELOW_ONE, "beta": _SHARE},
+        "FedMGDAPlus": {
+            **_FEDAVG,
+            "epsilon": _SHARE,
+            "server_learning_rate": _POSITIVE,
+            "decay": _number(0, 1, above=True),
+            "rescale": _RESCALE,
+        },
+        "FedAvgM": {**_FEDAVG, "server_learning_rate": _POSITIVE, "server_momentum": _BELOW_ONE},
+        "FedAdam": {
+            **_FEDAVG,
+            "eta": _POSITIVE,
+            "beta_1": _BELOW_ONE,
+            "beta_2": _BELOW_ONE,
+            "tau": _POSITIVE,
+        },
     },
-    "FedAvg": _FEDAVG,
-    "EqualFedAvg": _FEDAVG,
-    "FedProx": {**_FEDAVG, "proximal_mu": _NOT_NEGATIVE},
-    "AFL": {**_FEDAVG, "lambda_step": _POSITIVE},
-    "TERM": {**_FEDAVG, "t": _number()},
-    "QFedAvg": {
-        **_FEDAVG,
-        "client_learning_rate": _POSITIVE,
-        "q": _NOT_NEGATIVE,
-        "rescale": _RESCALE,
+    "partition": {
+        "ByDomain": {
+            **_PARTITION,
+            "train_per_client": _or_null(_for_each_domain(_COUNT)),
+            "share": _or_null(_number(0, 1, above=True)),
+        },
+        "Dirichlet": {
+            **_PARTITION,
+            "alpha": _number(0, above=True, infinite=True),
+            "min_pictures": _COUNT,
+        },
+        "Pathological": {**_PARTITION, "classes_per_client": _COUNT},
+        "Shards": {**_PARTITION, "shards_per_client": _COUNT},
     },
-    "FedHEAL": {**_FEDAVG, "tau": _BELOW_ONE, "beta": _SHARE},
-    "FedMGDAPlus": {
-        **_FEDAVG,
-        "epsilon": _SHARE,
-        "server_learning_rate": _POSITIVE,
-        "decay": _number(0, 1, above=True),
-        "rescale": _RESCALE,
+    "model": {
+        "ResNet10": _RESNET10,
+        "ResNet": {**_RESNET10, "depth": _one_of(10, 12, 18, 20, 34)},
+        "SmallCNN": _RESNET10,
+        "McMahanCNN": {
+            **_MODEL,
+            "image_size": _number(4, whole=True),
+            "normalisation": _NORMALISATION,
+        },
+        "MLP": {**_MODEL, "image_size": _COUNT, "width": _COUNT},
+        "torchvision_resnet18": {**_MODEL, "normalisation": _NORMALISATION},
     },
-    "FedAvgM": {**_FEDAVG, "server_learning_rate": _POSITIVE, "server_momentum": _BELOW_ONE},
-    "FedAdam": {
-        **_FEDAVG,
-        "eta": _POSITIVE,
-        "beta_1": _BELOW_ONE,
-        "beta_2": _BELOW_ONE,
-        "tau": _POSITIVE,
-    },
-    # Partitions.
-    "ByDomain": {
-        **_PARTITION,
-        "train_per_client": _or_null(_for_each_domain(_COUNT)),
-        "share": _or_null(_number(0, 1, above=True)),
-    },
-    "Dirichlet": {
-        **_PARTITION,
-        "alpha": _number(0, above=True, infinite=True),
-        "min_pictures": _COUNT,
-    },
-    "Pathological": {**_PARTITION, "classes_per_client": _COUNT},
-    "Shards": {**_PARTITION, "shards_per_client": _COUNT},
-    # Models.
-    "ResNet10": _RESNET10,
-    "ResNet": {**_RESNET10, "depth": _one_of(10, 12, 18, 20, 34)},
-    "SmallCNN": _RESNET10,
-    "McMahanCNN": {
-        **_MODEL,
-        "image_size": _number(4, whole=True),
-        "normalisation": _NORMALISATION,
-    },
-    "MLP": {**_MODEL, "image_size": _COUNT, "width": _COUNT},
-    "torchvision_resnet18": {**_MODEL, "normalisation": _NORMALISATION},
-    # Data sets.
-    "embedded_digits": {
-        "domains": _list_of(_one_of("scans", "textured", "blurred", "fonts")),
-        "image_size": _number(8, whole=True),
-    },
-    "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_PICTURES},
-    "named_set": {
-        "domains": _list_of(_TEXT),
-        "folder": _TEXT,
-        "archives_folder": _or_null(_TEXT),
-        "download": _SWITCH,
-        **_PICTURES,
-        "test_share": _number(0, 1, above=True, below=True),
-        "syn": _one_of("rendered", "folder"),
-        "syn_train": _COUNT,
-        "syn_test": _COUNT,
+    "dataset": {
+        "embedded_digits": {
+            "domains": _list_of(_one_of("scans", "textured", "blurred", "fonts")),
+            "image_size": _number(8, whole=True),
+        },
+        "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_PICTURES},
+        "named_set": {
+            "domains": _list_of(_TEXT),
+            "folder": _TEXT,
+            "archives_folder": _or_null(_TEXT),
+            "download": _SWITCH,
+            **_PICTURES,
+            "test_share": _number(0, 1, above=True, below=True),
+            "syn": _one_of("rendered", "folder"),
+            "syn_train": _COUNT,
+            "syn_test": _COUNT,
+        },
     },
 }
-"""Rules by the name of what is built, and of its argument."""
+"""Rules by group, by the name of what is built, and of its argument."""

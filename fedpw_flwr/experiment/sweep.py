@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -40,7 +41,7 @@ from fedpw_flwr.experiment.run_folder import (
     RunFolderError,
 )
 
-__all__ = ["Claim", "Sweep", "count_runs", "results_fingerprint", "run_name"]
+__all__ = ["Claim", "Sweep", "count_runs", "jobs_of", "results_fingerprint", "run_name"]
 
 Ending = Literal["done before", "done", "failed", "run by another sweep"]
 
@@ -80,13 +81,30 @@ def count_runs(words: Sequence[str]) -> int | None:
     words : Sequence[str]
         Arguments of the command, flags among them.
     """
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        sweeps = [override for override in parsed if override.is_sweep_override()]
-        return prod(len(list(override.sweep_string_iterator())) for override in sweeps)
+        return len(jobs_of([word for word in words if "=" in word and not word.startswith("-")]))
     except HydraException:
         return None
+
+
+def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:
+    """Return the overrides of each of a sweep's runs, as hydra's own sweeper divides them.
+
+    Parameters
+    ----------
+    overrides : Sequence[str]
+        The sweep's.
+    loader : ConfigLoader | None (default: None)
+        Knows the choices of groups, for ``strategy=glob(*)``.
+
+    Raises
+    ------
+    HydraException
+        If they do not say which runs there are.
+    """
+    parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return jobs
 
 
 @dataclass(frozen=True)

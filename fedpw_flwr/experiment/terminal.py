@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import sys
 
-__all__ = ["write_any_text"]
+from rich.console import Console
+from rich.markup import escape
+
+__all__ = ["say", "write_any_text"]
 
 
 def write_any_text() -> None:
@@ -13,3 +16,9 @@ def write_any_text() -> None:
     # Standard error never raises: Python writes such signs there as escapes.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def say(text: str, style: str = "bold red") -> None:
+    """Write on standard error, behind the command's name, what is wrong or to be known."""
+    errors = Console(stderr=True, soft_wrap=True)
+    errors.print(f"[{style}]fedpw:[/] {escape(text)}", highlight=False)

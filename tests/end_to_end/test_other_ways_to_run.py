@@ -70,19 +70,21 @@ def test_a_sweep_marks_what_failed_compares_the_rest_and_runs_only_what_is_missi
     tmp_path: Path,
 ) -> None:
     runs = tmp_path / "multirun"
-    first = _sweep(tmp_path, "client.epochs=0,1", "rounds=1")
+    # Only the data say that the first of them cannot run.
+    words = ("partition=by_domain", "rounds=1")
+    first = _sweep(tmp_path, "partition.train_per_client=90000,21", *words)
     assert first.returncode == 1
-    assert "client.epochs must be an integer of at least 1" in first.stderr
+    assert "change partition.train_per_client" in first.stderr
     assert "run 2 of 2, 1 failed" in first.stdout
     (summary,) = runs.rglob("summary.json")
     assert json.loads(summary.read_text())["rounds"] == 1
     (failure,) = runs.rglob("failure.json")
-    assert "client.epochs" in json.loads(failure.read_text())["error"]
+    assert "partition.train_per_client" in json.loads(failure.read_text())["error"]
     assert "fedpw" in next(runs.glob("comparison-*/comparison.md")).read_text()
 
     # Under another name it is the same run; another seed is none of these.
     summary.parent.rename(runs / "of yesterday")
-    again = _sweep(tmp_path, "client.epochs=1", "seed=0,1", "rounds=1")
+    again = _sweep(tmp_path, "partition.train_per_client=21", "seed=0,1", *words)
     assert again.returncode == 0, again.stderr
     assert f"done before: {runs / 'of yesterday'}" in " ".join(again.stdout.split())
     assert len(list(runs.rglob("summary.json"))) == 2

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,45 +25,108 @@ COMMANDS = Path(sys.executable).parent
 HEAVY = ("torch", "flwr", "ray", "torchvision", "datasets")
 
 
-def _typed(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command where importing anything heavy, as Flower does, ends with status 77."""
+@dataclass
+class Typed:
+    """What became of a command line: blanks are single ones."""
+
+    line: str
+    status: int
+    said: str
+    errors: str
+    left: list[str]
+
+
+_EACH = """
+import json, os, sys
+from fedpw_flwr.experiment.command import main
+
+for number, words in enumerate(json.load(sys.stdin)):
+    if os.fork() == 0:
+        os.mkdir(str(number))
+        os.chdir(str(number))
+        for stream in (1, 2):
+            os.dup2(os.open(f"../{number}-{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv = ["fedpw", *words]
+        sys.exit(main())
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+"""A process that imports the command once, and runs it for each line in a fork and a folder."""
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return one in which importing anything heavy, as Flower does, ends with status 77."""
     guard = folder / "guard"
     guard.mkdir(exist_ok=True)
     for module in HEAVY:
         (guard / f"{module}.py").write_text("import os; os._exit(77)")
-    return subprocess.run(
-        [COMMANDS / "fedpw", *words, 'hydra.run.dir="run ü"'],
+    path = os.pathsep.join([str(guard), *sys.path])
+    return os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _typed(folder: Path, lines: Sequence[str]) -> Iterator[Typed]:
+    """Run the command for each line of words, each in an empty folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH],
         cwd=folder,
-        env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(guard), *sys.path]), "CUDA_VISIBLE_DEVICES": ""}
-        | environment,
+        env=_environment(folder),
+        input=json.dumps([shlex.split(line) for line in lines]),
         capture_output=True,
         encoding="utf-8",
         timeout=120,
-        check=False,
+        check=True,
     )
+    statuses = map(int, done.stdout.split())
+    for number, (line, status) in enumerate(zip(lines, statuses, strict=True)):
+        said, told = (" ".join((folder / f"{number}-{one}").read_text().split()) for one in (1, 2))
+        left = [path.name for path in (folder / str(number)).iterdir()]
+        yield Typed(line, status, said, told, left)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("strategy.beta=1.5", "strategy.beta must be a number above 0 and at most 1, got 1.5"),
-        ("strategy=qfedavg strategy.q=-0.5", "strategy.q must be a number of at least 0"),
-        ("client.batch_size=-2", "client.batch_size must be an integer of at least 1, got -2"),
-        ("seed=18446744073709551616", "seed must be 0 or more and at most 2**64 - 1"),
-        ("runtime.gpus_per_client=0.5", "runtime.gpus_per_client=0.5, but this machine has no GPU"),
-        ("experiment=digits dataset.archives_folder=/nowhere", "set dataset.archives_folder to"),
-        ("dataset.folder=~/pictures", """Type 'dataset.folder="~/pictures"'"""),
-    ],
-)
-def test_the_command_names_the_key_and_imports_and_starts_nothing(
-    tmp_path: Path, words: str, message: str
-) -> None:
-    done = _typed(tmp_path, *words.split())
-    assert message in " ".join(done.stderr.split()), done.stderr + done.stdout
-    assert done.returncode == 1
-    assert "starting Flower" not in done.stdout
-    assert not list(tmp_path.glob("run*"))
+def test_the_command_names_the_key_and_imports_and_starts_nothing(tmp_path: Path) -> None:
+    messages = {
+        "strategy.beta=1.5": "strategy.beta must be a number above 0 and at most 1, got 1.5",
+        "strategy=qfedavg strategy.q=-0.5": "strategy.q must be a number of at least 0",
+        "client.batch_size=-2": "client.batch_size must be an integer of at least 1, got -2",
+        "seed=18446744073709551616": "seed must be 0 or more and at most 2**64 - 1",
+        "runtime.gpus_per_client=0.5": "runtime.gpus_per_client=0.5, but this machine has no GPU",
+        "experiment=digits dataset.archives_folder=/nowhere": "set dataset.archives_folder to",
+        "dataset.folder=~/pictures": """Type 'dataset.folder="~/pictures"'""",
+        """rounds=0 'hydra.run.dir="run ü"'""": "rounds must be at least 1, got 0",
+        "hydra.run.dir=/proc/kept/run": "no run can be kept in the folder /proc/kept/run (No such",
+        "strategy._target_=fedpw_flwr.baselines.FedNova": "this package has no such strategy",
+        "-m seed=1,2 hydra.sweep.dir=/proc/sweep": "give another with hydra.sweep.dir=",
+    }
+    for typed in _typed(tmp_path, list(messages)):
+        assert messages[typed.line] in typed.errors, typed
+        assert "Traceback" not in typed.errors
+        assert (typed.status, typed.said, typed.left) == (1, "", []), typed
+
+
+def test_a_sweep_with_a_run_that_cannot_start_starts_none(tmp_path: Path) -> None:
+    messages = {
+        "-m strategy.beta=0.4,-2 seed=5,6": [
+            "strategy.beta=-2 seed=5; strategy.beta=-2 seed=6: strategy.beta must be a number "
+            "above 0 and at most 1, got -2",
+        ],
+        "-m seed=2,-3 rounds=1 client.epochs=1,0": [
+            "seed=2 rounds=1 client.epochs=0: client: client.epochs must be an integer",
+            "seed=-3 rounds=1 client.epochs=1; seed=-3 rounds=1 client.epochs=0: seed must be",
+        ],
+    }
+    for typed in _typed(tmp_path, list(messages)):
+        wanted = [*messages[typed.line], "none of the 4 runs was started"]
+        assert [message for message in wanted if message not in typed.errors] == [], typed
+        assert "Traceback" not in typed.errors
+        assert (typed.status, typed.said, typed.left) == (1, "", []), typed
+
+
+def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
+    lines = [
+        "strategy.beta=1.0 seed=18446744073709551615",
+        "-m strategy=fedpw,qfedavg seed=${hydra:job.num}",
+    ]
+    one, sweep = _typed(tmp_path, lines)
+    assert (one.status, sweep.status) == (77, 77), (one, sweep)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +146,24 @@ def test_the_command_names_the_key_and_imports_and_starts_nothing(
         ("partition=by_domain partition.share=0.7", "partition: share is the part of a domain"),
         (
             "partition=pat2 dataset=cifar10 partition.classes_per_client=11",
-            "num_classes=10: choose",
+            "but the data set has 10 classes: choose",
         ),
+        (
+            "partition=pat2 partition.classes_per_client=17",
+            "but the data set has 10 classes: choos",
+        ),
+        (
+            "dataset=cifar100 dataset.archives_folder=. partition=pat1 "
+            "partition.classes_per_client=101",
+            "but the data set has 100 classes: choose",
+        ),
+        ("strategy._target_=fedpw_flwr.baselines.FedNova", "this package has no such strategy"),
+        ("strategy._target_=fedpw_flwr.baselins.FedAvg", "one of FedPW, FedAvg, EqualFedAvg"),
+        ("strategy._target_=fedpw_flwr.models.cnn.SmallCNN", "this package has no such strategy"),
+        ("model._target_=fedpw_flwr.models.resnet.SmallCNN", "this package has no such model"),
+        ("model._target_=fedpw_flwr.SmallCNN", "choose one of conf/model/ by its file name"),
+        ("dataset._target_=fedpw_flwr.data.embedded_digits.digits", "no such dataset"),
+        ("partition._target_=fedpw_flwr.data.partition.Dirichlets", "no such partition"),
         ("+strategy.min_train_nodes=9", "strategy.min_train_nodes=9, but there are 8 clients"),
         ("model.width=0", "model.width must be a whole number of at least 1, got 0"),
         ("model=mlp model.image_size=28", "model.image_size=28, but pictures have dataset.image_"),
@@ -99,8 +182,19 @@ def test_a_value_is_refused_before_any_data_are_read(
     assert message in str(refused.value)
 
 
-def test_what_passes_goes_on_to_flower(tmp_path: Path) -> None:
-    assert _typed(tmp_path, "strategy.beta=1.0", "seed=18446744073709551615").returncode == 77
+def test_the_command_that_is_installed_is_the_one_that_is_checked_here(tmp_path: Path) -> None:
+    command = [COMMANDS / "fedpw", "strategy.beta=2", "hydra.run.dir=run"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=_environment(tmp_path),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "strategy.beta must be a number above 0" in done.stderr
 
 
 def test_a_cluster_may_have_the_gpus_that_this_machine_lacks(

@@ -66,7 +66,7 @@ def test_every_setting_of_what_is_configured_has_a_rule_and_keeps_it(
 ) -> None:
     settings = _configured(group, choice)
     target = settings["_target_"]
-    rules = RULES[target.rpartition(".")[2]]
+    rules = RULES[group][target.rpartition(".")[2]]
     assert _parameters(target) <= rules.keys() | {"train_loss_key"}
     assert broken_rules(group, settings) == []
 
@@ -74,7 +74,7 @@ def test_every_setting_of_what_is_configured_has_a_rule_and_keeps_it(
 @pytest.mark.parametrize("choice", STRATEGIES)
 def test_what_a_rule_refuses_of_a_strategy_the_strategy_refuses(choice: str) -> None:
     settings = _configured("strategy", choice)
-    rules = RULES[settings["_target_"].rpartition(".")[2]]
+    rules = RULES["strategy"][settings["_target_"].rpartition(".")[2]]
     own = [key for key in settings if key in rules and not key.startswith(("_", "fraction_"))]
     tried = 0
     for key in own:

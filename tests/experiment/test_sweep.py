@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fedpw_flwr.data.digest import pictures_digest
-from fedpw_flwr.experiment.configuration import compose_configuration, resolved_yaml
+from fedpw_flwr.experiment.checked_jobs import CheckedJobs
+from fedpw_flwr.experiment.configuration import (
+    compose_configuration,
+    config_folder,
+    resolved_yaml,
+)
 from fedpw_flwr.experiment.experiment import build_group
 from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.run_folder import RunFolder
@@ -135,6 +143,37 @@ def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:
     with sweep.claim(configuration) as claim:
         assert claim is not None
         assert claim.resume
+
+
+def _checked_early(folder: Path, *words: str) -> None:
+    """Check a sweep's runs as hydra does before the first of them."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        words = (*words, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'")
+        CheckedJobs().on_multirun_start(
+            hydra.compose_config("config", list(words), RunMode.MULTIRUN, False, False)
+        )
+
+
+def test_a_run_that_is_done_need_not_be_able_to_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    on_gpu = ("rounds=2", "runtime.gpus_per_client=0.25")
+    done = _configuration("seed=4 rounds=2")
+    _finish(tmp_path / run_name(done), done)
+    _checked_early(tmp_path, "seed=4", *on_gpu)
+    with pytest.raises(SystemExit):
+        _checked_early(tmp_path, "seed=4,9", *on_gpu)
+    said = capsys.readouterr().err
+    assert "seed=9 rounds=2 runtime.gpus_per_client=0.25: runtime.gpus_per_client=0.25, but" in said
+    assert "seed=4" not in said
+
+
+def test_hydra_says_itself_what_it_cannot_compose(tmp_path: Path) -> None:
+    _checked_early(tmp_path, "strategy=fedpw,there_is_none")
+    _checked_early(tmp_path, "strategy=glob(fedpw*)", "seed=1")
 
 
 @pytest.mark.parametrize(
