@@ -33,6 +33,7 @@ from torchvision import transforms
 
 from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
 from fedpw_flwr.data.images import ImageSet
+from fedpw_flwr.engines import engine_for
 from fedpw_flwr.experiment.configuration import compose_configuration
 from fedpw_flwr.experiment.experiment import Experiment, build_experiment
 from fedpw_flwr.models.resnet import BasicBlock, ResNet10
@@ -107,7 +108,7 @@ def plain_rounds(experiment: Experiment, rounds: int) -> Iterator[PlainRound]:
                     num_examples=len(experiment.shares[client].train),
                 )
             )
-        step = server_step(model.state_dict(), results, state, fedpw, device)
+        step = server_step(model.state_dict(), results, state, fedpw, engine=engine_for(device))
         model.load_state_dict(step.model)
         state = step.state
         accuracy = {name: accuracy_on(model, batches, device) for name, batches in tests.items()}

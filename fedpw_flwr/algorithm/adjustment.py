@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.bounds import bounded_losses
-from fedpw_flwr.algorithm.selection import smallest
 from fedpw_flwr.algorithm.tensors import is_nonnegative
 from fedpw_flwr.algorithm.weighting import floored_losses
 
@@ -247,13 +246,12 @@ def keep_nonnegative_(
 
 def _smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count`-th smallest of values that are not negative, and the mean of so many."""
-    if values.device.type == "cpu" and values.dtype == torch.float32:
-        found = smallest(values.numpy(), count)
-        return values.new_tensor(found.threshold), values.new_tensor(found.total / count)
     if values.device.type == "cpu":
-        # NumPy's introselect runs on vector instructions, `torch.kthvalue` is several times slower.
-        parted = torch.from_numpy(np.partition(values.numpy(), count - 1))
-        return parted[count - 1].clone(), parted[:count].mean()
+        # NumPy's introselect runs on vector instructions, `torch.kthvalue` is several times slower;
+        # and the last bit of its sums does not depend on the number of threads.
+        parted = np.partition(values.numpy(), count - 1)
+        mean = float(parted[:count].sum(dtype=np.float64)) / count
+        return values.new_tensor(parted[count - 1]), values.new_tensor(mean)
     threshold = torch.kthvalue(values, count).values
     below = values < threshold
     total = torch.where(below, values, 0.0).sum() + threshold * (count - below.sum())

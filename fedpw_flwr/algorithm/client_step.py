@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import amplify_, entry_count, mask_smallest_
-from fedpw_flwr.algorithm.blocks import BlockReader, MaskedBlocks, block_reader
-from fedpw_flwr.algorithm.kernels import Float32s, Kernels
 from fedpw_flwr.algorithm.tensors import is_nonnegative, saturated, working_dtype
 
 __all__ = [
@@ -107,7 +105,7 @@ class AppliedAdjustment:
 
 
 def is_adjustable(tensor: Tensor) -> bool:
-    """Say whether a client may adjust a tensor: floating, and not a single number (0-d)."""
+    """Return whether a client may adjust a tensor: floating, and not a single number (0-d)."""
     return tensor.is_floating_point() and tensor.dim() > 0 and tensor.numel() > 0
 
 
@@ -173,6 +171,7 @@ def subtract_update(start: Tensor, update: Tensor) -> Tensor:
         return saturated(moved, start.dtype).reshape(start.shape).cpu()
 
 
+@dataclass(frozen=True, eq=False)
 class AdjustedTensors(Mapping[str, Tensor]):
     """A trained model that came unadjusted, seen as the client would have sent it.
 
@@ -189,80 +188,59 @@ class AdjustedTensors(Mapping[str, Tensor]):
         The drop rate the client was sent.
     consensus : Consensus | None
         C and f it was sent.
-    device : torch.device | str
-        Where the arithmetic runs.
     keep_sign : bool (default: True)
         As in `adjust_tensor`.
+
+    Attributes
+    ----------
+    discarded : dict[str, float]
+        m_k of the tensors that were adjusted so far.
     """
 
-    def __init__(
-        self,
-        global_model: Mapping[str, Tensor],
-        trained: Mapping[str, Tensor],
-        rate: float,
-        consensus: Consensus | None,
-        device: torch.device | str,
-        *,
-        keep_sign: bool = True,
-    ) -> None:
-        self._global_model = global_model
-        self._trained = trained
-        self._rate = rate
-        self._members = {} if consensus is None else consensus.members
-        self._factors = {} if consensus is None else consensus.factors
-        self._device = device
-        self._keep_sign = keep_sign
-        self._discarded: dict[str, float] = {}
+    global_model: Mapping[str, Tensor]
+    trained: Mapping[str, Tensor]
+    rate: float
+    consensus: Consensus | None
+    keep_sign: bool = True
+    discarded: dict[str, float] = field(default_factory=dict, init=False)
+
+    def is_adjusted(self, name: str) -> bool:
+        """Return whether a tensor is not given as it was trained."""
+        asked_for = self.rate != 0 or self.rescaled(name)[0] is not None
+        return asked_for and is_adjustable(self.global_model[name])
+
+    def rescaled(self, name: str) -> tuple[Tensor | None, float]:
+        """Return C, bool, shape (n,), and f of a tensor; None and 1 where it is not rescaled."""
+        if self.consensus is None or name not in self.consensus.members:
+            return None, 1.0
+        return self.consensus.members[name], self.consensus.factors[name]
+
+    def keeps_sign(self, name: str) -> bool:
+        """Return whether no entry of a tensor may become negative."""
+        both = (self.global_model[name], self.trained[name])
+        return self.keep_sign and all(is_nonnegative(tensor) for tensor in both)
 
     def __getitem__(self, name: str) -> Tensor:
         """Adjust one tensor; integer and 0-d ones are given as they are."""
-        start, trained = self._global_model[name], self._trained[name]
-        untouched = self._rate == 0 and name not in self._members
-        if untouched or not is_adjustable(start):
+        start, trained = self.global_model[name], self.trained[name]
+        if not self.is_adjusted(name):
             return trained
         update, discarded = adjust_tensor(
-            start,
-            trained,
-            self._rate,
-            self._members.get(name),
-            self._factors.get(name, 1.0),
-            self._device,
-            keep_sign=self._keep_sign,
+            start, trained, self.rate, *self.rescaled(name), keep_sign=self.keep_sign
         )
-        self._discarded[name] = float(discarded)
+        self.discarded[name] = float(discarded)
         return subtract_update(start, update)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
-        return iter(self._trained)
+        return iter(self.trained)
 
     def __len__(self) -> int:
         """Return the number of tensors."""
-        return len(self._trained)
-
-    def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
-        """Return the reader of a tensor as the server would have got it, see `BlockSource`."""
-        trained = block_reader(self._trained, name, start, loops)
-        members = self._members.get(name)
-        untouched = self._rate == 0 and members is None
-        if trained is None or untouched or not is_adjustable(self._global_model[name]):
-            return trained
-        masked = MaskedBlocks(
-            trained,
-            start,
-            entry_count(len(start), self._rate),
-            None if members is None else members.numpy(),
-            self._factors.get(name, 1.0),
-            loops,
-            keep_sign=self._keep_sign
-            and is_nonnegative(self._global_model[name])
-            and is_nonnegative(self._trained[name]),
-        )
-        self._discarded[name] = masked.discarded
-        return masked
+        return len(self.trained)
 
     def discarded_magnitude(self, name: str) -> float:
         """Return m_k of one tensor, 0 where nothing was masked."""
-        if name not in self._discarded:
+        if name not in self.discarded:
             self[name]
-        return self._discarded.get(name, 0.0)
+        return self.discarded.get(name, 0.0)

@@ -13,12 +13,11 @@ from fedpw_flwr.algorithm.adjustment import entry_count
 from fedpw_flwr.algorithm.client_step import (
     AdjustedTensors,
     AppliedAdjustment,
-    Consensus,
     SentAdjustment,
     is_adjustable,
 )
 
-__all__ = ["ClientResult", "Cohort", "Measured", "discarded_magnitude", "sent_scale"]
+__all__ = ["ClientResult", "Cohort", "discarded_magnitude", "sent_scale"]
 
 CLIPPED = 0.99
 """An update that comes with less than this share of its reported norm was clipped on the way."""
@@ -61,7 +60,6 @@ class Cohort:
     rates: Sequence[float] | None
     sent: SentAdjustment | None
     avg_drop_rate: float
-    device: torch.device | str
 
     def masked_counts(self, tensor: Tensor) -> list[int]:
         """Return how many entries of each client's update of a tensor the server masks."""
@@ -70,21 +68,13 @@ class Cohort:
         return self._rate_counts(tensor)
 
     def is_scored(self, tensor: Tensor, *, trainable: bool) -> bool:
-        """Say whether the clients' agreement on a tensor is measured: all masked an entry of it."""
+        """Return whether the agreement on a tensor is measured: every client masked an entry."""
         adjusted = self.sent is None or is_adjustable(tensor)
         return trainable and adjusted and all(self._rate_counts(tensor))
 
     def _rate_counts(self, tensor: Tensor) -> list[int]:
         rates = self.rates or (0.0,) * len(self.results)
         return [entry_count(tensor.numel(), rate) for rate in rates]
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Factor f (0-d) of one tensor, and its C (bool, shape (n,)) where there is one."""
-
-    factor: Tensor
-    members: Tensor | None = None
 
 
 def discarded_magnitude(result: ClientResult, name: str, norm: float, entries: int) -> float:
@@ -108,8 +98,9 @@ def discarded_magnitude(result: ClientResult, name: str, norm: float, entries: i
     return min(reported, most)
 
 
-def sent_scale(consensus: Consensus | None, name: str, start: Tensor) -> Tensor | None:
+def sent_scale(sent: SentAdjustment | None, name: str, start: Tensor) -> Tensor | None:
     """Return what the clients multiplied each entry by: f on C, 1 elsewhere."""
+    consensus = None if sent is None else sent.consensus
     if consensus is None or name not in consensus.members:
         return None
     factor = torch.tensor(consensus.factors[name], dtype=start.dtype, device=start.device)

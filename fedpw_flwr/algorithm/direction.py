@@ -102,7 +102,7 @@ def direction_size(directions: Tensor) -> float:
 
 
 def updates_cancel(directions: Tensor) -> bool:
-    """Say whether the updates' sum is nothing but rounding: Σ d is the squared norm of Σ_j Δ_j.
+    """Return whether the updates' sum is nothing but rounding: Σ d is the squared norm of Σ_j Δ_j.
 
     With |d_k| ≤ ‖Δ_k‖·‖Σ_j Δ_j‖, a Σ d below a millionth of the largest |d_k| means that the sum is
     shorter than a millionth of that client's update, which float32 cannot tell from zero.

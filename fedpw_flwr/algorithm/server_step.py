@@ -1,9 +1,8 @@
 """One FedPW server step over a whole model: N trained models in, the next global model out.
 
-The step walks over the model twice: once for the directions that decide the weights, once to mask,
-average, score and amplify. `tensorwise` has the formulas, one tensor at a time; `blocked` does the
-same to tensors of float32 on the CPU, several times faster. Beside the new model the step holds a
-few tensors of the size of the largest one, however many clients there are.
+An engine walks over the model twice: once for the directions that decide the weights, once to mask,
+average, score and amplify. Beside the new model the step holds a few tensors of the size of the
+largest one, however many clients there are.
 
 Where the clients adjust their own updates, the same step averages what they sent and measures the
 consensus for the next round instead of amplifying.
@@ -11,7 +10,7 @@ consensus for the next round instead of amplifying.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -19,18 +18,14 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import drop_rates, keep_nonnegative_
-from fedpw_flwr.algorithm.blocked import BlockedStep
 from fedpw_flwr.algorithm.bounds import bounded_losses, bounded_weights
 from fedpw_flwr.algorithm.client_step import AdjustedTensors, Consensus, SentAdjustment
-from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, Measured
-from fedpw_flwr.algorithm.direction import (
-    add_tensor_directions,
-    direction_shares,
-    direction_size,
-)
+from fedpw_flwr.algorithm.cohort import ClientResult, Cohort
+from fedpw_flwr.algorithm.direction import direction_shares, direction_size
+from fedpw_flwr.algorithm.engine import Engine, Measured, StartEngine
+from fedpw_flwr.algorithm.reference import LazyTensors, Reference
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
-from fedpw_flwr.algorithm.tensorwise import LazyTensors, move_tensor
 from fedpw_flwr.algorithm.weighting import (
     WeightingState,
     clip_negative_weights,
@@ -115,7 +110,8 @@ def server_step(
     results: Sequence[ClientResult],
     state: WeightingState,
     settings: FedPWSettings,
-    device: torch.device | str = "cpu",
+    *,
+    engine: StartEngine = Reference,
     sent: SentAdjustment | None = None,
 ) -> ServerStep:
     """Aggregate one round: weights by AWA, then masking, averaging and amplification by PA.
@@ -132,8 +128,8 @@ def server_step(
         The method's memory before the round (``WeightingState()`` before the first).
     settings : FedPWSettings
         The hyper-parameters.
-    device : torch.device | str (default: "cpu")
-        Where the arithmetic runs.
+    engine : StartEngine (default: Reference)
+        What computes the tensors.
     sent : SentAdjustment | None (default: None)
         What the clients were asked to do to their updates. Results without `applied` are brought
         into the same form first; g is then applied as it is. None: the server adjusts.
@@ -164,15 +160,13 @@ def server_step(
                 rates = tuple(sent.rates[result.client] for result in ordered)
         elif state.rounds > 0:
             rates = tuple(drop_rates(losses, settings.avg_drop_rate).tolist())
-    cohort = Cohort(ordered, rates, sent, settings.avg_drop_rate, device)
+    cohort = Cohort(ordered, rates, sent, settings.avg_drop_rate)
     model: dict[str, Tensor] = {}
     measured: dict[str, Measured] = {}
     with torch.no_grad():
-        fast = BlockedStep(global_model, kinds, cohort, settings.adapt_weights)
-        weights, next_state, relative = _weigh(
-            global_model, cohort, losses, kinds, state, settings, fast
-        )
-        for name, tensor, found in _moved(global_model, kinds, cohort, weights.weights, fast):
+        tensors = engine(global_model, kinds, cohort)
+        weights, next_state, relative = _weigh(ordered, losses, tensors, state, settings)
+        for name, tensor, found in tensors.move(weights.weights):
             if settings.clip_weights and kinds[name] is not TensorKind.INTEGER:
                 amplified = found if sent is None else None
                 keep_nonnegative_(
@@ -185,7 +179,6 @@ def server_step(
             model[name] = tensor
             if found is not None:
                 measured[name] = found if sent is not None else replace(found, members=None)
-    model = {name: model[name] for name in global_model}
 
     amplification = {name: float(found.factor) for name, found in measured.items()}
     consensus = None
@@ -225,23 +218,6 @@ def server_step(
     )
 
 
-def _moved(
-    global_model: Mapping[str, Tensor],
-    kinds: Mapping[str, TensorKind],
-    cohort: Cohort,
-    weights: Sequence[float],
-    fast: BlockedStep,
-) -> Iterator[tuple[str, Tensor, Measured | None]]:
-    """Compute the new model's tensors: those in blocks first, then the others one by one."""
-    done = set()
-    for name, (tensor, found) in fast.move(weights):
-        done.add(name)
-        yield name, tensor, found
-    for name, tensor in global_model.items():
-        if name not in done:
-            yield name, *move_tensor(name, tensor, kinds[name], cohort, weights)
-
-
 def _in_sent_form(
     result: ClientResult,
     sent: SentAdjustment,
@@ -262,9 +238,8 @@ def _in_sent_form(
         return result
     if rate is None:
         return result
-    # On the CPU, where the reply is: what is asked for goes to the device once.
     adjusted = AdjustedTensors(
-        global_model, result.tensors, rate, sent.consensus, "cpu", keep_sign=keep_sign
+        global_model, result.tensors, rate, sent.consensus, keep_sign=keep_sign
     )
     return replace(result, tensors=adjusted)
 
@@ -295,13 +270,11 @@ def _losses(results: Sequence[ClientResult], settings: FedPWSettings) -> Tensor:
 
 
 def _weigh(
-    global_model: Mapping[str, Tensor],
-    cohort: Cohort,
+    results: Sequence[ClientResult],
     losses: Tensor,
-    kinds: Mapping[str, TensorKind],
+    tensors: Engine,
     state: WeightingState,
     settings: FedPWSettings,
-    fast: BlockedStep,
 ) -> tuple[RoundWeights, WeightingState, tuple[float, ...] | None]:
     """Adaptive Weighted Aggregation, or weights by number of examples where it is off.
 
@@ -311,7 +284,7 @@ def _weigh(
         The weights, the memory after the round, and the relative losses u_k.
     """
     rounds, first_round = state.rounds + 1, state.rounds == 0
-    clients = [result.client for result in cohort.results]
+    clients = [result.client for result in results]
     relative, loss_state = None, state.loss
     if settings.adapt_weights or settings.adjust_parameters:
         # Without adaptive weights, too: drop rates compare losses of different rounds by it.
@@ -320,11 +293,11 @@ def _weigh(
         )
         relative = tuple(relative_losses(losses, loss_term.brought).tolist())
     if not settings.adapt_weights:
-        by_examples = _weights_by_examples(cohort.results)
+        by_examples = _weights_by_examples(results)
         next_state = replace(state, rounds=rounds, loss=loss_state)
         return RoundWeights(by_examples, by_examples), next_state, relative
 
-    directions = torch.tensor(_directions(global_model, cohort, kinds, fast), dtype=torch.float64)
+    directions = torch.tensor(tensors.directions(), dtype=torch.float64)
     direction_term, direction_state = update_signal(
         state.direction,
         clients,
@@ -346,26 +319,6 @@ def _weigh(
         WeightingState(rounds=rounds, direction=direction_state, loss=loss_state),
         relative,
     )
-
-
-def _directions(
-    global_model: Mapping[str, Tensor],
-    cohort: Cohort,
-    kinds: Mapping[str, TensorKind],
-    fast: BlockedStep,
-) -> list[float]:
-    """Sum up d_k = ⟨Δ_k, Σ_j Δ_j⟩ over the trainable tensors."""
-    directions = [0.0] * len(cohort.results)
-    for name, tensor in global_model.items():
-        if kinds[name] is not TensorKind.TRAINABLE or tensor.numel() == 0:
-            continue
-        known = fast.directions(name)
-        if known is None:
-            trained = LazyTensors(cohort.results, name)
-            add_tensor_directions(directions, tensor.to(cohort.device), trained)
-        else:
-            directions = [sum_ + part for sum_, part in zip(directions, known, strict=True)]
-    return directions
 
 
 def _weights_by_examples(results: Sequence[ClientResult]) -> tuple[float, ...]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.algorithm.cohort import Cohort
+from fedpw_flwr.algorithm.reference import Reference
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors, saturated, working_dtype
-from fedpw_flwr.algorithm.tensorwise import move_tensor
 
 __all__ = [
     "KeptEntries",
@@ -67,7 +67,7 @@ class RoundWeights:
 
 
 def kinds_of(model: Mapping[str, Tensor]) -> dict[str, TensorKind]:
-    """Say which tensors of a model are trained, by the rule of `classify_tensors`."""
+    """Return what each tensor of a model is, by the rule of `classify_tensors`."""
     return classify_tensors(model)
 
 
@@ -95,8 +95,10 @@ def moved_tensors(
     tuple[str, Tensor]
         Name and tensor, in the order, shapes and dtypes of `global_model`.
     """
-    cohort = Cohort(results, rates=None, sent=None, avg_drop_rate=0.0, device="cpu")
-    for name, kind in kinds_of(global_model).items():
+    kinds = kinds_of(global_model)
+    plain = Cohort(results, rates=None, sent=None, avg_drop_rate=0.0)
+    reference = Reference(global_model, kinds, plain)
+    for name, kind in kinds.items():
         tensor = global_model[name]
         if kind is TensorKind.BUFFER:
             yield name, _mean(tensor, [one.tensors[name] for one in results], weights.mean)
@@ -104,7 +106,7 @@ def moved_tensors(
             yield name, _moved_where_kept(name, tensor, results, weights.step, weights.kept)
         else:
             counted = weights.step if kind is TensorKind.TRAINABLE else weights.mean
-            yield name, move_tensor(name, tensor, kind, cohort, counted)[0]
+            yield name, reference.moved(name, counted)[0]
 
 
 def _moved_where_kept(

@@ -27,9 +27,10 @@ from fedpw_flwr.algorithm import (
 )
 from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.client_step import Consensus
-from fedpw_flwr.algorithm.kernels import why_not_compiled
 from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.device import available_device
+from fedpw_flwr.engines import engine_for
+from fedpw_flwr.engines.kernels import why_not_compiled
 from fedpw_flwr.strategy.faults import BadReply, Project
 from fedpw_flwr.strategy.global_model import check_model, without_private
 from fedpw_flwr.strategy.identities import Identities
@@ -523,8 +524,8 @@ class ServerRounds:
             [reply.result for reply in good],
             self.state,
             self.settings,
-            self.device,
-            self._sent(good) if self.on_clients else None,
+            engine=engine_for(self.device),
+            sent=self._sent(good) if self.on_clients else None,
         )
         return step, next((name for name in step.model if too_large(name, step.model[name])), None)
 
@@ -668,7 +669,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def _loops_on(device: torch.device | str) -> str:
-    """Say which loops compute the server step."""
+    """Return which loops compute the server step, as the summary has it."""
     if torch.device(device).type != "cpu":
         return ""
     reason = why_not_compiled()

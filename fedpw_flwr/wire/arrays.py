@@ -22,10 +22,10 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import entry_count
-from fedpw_flwr.algorithm.blocks import BlockReader, DenseBlocks
 from fedpw_flwr.algorithm.client_step import subtract_update
-from fedpw_flwr.algorithm.kernels import Float32s, Kernels
 from fedpw_flwr.algorithm.tensors import working_dtype
+from fedpw_flwr.engines.blocks import BlockReader, DenseBlocks
+from fedpw_flwr.engines.kernels import Float32s, Kernels
 from fedpw_flwr.wire.packing import PackedUpdate
 
 __all__ = [

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpw_flwr.algorithm.kernels import Bytes, Float32s, Kernels, uncompiled
+from fedpw_flwr.engines.kernels import Bytes, Float32s, Kernels, uncompiled
 
 __all__ = [
     "MOST_ENTRIES",
@@ -335,7 +335,7 @@ def _float16_scale(values: Tensor) -> float:
 
 
 def _is_scale_of(scale: float, largest: float, dtype: str) -> bool:
-    """Say whether packing would have chosen this scale for values of this largest magnitude."""
+    """Return whether packing would have chosen this scale for values of this largest magnitude."""
     if dtype != "float16" or largest == 0.0:
         return scale == 1.0
     if not math.isfinite(scale) or scale <= 0 or math.frexp(scale)[0] != 0.5:

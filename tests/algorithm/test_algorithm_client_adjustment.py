@@ -127,7 +127,7 @@ def test_an_unadjusted_model_is_seen_as_its_client_would_have_sent_it() -> None:
         "count": torch.tensor([8, 9]),
     }
     members = {"weight": torch.tensor([True, False, False, True])}
-    seen = AdjustedTensors(model, trained, 0.5, Consensus(2, members, {"weight": 1.5}), "cpu")
+    seen = AdjustedTensors(model, trained, 0.5, Consensus(2, members, {"weight": 1.5}))
     assert list(seen) == list(model)
     assert len(seen) == 4
     assert seen["weight"].tolist() == [-6.0, -3.0, 0.0, 0.0]
@@ -140,7 +140,7 @@ def test_an_unadjusted_model_is_seen_as_its_client_would_have_sent_it() -> None:
 def test_discarded_magnitude_may_be_asked_before_or_after_the_tensor() -> None:
     model = {"weight": torch.zeros(4), "scale": torch.tensor(1.0), "count": torch.tensor(3)}
     trained = {**model, "weight": -torch.tensor([4.0, 3.0, 2.0, 1.0])}
-    before, after = (AdjustedTensors(model, trained, 0.5, None, "cpu") for _ in range(2))
+    before, after = (AdjustedTensors(model, trained, 0.5, None) for _ in range(2))
     assert before.discarded_magnitude("weight") == 1.5
     assert after["weight"].tolist() == [-4.0, -3.0, 0.0, 0.0]
     assert after.discarded_magnitude("weight") == 1.5

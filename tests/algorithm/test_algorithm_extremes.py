@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
+from fedpw_flwr.algorithm.engine import StartEngine
+from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.engines import CpuEngine
 
 RoundBuilder = Callable[..., list[ClientResult]]
+
+
+@pytest.fixture(params=[Reference, CpuEngine])
+def engine(request: pytest.FixtureRequest) -> StartEngine:
+    chosen: StartEngine = request.param
+    return chosen
 
 
 @pytest.mark.parametrize(
@@ -20,13 +29,13 @@ RoundBuilder = Callable[..., list[ClientResult]]
     ],
 )
 def test_a_diverged_but_finite_client_leaves_model_and_memory_finite(
-    a_round: RoundBuilder, magnitude: float
+    a_round: RoundBuilder, magnitude: float, engine: StartEngine
 ) -> None:
     model = {"weight": torch.zeros(4)}
     results = a_round(model, {0: [1.0] * 4, 1: [2.0] * 4, 2: [magnitude] * 4})
     state = WeightingState()
     for _ in range(2):
-        step = server_step(model, results, state, FedPWSettings())
+        step = server_step(model, results, state, FedPWSettings(), engine=engine)
         state = step.state
         assert torch.isfinite(step.model["weight"]).all()
         assert sum(step.weights.weights) == pytest.approx(1.0)
@@ -44,21 +53,25 @@ def test_a_diverged_but_finite_client_leaves_model_and_memory_finite(
     ],
 )
 def test_tiny_updates_have_the_weights_of_large_ones(
-    a_round: RoundBuilder, magnitude: float
+    a_round: RoundBuilder, magnitude: float, engine: StartEngine
 ) -> None:
     model = {"weight": torch.zeros(2)}
     results = a_round(model, {0: [3 * magnitude] * 2, 1: [magnitude] * 2})
-    step = server_step(model, results, WeightingState(), FedPWSettings())
+    step = server_step(model, results, WeightingState(), FedPWSettings(), engine=engine)
     assert step.weights.direction_term == pytest.approx((0.75, 0.25), rel=1e-5)
 
 
-def test_updates_that_cancel_up_to_rounding_count_as_cancelling(a_round: RoundBuilder) -> None:
+def test_updates_that_cancel_up_to_rounding_count_as_cancelling(
+    a_round: RoundBuilder, engine: StartEngine
+) -> None:
     model = {"weight": torch.zeros(4)}
     updates = {
         0: [0.1, 0.7, 0.3, 0.9],
         1: [0.2, 0.11, -0.77, 0.3],
         2: [-0.3, -0.81, 0.47, -1.2],
     }
-    step = server_step(model, a_round(model, updates), WeightingState(), FedPWSettings())
+    step = server_step(
+        model, a_round(model, updates), WeightingState(), FedPWSettings(), engine=engine
+    )
     assert step.weights.direction_term == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert step.state.direction.first_size is None

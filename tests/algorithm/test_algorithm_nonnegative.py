@@ -20,8 +20,10 @@ from fedpw_flwr.algorithm import (
 )
 from fedpw_flwr.algorithm.adjustment import consensus_score_, consensus_set, keep_nonnegative_
 from fedpw_flwr.algorithm.client_step import AdjustedTensors, adjust_tensor, subtract_update
-from fedpw_flwr.algorithm.kernels import uncompiled
 from fedpw_flwr.algorithm.tensors import is_nonnegative
+from fedpw_flwr.engines import CpuEngine
+from fedpw_flwr.engines.blocks import block_reader
+from fedpw_flwr.engines.kernels import uncompiled
 from fedpw_flwr.wire.packing import pack_update, unpack_update
 
 SECOND = WeightingState(rounds=1)
@@ -48,7 +50,7 @@ def falling(
 def step(
     model: dict[str, Tensor], results: list[ClientResult], settings: FedPWSettings
 ) -> ServerStep:
-    return server_step(model, results, SECOND, settings)
+    return server_step(model, results, SECOND, settings, engine=CpuEngine)
 
 
 @DTYPES
@@ -127,7 +129,8 @@ def test_no_round_of_nonnegative_models_gives_a_negative_entry(
             ClientResult(client, {"x": values()}, loss=float(rng.random()))
             for client in range(clients)
         ]
-        after = server_step(model, results, SECOND, FedPWSettings(), sent=sent).model["x"]
+        moved = server_step(model, results, SECOND, FedPWSettings(), engine=CpuEngine, sent=sent)
+        after = moved.model["x"]
         assert is_nonnegative(after)
 
 
@@ -165,8 +168,8 @@ def test_the_server_adjusts_in_blocks_as_the_client_does() -> None:
     assert is_nonnegative(sent)
 
     start = model["x"].numpy()
-    adjusted = AdjustedTensors(model, trained, 0.3, consensus, "cpu")
-    reader = adjusted.block_reader("x", start, uncompiled)
+    adjusted = AdjustedTensors(model, trained, 0.3, consensus)
+    reader = block_reader(adjusted, "x", start, uncompiled)
     assert reader is not None
     room = np.empty_like(start)
     np.testing.assert_array_equal(reader.read(0, 3000, room), sent.numpy())

@@ -1,14 +1,14 @@
 """Golden rounds through `server_step`: what the reference gives, the package gives.
 
-float32 runs the form in blocks, float64 goes tensor by tensor. The state of the package is carried
-along, its model is not: each round starts from the golden one, so that an error cannot hide behind
-an earlier one.
+Every engine plays them; the one for CPUs leaves float64 to the reference engine. The state of the
+package is carried along, its model is not: each round starts from the golden one, so that an error
+cannot hide behind an earlier one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -28,11 +28,19 @@ from fedpw_flwr.algorithm import (
     classify_tensors,
     server_step,
 )
+from fedpw_flwr.algorithm.engine import StartEngine
+from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.engines import CpuEngine
 
 NO_CUDA = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device; this machine has none"
 )
 DTYPES = ("float32", "float64")
+ENGINES: dict[str, StartEngine] = {
+    "tensor by tensor": Reference,
+    "cpu": CpuEngine,
+    "cuda": partial(Reference, device="cuda"),
+}
 ON_CLIENTS = ("clients", "equal weights")
 NUMBERS = {"float32": 1e-6, "float64": 1e-10}
 """How far weights, rates, p and q may be off, and below entries of tensors."""
@@ -64,7 +72,7 @@ def sent(golden: GoldenRound, number: int) -> SentAdjustment | None:
 
 
 @cache
-def replay(name: str, dtype: str, device: str = "cpu") -> list[tuple[GoldenRound, ServerStep]]:
+def replay(name: str, dtype: str, engine: str = "cpu") -> list[tuple[GoldenRound, ServerStep]]:
     run, state = golden_run(name, dtype), WeightingState()
     played = []
     for number, golden in enumerate(run.rounds):
@@ -77,8 +85,8 @@ def replay(name: str, dtype: str, device: str = "cpu") -> list[tuple[GoldenRound
             results,
             state,
             FedPWSettings(**run.arguments()),
-            device,
-            sent(golden, number),
+            engine=ENGINES[engine],
+            sent=sent(golden, number),
         )
         state = step.state
         played.append((golden, step))
@@ -91,8 +99,8 @@ def assert_near(found: object, expected: object, tolerance: float, what: str) ->
     )
 
 
-def assert_steps_agree(name: str, dtype: str, device: str = "cpu") -> None:
-    for number, (golden, step) in enumerate(replay(name, dtype, device)):
+def assert_steps_agree(name: str, dtype: str, engine: str = "cpu") -> None:
+    for number, (golden, step) in enumerate(replay(name, dtype, engine)):
         expected, where = golden.expected, f"round {number}"
         assert list(step.clients) == expected.clients
         for what, found, wanted in (
@@ -114,13 +122,13 @@ def assert_steps_agree(name: str, dtype: str, device: str = "cpu") -> None:
             assert tensor.numpy().dtype == golden.start[key].dtype
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_CUDA)])
+@pytest.mark.parametrize("engine", ["tensor by tensor", "cpu", pytest.param("cuda", marks=NO_CUDA)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*RUNS, *ON_CLIENTS])
 def test_weights_rates_and_models_are_those_of_the_reference(
-    name: str, dtype: str, device: str
+    name: str, dtype: str, engine: str
 ) -> None:
-    assert_steps_agree(name, dtype, device)
+    assert_steps_agree(name, dtype, engine)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import FedAvg
 from model_records import array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW, MissingLossError
-from fedpw_flwr.algorithm.kernels import _compiled
+from fedpw_flwr.engines.kernels import _compiled
 
 NODES = [11, 12, 13, 14]
 
@@ -340,8 +340,8 @@ def test_the_log_says_which_loops_compute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not compiled:
-        monkeypatch.delattr("fedpw_flwr.algorithm.kernels.compiled", raising=False)
-        monkeypatch.setitem(sys.modules, "fedpw_flwr.algorithm.kernels.compiled", None)
+        monkeypatch.delattr("fedpw_flwr.engines.kernels.compiled", raising=False)
+        monkeypatch.setitem(sys.modules, "fedpw_flwr.engines.kernels.compiled", None)
     _compiled.cache_clear()
     with flower_log.at_level(logging.INFO, logger="flwr"):
         FedPW(device="cpu").summary()

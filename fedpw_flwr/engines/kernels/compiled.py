@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-from fedpw_flwr.algorithm.kernels import Bools, Bytes, Float32s
+from fedpw_flwr.engines.kernels import Bools, Bytes, Float32s
 
 __all__ = [
     "COMPILED",

@@ -1,9 +1,8 @@
-"""The server step in blocks is the server step of the formulas, whatever the threads."""
+"""The server step in blocks is that of the reference, whatever the threads."""
 
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 
 import pytest
 import torch
@@ -17,14 +16,14 @@ from fedpw_flwr.algorithm import (
     FedPWSettings,
     SentAdjustment,
     ServerStep,
-    TensorKind,
     WeightingState,
     server_step,
 )
-from fedpw_flwr.algorithm.blocked import BlockedStep
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
-from fedpw_flwr.algorithm.cohort import Cohort
-from fedpw_flwr.algorithm.kernels import kernels, why_not_compiled
+from fedpw_flwr.algorithm.engine import Measured
+from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.engines.cpu import CpuEngine
+from fedpw_flwr.engines.kernels import kernels, why_not_compiled
 
 SHAPES = {
     "conv.weight": (70, 130, 3, 3),
@@ -61,11 +60,6 @@ def a_round(
         }
         results.append(ClientResult(client, trained, loss=0.3 + client))
     return results
-
-
-def by_the_formulas(results: list[ClientResult]) -> list[ClientResult]:
-    """Hide what `blocked` needs: it takes no mapping of which it does not know the cost."""
-    return [replace(result, tensors=MappingProxyType(result.tensors)) for result in results]
 
 
 def as_sent(
@@ -116,7 +110,7 @@ def loops(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run everything with the loops that are installed, and as where Numba is not."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "installed":
-            patch.setattr("fedpw_flwr.algorithm.kernels._WORTH_COMPILING", 0)
+            patch.setattr("fedpw_flwr.engines.kernels._WORTH_COMPILING", 0)
         assert (request.param == "installed" and not why_not_compiled()) == kernels(1).COMPILED
         yield
 
@@ -146,20 +140,24 @@ def test_a_step_in_blocks_is_the_step_of_the_formulas(
         adapt_weights=adapt_weights,
         adjust_parameters=adjust_parameters,
     )
-    found = server_step(model, results, state, method)
-    assert_same(found, server_step(model, by_the_formulas(results), state, method))
+    found = server_step(model, results, state, method, engine=CpuEngine)
+    assert_same(found, server_step(model, results, state, method))
 
 
 @claim
-@given(seed=st.integers(0, 10**6), clients=st.integers(1, 5))
-def test_adjusted_updates_are_averaged_and_measured_alike(seed: int, clients: int) -> None:
+@given(seed=st.integers(0, 10**6), clients=st.integers(1, 5), adjusting=st.integers(0, 5))
+def test_adjusted_updates_are_averaged_and_measured_alike(
+    seed: int, clients: int, adjusting: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     model = a_model(generator)
     rates = {client: 0.1 + 0.8 * client / clients for client in range(clients)}
     sent = SentAdjustment(rates, None)
-    results = as_sent(model, a_round(model, clients, generator), sent)
-    found = server_step(model, results, LATER, FedPWSettings(), sent=sent)
-    expected = server_step(model, by_the_formulas(results), LATER, FedPWSettings(), sent=sent)
+    trained = a_round(model, clients, generator)
+    # The server adjusts what the others send.
+    results = as_sent(model, trained[:adjusting], sent) + trained[adjusting:]
+    found = server_step(model, results, LATER, FedPWSettings(), sent=sent, engine=CpuEngine)
+    expected = server_step(model, results, LATER, FedPWSettings(), sent=sent)
     assert_same(found, expected)
     assert found.consensus is not None
     assert expected.consensus is not None
@@ -188,8 +186,8 @@ def test_equal_magnitudes_are_masked_in_the_order_of_their_index() -> None:
         for client in range(3)
     ]
     method = FedPWSettings(avg_drop_rate=0.5, adapt_weights=False)
-    found = server_step(model, results, LATER, method)
-    expected = server_step(model, by_the_formulas(results), LATER, method)
+    found = server_step(model, results, LATER, method, engine=CpuEngine)
+    expected = server_step(model, results, LATER, method)
     for name in model:
         # Masked entries of clients with the same weight: sums of thirds, equal to rounding.
         torch.testing.assert_close(found.model[name], expected.model[name], rtol=0, atol=1e-5)
@@ -208,7 +206,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         result.tensors["large"] = model["large"] - difference
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        steps.append(server_step(model, results, LATER, FedPWSettings()))
+        steps.append(server_step(model, results, LATER, FedPWSettings(), engine=CpuEngine))
         assert torch.get_num_threads() == threads
     for step in steps[1:]:
         assert step.weights == steps[0].weights
@@ -225,10 +223,10 @@ def test_tensors_that_nobody_trained_stay_as_they_are() -> None:
         assert isinstance(result.tensors, dict)
         result.tensors["conv.weight"] = model["conv.weight"]
         result.tensors["norm.weight"] = model["norm.weight"].clone()
-    step = server_step(model, results, LATER, FedPWSettings())
+    step = server_step(model, results, LATER, FedPWSettings(), engine=CpuEngine)
     assert torch.equal(step.model["conv.weight"], model["conv.weight"])
     assert torch.equal(step.model["norm.weight"], model["norm.weight"])
-    assert_same(step, server_step(model, by_the_formulas(results), LATER, FedPWSettings()))
+    assert_same(step, server_step(model, results, LATER, FedPWSettings()))
 
 
 def test_entries_that_did_not_move_are_masked_without_being_collected() -> None:
@@ -240,18 +238,18 @@ def test_entries_that_did_not_move_are_masked_without_being_collected() -> None:
         # Most of what is sampled did not move; of one client less than is to be masked.
         still = torch.rand(300_000, generator=generator) < (0.05, 0.7, 0.95)[result.client]
         result.tensors["weight"][still] = model["weight"][still]
-    step = server_step(model, results, LATER, FedPWSettings())
-    assert_same(step, server_step(model, by_the_formulas(results), LATER, FedPWSettings()))
+    step = server_step(model, results, LATER, FedPWSettings(), engine=CpuEngine)
+    assert_same(step, server_step(model, results, LATER, FedPWSettings()))
 
 
 def test_replies_in_another_order_in_memory_give_the_same() -> None:
     generator = torch.Generator().manual_seed(9)
     model = {"weight": torch.randn(60, 300, generator=generator)}
     results = a_round(model, 3, generator)
-    expected = server_step(model, by_the_formulas(results), LATER, FedPWSettings())
+    expected = server_step(model, results, LATER, FedPWSettings())
     assert isinstance(results[1].tensors, dict)
     results[1].tensors["weight"] = results[1].tensors["weight"].T.contiguous().T
-    assert_same(server_step(model, results, LATER, FedPWSettings()), expected)
+    assert_same(server_step(model, results, LATER, FedPWSettings(), engine=CpuEngine), expected)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e17])
@@ -259,15 +257,17 @@ def test_magnitudes_beyond_float32_sums_are_left_to_the_formulas(size: float) ->
     generator = torch.Generator().manual_seed(3)
     model = {"weight": torch.zeros(20000)}
     results = a_round(model, 3, generator, size)
-    step = server_step(model, results, LATER, FedPWSettings())
-    expected = server_step(model, by_the_formulas(results), LATER, FedPWSettings())
+    step = server_step(model, results, LATER, FedPWSettings(), engine=CpuEngine)
+    expected = server_step(model, results, LATER, FedPWSettings())
     assert step.weights.weights == pytest.approx(expected.weights.weights, abs=1e-6)
     torch.testing.assert_close(
         step.model["weight"] / size, expected.model["weight"] / size, rtol=0, atol=1e-5
     )
 
 
-def test_it_takes_float32_on_the_cpu_and_leaves_the_rest() -> None:
+def test_it_takes_float32_on_the_cpu_and_leaves_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     generator = torch.Generator().manual_seed(4)
     model = a_model(generator)
     model["half"], model["double"] = torch.zeros(9).half(), torch.zeros(9).double()
@@ -277,15 +277,24 @@ def test_it_takes_float32_on_the_cpu_and_leaves_the_rest() -> None:
         assert isinstance(result.tensors, dict)
         result.tensors["half"] = torch.ones(9).half()
         result.tensors["double"] = torch.ones(9).double()
-    kinds = dict.fromkeys(model, TensorKind.TRAINABLE)
-    kinds["norm.num_batches_tracked"] = TensorKind.INTEGER
-    kinds["norm.running_mean"] = TensorKind.BUFFER
-    blocked = BlockedStep(model, kinds, Cohort(results, None, None, 0.3, "cpu"), True)
-    moved = dict(blocked.move([0.5, 0.5]))
-    left = {"norm.num_batches_tracked", "half", "double", "empty"}
-    assert moved.keys() == model.keys() - left
-    directed = {name for name in model if blocked.directions(name) is not None}
-    assert directed == moved.keys() - {"norm.running_mean"}
+    left: dict[str, set[str]] = {"directions": set(), "tensors": set()}
+    add_directions, moved = Reference.add_directions, Reference.moved
+
+    def noted_directions(self: Reference, directions: list[float], name: str) -> None:
+        left["directions"].add(name)
+        add_directions(self, directions, name)
+
+    def noted_tensor(
+        self: Reference, name: str, weights: Sequence[float]
+    ) -> tuple[Tensor, Measured | None]:
+        left["tensors"].add(name)
+        return moved(self, name, weights)
+
+    monkeypatch.setattr(Reference, "add_directions", noted_directions)
+    monkeypatch.setattr(Reference, "moved", noted_tensor)
+    server_step(model, results, LATER, FedPWSettings(), engine=CpuEngine)
+    others = {"norm.num_batches_tracked", "half", "double", "empty"}
+    assert left == {"directions": others | {"norm.running_mean"}, "tensors": others}
 
 
 @pytest.mark.usefixtures("threads")
@@ -299,7 +308,7 @@ def test_what_is_held_does_not_grow_with_the_clients(clients: int) -> None:
     results = [ClientResult(client, {"weight": trained}, loss=1.0) for client in range(clients)]
     torch.set_num_threads(1)
     tracemalloc.start()
-    server_step(model, results, LATER, FedPWSettings())
+    server_step(model, results, LATER, FedPWSettings(), engine=CpuEngine)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # NumPy's arrays; a block holds all clients' updates, in 3 MiB.

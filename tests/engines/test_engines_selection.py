@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedpw_flwr.algorithm.kernels import Kernels, kernels, uncompiled
-from fedpw_flwr.algorithm.selection import SAMPLED, bracket, select, smallest
+from fedpw_flwr.engines.kernels import Kernels, kernels, uncompiled
+from fedpw_flwr.engines.selection import SAMPLED, bracket, select, smallest
 
 Magnitudes = NDArray[np.float32]
 claim = settings(max_examples=60, deadline=None)
@@ -108,6 +108,6 @@ def test_a_bracket_beside_the_threshold_is_noticed() -> None:
 
 
 def test_nan_ends_in_nan_and_not_in_a_wrong_threshold() -> None:
-    found = smallest(np.array([1, np.nan, np.nan], dtype=np.float32), 2)
+    found = smallest(np.array([1, np.nan, np.nan], dtype=np.float32), 2, uncompiled)
     assert math.isnan(found.threshold)
     assert math.isnan(found.total)

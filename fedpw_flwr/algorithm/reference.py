@@ -1,5 +1,6 @@
-"""The server step a tensor at a time: the formulas as the paper has them, on any device.
+"""The server step a tensor at a time: read it beside the paper; it runs on any device.
 
+Every other engine has to agree with this one, and leaves to it the tensors it is not made for.
 Clients' tensors are asked for by name when they are needed, so a caller may decode them lazily;
 beside them a few tensors of the size of the one in hand are held, however many clients there are.
 """
@@ -7,7 +8,7 @@ beside them a few tensors of the size of the one in hand are held, however many 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,51 +25,82 @@ from fedpw_flwr.algorithm.adjustment import (
     unit_normalise_,
 )
 from fedpw_flwr.algorithm.client_step import is_adjustable
-from fedpw_flwr.algorithm.cohort import (
-    ClientResult,
-    Cohort,
-    Measured,
-    discarded_magnitude,
-    sent_scale,
-)
+from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, discarded_magnitude, sent_scale
+from fedpw_flwr.algorithm.direction import add_tensor_directions
+from fedpw_flwr.algorithm.engine import Measured
 from fedpw_flwr.algorithm.tensors import TensorKind, saturated, working_dtype
 
-__all__ = ["LazyTensors", "move_tensor"]
+__all__ = ["LazyTensors", "Reference"]
 
 
-def move_tensor(
-    name: str, tensor: Tensor, kind: TensorKind, cohort: Cohort, weights: Sequence[float]
-) -> tuple[Tensor, Measured | None]:
-    """Compute one tensor of the new model, w − g, and what it says about consensus."""
-    if tensor.numel() == 0:
-        return tensor.cpu(), None
-    trained = LazyTensors(cohort.results, name)
-    if kind is TensorKind.INTEGER:
-        return _weighted_integers(tensor, trained, weights), None
-    start = tensor.reshape(-1).to(cohort.device, working_dtype(tensor.dtype))
-    measured = None
-    consensus_rate = cohort.avg_drop_rate if kind is TensorKind.TRAINABLE else None
-    if cohort.rates is None:
-        change = _average(start, trained, weights)
-    elif cohort.sent is None:
-        change, measured = _average_adjusted(start, trained, weights, cohort.rates, consensus_rate)
-    elif consensus_rate is not None and is_adjustable(tensor):
-        change, measured = _average_and_measure(
-            start,
-            trained,
-            weights,
-            cohort.rates,
-            consensus_rate,
-            lambda norms: [
-                discarded_magnitude(result, name, norm, tensor.numel())
-                for result, norm in zip(cohort.results, norms, strict=True)
-            ],
-            sent_scale(cohort.sent.consensus, name, start),
-        )
-    else:
-        change = _average(start, trained, weights)
-    moved = torch.sub(start, change, out=change)
-    return saturated(moved, tensor.dtype).reshape(tensor.shape).cpu(), measured
+class Reference:
+    """The engine that computes tensor by tensor, see `Engine`.
+
+    Parameters
+    ----------
+    global_model : Mapping[str, Tensor]
+        w.
+    kinds : Mapping[str, TensorKind]
+        What each tensor is.
+    cohort : Cohort
+        The participants.
+    device : torch.device | str (default: "cpu")
+        Where the arithmetic runs.
+    """
+
+    def __init__(
+        self,
+        global_model: Mapping[str, Tensor],
+        kinds: Mapping[str, TensorKind],
+        cohort: Cohort,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._global_model = global_model
+        self._kinds = kinds
+        self._cohort = cohort
+        self._device = device
+
+    def directions(self) -> list[float]:
+        """Return d_k = ⟨Δ_k, Σ_j Δ_j⟩ over the trainable tensors."""
+        directions = [0.0] * len(self._cohort.results)
+        for name in self._global_model:
+            self.add_directions(directions, name)
+        return directions
+
+    def add_directions(self, directions: list[float], name: str) -> None:
+        """Add one tensor's part of d_k to the running sums, in place."""
+        tensor = self._global_model[name]
+        if self._kinds[name] is TensorKind.TRAINABLE and tensor.numel():
+            trained = LazyTensors(self._cohort.results, name)
+            add_tensor_directions(directions, tensor.to(self._device), trained)
+
+    def move(self, weights: Sequence[float]) -> Iterator[tuple[str, Tensor, Measured | None]]:
+        """Compute the new model's tensors."""
+        for name in self._global_model:
+            yield name, *self.moved(name, weights)
+
+    def moved(self, name: str, weights: Sequence[float]) -> tuple[Tensor, Measured | None]:
+        """Compute one tensor of the new model, w − g, and what it says about consensus."""
+        tensor, kind, cohort = self._global_model[name], self._kinds[name], self._cohort
+        if tensor.numel() == 0:
+            return tensor.cpu(), None
+        trained = LazyTensors(cohort.results, name)
+        if kind is TensorKind.INTEGER:
+            return _weighted_integers(tensor, trained, weights), None
+        start = tensor.reshape(-1).to(self._device, working_dtype(tensor.dtype))
+        measured = None
+        consensus_rate = cohort.avg_drop_rate if kind is TensorKind.TRAINABLE else None
+        adjusted = consensus_rate is not None and is_adjustable(tensor)
+        if cohort.rates is None or (cohort.sent is not None and not adjusted):
+            change = _average(start, trained, weights)
+        elif cohort.sent is None:
+            change, measured = _average_adjusted(
+                start, trained, weights, cohort.rates, consensus_rate
+            )
+        else:
+            change, measured = _average_and_measure(name, start, trained, weights, cohort)
+        moved = torch.sub(start, change, out=change)
+        return saturated(moved, tensor.dtype).reshape(tensor.shape).cpu(), measured
 
 
 class LazyTensors(Sequence[Tensor]):
@@ -130,21 +162,14 @@ def _average_adjusted(
 
 
 def _average_and_measure(
-    start: Tensor,
-    trained: Sequence[Tensor],
-    weights: Sequence[float],
-    rates: Sequence[float],
-    consensus_rate: float,
-    discarded: Callable[[Sequence[float]], Sequence[float]],
-    sent_scale: Tensor | None,
+    name: str, start: Tensor, trained: Sequence[Tensor], weights: Sequence[float], cohort: Cohort
 ) -> tuple[Tensor, Measured | None]:
     """Aggregate g = Σ λ_k Δ̃_k of updates that are adjusted, and measure the next C and f.
 
-    For f alone the factor that the clients multiplied by (`sent_scale`) is divided out of g, else
-    f would feed on itself. Returns g, and C with f where every client masked an entry.
+    For f alone the factor that the clients multiplied by is divided out of g, else f would feed on
+    itself. Returns g, and C with f where every client masked an entry.
     """
-    entries = start.numel()
-    if not all(entry_count(entries, rate) for rate in rates):
+    if not cohort.is_scored(start, trainable=True):
         return _average(start, trained, weights), None
     agreement = _Agreement(start)
     change = torch.zeros_like(start)
@@ -153,12 +178,16 @@ def _average_and_measure(
     for tensor, weight in zip(trained, weights, strict=True):
         change.add_(_update_into(update, start, tensor), alpha=weight)
         norms.append(agreement.add_(update))
-    size = entry_count(entries, consensus_rate)
+    size = entry_count(start.numel(), cohort.avg_drop_rate)
     members = agreement.consensus_set(size)
-    unscaled = change if sent_scale is None else torch.div(change, sent_scale, out=update)
+    scale = sent_scale(cohort.sent, name, start)
+    unscaled = change if scale is None else torch.div(change, scale, out=update)
     # Asked for last: an update that the server adjusted has its m_k only now.
-    magnitudes = discarded(torch.stack(norms).tolist())
-    mean_discarded = start.new_tensor(sum(magnitudes) / len(trained))
+    discarded = [
+        discarded_magnitude(result, name, norm, start.numel())
+        for result, norm in zip(cohort.results, torch.stack(norms).tolist(), strict=True)
+    ]
+    mean_discarded = start.new_tensor(sum(discarded) / len(discarded))
     factor = amplification_factor(unscaled, members, size, mean_discarded)
     return change, Measured(factor, members)
 

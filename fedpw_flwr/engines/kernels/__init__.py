@@ -142,7 +142,7 @@ def kernels(numbers: int) -> Kernels:
     Those in NumPy where Numba is missing or where loading compiled code, a second, and compiling it
     when that has not been kept, four seconds, takes longer than a few rounds.
     """
-    from fedpw_flwr.algorithm.kernels import uncompiled
+    from fedpw_flwr.engines.kernels import uncompiled
 
     if numbers < _WORTH_COMPILING:
         return uncompiled
@@ -150,14 +150,14 @@ def kernels(numbers: int) -> Kernels:
 
 
 def why_not_compiled() -> str:
-    """Say why no loop is compiled; empty where those of large models are."""
+    """Return why no loop is compiled; empty where those of large models are."""
     return _compiled()[1]
 
 
 @cache
 def _compiled() -> tuple[Kernels | None, str]:
     try:
-        from fedpw_flwr.algorithm.kernels import compiled
+        from fedpw_flwr.engines.kernels import compiled
     except ModuleNotFoundError:
         return None, "numba is not installed"
     except (ImportError, OSError) as error:

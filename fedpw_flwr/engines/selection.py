@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedpw_flwr.algorithm.kernels import Float32s, Kernels, uncompiled
+from fedpw_flwr.engines.kernels import Float32s, Kernels
 
 __all__ = ["EVERYTHING", "SAMPLED", "Smallest", "bracket", "select", "smallest"]
 
@@ -123,7 +123,7 @@ def select(
     )
 
 
-def smallest(magnitudes: Float32s, count: int, loops: Kernels = uncompiled) -> Smallest:
+def smallest(magnitudes: Float32s, count: int, loops: Kernels) -> Smallest:
     """Find the `count` smallest of some magnitudes, 1 ≤ count ≤ n; nothing is reordered.
 
     Parameters
@@ -132,8 +132,8 @@ def smallest(magnitudes: Float32s, count: int, loops: Kernels = uncompiled) -> S
         Shape (n,), none of them negative. Where NaN is among them, the result may be NaN.
     count : int
         How many.
-    loops : Kernels (default: those in NumPy)
-        What reads them. Loading the compiled ones takes longer than they win for one model.
+    loops : Kernels
+        What reads them.
     """
     entries = len(magnitudes)
     for low, high in (bracket(magnitudes[::SAMPLED].copy(), count, entries), EVERYTHING):

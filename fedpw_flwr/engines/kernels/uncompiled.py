@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from fedpw_flwr.algorithm.kernels import Bools, Bytes, Float32s
+from fedpw_flwr.engines.kernels import Bools, Bytes, Float32s
 
 __all__ = [
     "COMPILED",

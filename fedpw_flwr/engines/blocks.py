@@ -15,8 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedpw_flwr.algorithm.kernels import Bools, Float32s, Kernels
-from fedpw_flwr.algorithm.selection import SAMPLED, smallest
+from fedpw_flwr.algorithm.adjustment import entry_count
+from fedpw_flwr.algorithm.client_step import AdjustedTensors
+from fedpw_flwr.engines.kernels import Bools, Float32s, Kernels
+from fedpw_flwr.engines.selection import SAMPLED, smallest
 
 __all__ = [
     "PART",
@@ -200,6 +202,8 @@ def block_reader(
     loops : Kernels
         What the reader computes with.
     """
+    if isinstance(tensors, AdjustedTensors):
+        return _adjusted_reader(tensors, name, start, loops)
     # Not by isinstance, which looks at all of a Protocol's members every time.
     reader_of: BlockSource | None = tensors if hasattr(tensors, "block_reader") else None
     if reader_of is not None:
@@ -209,8 +213,29 @@ def block_reader(
     return None
 
 
+def _adjusted_reader(
+    tensors: AdjustedTensors, name: str, start: Float32s, loops: Kernels
+) -> BlockReader | None:
+    """Return the reader of a tensor as the server would have got it, and note its m_k."""
+    trained = block_reader(tensors.trained, name, start, loops)
+    if trained is None or not tensors.is_adjusted(name):
+        return trained
+    members, factor = tensors.rescaled(name)
+    masked = MaskedBlocks(
+        trained,
+        start,
+        entry_count(len(start), tensors.rate),
+        None if members is None else members.numpy(),
+        factor,
+        loops,
+        keep_sign=tensors.keeps_sign(name),
+    )
+    tensors.discarded[name] = masked.discarded
+    return masked
+
+
 def is_plain(tensor: Tensor) -> bool:
-    """Say whether a tensor can be read in blocks: float32 on the CPU."""
+    """Return whether a tensor can be read in blocks: float32 on the CPU."""
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedpw_flwr.algorithm.kernels import Kernels, kernels, uncompiled, why_not_compiled
+from fedpw_flwr.engines.kernels import Kernels, kernels, uncompiled, why_not_compiled
 
 Float32s = NDArray[np.float32]
 LENGTHS = [1, 7, 8, 9, 1000, 2047, 2048, 2049, 4096, 32767, 32769, 70001]
@@ -185,7 +185,7 @@ def test_compiled_loops_work_where_they_cannot_be_kept(tmp_path: Path, obstacle:
     program = (
         f"import numba.core.caching as c\n{obstacle}"
         "import numpy as np\n"
-        "from fedpw_flwr.algorithm.kernels import kernels\n"
+        "from fedpw_flwr.engines.kernels import kernels\n"
         "one = np.ones(3, dtype=np.float32)\n"
         "loops = kernels(2**30)\n"
         "loops.add_update(one, 3 * one, one)\n"

@@ -1,12 +1,12 @@
-"""The server step on a CPU near the speed of memory: the formulas of `tensorwise`, in few readings.
+"""The server step on a CPU near the speed of memory: what `Reference` computes, in few readings.
 
 A survey reads every update once, a block of all clients at a time, for inner products and norms,
 and once more, one client after the other, for the magnitude below which its entries are masked.
 With the weights decided, a last reading masks, averages and scores. `kernels` has the loops. One
 thread runs them: two were measured to be no faster.
 
-What is not made for this is left to `tensorwise`: another dtype than float32, magnitudes that sums
-in float32 cannot hold.
+What is not made for this is left to `Reference`: another dtype than float32, magnitudes that sums
+in float32 cannot hold, mappings of which only whole tensors can be had.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import consensus_score_, entry_count, factor_of_magnitudes
-from fedpw_flwr.algorithm.blocks import (
+from fedpw_flwr.algorithm.cohort import Cohort, discarded_magnitude
+from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
+from fedpw_flwr.algorithm.engine import Measured
+from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.algorithm.tensors import TensorKind
+from fedpw_flwr.engines.blocks import (
     PART,
     BlockReader,
     DenseBlocks,
@@ -30,13 +35,10 @@ from fedpw_flwr.algorithm.blocks import (
     is_plain,
     parts,
 )
-from fedpw_flwr.algorithm.cohort import Cohort, Measured, discarded_magnitude
-from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
-from fedpw_flwr.algorithm.kernels import Bools, Float32s, Kernels, kernels
-from fedpw_flwr.algorithm.selection import EVERYTHING, SAMPLED, Smallest, bracket, select, smallest
-from fedpw_flwr.algorithm.tensors import TensorKind
+from fedpw_flwr.engines.kernels import Bools, Float32s, Kernels, kernels
+from fedpw_flwr.engines.selection import EVERYTHING, SAMPLED, Smallest, bracket, select, smallest
 
-__all__ = ["BlockedStep"]
+__all__ = ["CpuEngine"]
 
 _SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-16, 1e30
 """Squared norms between which no square of an entry that counts is lost in float32."""
@@ -55,8 +57,6 @@ _TINY = np.nextafter(np.float32(0), np.float32(1))
 
 _NOTHING = Mask(-1.0, 0)
 """Masks nothing."""
-
-Moved = tuple[Tensor, Measured | None]
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,6 @@ class _Plan:
         Its shape.
     trainable : bool
         Whether it is trained.
-    directed : bool
-        Whether its directions are needed.
     counts : Sequence[int]
         Entries of each update that the server masks.
     scored : bool
@@ -110,14 +108,8 @@ class _Plan:
     loops: Kernels
     shape: torch.Size
     trainable: bool
-    directed: bool
     counts: Sequence[int]
     scored: bool
-
-    @property
-    def surveyed(self) -> bool:
-        """Whether anything has to be known of the updates before the weights."""
-        return self.directed or self.scored or any(self.counts)
 
     @property
     def block(self) -> int:
@@ -129,8 +121,8 @@ class _Plan:
         return parts(len(self.start))
 
 
-class BlockedStep:
-    """Those tensors of a round that are computed in blocks; built, it has surveyed them.
+class CpuEngine:
+    """The engine that computes in blocks, see `Engine`.
 
     Parameters
     ----------
@@ -140,8 +132,6 @@ class BlockedStep:
         What each tensor is.
     cohort : Cohort
         The participants.
-    with_directions : bool
-        Whether directions are needed.
     """
 
     def __init__(
@@ -149,45 +139,53 @@ class BlockedStep:
         global_model: Mapping[str, Tensor],
         kinds: Mapping[str, TensorKind],
         cohort: Cohort,
-        with_directions: bool,
     ) -> None:
+        self._names = tuple(global_model)
         self._cohort = cohort
-        self._directions: dict[str, Sequence[float]] = {}
-        self._plans: list[tuple[_Plan, Sequence[Kept]]] = []
+        self._reference = Reference(global_model, kinds, cohort)
         entries = sum(tensor.numel() for tensor in global_model.values())
         loops = kernels(entries * len(cohort.results))
-        for name, tensor in global_model.items():
-            plan = _plan(name, tensor, kinds[name], cohort, loops, with_directions)
-            if plan is None:
-                continue
-            survey = _Survey(plan)
-            directions, kept = survey.directions(), survey.kept()
-            if directions is not None:
-                self._directions[plan.name] = directions
-            if kept is not None:
-                self._plans.append((plan, kept))
+        plans = (
+            _plan(name, tensor, kinds[name], cohort, loops) for name, tensor in global_model.items()
+        )
+        self._plans = {plan.name: plan for plan in plans if plan is not None}
+        self._kept: dict[str, Sequence[Kept] | None] = {}
 
-    def directions(self, name: str) -> Sequence[float] | None:
-        """Return ⟨Δ_k, Σ_j Δ_j⟩ of a tensor; None where `direction` has to compute them."""
-        return self._directions.get(name)
+    def directions(self) -> list[float]:
+        """Return d_k = ⟨Δ_k, Σ_j Δ_j⟩ over the trainable tensors; one survey serves `move`, too."""
+        directions = [0.0] * len(self._cohort.results)
+        for name in self._names:
+            known = self._survey(self._plans[name]) if name in self._plans else None
+            if known is None:
+                self._reference.add_directions(directions, name)
+            else:
+                directions = [total + part for total, part in zip(directions, known, strict=True)]
+        return directions
 
-    def move(self, weights: Sequence[float]) -> Iterator[tuple[str, Moved]]:
-        """Compute tensors of the new model, w − g, and what they say about consensus, by name."""
-        for plan, kept in self._plans:
-            yield plan.name, _Average(plan, kept, weights).moved(self._cohort)
+    def _survey(self, plan: _Plan) -> Sequence[float] | None:
+        survey = _Survey(plan, directed=plan.trainable)
+        self._kept[plan.name] = survey.kept()
+        return survey.directions()
+
+    def move(self, weights: Sequence[float]) -> Iterator[tuple[str, Tensor, Measured | None]]:
+        """Compute the new model's tensors."""
+        for name in self._names:
+            plan, kept = self._plans.get(name), None
+            if plan is not None:
+                if name not in self._kept:
+                    self._kept[name] = _Survey(plan, directed=False).kept()
+                kept = self._kept[name]
+            if plan is None or kept is None:
+                yield name, *self._reference.moved(name, weights)
+            else:
+                yield name, *_Average(plan, kept, weights).moved(self._cohort)
 
 
 def _plan(
-    name: str,
-    tensor: Tensor,
-    kind: TensorKind,
-    cohort: Cohort,
-    loops: Kernels,
-    with_directions: bool,
+    name: str, tensor: Tensor, kind: TensorKind, cohort: Cohort, loops: Kernels
 ) -> _Plan | None:
-    """Say what has to be done to a tensor; None where `tensorwise` has to do it."""
-    on_cpu = torch.device(cohort.device).type == "cpu"
-    if kind is TensorKind.INTEGER or not tensor.numel() or not (on_cpu and is_plain(tensor)):
+    """Return what has to be done to a tensor; None where `Reference` has to do it."""
+    if kind is TensorKind.INTEGER or not tensor.numel() or not is_plain(tensor):
         return None
     start = tensor.reshape(-1).numpy()
     readers = []
@@ -206,7 +204,6 @@ def _plan(
         loops=loops,
         shape=tensor.shape,
         trainable=trainable,
-        directed=trainable and with_directions,
         counts=counts,
         scored=cohort.is_scored(tensor, trainable=trainable),
     )
@@ -223,14 +220,18 @@ class _Survey:
     ----------
     plan : _Plan
         The tensor.
+    directed : bool
+        Whether its directions are needed.
     """
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: _Plan, *, directed: bool) -> None:
         self.plan = plan
+        self._directed = directed
+        self._nothing_to_know = not (directed or plan.scored or any(plan.counts))
         self._sums = np.zeros((len(plan.readers), 2))
-        if plan.surveyed:
+        if not self._nothing_to_know:
             for part in plan.parts():
-                self._sums += _sums(plan, part)
+                self._sums += _sums(plan, part, directed=directed)
         clients = range(len(plan.readers))
         self._masks: list[Found] = [(_NOTHING, None)] * len(clients)
         if any(plan.counts):
@@ -245,14 +246,14 @@ class _Survey:
 
     def directions(self) -> Sequence[float] | None:
         """Return the inner products; None where they are not needed, or not held by float32."""
-        if not self.plan.directed:
+        if not self._directed:
             return None
         return self._held(self._sums[:, 0], SMALLEST_PRODUCT, LARGEST_PRODUCT)
 
     def kept(self) -> Sequence[Kept] | None:
         """Return what is kept of each update; None where float32 or the sums do not tell."""
         plan = self.plan
-        if not plan.surveyed:
+        if self._nothing_to_know:
             return [Kept(_NOTHING, 0.0, 0.0)] * len(plan.readers)
         squares = self._held(self._sums[:, 1], _SMALLEST_SQUARE, _LARGEST_SQUARE)
         if squares is None:
@@ -285,7 +286,7 @@ def _kept(
     return Kept(mask, masked.total / count, math.sqrt(left))
 
 
-def _sums(plan: _Plan, part: slice) -> npt.NDArray[np.float64]:
+def _sums(plan: _Plan, part: slice, *, directed: bool) -> npt.NDArray[np.float64]:
     """Return ⟨Δ_k, Σ_j Δ_j⟩ and ‖Δ_k‖² over a part of a tensor, shape (N, 2)."""
     loops, sums = plan.loops, np.zeros((len(plan.readers), 2))
     rooms = np.empty((len(plan.readers), min(plan.block, part.stop - part.start)), np.float32)
@@ -296,7 +297,7 @@ def _sums(plan: _Plan, part: slice) -> npt.NDArray[np.float64]:
             reader.read(begin, end, room[: end - begin])
             for reader, room in zip(plan.readers, rooms, strict=True)
         ]
-        if plan.directed:
+        if directed:
             for trained in rows:
                 loops.add_update(start, trained, total)
         sums += [loops.products(start, trained, total) for trained in rows]
@@ -375,7 +376,7 @@ def _masked_by_sorting(plan: _Plan, clients: range) -> list[Found]:
 
 
 def _is_moved(plan: _Plan, client: int) -> bool:
-    """Say whether an update without a norm in float32 is one."""
+    """Return whether an update without a norm in float32 is one."""
     for part in plan.parts():
         room = np.empty(part.stop - part.start, dtype=np.float32)
         trained = plan.readers[client].read(part.start, part.stop, room)
@@ -439,7 +440,7 @@ class _Average:
             score = consensus_score_(torch.from_numpy(total), torch.from_numpy(squares))
             self._score[part] = score.numpy()
 
-    def moved(self, cohort: Cohort) -> Moved:
+    def moved(self, cohort: Cohort) -> tuple[Tensor, Measured | None]:
         """Return w − g of the whole tensor, and what the next round needs of its agreement."""
         plan, measured = self.plan, None
         members, factor = np.zeros(0, dtype=np.bool_), 1.0
