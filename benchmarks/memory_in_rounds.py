@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedpw_flwr.algorithm.weighting import SignalState, update_signal
+from fedpw_flwr.algorithm.memory import SignalState, update_signal
 from fedpw_flwr.experiment.panels import (
     FAINT,
     INK,

@@ -1,9 +1,9 @@
 """The paper's method and nothing else: no Flower, no files, no configuration.
 
 Guan, Huang, Guo, Yuan, Yang, Ye, "Rethinking Fair Federated Learning from Parameter and Client
-View", NeurIPS 2025. Adaptive Weighted Aggregation is in `direction` and `weighting`, Parameter
-Adjustment in `adjustment`; `server_step` puts both together, `client_step` is the part of it that a
-client can do to its own update.
+View", NeurIPS 2025. Adaptive Weighted Aggregation is in `direction`, `memory` and `weights`,
+Parameter Adjustment in `adjustment`; `server_step` puts both together with an `engine`, of which
+`reference` is the one to read; `client_step` is what a client can do to its own update.
 """
 
 from fedpw_flwr.algorithm.client_step import (
@@ -13,10 +13,11 @@ from fedpw_flwr.algorithm.client_step import (
     SentAdjustment,
 )
 from fedpw_flwr.algorithm.cohort import ClientResult
-from fedpw_flwr.algorithm.server_step import RoundWeights, ServerStep, server_step
+from fedpw_flwr.algorithm.memory import ClientSignal, SignalState, WeightingState
+from fedpw_flwr.algorithm.server_step import ServerStep, server_step
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
-from fedpw_flwr.algorithm.weighting import ClientSignal, SignalState, WeightingState
+from fedpw_flwr.algorithm.weights import RoundWeights
 
 __all__ = [
     "AdjustmentState",

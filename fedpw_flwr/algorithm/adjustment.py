@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpw_flwr.algorithm.bounds import bounded_losses
+from fedpw_flwr.algorithm.bounds import bounded_losses, floored_losses
 from fedpw_flwr.algorithm.tensors import is_nonnegative
-from fedpw_flwr.algorithm.weighting import floored_losses
 
 __all__ = [
     "amplification_factor",

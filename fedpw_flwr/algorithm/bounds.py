@@ -13,7 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["bounded_losses", "bounded_weights"]
+__all__ = ["bounded_losses", "bounded_weights", "floored_losses"]
+
+LOSS_FLOOR = 1e-3
+"""Losses enter quotients at no less than this share of the round's mean."""
 
 
 def bounded_losses(losses: Tensor, max_ratio: float | None) -> Tensor:
@@ -39,6 +42,27 @@ def bounded_losses(losses: Tensor, max_ratio: float | None) -> Tensor:
     if not 0.0 < least <= most < float("inf"):
         return losses
     return losses.clamp(least, most)
+
+
+def floored_losses(losses: Tensor) -> Tensor:
+    """Raise losses to at least 1e-3 of their mean, so that a quotient by one stays bounded.
+
+    Parameters
+    ----------
+    losses : Tensor
+        ℓ_k ≥ 0, shape (N,), float64.
+
+    Returns
+    -------
+    Tensor
+        Shape (N,), all positive, scaled by the largest loss (only ratios matter); all ones where
+        every loss is zero.
+    """
+    largest = losses.max()
+    if largest <= 0:
+        return torch.ones_like(losses)
+    scaled = losses / largest
+    return scaled.clamp(min=LOSS_FLOOR * float(scaled.mean()))
 
 
 def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple[float, ...]:

@@ -18,48 +18,17 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import drop_rates, keep_nonnegative_
-from fedpw_flwr.algorithm.bounds import bounded_losses, bounded_weights
+from fedpw_flwr.algorithm.bounds import bounded_losses
 from fedpw_flwr.algorithm.client_step import AdjustedTensors, Consensus, SentAdjustment
 from fedpw_flwr.algorithm.cohort import ClientResult, Cohort
-from fedpw_flwr.algorithm.direction import direction_shares, direction_size
-from fedpw_flwr.algorithm.engine import Engine, Measured, StartEngine
+from fedpw_flwr.algorithm.engine import Measured, StartEngine
+from fedpw_flwr.algorithm.memory import WeightingState
 from fedpw_flwr.algorithm.reference import LazyTensors, Reference
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
-from fedpw_flwr.algorithm.weighting import (
-    WeightingState,
-    clip_negative_weights,
-    loss_shares,
-    loss_size,
-    mix_terms,
-    relative_losses,
-    update_signal,
-)
+from fedpw_flwr.algorithm.weights import RoundWeights, weigh
 
-__all__ = ["ClientResult", "RoundWeights", "ServerStep", "server_step"]
-
-
-@dataclass(frozen=True)
-class RoundWeights:
-    """Aggregation weights of a round and where they come from; lists run over the clients.
-
-    Attributes
-    ----------
-    weights : tuple[float, ...]
-        λ_k, summing to 1.
-    unbounded : tuple[float, ...]
-        λ_k before `max_weight` bounded them.
-    direction_term, loss_term : tuple[float, ...] | None
-        Shares p_k and q_k; None where weights are not adapted.
-    loss_term_share : float | None
-        σ_q / (σ_p + σ_q); None where weights are not adapted.
-    """
-
-    weights: tuple[float, ...]
-    unbounded: tuple[float, ...]
-    direction_term: tuple[float, ...] | None = None
-    loss_term: tuple[float, ...] | None = None
-    loss_term_share: float | None = None
+__all__ = ["ServerStep", "server_step"]
 
 
 @dataclass(frozen=True)
@@ -145,30 +114,34 @@ def server_step(
         If there is no result, a client appears twice, a loss is missing where it is needed, or a
         client did something else to its update than it was asked to.
     """
+    # Who takes part, and with which losses.
     ordered = _in_order(results)
-    kinds = classify_tensors(global_model, settings.trainable)
     reported = _losses(ordered, settings)
     losses = bounded_losses(reported, settings.max_loss_ratio)
+
+    # What is masked, and by whom.
     rates: tuple[float, ...] | None = None
-    if settings.adjust_parameters:
-        if sent is not None:
-            ordered = [
-                _in_sent_form(result, sent, global_model, keep_sign=settings.clip_weights)
-                for result in ordered
-            ]
-            if sent.rates is not None:
-                rates = tuple(sent.rates[result.client] for result in ordered)
-        elif state.rounds > 0:
-            rates = tuple(drop_rates(losses, settings.avg_drop_rate).tolist())
+    if settings.adjust_parameters and sent is not None:
+        ordered = [
+            _in_sent_form(result, sent, global_model, keep_sign=settings.clip_weights)
+            for result in ordered
+        ]
+        if sent.rates is not None:
+            rates = tuple(sent.rates[result.client] for result in ordered)
+    elif settings.adjust_parameters and state.rounds > 0:
+        rates = tuple(drop_rates(losses, settings.avg_drop_rate).tolist())
+    kinds = classify_tensors(global_model, settings.trainable)
     cohort = Cohort(ordered, rates, sent, settings.avg_drop_rate)
+
+    # The weights, and with them the new model.
     model: dict[str, Tensor] = {}
     measured: dict[str, Measured] = {}
     with torch.no_grad():
         tensors = engine(global_model, kinds, cohort)
-        weights, next_state, relative = _weigh(ordered, losses, tensors, state, settings)
+        weights, next_state, relative = weigh(ordered, losses, tensors, state, settings)
         for name, tensor, found in tensors.move(weights.weights):
+            amplified = found if sent is None else None
             if settings.clip_weights and kinds[name] is not TensorKind.INTEGER:
-                amplified = found if sent is None else None
                 keep_nonnegative_(
                     tensor,
                     global_model[name],
@@ -180,19 +153,11 @@ def server_step(
             if found is not None:
                 measured[name] = found if sent is not None else replace(found, members=None)
 
+    # What was amplified, and what the clients will rescale with.
     amplification = {name: float(found.factor) for name, found in measured.items()}
     consensus = None
     if sent is not None and rates is not None:
-        members = {
-            name: found.members.cpu()
-            for name, found in measured.items()
-            if found.members is not None and amplification[name] > 1.0
-        }
-        consensus = Consensus(
-            round=next_state.rounds,
-            members=members,
-            factors={name: amplification[name] for name in members},
-        )
+        consensus = _next_consensus(next_state.rounds, measured, amplification)
         applied = {} if sent.consensus is None else sent.consensus.factors
         trainable = [name for name, kind in kinds.items() if kind is TensorKind.TRAINABLE]
         amplification = {name: applied.get(name, 1.0) for name in trainable}
@@ -216,6 +181,18 @@ def server_step(
         amplification=amplification,
         consensus=consensus,
     )
+
+
+def _next_consensus(
+    round_number: int, measured: Mapping[str, Measured], factors: Mapping[str, float]
+) -> Consensus:
+    """Collect C and f of the tensors that the clients are to rescale."""
+    members = {
+        name: found.members.cpu()
+        for name, found in measured.items()
+        if found.members is not None and factors[name] > 1.0
+    }
+    return Consensus(round_number, members, {name: factors[name] for name in members})
 
 
 def _in_sent_form(
@@ -267,74 +244,3 @@ def _losses(results: Sequence[ClientResult], settings: FedPWSettings) -> Tensor:
             )
         values.append(result.loss)
     return torch.tensor(values, dtype=torch.float64)
-
-
-def _weigh(
-    results: Sequence[ClientResult],
-    losses: Tensor,
-    tensors: Engine,
-    state: WeightingState,
-    settings: FedPWSettings,
-) -> tuple[RoundWeights, WeightingState, tuple[float, ...] | None]:
-    """Adaptive Weighted Aggregation, or weights by number of examples where it is off.
-
-    Returns
-    -------
-    tuple[RoundWeights, WeightingState, tuple[float, ...] | None]
-        The weights, the memory after the round, and the relative losses u_k.
-    """
-    rounds, first_round = state.rounds + 1, state.rounds == 0
-    clients = [result.client for result in results]
-    relative, loss_state = None, state.loss
-    if settings.adapt_weights or settings.adjust_parameters:
-        # Without adaptive weights, too: drop rates compare losses of different rounds by it.
-        loss_term, loss_state = update_signal(
-            state.loss, clients, loss_shares(losses), loss_size(losses), settings.beta, first_round
-        )
-        relative = tuple(relative_losses(losses, loss_term.brought).tolist())
-    if not settings.adapt_weights:
-        by_examples = _weights_by_examples(results)
-        next_state = replace(state, rounds=rounds, loss=loss_state)
-        return RoundWeights(by_examples, by_examples), next_state, relative
-
-    directions = torch.tensor(tensors.directions(), dtype=torch.float64)
-    direction_term, direction_state = update_signal(
-        state.direction,
-        clients,
-        direction_shares(directions),
-        direction_size(directions),
-        settings.beta,
-        first_round,
-    )
-    mixed = mix_terms(direction_term.shares, loss_term.shares)
-    weights = clip_negative_weights(mixed.weights) if settings.clip_weights else mixed.weights
-    return (
-        RoundWeights(
-            weights=bounded_weights(weights.tolist(), settings.max_weight),
-            unbounded=tuple(weights.tolist()),
-            direction_term=tuple(direction_term.shares.tolist()),
-            loss_term=tuple(loss_term.shares.tolist()),
-            loss_term_share=mixed.loss_term_share,
-        ),
-        WeightingState(rounds=rounds, direction=direction_state, loss=loss_state),
-        relative,
-    )
-
-
-def _weights_by_examples(results: Sequence[ClientResult]) -> tuple[float, ...]:
-    """Weight by number of examples; equally where no result has one or all are zero."""
-    counts = [result.num_examples for result in results]
-    known = [count for count in counts if count is not None]
-    if known and len(known) < len(counts):
-        missing = [result.client for result in results if result.num_examples is None]
-        raise ValueError(
-            f"clients {missing} report no number of examples while others do: every client must "
-            "report it, or none"
-        )
-    total = sum(known)
-    if total <= 0:
-        return tuple(1.0 / len(counts) for _ in counts)
-    if total == float("inf"):
-        known = [count / max(known) for count in known]
-        total = sum(known)
-    return tuple(count / total for count in known)

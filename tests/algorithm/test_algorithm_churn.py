@@ -25,13 +25,8 @@ from fedpw_flwr.algorithm import (
 )
 from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.direction import direction_shares, direction_size
-from fedpw_flwr.algorithm.weighting import (
-    loss_shares,
-    loss_size,
-    momentum_rate,
-    relative_losses,
-    update_signal,
-)
+from fedpw_flwr.algorithm.memory import momentum_rate, update_signal
+from fedpw_flwr.algorithm.weights import loss_shares, loss_size, relative_losses
 
 RoundBuilder = Callable[..., list[ClientResult]]
 

@@ -1,89 +1,155 @@
-"""What a step holds while it works: never N copies of the model, whoever decodes them.
+"""The method's memory survives being saved, loaded and compared."""
 
-Flower's replies are bytes; decoding is left to the moment a tensor is asked for. These clients
-count how often that happens and how many decoded tensors are alive at once.
-"""
-
-import weakref
-from collections import Counter
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
+from fedpw_flwr.algorithm import (
+    ClientResult,
+    ClientSignal,
+    FedPWSettings,
+    SignalState,
+    WeightingState,
+    server_step,
+)
 
-CLIENTS = 30
-TENSORS = 20
-
-
-class Decoding:
-    """Counts of decoded tensors: alive now, alive at most, asked for by (client, name)."""
-
-    def __init__(self) -> None:
-        self.alive = 0
-        self.most_alive = 0
-        self.asked: Counter[tuple[int, str]] = Counter()
-
-    def decoded(self, tensor: Tensor) -> None:
-        self.alive += 1
-        self.most_alive = max(self.most_alive, self.alive)
-        weakref.finalize(tensor, self._released)
-
-    def _released(self) -> None:
-        self.alive -= 1
+RoundBuilder = Callable[..., list[ClientResult]]
 
 
-class LazyModel(Mapping[str, Tensor]):
-    """A client's model that exists only while one of its tensors is looked at."""
-
-    def __init__(self, client: int, names: list[str], decoding: Decoding) -> None:
-        self.client = client
-        self.names = names
-        self.decoding = decoding
-
-    def __getitem__(self, name: str) -> Tensor:
-        self.decoding.asked[self.client, name] += 1
-        seed = 1000 * self.client + self.names.index(name)
-        tensor = torch.randn(50, generator=torch.Generator().manual_seed(seed))
-        self.decoding.decoded(tensor)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+@pytest.fixture
+def state() -> WeightingState:
+    signal = SignalState(
+        clients={
+            3: ClientSignal(1 / 3, -0.1, 0.51, log_kept=-1.1, log_held=-1e-17),
+            2**62: ClientSignal(5e-324, 1e300, 1.0, log_kept=0.0, log_held=-3e5),
+        },
+        first_size=0.1 + 0.2,
+        log_kept=-2.2,
+        log_held=-1 / 3,
+    )
+    return WeightingState(rounds=7, direction=signal, loss=SignalState())
 
 
-@pytest.fixture(scope="module")
-def decoding() -> Decoding:
-    names = [f"layer{position}.weight" for position in range(TENSORS)]
-    counts = Decoding()
-    results = [
-        ClientResult(client, LazyModel(client, names, counts), loss=1.0 + client)
-        for client in range(CLIENTS)
+def test_a_state_survives_json_to_the_last_bit(state: WeightingState) -> None:
+    assert WeightingState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def test_a_fresh_state_survives_json() -> None:
+    fresh = WeightingState()
+    assert WeightingState.from_dict(json.loads(json.dumps(fresh.to_dict()))) == fresh
+
+
+def test_states_compare_by_value(state: WeightingState) -> None:
+    other = state.to_dict()
+    assert WeightingState.from_dict(other) == state
+    other["direction"]["clients"]["3"][1] += 1e-16
+    assert WeightingState.from_dict(other) != state
+
+
+def test_saving_does_not_share_memory_with_the_state(state: WeightingState) -> None:
+    saved = state.to_dict()
+    saved["direction"]["clients"].clear()
+    assert set(state.direction.clients) == {3, 2**62}
+
+
+def test_a_run_that_continues_from_a_saved_state_is_the_same_run(a_round: RoundBuilder) -> None:
+    model = {"weight": torch.zeros(5)}
+    rounds = [
+        a_round(model, {0: [1.0, 2, 3, 4, 5], 1: [5.0, 1, 1, 1, 1]}, {0: 1.0, 1: 2.0}),
+        a_round(model, {1: [2.0, 2, 3, 4, 5], 4: [1.0, 1, 1, 0, 1]}, {1: 0.3, 4: 0.2}),
+        a_round(model, {0: [1.0, 0, 3, 4, 5], 4: [5.0, 1, 1, 1, 2]}, {0: 0.5, 4: 0.1}),
     ]
-    model = {name: torch.full((50,), -0.1) for name in names}
-    step = server_step(model, results, WeightingState(rounds=1), FedPWSettings())
-    assert step.amplification
-    return counts
+    kept = saved = WeightingState()
+    for results in rounds:
+        step = server_step(model, results, kept, FedPWSettings())
+        again = server_step(model, results, saved, FedPWSettings())
+        assert again.weights == step.weights
+        kept = step.state
+        saved = WeightingState.from_dict(json.loads(json.dumps(again.state.to_dict())))
 
 
-def test_a_client_decodes_each_tensor_at_most_three_times(decoding: Decoding) -> None:
-    assert len(decoding.asked) == CLIENTS * TENSORS
-    assert max(decoding.asked.values()) <= 3
+@pytest.mark.parametrize("missing", ["rounds", "direction", "loss"])
+def test_a_saved_state_without_a_part_names_the_part(state: WeightingState, missing: str) -> None:
+    nested = state.to_dict()
+    del nested[missing]
+    with pytest.raises(ValueError, match=missing):
+        WeightingState.from_dict(nested)
 
 
-def test_decoded_models_are_not_held(decoding: Decoding) -> None:
-    assert decoding.most_alive <= 2 * CLIENTS
-    assert decoding.most_alive < CLIENTS * TENSORS / 5
+def test_a_saved_client_without_a_number_is_told_which_numbers_it_has(
+    state: WeightingState,
+) -> None:
+    nested = state.to_dict()
+    del nested["direction"]["clients"]["3"][2]
+    with pytest.raises(ValueError, match=r"direction\.clients\.3 .*share.*log_held"):
+        WeightingState.from_dict(nested)
 
 
-def test_decoded_tensors_of_one_name_at_a_time_are_alive(decoding: Decoding) -> None:
-    assert decoding.most_alive <= CLIENTS + 1
+@pytest.mark.parametrize("missing", ["first_size", "log_held"])
+def test_a_saved_signal_without_a_number_names_it(state: WeightingState, missing: str) -> None:
+    nested = state.to_dict()
+    del nested["loss"][missing]
+    with pytest.raises(ValueError, match=rf"loss\.{missing} is missing"):
+        WeightingState.from_dict(nested)
 
 
-def test_nothing_decoded_outlives_the_step(decoding: Decoding) -> None:
-    assert decoding.alive == 0
+def test_a_memory_that_counted_visits_is_refused_with_what_to_do(state: WeightingState) -> None:
+    for clients in ({"3": {"share": 1.0, "momentum": 0.3, "mass": 0.3}}, {}):
+        nested = state.to_dict()
+        nested["direction"] = {"clients": clients, "first_size": 1.0}
+        with pytest.raises(ValueError, match=r"counts their visits.*new run can begin with"):
+            WeightingState.from_dict(nested)
+
+
+def _with(state: WeightingState, place: tuple[str | int, ...], value: object) -> Any:
+    nested: Any = state.to_dict()
+    inner = nested
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("rounds",), "seven"),
+        (("rounds",), None),
+        (("direction",), []),
+        (("direction", "clients", "3"), None),
+        (("direction", "clients", "3", 0), "much"),
+        (("direction", "clients", "3"), [1.0, 0.3, True, 0.0, 0.0]),
+        (("direction", "clients", "someone"), [1.0, 0.3, 0.3, 0.0, 0.0]),
+        (("loss", "first_size"), "large"),
+    ],
+)
+def test_a_saved_state_with_something_else_than_a_number_is_refused(
+    state: WeightingState, place: tuple[str | int, ...], value: object
+) -> None:
+    with pytest.raises(ValueError, match="not a saved weighting state"):
+        WeightingState.from_dict(_with(state, place, value))
+
+
+def test_a_list_of_clients_is_refused(state: WeightingState) -> None:
+    with pytest.raises(ValueError, match="not a saved weighting state"):
+        WeightingState.from_dict(_with(state, ("direction", "clients"), [1, 2]))
+
+
+def test_a_bad_number_in_a_saved_state_is_named_with_its_place(state: WeightingState) -> None:
+    nested = _with(state, ("direction", "clients", "3", 0), "much")
+    with pytest.raises(ValueError, match=r"direction.*3.*share"):
+        WeightingState.from_dict(nested)
+
+
+def test_a_saved_state_with_a_nan_is_refused(state: WeightingState) -> None:
+    with pytest.raises(ValueError):
+        WeightingState.from_dict(_with(state, ("direction", "clients", "3", 1), float("nan")))
+
+
+@pytest.mark.parametrize("nested", [[], "state", 3, None])
+def test_something_that_is_no_state_at_all_is_refused(nested: Any) -> None:
+    with pytest.raises(ValueError, match="not a saved weighting state"):
+        WeightingState.from_dict(nested)

@@ -13,14 +13,8 @@ from fedpw_flwr.algorithm import (
     WeightingState,
     server_step,
 )
-from fedpw_flwr.algorithm.weighting import (
-    clip_negative_weights,
-    loss_shares,
-    loss_size,
-    mix_terms,
-    momentum_rate,
-    update_signal,
-)
+from fedpw_flwr.algorithm.memory import momentum_rate, update_signal
+from fedpw_flwr.algorithm.weights import clip_negative_weights, loss_shares, loss_size, mix_terms
 
 RoundBuilder = Callable[..., list[ClientResult]]
 
@@ -210,9 +204,9 @@ def test_a_lone_client_has_the_whole_weight_in_every_round(a_round: RoundBuilder
 
 
 def test_without_any_spread_the_weight_is_the_mean_of_both_terms() -> None:
-    mixed = mix_terms(doubles(0.25, 0.25, 0.25, 0.25), doubles(0.25, 0.25, 0.25, 0.25))
-    assert mixed.weights.tolist() == [0.25] * 4
-    assert mixed.loss_term_share == 0.5
+    weights, loss_share = mix_terms(doubles(0.25, 0.25, 0.25, 0.25), doubles(0.25, 0.25, 0.25, 0.25))
+    assert weights.tolist() == [0.25] * 4
+    assert loss_share == 0.5
 
 
 def test_terms_are_mixed_by_their_sample_standard_deviation() -> None:
@@ -221,9 +215,9 @@ def test_terms_are_mixed_by_their_sample_standard_deviation() -> None:
     spread_p = math.sqrt(sum((value - mean) ** 2 for value in p) / 2)
     spread_q = math.sqrt(sum((value - mean) ** 2 for value in q) / 2)
     expected = [(spread_p * p[k] + spread_q * q[k]) / (spread_p + spread_q) for k in range(3)]
-    mixed = mix_terms(doubles(*p), doubles(*q))
-    assert mixed.weights.tolist() == pytest.approx(expected, abs=1e-12)
-    assert mixed.loss_term_share == pytest.approx(spread_q / (spread_p + spread_q), abs=1e-12)
+    weights, loss_share = mix_terms(doubles(*p), doubles(*q))
+    assert weights.tolist() == pytest.approx(expected, abs=1e-12)
+    assert loss_share == pytest.approx(spread_q / (spread_p + spread_q), abs=1e-12)
 
 
 def test_a_signal_remembers_shares_in_units_of_the_average_client() -> None:

@@ -1,9 +1,6 @@
-"""Adaptive Weighted Aggregation (AWA), the paper's client view: from signals to weights.
+"""What a signal remembers of each client: a share that momentum moves towards what a round shows.
 
-Two signals run side by side, the update direction and the training loss. Each keeps, for every
-client, a share (p for the direction, q for the loss) that momentum moves towards the signal of the
-round. The weights mix p and q by how far each spreads the clients apart, so agreeing updates lead
-while directions differ, and weak clients gain when losses do. No phase is switched by hand.
+Adaptive Weighted Aggregation keeps two of them, p for the update direction and q for the loss.
 
 Beyond the paper, time counts in rounds and not in visits: a client that was away catches up on the
 rounds it missed with what it shows when it is back. With everybody present in every round this is
@@ -22,22 +19,12 @@ from torch import Tensor
 
 __all__ = [
     "ClientSignal",
-    "MixedWeights",
     "SignalState",
     "SignalTerm",
     "WeightingState",
-    "clip_negative_weights",
-    "floored_losses",
-    "loss_shares",
-    "loss_size",
-    "mix_terms",
     "momentum_rate",
-    "relative_losses",
     "update_signal",
 ]
-
-LOSS_FLOOR = 1e-3
-"""Losses enter quotients at no less than this share of the round's mean."""
 
 LARGEST_RATE = 1.0 - 1e-12
 """Momentum of a round is at most this, so that ln(1 − r) is finite."""
@@ -196,59 +183,6 @@ def _number(nested: Any, key: str, where: str) -> float:
     return float(value)
 
 
-def floored_losses(losses: Tensor) -> Tensor:
-    """Raise losses to at least 1e-3 of their mean, so that a quotient by one stays bounded.
-
-    Parameters
-    ----------
-    losses : Tensor
-        ℓ_k ≥ 0, shape (N,), float64.
-
-    Returns
-    -------
-    Tensor
-        Shape (N,), all positive, scaled by the largest loss (only ratios matter); all ones where
-        every loss is zero.
-    """
-    largest = losses.max()
-    if largest <= 0:
-        return torch.ones_like(losses)
-    scaled = losses / largest
-    return scaled.clamp(min=LOSS_FLOOR * float(scaled.mean()))
-
-
-def loss_shares(losses: Tensor) -> Tensor:
-    """Turn losses, shape (N,), into shares E_k = ℓ_k / Σ ℓ; equal shares where all are zero."""
-    floored = floored_losses(losses)
-    return floored / floored.sum()
-
-
-def loss_size(losses: Tensor) -> float:
-    """Size of a round's losses: ℓ̄ = mean_k ℓ_k, safe for losses near the largest double."""
-    largest = float(losses.max())
-    return largest * float((losses / largest).mean()) if largest > 0 else 0.0
-
-
-def relative_losses(losses: Tensor, brought: float) -> Tensor:
-    """Make losses comparable with those of other rounds: u_k = (ℓ_k / ℓ̄) · P_q / N.
-
-    Parameters
-    ----------
-    losses : Tensor
-        ℓ_k ≥ 0 of a round, shape (N,), float64.
-    brought : float
-        P_q, the shares of the loss term that the participants brought.
-
-    Returns
-    -------
-    Tensor
-        u_k, shape (N,), in units where the average client has 1; P_q / N where every loss is 0.
-    """
-    largest = float(losses.max())
-    scaled = losses / largest if largest > 0 else torch.ones_like(losses)
-    return scaled * (brought / float(scaled.sum()))
-
-
 def momentum_rate(beta: float, size: float, first_size: float | None) -> float:
     """Momentum of the round: β_dir = β · d̄ / d̄₀ or β_loss = β · ℓ̄ / ℓ̄₀, in [0, 1 − 1e-12].
 
@@ -382,45 +316,3 @@ def _arrived(now: SignalState, momentum: float, mass: float) -> ClientSignal:
     """Return a newcomer's memory: T = δ / m is its share; 1 where the round has no momentum."""
     share = momentum / mass if mass > 0 else 1.0
     return ClientSignal(share, momentum, mass, now.log_kept, now.log_held)
-
-
-@dataclass(frozen=True)
-class MixedWeights:
-    """Aggregation weights before clipping, and how much of them is fairness.
-
-    Attributes
-    ----------
-    weights : Tensor
-        λ, shape (N,), float64, sums to 1.
-    loss_term_share : float
-        σ_q / (σ_p + σ_q), in [0, 1]: the loss term's share in λ.
-    """
-
-    weights: Tensor
-    loss_term_share: float
-
-
-def mix_terms(direction_term: Tensor, loss_term: Tensor) -> MixedWeights:
-    """Mix the terms by their spread: λ_k = (σ_p·p_k + σ_q·q_k) / (σ_p + σ_q).
-
-    σ is the standard deviation over the N clients with ddof = 1. With one client, or where neither
-    term spreads, λ is the mean of the two.
-
-    Parameters
-    ----------
-    direction_term, loss_term : Tensor
-        p and q of the round, shape (N,), float64, each summing to 1.
-    """
-    if direction_term.numel() < 2:
-        return MixedWeights(torch.ones_like(direction_term), 0.5)
-    spread_direction, spread_loss = float(direction_term.std()), float(loss_term.std())
-    spread = spread_direction + spread_loss
-    loss_share = spread_loss / spread if spread > 0 else 0.5
-    weights = (1.0 - loss_share) * direction_term + loss_share * loss_term
-    return MixedWeights(weights, loss_share)
-
-
-def clip_negative_weights(weights: Tensor) -> Tensor:
-    """Clip λ, shape (N,), at 0 and renormalise: no client is trained against."""
-    clipped = weights.clamp(min=0.0)
-    return clipped / clipped.sum()

@@ -1,0 +1,190 @@
+"""Adaptive Weighted Aggregation (AWA), the paper's client view: where a loss becomes a weight.
+
+Two signals run side by side, the update direction and the training loss, each with its `memory`.
+The weights mix their shares p and q by how far each spreads the clients apart, so agreeing updates
+lead while directions differ, and weak clients gain when losses do. No phase is switched by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedpw_flwr.algorithm.bounds import bounded_weights, floored_losses
+from fedpw_flwr.algorithm.cohort import ClientResult
+from fedpw_flwr.algorithm.direction import direction_shares, direction_size
+from fedpw_flwr.algorithm.engine import Engine
+from fedpw_flwr.algorithm.memory import WeightingState, update_signal
+from fedpw_flwr.algorithm.settings import FedPWSettings
+
+__all__ = [
+    "RoundWeights",
+    "clip_negative_weights",
+    "loss_shares",
+    "loss_size",
+    "mix_terms",
+    "relative_losses",
+    "weigh",
+    "weights_by_examples",
+]
+
+
+@dataclass(frozen=True)
+class RoundWeights:
+    """Aggregation weights of a round and where they come from; lists run over the clients.
+
+    Attributes
+    ----------
+    weights : tuple[float, ...]
+        λ_k, summing to 1.
+    unbounded : tuple[float, ...]
+        λ_k before `max_weight` bounded them.
+    direction_term, loss_term : tuple[float, ...] | None
+        Shares p_k and q_k; None where weights are not adapted.
+    loss_term_share : float | None
+        σ_q / (σ_p + σ_q); None where weights are not adapted.
+    """
+
+    weights: tuple[float, ...]
+    unbounded: tuple[float, ...]
+    direction_term: tuple[float, ...] | None = None
+    loss_term: tuple[float, ...] | None = None
+    loss_term_share: float | None = None
+
+
+def weigh(
+    results: Sequence[ClientResult],
+    losses: Tensor,
+    tensors: Engine,
+    state: WeightingState,
+    settings: FedPWSettings,
+) -> tuple[RoundWeights, WeightingState, tuple[float, ...] | None]:
+    """Adaptive Weighted Aggregation, or weights by number of examples where it is off.
+
+    Returns
+    -------
+    tuple[RoundWeights, WeightingState, tuple[float, ...] | None]
+        The weights, the memory after the round, and the relative losses u_k.
+    """
+    rounds, first_round = state.rounds + 1, state.rounds == 0
+    clients = [result.client for result in results]
+    relative, loss_state = None, state.loss
+    if settings.adapt_weights or settings.adjust_parameters:
+        # Without adaptive weights, too: drop rates compare losses of different rounds by it.
+        loss_term, loss_state = update_signal(
+            state.loss, clients, loss_shares(losses), loss_size(losses), settings.beta, first_round
+        )
+        relative = tuple(relative_losses(losses, loss_term.brought).tolist())
+    if not settings.adapt_weights:
+        by_examples = weights_by_examples(results)
+        next_state = replace(state, rounds=rounds, loss=loss_state)
+        return RoundWeights(by_examples, by_examples), next_state, relative
+
+    directions = torch.tensor(tensors.directions(), dtype=torch.float64)
+    direction_term, direction_state = update_signal(
+        state.direction,
+        clients,
+        direction_shares(directions),
+        direction_size(directions),
+        settings.beta,
+        first_round,
+    )
+    weights, loss_term_share = mix_terms(direction_term.shares, loss_term.shares)
+    if settings.clip_weights:
+        weights = clip_negative_weights(weights)
+    return (
+        RoundWeights(
+            weights=bounded_weights(weights.tolist(), settings.max_weight),
+            unbounded=tuple(weights.tolist()),
+            direction_term=tuple(direction_term.shares.tolist()),
+            loss_term=tuple(loss_term.shares.tolist()),
+            loss_term_share=loss_term_share,
+        ),
+        WeightingState(rounds=rounds, direction=direction_state, loss=loss_state),
+        relative,
+    )
+
+
+def loss_shares(losses: Tensor) -> Tensor:
+    """Turn losses, shape (N,), into shares E_k = ℓ_k / Σ ℓ; equal shares where all are zero."""
+    floored = floored_losses(losses)
+    return floored / floored.sum()
+
+
+def loss_size(losses: Tensor) -> float:
+    """Size of a round's losses: ℓ̄ = mean_k ℓ_k, safe for losses near the largest double."""
+    largest = float(losses.max())
+    return largest * float((losses / largest).mean()) if largest > 0 else 0.0
+
+
+def relative_losses(losses: Tensor, brought: float) -> Tensor:
+    """Make losses comparable with those of other rounds: u_k = (ℓ_k / ℓ̄) · P_q / N.
+
+    Parameters
+    ----------
+    losses : Tensor
+        ℓ_k ≥ 0 of a round, shape (N,), float64.
+    brought : float
+        P_q, the shares of the loss term that the participants brought.
+
+    Returns
+    -------
+    Tensor
+        u_k, shape (N,), in units where the average client has 1; P_q / N where every loss is 0.
+    """
+    largest = float(losses.max())
+    scaled = losses / largest if largest > 0 else torch.ones_like(losses)
+    return scaled * (brought / float(scaled.sum()))
+
+
+def mix_terms(direction_term: Tensor, loss_term: Tensor) -> tuple[Tensor, float]:
+    """Mix the terms by their spread: λ_k = (σ_p·p_k + σ_q·q_k) / (σ_p + σ_q).
+
+    σ is the standard deviation over the N clients with ddof = 1. With one client, or where neither
+    term spreads, λ is the mean of the two.
+
+    Parameters
+    ----------
+    direction_term, loss_term : Tensor
+        p and q of the round, shape (N,), float64, each summing to 1.
+
+    Returns
+    -------
+    tuple[Tensor, float]
+        λ before clipping, shape (N,), float64, summing to 1, and σ_q / (σ_p + σ_q), which is the
+        loss term's share in λ.
+    """
+    if direction_term.numel() < 2:
+        return torch.ones_like(direction_term), 0.5
+    spread_direction, spread_loss = float(direction_term.std()), float(loss_term.std())
+    spread = spread_direction + spread_loss
+    loss_share = spread_loss / spread if spread > 0 else 0.5
+    return (1.0 - loss_share) * direction_term + loss_share * loss_term, loss_share
+
+
+def clip_negative_weights(weights: Tensor) -> Tensor:
+    """Clip λ, shape (N,), at 0 and renormalise: no client is trained against."""
+    clipped = weights.clamp(min=0.0)
+    return clipped / clipped.sum()
+
+
+def weights_by_examples(results: Sequence[ClientResult]) -> tuple[float, ...]:
+    """Weight by number of examples; equally where no result has one or all are zero."""
+    counts = [result.num_examples for result in results]
+    known = [count for count in counts if count is not None]
+    if known and len(known) < len(counts):
+        missing = [result.client for result in results if result.num_examples is None]
+        raise ValueError(
+            f"clients {missing} report no number of examples while others do: every client must "
+            "report it, or none"
+        )
+    total = sum(known)
+    if total <= 0:
+        return tuple(1.0 / len(counts) for _ in counts)
+    if total == float("inf"):
+        known = [count / max(known) for count in known]
+        total = sum(known)
+    return tuple(count / total for count in known)
