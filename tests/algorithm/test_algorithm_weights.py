@@ -204,7 +204,9 @@ def test_a_lone_client_has_the_whole_weight_in_every_round(a_round: RoundBuilder
 
 
 def test_without_any_spread_the_weight_is_the_mean_of_both_terms() -> None:
-    weights, loss_share = mix_terms(doubles(0.25, 0.25, 0.25, 0.25), doubles(0.25, 0.25, 0.25, 0.25))
+    weights, loss_share = mix_terms(
+        doubles(0.25, 0.25, 0.25, 0.25), doubles(0.25, 0.25, 0.25, 0.25)
+    )
     assert weights.tolist() == [0.25] * 4
     assert loss_share == 0.5
 
