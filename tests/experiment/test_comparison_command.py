@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,7 +17,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedpw_flwr.experiment.comparison.command import compare, main
-from fedpw_flwr.experiment.comparison.history import History
 from fedpw_flwr.experiment.comparison.runs import find_runs
 from fedpw_flwr.experiment.comparison.tensorboard import scalars_of_round
 from fedpw_flwr.experiment.holdings import ClientHolding, Holdings
@@ -556,9 +556,7 @@ def test_the_module_is_a_command(runs: Path, tmp_path: Path) -> None:
 def test_scalars_of_a_round_are_its_figures_losses_and_weights(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", tested_clients=True)
     records = folder.read_rounds()
-    history = History.of_rounds(records)
-    figures = {key: float(values[-1]) for key, values in history.figures.items()}
-    scalars = dict(scalars_of_round(records[-1], figures))
+    scalars = dict(scalars_of_round(records[-1]))
     assert scalars["accuracy/svhn"] == pytest.approx(50)
     assert scalars["domains/mean"] == pytest.approx(60)
     assert scalars["clients/worst_10"] == pytest.approx(35)
@@ -571,7 +569,9 @@ def test_scalars_of_a_round_are_its_figures_losses_and_weights(tmp_path: Path) -
 
 def test_a_figure_that_is_not_finite_is_no_scalar(tmp_path: Path) -> None:
     record = write_run(tmp_path / "a").read_rounds()[0]
-    assert "domains/std" not in dict(scalars_of_round(record, {"domains.std": math.nan}))
+    assert "domains/std" in dict(scalars_of_round(record))
+    unknown = replace(record, accuracy={"mnist": math.nan, "svhn": 0.5})
+    assert "domains/std" not in dict(scalars_of_round(unknown))
 
 
 def test_without_tensorboard_the_command_says_what_to_install(

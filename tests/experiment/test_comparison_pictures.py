@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from fedpw_flwr.experiment.comparison.history import History
+from fedpw_flwr.experiment.comparison.history import history_of
 from fedpw_flwr.experiment.comparison.pictures.curves import band_over_seeds
 from fedpw_flwr.experiment.comparison.pictures.domains import domains_figure
 from fedpw_flwr.experiment.comparison.pictures.draw import draw_setting, write_pictures
@@ -88,7 +88,7 @@ def synthetic_setting(
                 folder=RunFolder(Path(f"/runs/{place}_{seed}")),
                 configuration={},
                 summary=RunSummary.of_run(records, config_text="", strategy=label, seed=seed),
-                history=History.of_rounds(records),
+                history=history_of(records),
                 finished_at=0.0,
             )
         made.append(Method(label, label, runs))
@@ -186,18 +186,18 @@ def test_fairness_shows_each_seed_and_the_mean_of_each_method() -> None:
     figure = fairness_figure(setting, looks, "domains", WINDOW)
     assert figure is not None
     (axes,) = figure.axes
+    runs = WINDOW.of(setting.rounds_of_runs)[["domains.mean", "domains.std"]]
+    means, _ = over_seeds(runs)
     for method in setting.methods:
         look = looks[method.label]
-        mean = over_seeds(method, WINDOW, "domains.mean")
-        std = over_seeds(method, WINDOW, "domains.std")
         marked = [line for line in axes.lines if line.get_marker() == look.marker]
         seeds, center, _ = marked
-        np.testing.assert_allclose(seeds.get_xdata(), mean.values)
-        np.testing.assert_allclose(seeds.get_ydata(), std.values)
-        np.testing.assert_allclose(center.get_xydata(), [[mean.mean, std.mean]])
+        np.testing.assert_allclose(seeds.get_xydata(), runs.loc[method.label])
+        np.testing.assert_allclose(center.get_xydata(), means.loc[[method.label]])
         assert center.get_markersize() > seeds.get_markersize()
         said = [text.get_text() for text in axes.texts]
-        assert f"{method.label}: {mean.mean:.1f} %, STD {std.mean:.1f}" in said
+        mean, std = means.loc[method.label]
+        assert f"{method.label}: {mean:.1f} %, STD {std:.1f}" in said
 
 
 def test_fairness_says_which_method_is_near_chance() -> None:
@@ -210,11 +210,8 @@ def test_fairness_says_which_method_is_near_chance() -> None:
     assert figure is not None
     said = {text.get_text() for axes in figure.axes for text in axes.texts}
     marked = {text.partition(":")[0] for text in said if text.endswith("(near chance)")}
-    low = {
-        method.label
-        for method in base.methods
-        if over_seeds(method, Window(1), "domains.mean").mean <= 75
-    }
+    mean, _ = over_seeds(Window(1).of(base.rounds_of_runs))
+    low = set(mean.index[mean["domains.mean"] <= 75])
     assert marked == low
     assert len(low) == 1
 
@@ -245,10 +242,10 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed() -> None:
     method = setting.methods[0]
     band = band_over_seeds(method, "domains.mean")
     assert band is not None
-    table = np.array([run.history.figures["domains.mean"] for run in method.runs.values()])
-    np.testing.assert_allclose(band.mean, table.mean(axis=0))
-    np.testing.assert_allclose(band.lowest, table.min(axis=0))
-    np.testing.assert_allclose(band.highest, table.max(axis=0))
+    table = np.array([run.history["domains.mean"] for run in method.runs.values()])
+    np.testing.assert_allclose(band["mean"], table.mean(axis=0))
+    np.testing.assert_allclose(band["min"], table.min(axis=0))
+    np.testing.assert_allclose(band["max"], table.max(axis=0))
 
 
 def test_a_seed_that_never_reached_the_target_is_crossed_in_a_column_of_its_own() -> None:
@@ -275,23 +272,21 @@ def test_bars_of_a_domain_are_its_mean_accuracies() -> None:
     looks = give_looks([method.label for method in setting.methods])
     figure = domains_figure(setting, looks, WINDOW)
     assert figure is not None
+    mean, _ = over_seeds(WINDOW.of(setting.rounds_of_runs))
     for axes, domain in zip(figure.axes, setting.domains, strict=True):
-        wanted = [
-            over_seeds(method, WINDOW, f"accuracy.{domain}").mean for method in setting.methods
-        ]
-        np.testing.assert_allclose([bar.get_width() for bar in axes.patches], wanted)
+        widths = [bar.get_width() for bar in axes.patches]
+        np.testing.assert_allclose(widths, mean[f"accuracy.{domain}"])
 
 
 def test_weights_are_averaged_over_the_seeds_in_which_a_domain_took_part() -> None:
     setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30)
     (method,) = setting.methods
-    rounds, weights = weights_over_seeds(method, of_clients=False)
-    assert rounds.tolist() == list(range(1, 31))
+    weights = weights_over_seeds(method, of_clients=False)
+    assert weights.index.tolist() == list(range(1, 31))
     # One participant has the whole weight, which is its equal share.
-    for values in weights.values():
-        assert set(values[np.isfinite(values)]) == {1.0}
+    assert set(weights.stack().dropna()) == {1.0}
     absent = np.all(
-        [np.isnan(run.history.domain_weights["domain 0"][1:]) for run in method.runs.values()],
+        [np.isnan(run.history["domain_weight.domain 0"][1:]) for run in method.runs.values()],
         axis=0,
     )
     assert absent.any()
@@ -302,9 +297,9 @@ def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
     setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30, seeds=1)
     figure = weights_figure(setting)
     assert figure is not None
-    _, weights = weights_over_seeds(setting.methods[0], of_clients=False)
+    weights = weights_over_seeds(setting.methods[0], of_clients=False)
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 30]
-    for line, values in zip(lines, weights.values(), strict=True):
+    for line, values in zip(lines, weights.to_numpy().T, strict=True):
         marked = set(line.get_markevery())
         known = {place for place, value in enumerate(values) if math.isfinite(value)}
         assert marked == {place for place in known if not {place - 1, place + 1} & known}
@@ -334,8 +329,8 @@ def test_more_than_six_methods_get_a_panel_each_with_the_reference_in_grey() -> 
         assert len(grey) == (0 if method is reference else 2)
         own = band_over_seeds(method, "domains.worst")
         assert own is not None
-        assert axes.lines[-1].get_ydata() == pytest.approx(own.mean)
-        assert f"/ {own.mean[-1]:.1f} %" in axes.get_title(loc="left")
+        assert axes.lines[-1].get_ydata() == pytest.approx(own["mean"].to_numpy())
+        assert f"/ {own['mean'].iloc[-1]:.1f} %" in axes.get_title(loc="left")
         if grey:
-            assert grey[0].get_ydata() == pytest.approx(band.mean)
+            assert grey[0].get_ydata() == pytest.approx(band["mean"].to_numpy())
     assert len(drawn(synthetic_setting(METHODS[:6]))["curves.png"].axes) == 2

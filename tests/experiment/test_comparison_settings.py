@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedpw_flwr.experiment.comparison.history import History
+from fedpw_flwr.experiment.comparison.history import history_of
 from fedpw_flwr.experiment.comparison.labels import held_pictures, local_training
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Setting, group_runs
@@ -61,7 +61,7 @@ def run(
             seed=seed,
             data_digest=data_digest,
         ),
-        history=History.of_rounds(records),
+        history=history_of(records),
         finished_at=finished_at,
         holdings=holdings,
     )

@@ -25,6 +25,7 @@ from rich.table import Table
 from fedpw_flwr.experiment.comparison.compared import ComparedSetting
 from fedpw_flwr.experiment.comparison.csv_files import write_comparison_csv, write_differences_csv
 from fedpw_flwr.experiment.comparison.earlier_pictures import pictures_of_page, remove_pictures
+from fedpw_flwr.experiment.comparison.formats import UNKNOWN, percent
 from fedpw_flwr.experiment.comparison.markdown import write_markdown
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, LeftOutRun, find_runs
 from fedpw_flwr.experiment.comparison.settings import Method, Setting, group_runs
@@ -35,7 +36,6 @@ from fedpw_flwr.experiment.comparison.statistics import (
     windows_of,
 )
 from fedpw_flwr.experiment.comparison.tables import (
-    UNKNOWN,
     figure_heading,
     figures_table,
     target_table,
@@ -245,8 +245,7 @@ def _target(
 ) -> tuple[float, str]:
     if wanted is not None:
         return wanted, "As asked for by --target."
-    found, method = default_target(setting, reference, window)
-    label = "" if method is None else method.label
+    found, label = default_target(setting, reference, window)
     return found, f"95 % of {label}'s mean accuracy, {window.label}."
 
 
@@ -275,7 +274,7 @@ def _print_setting(console: Console, each: ComparedSetting) -> None:
     shown = [figure for figure in figures if figure.key in _PRINTED]
     content = figures_table(setting, shown, window)
     chance = chance_accuracy(setting)
-    guessing = f"; chance: {chance:.1f} %" if math.isfinite(chance) else ""
+    guessing = f"; chance: {percent(chance)}" if math.isfinite(chance) else ""
     counts = {len(method.runs) for method in setting.methods}
     alike = f", {max(counts)} seeds" if len(counts) == 1 and counts != {1} else ""
     title = f"{escape(setting.label)}\n{window.label}{alike}, %{guessing}"
@@ -288,7 +287,7 @@ def _print_setting(console: Console, each: ComparedSetting) -> None:
     reached = target_table(setting, each.target) if math.isfinite(each.target) else None
     if reached is not None:
         cells = [_reached(row) for row in reached.rows]
-        _add_column(table, f"rounds to {each.target:.1f} %", cells)
+        _add_column(table, f"rounds to {percent(each.target)}", cells)
     order = sorted(
         range(len(content.rows)), key=lambda number: setting.methods[number] is not each.reference
     )

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from fedpw_flwr.experiment.comparison.compared import ComparedSetting
-from fedpw_flwr.experiment.comparison.settings import Method
 from fedpw_flwr.experiment.comparison.statistics import (
-    OverSeeds,
     chance_accuracy,
     over_seeds,
-    paired_difference,
+    paired_differences,
     rounds_to_target,
 )
 from fedpw_flwr.experiment.comparison.tables import tested_figures
 from fedpw_flwr.experiment.run_folder import atomic_file
 
 __all__ = ["COLUMN_NOTES", "write_comparison_csv", "write_differences_csv"]
-
-Row = dict[str, str | int | float]
 
 COLUMN_NOTES: Mapping[str, str] = {
     "kind": "`run`: one run; `method`: a method over its seeds",
@@ -44,6 +40,13 @@ COLUMN_NOTES: Mapping[str, str] = {
 }
 """What the columns of ``comparison.csv`` hold; an empty cell is a figure that there is not."""
 
+_DIGITS = 6
+
+_COLUMNS = (
+    *("kind", "setting", "method", "strategy", "seed", "seeds", "rounds", "seconds", "folder"),
+    *("chance", "target", "reached", "rounds_to_target"),
+)
+
 
 def write_comparison_csv(path: Path, compared: Sequence[ComparedSetting]) -> None:
     """Write one row a method and one a run, in percent.
@@ -55,12 +58,7 @@ def write_comparison_csv(path: Path, compared: Sequence[ComparedSetting]) -> Non
     compared : Sequence[ComparedSetting]
         What was compared.
     """
-    rows: list[Row] = []
-    for each in compared:
-        for method in each.setting.methods:
-            rows.append(_method_row(each, method))
-            rows += _run_rows(each, method, path.parent)
-    _write(path, rows)
+    _write(path, [_setting_rows(each, path.parent) for each in compared])
 
 
 def write_differences_csv(path: Path, compared: Sequence[ComparedSetting]) -> None:
@@ -73,95 +71,61 @@ def write_differences_csv(path: Path, compared: Sequence[ComparedSetting]) -> No
     compared : Sequence[ComparedSetting]
         What was compared; a setting without a reference has no rows.
     """
-    rows: list[Row] = []
-    for each in compared:
-        setting, reference = each.setting, each.reference
-        for method in setting.methods:
-            if reference is None or method is reference:
-                continue
-            for window in each.windows:
-                for figure in tested_figures(setting):
-                    found = paired_difference(method, reference, window, figure.key)
-                    rows.append(
-                        {
-                            "setting": setting.label,
-                            "method": method.label,
-                            "reference": reference.label,
-                            "window": window.key,
-                            "figure": figure.key,
-                            "unit": figure.unit,
-                            "seeds": len(found.seeds),
-                            "difference": _number(found.mean),
-                            "difference.sd": _number(found.std),
-                            "p_t": _number(found.p_t),
-                            "p_wilcoxon": _number(found.p_wilcoxon),
-                        }
-                    )
-    _write(path, rows)
+    found = (
+        paired_differences(each.setting, each.reference, each.windows, tested_figures(each.setting))
+        for each in compared
+        if each.reference is not None
+    )
+    _write(path, [rows for rows in found if len(rows)])
 
 
-def _method_row(each: ComparedSetting, method: Method) -> Row:
+def _setting_rows(each: ComparedSetting, beside: Path) -> pd.DataFrame:
     setting = each.setting
-    found = rounds_to_target(method, each.target)
-    row: Row = {
-        "kind": "method",
-        "setting": setting.label,
-        "method": method.label,
-        "strategy": method.strategy,
-        "seed": "",
-        "seeds": len(method.runs),
-        "rounds": setting.rounds,
-        "seconds": _number(
-            OverSeeds.of([run.summary.seconds for run in method.runs.values()]).mean
-        ),
-        "folder": "",
-        "chance": _number(chance_accuracy(setting)),
-        "target": _number(each.target),
-        "reached": len(found.reached),
-        "rounds_to_target": _number(found.mean),
-    }
-    for window in each.windows:
-        for figure in (*setting.domain_figures, *setting.client_figures):
-            value = over_seeds(method, window, figure.key)
-            row[f"{window.key}.{figure.key}"] = _number(value.mean)
-            row[f"{window.key}.{figure.key}.sd"] = _number(value.std)
-    return row
-
-
-def _run_rows(each: ComparedSetting, method: Method, beside: Path) -> Iterable[Row]:
-    setting = each.setting
-    reached = rounds_to_target(method, each.target).rounds
-    for seed, run in method.runs.items():
-        number = reached[seed]
-        row: Row = {
+    reached = rounds_to_target(setting, each.target)
+    runs = pd.DataFrame(
+        {
             "kind": "run",
-            "setting": setting.label,
-            "method": method.label,
-            "strategy": method.strategy,
-            "seed": seed,
+            "seed": reached.index.get_level_values("seed"),
             "seeds": 1,
-            "rounds": run.summary.rounds,
-            "seconds": _number(run.summary.seconds),
-            "folder": os.path.relpath(run.path, beside),
-            "chance": _number(chance_accuracy(setting)),
-            "target": _number(each.target),
-            "reached": int(number is not None),
-            "rounds_to_target": "" if number is None else number,
+            "rounds": [run.summary.rounds for run in setting.runs],
+            "seconds": [run.summary.seconds for run in setting.runs],
+            "folder": [os.path.relpath(run.path, beside) for run in setting.runs],
+            "reached": reached.notna().astype(int),
+            # A run reaches the target in a whole round, a method in a mean of rounds.
+            "rounds_to_target": reached.astype("Int64").astype(object),
+        },
+        index=reached.index,
+    )
+    by_method = runs.groupby("method", sort=False)
+    methods = pd.DataFrame(
+        {
+            "kind": "method",
+            "seeds": by_method.size(),
+            "rounds": setting.rounds,
+            "seconds": by_method["seconds"].mean(skipna=False),
+            "reached": by_method["reached"].sum(),
+            "rounds_to_target": over_seeds(reached)[0].round(_DIGITS).astype(object),
         }
-        for window in each.windows:
-            for figure in (*setting.domain_figures, *setting.client_figures):
-                row[f"{window.key}.{figure.key}"] = _number(window.value(run, figure.key))
-                row[f"{window.key}.{figure.key}.sd"] = ""
-        yield row
+    )
+    columns = [*_COLUMNS]
+    for window in each.windows:
+        values = window.of(setting.rounds_of_runs)
+        mean, std = over_seeds(values)
+        for figure in (*setting.domain_figures, *setting.client_figures):
+            name = f"{window.key}.{figure.key}"
+            columns += [name, f"{name}.sd"]
+            runs[name] = values[figure.key]
+            methods[name], methods[f"{name}.sd"] = mean[figure.key], std[figure.key]
+    parts = [
+        part.loc[[method.label]].assign(method=method.label, strategy=method.strategy)
+        for method in setting.methods
+        for part in (methods, runs)
+    ]
+    fixed = {"setting": setting.label, "chance": chance_accuracy(setting), "target": each.target}
+    return pd.concat(parts).astype({"seed": "Int64"}).assign(**fixed)[columns]
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with atomic_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _number(value: float) -> float | str:
-    return round(value, 6) if math.isfinite(value) else ""
+def _write(path: Path, parts: Sequence[pd.DataFrame]) -> None:
+    rows = pd.concat(parts) if parts else pd.DataFrame()
+    with atomic_file(path) as partial:
+        rows.round(_DIGITS).to_csv(partial, index=False, lineterminator="\n")

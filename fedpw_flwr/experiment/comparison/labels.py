@@ -82,7 +82,7 @@ def _between(numbers: Sequence[int]) -> str:
 
 def _dataset(run: FinishedRun) -> str:
     dataset = group_of(run, "dataset")
-    domains = run.history.domains
+    domains = run.domains
     several = f"{len(domains)} domains ({', '.join(domains[:3])}, …)"
     unnamed = several if len(domains) > _MOST_DOMAINS else ", ".join(domains)
     kind = str(dataset.get("_target_", "")).rpartition(".")[2]
@@ -109,4 +109,4 @@ def _clients(run: FinishedRun) -> str:
     per_domain = group_of(run, "partition").get("clients_per_domain")
     if not isinstance(per_domain, int):
         return ""
-    return counted(per_domain * len(run.history.domains), "client")
+    return counted(per_domain * len(run.domains), "client")

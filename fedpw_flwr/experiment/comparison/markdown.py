@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -9,8 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+import pandas as pd
+
 from fedpw_flwr.experiment.comparison.compared import ComparedSetting
 from fedpw_flwr.experiment.comparison.csv_files import COLUMN_NOTES
+from fedpw_flwr.experiment.comparison.formats import percent
 from fedpw_flwr.experiment.comparison.labels import counted, held_pictures, local_training
 from fedpw_flwr.experiment.comparison.runs import LeftOutRun
 from fedpw_flwr.experiment.comparison.settings import Setting
@@ -99,8 +103,8 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
             yield f"### Global model on every client's own test data, {window.label}"
             yield _table(figures_table(setting, setting.client_figures, window))
     yield from _differences(each)
-    if each.target == each.target:
-        yield f"### Rounds to a mean accuracy of {each.target:.2f} %"
+    if math.isfinite(each.target):
+        yield f"### Rounds to a mean accuracy of {percent(each.target, 2)}"
         yield f"{each.target_note} The first round at or above it: {mean_of(setting)}."
         yield _table(target_table(setting, each.target))
     for picture, caption in each.pictures.items():
@@ -126,16 +130,13 @@ def _experiment(each: ComparedSetting) -> Iterator[str]:
     if any(parts):
         yield _plain(" ".join(part for part in parts if part))
     chance = chance_accuracy(setting)
-    if chance == chance:
-        yield f"Chance: {chance:.1f} % ({setting.classes} classes)."
-    lost = [
-        method.label
-        for method in setting.methods
-        if any(near_chance(setting, method, window) for window in each.windows)
-    ]
+    if math.isfinite(chance):
+        yield f"Chance: {percent(chance)} ({setting.classes} classes)."
+    near = pd.concat([near_chance(setting, window) for window in each.windows], axis=1).any(axis=1)
+    lost = list(near.index[near])
     if lost:
         yield (
-            f"**Near chance**, a mean accuracy of at most {chance_limit(setting):.1f} %: "
+            f"**Near chance**, a mean accuracy of at most {percent(chance_limit(setting))}: "
             f"{_plain(', '.join(lost))}. Such a model fails everyone alike, so a low STD is no "
             "merit: these methods are marked, and not ranked, in the tables of the rounds for "
             "which that holds."

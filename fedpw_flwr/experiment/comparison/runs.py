@@ -15,11 +15,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedpw_flwr.experiment.comparison.history import History
+from fedpw_flwr.experiment.comparison.history import ACCURACY, history_of
 from fedpw_flwr.experiment.holdings import Holdings
 from fedpw_flwr.experiment.packed_runs import packed_runs
 from fedpw_flwr.experiment.records import RunSummary
@@ -54,8 +55,8 @@ class FinishedRun:
         What ``config.yaml`` holds.
     summary : RunSummary
         What ``summary.json`` holds.
-    history : History
-        The figures of its rounds.
+    history : pd.DataFrame
+        The figures of its rounds, as from `history_of`.
     finished_at : float
         When ``summary.json`` was written, in seconds since 1970.
     holdings : Holdings | None (default: None)
@@ -65,7 +66,7 @@ class FinishedRun:
     folder: RunFolder
     configuration: dict[str, Any]
     summary: RunSummary
-    history: History
+    history: pd.DataFrame
     finished_at: float
     holdings: Holdings | None = None
 
@@ -73,6 +74,12 @@ class FinishedRun:
     def path(self) -> Path:
         """The path of its folder."""
         return self.folder.path
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, in the order recorded."""
+        names = (key.removeprefix(ACCURACY) for key in self.history if key.startswith(ACCURACY))
+        return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ def _read(folder: RunFolder) -> FinishedRun | LeftOutRun:
             folder=folder,
             configuration=_configuration(folder),
             summary=folder.read_summary(),
-            history=History.of_rounds(records),
+            history=history_of(records),
             finished_at=folder.finished_at,
             holdings=folder.read_holdings(),
         )

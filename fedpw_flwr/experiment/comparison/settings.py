@@ -15,6 +15,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pandas as pd
 
 from fedpw_flwr.experiment.comparison.configured import (
     differing_keys,
@@ -59,7 +62,7 @@ class Method:
 
     def has(self, key: str) -> bool:
         """Tell whether every run has a figure."""
-        return all(key in run.history.figures for run in self.runs.values())
+        return all(key in run.history for run in self.runs.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,16 @@ class Setting:
     def runs(self) -> list[FinishedRun]:
         """The runs of all methods."""
         return [run for method in self.methods for run in method.runs.values()]
+
+    @cached_property
+    def rounds_of_runs(self) -> pd.DataFrame:
+        """The histories of all runs, one row a method, seed and round."""
+        histories = {
+            (method.label, seed): run.history
+            for method in self.methods
+            for seed, run in method.runs.items()
+        }
+        return pd.concat(histories, names=["method", "seed"])
 
     @property
     def classes(self) -> int | None:
@@ -181,7 +194,7 @@ def group_runs(
     for members in (group for alike in by_setting.values() for group in _by_data(alike)):
         methods, older = _methods(members)
         repeated += older
-        settings.append(Setting(setting_label(members[0]), "", members[0].history.domains, methods))
+        settings.append(Setting(setting_label(members[0]), "", members[0].domains, methods))
     return _labelled(settings), tuple(sorted(repeated, key=lambda run: run.path))
 
 
@@ -191,7 +204,7 @@ def group_runs(
 def _setting_key(run: FinishedRun) -> str:
     # Domains and rounds of the records: a configuration may say less than it means.
     return json.dumps(
-        [setting_values(run), sorted(run.history.domains), run.summary.rounds], sort_keys=True
+        [setting_values(run), sorted(run.domains), run.summary.rounds], sort_keys=True
     )
 
 

@@ -9,21 +9,20 @@ corrected for their number; tables say so.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from fedpw_flwr.experiment.comparison.runs import FinishedRun
+from fedpw_flwr.experiment.comparison.figures import Figure
 from fedpw_flwr.experiment.comparison.settings import Method, Setting
 
 __all__ = [
     "FEWEST_FOR_WILCOXON",
     "LAST_ROUND",
     "MEAN_ACCURACY",
-    "OverSeeds",
-    "PairedDifference",
-    "RoundsToTarget",
     "Window",
     "chance_accuracy",
     "chance_limit",
@@ -32,6 +31,7 @@ __all__ = [
     "near_chance",
     "over_seeds",
     "paired_difference",
+    "paired_differences",
     "rounds_to_target",
     "windows_of",
 ]
@@ -71,90 +71,20 @@ class Window:
         """Name in tables."""
         return "last round" if self.last == 1 else f"mean of the last {self.last} rounds"
 
-    def value(self, run: FinishedRun, key: str) -> float:
-        """Return a run's figure; NaN where it has none."""
-        if self.last == 1:
-            return run.history.last_round(key)
-        return run.history.mean_of_last(key, self.last)
+    def of(self, rounds: pd.DataFrame) -> pd.DataFrame:
+        """Return the figures of each run, by method and seed.
 
+        The initial model (round 0) is no trained round, and a mean is unknown if one of its rounds
+        is. Runs of fewer trained rounds than the window count with those they have.
 
-@dataclass(frozen=True)
-class OverSeeds:
-    """A figure of one method over its seeds.
-
-    Attributes
-    ----------
-    values : tuple[float, ...]
-        One a seed.
-    mean : float
-        Their mean; NaN if one of them is.
-    std : float
-        Standard deviation over seeds with ddof = 1; NaN for one seed.
-    """
-
-    values: tuple[float, ...]
-    mean: float
-    std: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> OverSeeds:
-        """Summarise at least one value."""
-        array = np.asarray(values, dtype=np.float64)
-        std = float(array.std(ddof=1)) if len(array) > 1 else math.nan
-        return cls(tuple(float(value) for value in array), float(array.mean()), std)
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """How a method's figure differs from the reference's on the same seeds.
-
-    Attributes
-    ----------
-    seeds : tuple[int, ...]
-        The seeds that both have and on which both have the figure.
-    mean, std : float
-        Mean of the differences (method minus reference) and their standard deviation (ddof = 1);
-        NaN for no seed, and the latter for one.
-    p_t : float
-        Two-sided p-value of the paired t-test; NaN for fewer than two seeds, or where all
-        differences are equal.
-    p_wilcoxon : float
-        Two-sided p-value of Wilcoxon's signed-rank test; NaN for fewer than six seeds, or where
-        all differences are equal.
-    """
-
-    seeds: tuple[int, ...]
-    mean: float
-    std: float
-    p_t: float
-    p_wilcoxon: float
-
-
-@dataclass(frozen=True)
-class RoundsToTarget:
-    """When a method's mean accuracy first reached the target.
-
-    Attributes
-    ----------
-    rounds : Mapping[int, int | None]
-        By seed; None where the run ended below the target.
-    """
-
-    rounds: Mapping[int, int | None]
-
-    @property
-    def reached(self) -> list[int]:
-        """The rounds of those seeds that reached it."""
-        return [number for number in self.rounds.values() if number is not None]
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds; NaN unless all of them reached it.
-
-        A mean over some alone would favour the method whose slow seeds never arrive.
+        Parameters
+        ----------
+        rounds : pd.DataFrame
+            As `Setting.rounds_of_runs`.
         """
-        reached = self.reached
-        return float(np.mean(reached)) if len(reached) == len(self.rounds) else math.nan
+        number = rounds.index.get_level_values("round")
+        trained = rounds if self.last == 1 or not number.any() else rounds[number > 0]
+        return _over(_by_run(_by_run(trained).tail(self.last)), "mean")
 
 
 LAST_ROUND = Window(1)
@@ -166,34 +96,74 @@ def windows_of(setting: Setting, last: int) -> tuple[Window, ...]:
     return tuple(Window(count) for count in dict.fromkeys(counts))
 
 
-def over_seeds(method: Method, window: Window, key: str) -> OverSeeds:
-    """Summarise a method's figure over its seeds."""
-    return OverSeeds.of([window.value(run, key) for run in method.runs.values()])
+def over_seeds(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return mean and standard deviation (ddof = 1) over seeds, by method; `runs` as `Window.of`.
+
+    A seed whose figure is unknown makes both unknown; one seed has no standard deviation.
+    """
+    methods = runs.groupby("method", sort=False)
+    return _over(methods, "mean"), _over(methods, "std")
 
 
-def paired_difference(
-    method: Method, reference: Method, window: Window, key: str
-) -> PairedDifference:
-    """Compare two methods on the seeds that both were run with."""
-    pairs = {
-        seed: (window.value(run, key), window.value(reference.runs[seed], key))
-        for seed, run in method.runs.items()
-        if seed in reference.runs
-    }
-    known = {seed: pair for seed, pair in pairs.items() if all(map(math.isfinite, pair))}
-    own, other = (np.array([pair[place] for pair in known.values()]) for place in (0, 1))
-    differences = own - other
-    count = len(differences)
+def paired_difference(own: pd.Series, other: pd.Series) -> dict[str, float]:
+    """Compare a figure of two methods on the seeds for which both know it.
+
+    Parameters
+    ----------
+    own, other : pd.Series
+        The figure by seed, of a method and of the one that it is compared with.
+
+    Returns
+    -------
+    dict[str, float]
+        ``seeds``, how many these are; ``difference``, the mean of own minus other, NaN for no seed;
+        ``difference.sd`` (ddof = 1), NaN for fewer than two; and the two-sided p-values ``p_t`` of
+        the paired t-test, NaN for fewer than two seeds, and ``p_wilcoxon`` of Wilcoxon's
+        signed-rank test, NaN for fewer than six; NaN both where all differences are equal.
+    """
     # Not at the top: a mistyped path should be reported at once.
     from scipy import stats
 
-    return PairedDifference(
-        seeds=tuple(known),
-        mean=float(differences.mean()) if count else math.nan,
-        std=float(differences.std(ddof=1)) if count > 1 else math.nan,
-        p_t=_p_value(stats.ttest_rel, own, other, _FEWEST_FOR_T),
-        p_wilcoxon=_p_value(stats.wilcoxon, own, other, FEWEST_FOR_WILCOXON),
-    )
+    pairs = pd.concat([own, other], axis=1, join="inner", keys=["own", "other"]).dropna()
+    differences = pairs["own"] - pairs["other"]
+    count = len(pairs)
+    # Without variance a t-value is 0/0 or infinite: rounding, not evidence, would decide.
+    vary = count > 0 and np.ptp(differences) > 1e-12 * max(np.abs(pairs.to_numpy()).max(), 1.0)
+
+    def p_value(test: str, fewest: int) -> float:
+        enough = vary and count >= fewest
+        return getattr(stats, test)(pairs["own"], pairs["other"]).pvalue if enough else math.nan
+
+    return {
+        "seeds": count,
+        "difference": differences.mean(),
+        "difference.sd": differences.std(),
+        "p_t": p_value("ttest_rel", _FEWEST_FOR_T),
+        "p_wilcoxon": p_value("wilcoxon", FEWEST_FOR_WILCOXON),
+    }
+
+
+def paired_differences(
+    setting: Setting, reference: Method, windows: Sequence[Window], figures: Sequence[Figure]
+) -> pd.DataFrame:
+    """Compare each other method with a reference: a row a method, window and figure."""
+    runs_in = {window.key: window.of(setting.rounds_of_runs) for window in windows}
+    rows = [
+        {
+            "setting": setting.label,
+            "method": method.label,
+            "reference": reference.label,
+            "window": window,
+            "figure": figure.key,
+            "unit": figure.unit,
+            **paired_difference(*(runs[figure.key].loc[by.label] for by in (method, reference))),
+        }
+        for method in setting.methods
+        if method is not reference
+        for window, runs in runs_in.items()
+        for figure in figures
+    ]
+    return pd.DataFrame(rows)
 
 
 def holm_corrected(p_values: Sequence[float]) -> list[float]:
@@ -201,23 +171,20 @@ def holm_corrected(p_values: Sequence[float]) -> list[float]:
 
     The largest never exceeds 1, and the order of the values stays.
     """
-    order = np.argsort(p_values, kind="stable")
-    corrected = np.empty(len(p_values))
-    highest = 0.0
-    for place, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
-        corrected[index] = highest
-    return [float(value) for value in corrected]
+    ordered = pd.Series(p_values, dtype=np.float64).sort_values(kind="stable")
+    stepped = ordered * np.arange(len(ordered), 0, -1)
+    corrected: list[float] = stepped.cummax().clip(upper=1.0).sort_index().tolist()
+    return corrected
 
 
-def rounds_to_target(method: Method, target: float) -> RoundsToTarget:
-    """Find the first round with a mean accuracy of at least `target` percent, for each seed."""
-    return RoundsToTarget(
-        {
-            seed: run.history.first_reached(MEAN_ACCURACY, target)
-            for seed, run in method.runs.items()
-        }
-    )
+def rounds_to_target(setting: Setting, target: float) -> pd.Series:
+    """Return the first round with a mean accuracy of at least `target` percent, for each run.
+
+    NaN where the run ended below it. The initial model (round 0) reached nothing by training.
+    """
+    accuracy = setting.rounds_of_runs[MEAN_ACCURACY]
+    number = pd.Series(accuracy.index.get_level_values("round"), accuracy.index, np.float64)
+    return _by_run(number.where((accuracy >= target) & (number > 0))).min()
 
 
 def chance_accuracy(setting: Setting) -> float:
@@ -230,47 +197,37 @@ def chance_limit(setting: Setting) -> float:
     return _NEAR_CHANCE * chance_accuracy(setting)
 
 
-def near_chance(setting: Setting, method: Method, window: Window) -> bool:
-    """Tell whether a method's models are little better than guessing in some last rounds.
+def near_chance(setting: Setting, window: Window) -> pd.Series:
+    """Tell by method whether its models are little better than guessing in some last rounds.
 
     Such a model fails everyone alike: a low standard deviation is no fairness then.
     """
-    return over_seeds(method, window, MEAN_ACCURACY).mean <= chance_limit(setting)
+    mean, _ = over_seeds(window.of(setting.rounds_of_runs))
+    return mean[MEAN_ACCURACY] <= chance_limit(setting)
 
 
 def default_target(
     setting: Setting, reference: Method | None, window: Window
-) -> tuple[float, Method | None]:
+) -> tuple[float, str | None]:
     """Return a mean accuracy in percent to count the rounds to, and the method that sets it.
 
     It is 95 % of what the reference has in some last rounds. Where there is no reference, or it
     has learned no more than chance, the best method sets it. NaN and None where none can.
     """
-    reached = {
-        method.label: over_seeds(method, window, MEAN_ACCURACY).mean
-        for method in setting.methods
-        if not near_chance(setting, method, window)
-    }
-    known = {label: mean for label, mean in reached.items() if math.isfinite(mean)}
-    if not known:
+    mean, _ = over_seeds(window.of(setting.rounds_of_runs))
+    known = mean[MEAN_ACCURACY][~near_chance(setting, window)].dropna()
+    if known.empty:
         return math.nan, None
     by = reference.label if reference is not None else ""
-    if by not in known:
-        by = max(known, key=known.__getitem__)
-    return DEFAULT_SHARE * known[by], next(each for each in setting.methods if each.label == by)
+    by = by if by in known.index else str(known.idxmax())
+    return DEFAULT_SHARE * float(known[by]), by
 
 
-_Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+def _over(groups: Any, summary: str) -> Any:
+    # Not the summary that groups have: it sums otherwise than NumPy, and figures that lie between
+    # two roundings would be published differently.
+    return groups.apply(lambda own: getattr(own, summary)(skipna=False))
 
 
-def _p_value(
-    test: Callable[[_Array, _Array], object], own: _Array, other: _Array, fewest: int
-) -> float:
-    differences = own - other
-    if len(differences) < fewest:
-        return math.nan
-    # Without variance a t-value is 0/0 or infinite: rounding, not evidence, would decide.
-    scale = float(np.abs(np.concatenate([own, other])).max())
-    if np.ptp(differences) <= 1e-12 * max(scale, 1.0):
-        return math.nan
-    return float(test(own, other).pvalue)  # type: ignore[attr-defined]
+def _by_run(rounds: Any) -> Any:
+    return rounds.groupby(["method", "seed"], sort=False)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedpw_flwr.experiment.comparison.history import CLIENT_WEIGHT, DOMAIN_WEIGHT, history_of
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.records import RoundRecord
@@ -76,15 +77,13 @@ def write_events(folder: Path, settings: Sequence[Setting]) -> list[Path]:
     return folders
 
 
-def scalars_of_round(record: RoundRecord, figures: dict[str, float]) -> Iterator[tuple[str, float]]:
+def scalars_of_round(record: RoundRecord) -> Iterator[tuple[str, float]]:
     """Name the scalars of one round; figures that are not finite are left out.
 
     Parameters
     ----------
     record : RoundRecord
         The round.
-    figures : dict[str, float]
-        Its figures by `Figure.key`, as in `History.figures`.
 
     Yields
     ------
@@ -93,7 +92,12 @@ def scalars_of_round(record: RoundRecord, figures: dict[str, float]) -> Iterator
         ``clients/...`` in percent, points or degrees; ``loss/DOMAIN``, ``train_loss``; and
         ``weight/client_3``, the client's share of the round's aggregation weights.
     """
-    scalars = [(key.replace(".", "/", 1), value) for key, value in figures.items()]
+    figures = history_of([record]).iloc[0].items()
+    scalars = [
+        (key.replace(".", "/", 1), value)
+        for key, value in figures
+        if not key.startswith((DOMAIN_WEIGHT, CLIENT_WEIGHT))
+    ]
     scalars += [(f"loss/{domain}", value) for domain, value in record.loss.items()]
     if record.train_loss is not None:
         scalars.append(("train_loss", record.train_loss))
@@ -111,10 +115,9 @@ def _write_run(folder: Path, run: FinishedRun) -> None:
         old.unlink()
     with _writer(folder) as writer:
         time = run.finished_at - run.summary.seconds
-        for place, record in enumerate(run.folder.read_rounds()):
+        for record in run.folder.read_rounds():
             time += record.seconds if math.isfinite(record.seconds) else 0.0
-            figures = {key: float(run.history.figures[key][place]) for key in run.history.figures}
-            for tag, value in scalars_of_round(record, figures):
+            for tag, value in scalars_of_round(record):
                 writer.add_scalar(tag, value, global_step=record.round, walltime=time)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fedpw_flwr.experiment.comparison.figures import Basis
+from fedpw_flwr.experiment.comparison.formats import number
 from fedpw_flwr.experiment.comparison.pictures.looks import Look
 from fedpw_flwr.experiment.comparison.pictures.page import (
     add_axes,
@@ -34,7 +35,7 @@ from fedpw_flwr.experiment.panels import (
     set_round_axis,
 )
 
-__all__ = ["Band", "band_over_seeds", "curves_figure"]
+__all__ = ["band_over_seeds", "curves_figure"]
 
 FloatArray = NDArray[np.float64]
 
@@ -50,36 +51,17 @@ _WORST = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Band:
-    """A figure of one method over the rounds that all of its runs recorded.
+def band_over_seeds(method: Method, key: str) -> pd.DataFrame | None:
+    """Return ``mean``, ``min`` and ``max`` over seeds, by round; None where a run lacks the figure.
 
-    Attributes
-    ----------
-    rounds, mean, lowest, highest : FloatArray
-        Round numbers; mean, lowest and highest value over seeds; shape (R,) each.
+    The rounds are those that all of the method's runs recorded.
     """
-
-    rounds: FloatArray
-    mean: FloatArray
-    lowest: FloatArray
-    highest: FloatArray
-
-
-def band_over_seeds(method: Method, key: str) -> Band | None:
-    """Line the seeds of a method up by round; None where a run lacks the figure."""
     if not method.has(key):
         return None
-    histories = [run.history for run in method.runs.values()]
-    rounds = histories[0].rounds
-    for history in histories[1:]:
-        rounds = np.intersect1d(rounds, history.rounds)
-    table = np.array(
-        [history.figures[key][np.isin(history.rounds, rounds)] for history in histories]
-    )
-    if not len(rounds) or not np.isfinite(table).any():
-        return None
-    return Band(rounds, table.mean(axis=0), table.min(axis=0), table.max(axis=0))
+    seeds = pd.concat([run.history[key] for run in method.runs.values()], axis=1, join="inner")
+    over = ("mean", "min", "max")
+    band = pd.DataFrame({name: getattr(seeds, name)(axis=1, skipna=False) for name in over})
+    return None if seeds.isna().all(axis=None) else band
 
 
 def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> Figure | None:
@@ -128,17 +110,17 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
             height=height,
         )
         lines = []
-        recorded = [band.rounds for band in of_panel.values()] or [np.zeros(1)]
+        recorded = [band.index for band in of_panel.values()] or [np.zeros(1)]
         every = np.unique(np.concatenate(recorded))
         for label, band in of_panel.items():
             look = looks[label]
             axes.fill_between(
-                band.rounds, band.lowest, band.highest, color=look.color, alpha=0.13, linewidth=0
+                band.index, band["min"], band["max"], color=look.color, alpha=0.13, linewidth=0
             )
-            alone = len(band.rounds) == 1
+            alone = len(band.index) == 1
             axes.plot(
-                band.rounds,
-                band.mean,
+                band.index,
+                band["mean"],
                 color=look.color,
                 linestyle=look.style,
                 linewidth=1.6,
@@ -147,12 +129,12 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
                 zorder=3,
             )
             on_all = np.full(len(every), math.nan)
-            on_all[np.isin(every, band.rounds)] = band.mean
+            on_all[np.isin(every, band.index)] = band["mean"]
             lines.append(Line(on_all, look.label, look.color, look.style, 1.6))
         shown = [
             values[np.isfinite(values)]
             for band in of_panel.values()
-            for values in (band.lowest, band.highest)
+            for values in (band["min"], band["max"])
         ]
         axes.set_ylim(*_limits(np.concatenate(shown or [np.array([0.0, 100.0])])))
         set_round_axis(axes, every)
@@ -166,7 +148,7 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
 
 
 def _panel_each(
-    setting: Setting, looks: Mapping[str, Look], bands: Mapping[str, Mapping[str, Band]]
+    setting: Setting, looks: Mapping[str, Look], bands: Mapping[str, Mapping[str, pd.DataFrame]]
 ) -> Figure:
     """Draw a small panel for each method, a line for each figure, and the reference's in grey."""
     labels = [
@@ -192,11 +174,9 @@ def _panel_each(
             "In titles: after the last round.",
         ),
     )
-    every = np.unique(
-        np.concatenate([band.rounds for of in bands.values() for band in of.values()])
-    )
-    values = [band.lowest for of in bands.values() for band in of.values()]
-    values += [band.highest for of in bands.values() for band in of.values()]
+    every = np.unique(np.concatenate([band.index for of in bands.values() for band in of.values()]))
+    values = [band["min"] for of in bands.values() for band in of.values()]
+    values += [band["max"] for of in bands.values() for band in of.values()]
     shown = np.concatenate([each[np.isfinite(each)] for each in values])
     for place, label in enumerate(labels):
         row, column = divmod(place, columns)
@@ -211,16 +191,16 @@ def _panel_each(
         for of_figure, style in zip(bands.values(), _STYLES, strict=False):
             if reference in of_figure and label != reference:
                 other = of_figure[reference]
-                axes.plot(other.rounds, other.mean, color=_GREY, linestyle=style, linewidth=1.2)
+                axes.plot(other.index, other["mean"], color=_GREY, linestyle=style, linewidth=1.2)
             if label in of_figure:
                 band = of_figure[label]
                 axes.fill_between(
-                    band.rounds, band.lowest, band.highest, color=_BLUE, alpha=0.15, linewidth=0
+                    band.index, band["min"], band["max"], color=_BLUE, alpha=0.15, linewidth=0
                 )
                 axes.plot(
-                    band.rounds, band.mean, color=_BLUE, linestyle=style, linewidth=1.6, zorder=3
+                    band.index, band["mean"], color=_BLUE, linestyle=style, linewidth=1.6, zorder=3
                 )
-                finals.append(f"{band.mean[-1]:.1f}")
+                finals.append(number(band["mean"].iloc[-1], 1))
         axes.set_ylim(*_limits(shown))
         set_round_axis(axes, every)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedpw_flwr.experiment.comparison.figures import accuracy_of
+from fedpw_flwr.experiment.comparison.formats import number
 from fedpw_flwr.experiment.comparison.pictures.looks import Look
 from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, shortened, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
-from fedpw_flwr.experiment.comparison.statistics import OverSeeds, Window, over_seeds
+from fedpw_flwr.experiment.comparison.statistics import Window, over_seeds
 from fedpw_flwr.experiment.panels import INK, LABEL_SIZE
 
 __all__ = ["domains_figure"]
@@ -43,6 +45,7 @@ def domains_figure(setting: Setting, looks: Mapping[str, Look], window: Window) 
             + (" Bar: mean over seeds. Line: one standard deviation either way." if spread else ""),
         ),
     )
+    mean, std = over_seeds(window.of(setting.rounds_of_runs))
     for place, domain in enumerate(setting.domains):
         row, column = divmod(place, columns)
         lowest = place + columns >= len(setting.domains)
@@ -54,11 +57,8 @@ def domains_figure(setting: Setting, looks: Mapping[str, Look], window: Window) 
             height=height,
         )
         axes.set_title(shortened(domain, 22), loc="left", fontsize=10, color=INK, parse_math=False)
-        values = {
-            method.label: over_seeds(method, window, accuracy_of(domain).key)
-            for method in setting.methods
-        }
-        _draw_bars(axes, looks, values)
+        key = accuracy_of(domain).key
+        _draw_bars(axes, looks, pd.DataFrame({"mean": mean[key], "std": std[key]}))
         axes.set_yticks(
             range(len(methods)),
             [looks[label].label for label in methods] if column == 0 else [""] * len(methods),
@@ -72,18 +72,20 @@ def domains_figure(setting: Setting, looks: Mapping[str, Look], window: Window) 
     return figure
 
 
-def _draw_bars(axes: Axes, looks: Mapping[str, Look], values: Mapping[str, OverSeeds]) -> None:
+def _draw_bars(axes: Axes, looks: Mapping[str, Look], values: pd.DataFrame) -> None:
     axes.set_xlim(0, 100 + TEXT_ROOM)
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.spines["bottom"].set_bounds(0, 100)
     axes.grid(visible=False)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
-    for row, (label, value) in enumerate(values.items()):
+    for row, value in enumerate(values.itertuples()):
         if not math.isfinite(value.mean):
             axes.text(1, row, "unknown", va="center", fontsize=LABEL_SIZE - 1, color=INK)
             continue
-        axes.barh(row, value.mean, height=0.66, color=looks[label].color, linewidth=0, alpha=0.85)
+        axes.barh(
+            row, value.mean, height=0.66, color=looks[value.Index].color, linewidth=0, alpha=0.85
+        )
         deviation = value.std if math.isfinite(value.std) else 0.0
         if deviation:
             axes.errorbar(
@@ -98,7 +100,7 @@ def _draw_bars(axes: Axes, looks: Mapping[str, Look], values: Mapping[str, OverS
         axes.text(
             min(value.mean + deviation, 100.0) + 3,
             row,
-            f"{value.mean:.1f}",
+            number(value.mean, 1),
             va="center",
             fontsize=LABEL_SIZE - 1,
             color=INK,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from fedpw_flwr.experiment.comparison.formats import percent
 from fedpw_flwr.experiment.comparison.pictures.curves import curves_figure
 from fedpw_flwr.experiment.comparison.pictures.domains import domains_figure
 from fedpw_flwr.experiment.comparison.pictures.fairness import fairness_figure
@@ -68,7 +69,7 @@ def draw_setting(
     )
     figures["rounds_to_target.png"] = (
         rounds_to_target_figure(setting, looks, target),
-        f"Rounds to a mean accuracy of {target:.1f} %",
+        f"Rounds to a mean accuracy of {percent(target)}",
     )
     figures["weights.png"] = (
         weights_figure(setting),

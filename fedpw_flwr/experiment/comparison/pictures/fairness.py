@@ -5,18 +5,18 @@ A method's mean accuracy against the standard deviation between those it serves,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedpw_flwr.experiment.comparison.figures import Basis
+from fedpw_flwr.experiment.comparison.formats import number, percent
 from fedpw_flwr.experiment.comparison.pictures.looks import Look
 from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.comparison.statistics import (
-    OverSeeds,
     Window,
     near_chance,
     over_seeds,
@@ -32,27 +32,21 @@ def fairness_figure(
     setting: Setting, looks: Mapping[str, Look], basis: Basis, window: Window
 ) -> Figure | None:
     """Draw the methods that have figures over `basis`; None if none has."""
-    points = {
-        method.label: (
-            over_seeds(method, window, f"{basis}.mean"),
-            over_seeds(method, window, f"{basis}.std"),
-        )
-        for method in setting.methods
-    }
-    points = {
-        label: (mean, std)
-        for label, (mean, std) in points.items()
-        if math.isfinite(mean.mean) and math.isfinite(std.mean)
-    }
-    if not points:
+    if f"{basis}.mean" not in setting.rounds_of_runs:
         return None
-    lost = [method.label for method in setting.methods if near_chance(setting, method, window)]
+    runs = window.of(setting.rounds_of_runs)[[f"{basis}.mean", f"{basis}.std"]]
+    runs.columns = ["mean", "std"]
+    points = over_seeds(runs)[0].dropna()
+    if points.empty:
+        return None
+    near = near_chance(setting, window)
     texts = {
-        label: _text(looks[label], *point) + (" (near chance)" if label in lost else "")
-        for label, point in points.items()
+        label: f"{looks[label].label}: {percent(mean)}, STD {number(std, 1)}"
+        + (" (near chance)" if near[label] else "")
+        for label, mean, std in points.itertuples()
     }
     height = max(3.6, (len(points) + 1) * LABEL_PITCH / 72)
-    seeds = any(len(mean.values) > 1 for mean, _ in points.values())
+    seeds = len(runs.loc[list(points.index)]) > len(points)
     whom = "domains" if basis == "domains" else "clients, each on its own test data"
     figure = new_page(
         LEFT + WIDTH + LEADER + widest(texts.values()) + 0.15,
@@ -66,8 +60,8 @@ def fairness_figure(
     )
     axes = add_axes(figure, left=LEFT, bottom=BOTTOM, width=WIDTH, height=height)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
-    for label, (mean, std) in points.items():
-        _draw_method(axes, looks[label], mean, std)
+    for label in points.index:
+        _draw_method(axes, looks[label], runs.loc[label], points.loc[label])
     axes.margins(0.08)
     _leave_room(axes)
     axes.set_xlabel(f"mean accuracy over {basis} (%)")
@@ -76,11 +70,11 @@ def fairness_figure(
     return figure
 
 
-def _draw_method(axes: Axes, look: Look, mean: OverSeeds, std: OverSeeds) -> None:
-    if len(mean.values) > 1:
+def _draw_method(axes: Axes, look: Look, seeds: pd.DataFrame, center: pd.Series) -> None:
+    if len(seeds) > 1:
         axes.plot(
-            mean.values,
-            std.values,
+            seeds["mean"],
+            seeds["std"],
             linestyle="",
             marker=look.marker,
             markersize=4.5 * look.marker_size,
@@ -90,8 +84,8 @@ def _draw_method(axes: Axes, look: Look, mean: OverSeeds, std: OverSeeds) -> Non
             zorder=3,
         )
     axes.plot(
-        [mean.mean],
-        [std.mean],
+        [center["mean"]],
+        [center["std"]],
         linestyle="",
         marker=look.marker,
         markersize=10.0 * look.marker_size,
@@ -116,18 +110,18 @@ def _leave_room(axes: Axes) -> None:
 def _write_labels(
     axes: Axes,
     looks: Mapping[str, Look],
-    points: Mapping[str, tuple[OverSeeds, OverSeeds]],
+    points: pd.DataFrame,
     texts: Mapping[str, str],
 ) -> None:
     """Name the markers right of the axes, each led to by a thin line, so that no name hides any."""
     width, height = (size / axes.figure.dpi for size in (axes.bbox.width, axes.bbox.height))
     low, high = axes.get_ylim()
-    heights = [(std.mean - low) / (high - low) for _, std in points.values()]
+    heights = [(std - low) / (high - low) for std in points["std"]]
     left, right = axes.get_xlim()
     placed = spread_out(heights, LABEL_PITCH / 72 / height)
-    for (label, (mean, _)), own, place in zip(points.items(), heights, placed, strict=True):
+    for (label, mean), own, place in zip(points["mean"].items(), heights, placed, strict=True):
         look = looks[label]
-        start = (mean.mean - left) / (right - left)
+        start = (mean - left) / (right - left)
         axes.plot(
             [start, 1.0, 1.0 + 0.15 / width, 1.0 + 0.25 / width],
             [own, own, place, place],
@@ -159,7 +153,3 @@ def _write_labels(
             color=INK,
             parse_math=False,
         )
-
-
-def _text(look: Look, mean: OverSeeds, std: OverSeeds) -> str:
-    return f"{look.label}: {mean.mean:.1f} %, STD {std.mean:.1f}"

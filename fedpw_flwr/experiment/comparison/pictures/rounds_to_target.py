@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedpw_flwr.experiment.comparison.formats import number, percent
 from fedpw_flwr.experiment.comparison.pictures.looks import Look
 from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
-from fedpw_flwr.experiment.comparison.statistics import rounds_to_target
+from fedpw_flwr.experiment.comparison.statistics import over_seeds, rounds_to_target
 from fedpw_flwr.experiment.comparison.tables import mean_of
 from fedpw_flwr.experiment.panels import FAINT, INK, LABEL_SIZE
 
@@ -28,20 +29,22 @@ def rounds_to_target_figure(
     """Draw a row a method, in the order of the tables; None where there is no target."""
     if not math.isfinite(target):
         return None
-    found = {method.label: rounds_to_target(method, target) for method in setting.methods}
+    reached = rounds_to_target(setting, target)
+    mean, _ = over_seeds(reached)
+    found = dict(iter(reached.groupby("method", sort=False)))
     texts = {
-        label: f"{result.mean:.1f}"
-        if math.isfinite(result.mean)
-        else f"{len(result.reached)} of {len(result.rounds)} seeds"
-        for label, result in found.items()
+        label: number(mean[label], 1)
+        if math.isfinite(mean[label])
+        else f"{rounds.count()} of {len(rounds)} seeds"
+        for label, rounds in found.items()
     }
     left = 0.15 + widest(looks[label].label for label in found) + 0.15
     height = max(0.5, ROW * len(found) + 0.1)
-    many = any(len(result.rounds) > 1 for result in found.values())
+    many = len(reached) > len(found)
     figure = new_page(
         left + WIDTH + NEVER + 0.15 + widest(texts.values()) + 0.15,
         BOTTOM + height + 0.3,
-        f"Rounds to a mean accuracy of {target:.1f} %",
+        f"Rounds to a mean accuracy of {percent(target)}",
         (
             setting.label,
             f"First round at or above it: {mean_of(setting)}."
@@ -57,22 +60,21 @@ def rounds_to_target_figure(
     axes.axvspan(max(last, 1), max(last, 1) + column, color="#F1F1F1", linewidth=0, zorder=0)
     axes.grid(visible=False)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
-    for row, (label, result) in enumerate(found.items()):
+    for row, (label, rounds) in enumerate(found.items()):
         look = looks[label]
-        if math.isfinite(result.mean):
-            axes.barh(row, result.mean, height=0.6, color=look.color, alpha=0.3, linewidth=0)
-        offsets = _offsets(len(result.rounds))
-        for number, offset in zip(result.rounds.values(), offsets, strict=True):
-            reached = number is not None
+        if math.isfinite(mean[label]):
+            axes.barh(row, mean[label], height=0.6, color=look.color, alpha=0.3, linewidth=0)
+        for place, offset in zip(rounds, _offsets(len(rounds)), strict=True):
+            there = math.isfinite(place)
             axes.plot(
-                [number if number is not None else max(last, 1) + column / 2],
+                [place if there else max(last, 1) + column / 2],
                 [row + offset],
                 linestyle="",
-                marker=look.marker if reached else "x",
-                markersize=5.5 * look.marker_size if reached else 4.5,
+                marker=look.marker if there else "x",
+                markersize=5.5 * look.marker_size if there else 4.5,
                 markerfacecolor=look.color,
-                markeredgecolor="white" if reached else look.color,
-                markeredgewidth=0.5 if reached else 1.4,
+                markeredgecolor="white" if there else look.color,
+                markeredgewidth=0.5 if there else 1.4,
                 clip_on=False,
                 zorder=3,
             )

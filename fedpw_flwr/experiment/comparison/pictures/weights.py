@@ -7,15 +7,17 @@ steps (FedMGDA+, q-FedAvg) are as legible as the others.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedpw_flwr.experiment.comparison.history import History
+from fedpw_flwr.experiment.comparison.history import CLIENT_WEIGHT, DOMAIN_WEIGHT
 from fedpw_flwr.experiment.comparison.pictures.page import (
     add_axes,
     fitted,
@@ -39,9 +41,7 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 _CLIENT_COLORS = {"largest": "#D55E00", "median": INK, "smallest": "#0072B2"}
 
 
-def weights_over_seeds(
-    method: Method, *, of_clients: bool
-) -> tuple[FloatArray, dict[str, FloatArray]]:
+def weights_over_seeds(method: Method, *, of_clients: bool) -> pd.DataFrame:
     """Average a method's shares of the weights over its seeds, round by round.
 
     Parameters
@@ -53,31 +53,20 @@ def weights_over_seeds(
 
     Returns
     -------
-    tuple[FloatArray, dict[str, FloatArray]]
-        Round numbers, shape (R,), and by name the shares in units of the equal share 1/N; over
-        those seeds in which some of the domain's clients took part, NaN where there is none.
+    pd.DataFrame
+        By round and name the shares in units of the equal share 1/N, over those seeds in which
+        some of the domain's clients took part, NaN where there is none. Rounds without any weight,
+        such as the initial model, are left out.
     """
-
-    def weights(history: History) -> Mapping[str, FloatArray]:
-        return history.client_weights if of_clients else history.domain_weights
-
-    histories = [run.history for run in method.runs.values() if weights(run.history)]
-    if not histories:
-        return np.empty(0), {}
-    rounds = np.unique(np.concatenate([history.rounds for history in histories]))
-    names = dict.fromkeys(name for history in histories for name in weights(history))
-    means = {}
-    for name in names:
-        table = np.full((len(histories), len(rounds)), math.nan)
-        for row, history in enumerate(histories):
-            if name in weights(history):
-                table[row, np.isin(rounds, history.rounds)] = weights(history)[name]
-        known = np.isfinite(table)
-        with np.errstate(invalid="ignore"):
-            means[name] = np.where(known, table, 0.0).sum(axis=0) / known.sum(axis=0)
-    # The initial model has no weights.
-    seen = np.any([np.isfinite(values) for values in means.values()], axis=0)
-    return rounds[seen], {name: values[seen] for name, values in means.items()}
+    prefix = CLIENT_WEIGHT if of_clients else DOMAIN_WEIGHT
+    seeds = [run.history.filter(regex=f"^{re.escape(prefix)}") for run in method.runs.values()]
+    return (
+        pd.concat(seeds)
+        .groupby("round")
+        .mean()
+        .dropna(how="all")
+        .rename(columns=lambda key: key.removeprefix(prefix))
+    )
 
 
 def weights_figure(setting: Setting) -> Figure | None:
@@ -89,12 +78,12 @@ def weights_figure(setting: Setting) -> Figure | None:
     drawn = {
         method.label: found
         for method in setting.methods
-        if len((found := weights_over_seeds(method, of_clients=of_clients))[0])
+        if len(found := weights_over_seeds(method, of_clients=of_clients))
     }
     if not drawn:
         return None
     missing = [method.label for method in setting.methods if method.label not in drawn]
-    names = tuple(dict.fromkeys(name for _, weights in drawn.values() for name in weights))
+    names = tuple(dict.fromkeys(name for weights in drawn.values() for name in weights))
     colors = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)}
     if of_clients:
         colors = _CLIENT_COLORS
@@ -121,9 +110,9 @@ def weights_figure(setting: Setting) -> Figure | None:
         "Aggregation weights over rounds",
         heading,
     )
-    limits = _limits([values for _, weights in drawn.values() for values in weights.values()])
+    limits = _limits([weights.to_numpy() for weights in drawn.values()])
     ticks = MaxNLocator(nbins=4).tick_values(*limits)
-    for place, (label, (rounds, weights)) in enumerate(drawn.items()):
+    for place, (label, weights) in enumerate(drawn.items()):
         row, column = divmod(place, columns)
         axes = add_axes(
             figure,
@@ -135,18 +124,18 @@ def weights_figure(setting: Setting) -> Figure | None:
         axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2)
         for name, values in weights.items():
             axes.plot(
-                rounds,
+                values.index,
                 values,
                 color=colors[name],
                 linestyle=styles[name],
                 linewidth=1.6,
                 marker="o",
-                markevery=_lone_points(values),
+                markevery=_lone_points(values.to_numpy()),
                 markersize=4,
                 clip_on=False,
                 zorder=3,
             )
-        set_round_axis(axes, rounds)
+        set_round_axis(axes, weights.index)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
         axes.set_ylim(*limits)
         axes.set_yticks([tick for tick in ticks if limits[0] <= tick <= limits[1]])
