@@ -16,13 +16,16 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from fedpw_flwr.experiment.comparison.history import history_of
-from fedpw_flwr.experiment.comparison.pictures.curves import band_over_seeds
 from fedpw_flwr.experiment.comparison.pictures.domains import domains_figure
 from fedpw_flwr.experiment.comparison.pictures.draw import draw_setting, write_pictures
 from fedpw_flwr.experiment.comparison.pictures.fairness import fairness_figure
 from fedpw_flwr.experiment.comparison.pictures.looks import give_looks
+from fedpw_flwr.experiment.comparison.pictures.over_rounds import (
+    band_over_seeds,
+    weights_over_seeds,
+)
 from fedpw_flwr.experiment.comparison.pictures.rounds_to_target import rounds_to_target_figure
-from fedpw_flwr.experiment.comparison.pictures.weights import weights_figure, weights_over_seeds
+from fedpw_flwr.experiment.comparison.pictures.weights import weights_figure
 from fedpw_flwr.experiment.comparison.runs import FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Method, Setting
 from fedpw_flwr.experiment.comparison.statistics import Window, default_target, over_seeds
@@ -132,6 +135,7 @@ def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, fl
     for axes in figure.axes:
         texts += [axes.xaxis.label, axes.yaxis.label]
         texts += [child for child in axes.get_children() if isinstance(child, Text)]
+        texts += axes.get_legend().get_texts() if axes.get_legend() else []
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
             texts += [

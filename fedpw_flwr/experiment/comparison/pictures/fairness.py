@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fedpw_flwr.experiment.comparison.figures import Basis
 from fedpw_flwr.experiment.comparison.formats import number, percent
 from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, widest
+from fedpw_flwr.experiment.comparison.pictures.page import new_page, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.comparison.statistics import (
     Window,
@@ -25,7 +25,7 @@ from fedpw_flwr.experiment.panels import INK, LABEL_PITCH, LABEL_SIZE, spread_ou
 
 __all__ = ["fairness_figure"]
 
-LEFT, WIDTH, LEADER, BOTTOM = 0.8, 5.2, 0.55, 0.62  # inches
+WIDTH, LEADER = 5.2, 0.55  # inches
 
 
 def fairness_figure(
@@ -45,27 +45,26 @@ def fairness_figure(
         + (" (near chance)" if near[label] else "")
         for label, mean, std in points.itertuples()
     }
-    height = max(3.6, (len(points) + 1) * LABEL_PITCH / 72)
     seeds = len(runs.loc[list(points.index)]) > len(points)
     whom = "domains" if basis == "domains" else "clients, each on its own test data"
-    figure = new_page(
-        LEFT + WIDTH + LEADER + widest(texts.values()) + 0.15,
-        BOTTOM + height + 0.15,
+    figure, (axes,) = new_page(
         "Accuracy against fairness",
         (
             setting.label,
             f"Over {whom}: {window.label}. Better is right and down."
             + (" Small: one seed. Large: mean over seeds." if seeds else ""),
         ),
+        width=0.9 + WIDTH + LEADER + widest(texts.values()),
+        height=max(3.6, (len(points) + 1) * LABEL_PITCH / 72) + 0.2,
+        labels=(f"mean accuracy over {basis} (%)", f"STD over {basis} (points)"),
     )
-    axes = add_axes(figure, left=LEFT, bottom=BOTTOM, width=WIDTH, height=height)
     axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     for label in points.index:
         _draw_method(axes, looks[label], runs.loc[label], points.loc[label])
     axes.margins(0.08)
     _leave_room(axes)
-    axes.set_xlabel(f"mean accuracy over {basis} (%)")
-    axes.set_ylabel(f"STD over {basis} (points)")
+    # Labels are moved apart by heights that only the layout gives.
+    figure.draw_without_rendering()
     _write_labels(axes, looks, points, texts)
     return figure
 
@@ -98,23 +97,17 @@ def _draw_method(axes: Axes, look: Look, seeds: pd.DataFrame, center: pd.Series)
 
 def _leave_room(axes: Axes) -> None:
     """Widen limits that lie so close together that their ticks would have many digits."""
-    for low, high, set_limits in (
-        (*axes.get_xlim(), axes.set_xlim),
-        (*axes.get_ylim(), axes.set_ylim),
-    ):
-        missing = 1.0 - (high - low)
-        if missing > 0:
-            set_limits(low - missing / 2, high + missing / 2)
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        missing = max(0.0, 1.0 - (high - low))
+        axis.set_view_interval(low - missing / 2, high + missing / 2, ignore=True)
 
 
 def _write_labels(
-    axes: Axes,
-    looks: Mapping[str, Look],
-    points: pd.DataFrame,
-    texts: Mapping[str, str],
+    axes: Axes, looks: Mapping[str, Look], points: pd.DataFrame, texts: Mapping[str, str]
 ) -> None:
     """Name the markers right of the axes, each led to by a thin line, so that no name hides any."""
-    width, height = (size / axes.figure.dpi for size in (axes.bbox.width, axes.bbox.height))
+    height = axes.bbox.height / axes.figure.dpi
     low, high = axes.get_ylim()
     heights = [(std - low) / (high - low) for std in points["std"]]
     left, right = axes.get_xlim()
@@ -123,7 +116,7 @@ def _write_labels(
         look = looks[label]
         start = (mean - left) / (right - left)
         axes.plot(
-            [start, 1.0, 1.0 + 0.15 / width, 1.0 + 0.25 / width],
+            [start, 1.0, 1.0 + 0.15 / WIDTH, 1.0 + 0.25 / WIDTH],
             [own, own, place, place],
             color=look.color,
             linewidth=0.7,
@@ -133,7 +126,7 @@ def _write_labels(
             zorder=2,
         )
         axes.plot(
-            [1.0 + 0.38 / width],
+            [1.0 + 0.38 / WIDTH],
             [place],
             linestyle="",
             marker=look.marker,
@@ -144,7 +137,7 @@ def _write_labels(
             clip_on=False,
         )
         axes.text(
-            1.0 + LEADER / width,
+            1.0 + LEADER / WIDTH,
             float(place),
             texts[label],
             transform=axes.transAxes,

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedpw_flwr.experiment.comparison.formats import number, percent
 from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.page import add_axes, new_page, widest
+from fedpw_flwr.experiment.comparison.pictures.page import name_rows, new_page, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.comparison.statistics import over_seeds, rounds_to_target
 from fedpw_flwr.experiment.comparison.tables import mean_of
@@ -19,7 +19,7 @@ from fedpw_flwr.experiment.panels import FAINT, INK, LABEL_SIZE
 
 __all__ = ["rounds_to_target_figure"]
 
-WIDTH, BOTTOM, ROW = 5.0, 0.62, 0.3  # inches
+WIDTH, ROW = 5.0, 0.3  # inches
 NEVER = 0.9  # inches of the column for seeds that did not get there
 
 
@@ -38,28 +38,26 @@ def rounds_to_target_figure(
         else f"{rounds.count()} of {len(rounds)} seeds"
         for label, rounds in found.items()
     }
-    left = 0.15 + widest(looks[label].label for label in found) + 0.15
+    names = [looks[label].label for label in found]
     height = max(0.5, ROW * len(found) + 0.1)
     many = len(reached) > len(found)
-    figure = new_page(
-        left + WIDTH + NEVER + 0.15 + widest(texts.values()) + 0.15,
-        BOTTOM + height + 0.3,
+    figure, (axes,) = new_page(
         f"Rounds to a mean accuracy of {percent(target)}",
         (
             setting.label,
             f"First round at or above it: {mean_of(setting)}."
             + (" Marker: one seed. Bar: the mean, where all seeds got there." if many else ""),
         ),
+        width=0.6 + widest(names) + WIDTH + NEVER + widest(texts.values()),
+        height=height + 0.4,
+        labels=("round", ""),
     )
-    axes = add_axes(figure, left=left, bottom=BOTTOM, width=WIDTH + NEVER, height=height)
+    name_rows(axes, names)
     last = setting.rounds
     # In data units, so that the seeds that never got there stand in a column of their own.
     column = max(last, 1) * NEVER / WIDTH
     axes.set_xlim(0, max(last, 1) + column)
-    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.axvspan(max(last, 1), max(last, 1) + column, color="#F1F1F1", linewidth=0, zorder=0)
-    axes.grid(visible=False)
-    axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
     for row, (label, rounds) in enumerate(found.items()):
         look = looks[label]
         if math.isfinite(mean[label]):
@@ -87,13 +85,8 @@ def rounds_to_target_figure(
             fontsize=LABEL_SIZE,
             color=INK,
         )
-    axes.set_yticks(range(len(found)), [looks[label].label for label in found])
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
-    axes.tick_params(axis="y", length=0)
     ticks = MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]).tick_values(0, last)
     axes.set_xticks([tick for tick in ticks if 0 <= tick <= last])
-    axes.set_xlabel("round")
     axes.text(
         max(last, 1) + column / 2,
         1.0 + 0.06 / height,
