@@ -30,7 +30,7 @@ from pathlib import Path
 from PIL import Image
 
 from fedpw_flwr.experiment.comparison.command import compare
-from fedpw_flwr.experiment.comparison.earlier_pictures import pictures_of_page, remove_pictures
+from fedpw_flwr.experiment.comparison.earlier_plots import plots_of_page, remove_plots
 from fedpw_flwr.experiment.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
 from fedpw_flwr.experiment.run_folder import FAILURE_FILE, SUMMARY_FILE, RunFolder, atomic_file
 
@@ -325,12 +325,12 @@ def leave_shown(comparison: Path) -> None:
 
     The others are ten times as large, and `fedpw-compare` draws them again.
     """
-    drawn = pictures_of_page(comparison)
+    drawn = plots_of_page(comparison)
     text = comparison.read_text(encoding="utf-8")
     text = re.sub(rf"!\[.*\]\((?!.*{SHOWN}\)).*\)\n\n\*.*\*\n\n", "", text)
     comparison.write_text(text, encoding="utf-8")
-    shown = pictures_of_page(comparison)
-    remove_pictures(drawn - shown, comparison.parent)
+    shown = plots_of_page(comparison)
+    remove_plots(drawn - shown, comparison.parent)
     for picture in shown:
         with atomic_file(picture) as partial, Image.open(picture) as image:
             small = image.convert("RGB").quantize(dither=Image.Dither.NONE)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fedpw_flwr.experiment.comparison.command import compare
-from fedpw_flwr.experiment.comparison.earlier_pictures import pictures_of_page
+from fedpw_flwr.experiment.comparison.earlier_plots import plots_of_page
 from fedpw_flwr.experiment.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
 from fedpw_flwr.experiment.run_folder import FAILURE_FILE, RunFolder
 
@@ -81,7 +81,7 @@ def test_what_lies_there_is_linked_from_the_page_or_makes_it(published: ModuleTy
 def test_every_picture_of_a_comparison_is_there() -> None:
     for table in COMPARISONS:
         page = table.with_name("comparison.md")
-        pictures = pictures_of_page(page)
+        pictures = plots_of_page(page)
         assert pictures == set(page.parent.glob("*.png"))
         assert pictures
 

@@ -1,4 +1,4 @@
-"""`fedpw-compare` writes tables and pictures of all runs it finds, and names all it leaves out."""
+"""`fedpw-compare` writes tables and plots of all runs it finds, and names all it leaves out."""
 
 from __future__ import annotations
 
@@ -344,14 +344,14 @@ def test_runs_on_different_pictures_have_tables_of_their_own(tmp_path: Path) -> 
     write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
     text = compare([tmp_path]).read_text(encoding="utf-8")
     assert re.findall(r"^## .*data=(\w+)$", text, flags=re.MULTILINE) == ["1a2b3c4d", "9f8e7d6c"]
-    assert "recorded which pictures" not in text
+    assert "recorded which images" not in text
 
 
 def test_runs_that_did_not_record_their_pictures_are_pointed_out(tmp_path: Path) -> None:
     write_run(tmp_path / "older", "fedpw")
     write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
     text = compare([tmp_path]).read_text(encoding="utf-8")
-    assert "**Not all runs recorded which pictures they stood on**: 1 of 2 runs did not" in text
+    assert "**Not all runs recorded which images they stood on**: 1 of 2 runs did not" in text
 
 
 def test_runs_of_more_than_one_state_of_the_package_are_pointed_out(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
         folder.write_config(OmegaConf.to_yaml(configuration))
     page = compare([tmp_path])
     text = page.read_text(encoding="utf-8")
-    assert "Local training: 5 epochs, batches of 64. Each client trains on 50 pictures." in text
+    assert "Local training: 5 epochs, batches of 64. Each client trains on 50 images." in text
     assert "Chance: 10.0 % (10 classes)." in text
     assert "**Near chance**, a mean accuracy of at most 15.0 %: collapsed. " in text
     assert "| collapsed (near chance) | 1 | 22.00 | 2.00 | 12.00 |" in text

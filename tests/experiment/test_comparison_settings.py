@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedpw_flwr.experiment.comparison.history import history_of
-from fedpw_flwr.experiment.comparison.labels import held_pictures, local_training
+from fedpw_flwr.experiment.comparison.labels import held_images, local_training
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Setting, group_runs
 from fedpw_flwr.experiment.holdings import ClientHolding, Holdings
@@ -68,7 +68,7 @@ def run(
 
 
 def held(*clients: tuple[int, int]) -> Holdings:
-    """Clients with so many pictures to train and to test on, of two classes."""
+    """Clients with so many images to train and to test on, of two classes."""
     return Holdings([ClientHolding("a", [train - 1, 1], [0, test]) for train, test in clients])
 
 
@@ -235,13 +235,13 @@ def test_local_training_is_told_in_words_and_what_has_none_by_key() -> None:
     assert local_training(run()) == ""
 
 
-def test_the_pictures_that_clients_hold_are_told_over_all_runs() -> None:
+def test_the_images_that_clients_hold_are_told_over_all_runs() -> None:
     first, second = run(holdings=held((10, 2), (30, 5))), run(holdings=held((8, 2), (30, 3)))
-    assert held_pictures([first, second, run()]) == (
-        "Each client trains on 8 to 30 pictures, and keeps 2 to 5 for testing."
+    assert held_images([first, second, run()]) == (
+        "Each client trains on 8 to 30 images, and keeps 2 to 5 for testing."
     )
-    assert held_pictures([run(holdings=held((7, 0)))]) == "Each client trains on 7 pictures."
-    assert held_pictures([run()]) == ""
+    assert held_images([run(holdings=held((7, 0)))]) == "Each client trains on 7 images."
+    assert held_images([run()]) == ""
 
 
 def test_the_number_of_classes_is_the_configuration_s_or_the_partition_s() -> None:

@@ -1,10 +1,10 @@
-"""The command `fedpw-compare`: any set of finished runs as tables and pictures.
+"""The command `fedpw-compare`: any set of finished runs as tables and plots.
 
     fedpw-compare outputs multirun --against fedavg --target 80
     fedpw-compare results/runs.tar.xz --only 'cifar10_*'
 
 Finds all runs in and below the folders, or in tar files of such folders, puts those of one setting
-together, and writes ``comparison.md``, ``comparison.csv``, ``differences.csv`` and pictures. Runs
+together, and writes ``comparison.md``, ``comparison.csv``, ``differences.csv`` and plots. Runs
 that did not finish are listed by name.
 """
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from fedpw_flwr.experiment.comparison.compared import ComparedSetting
 from fedpw_flwr.experiment.comparison.csv_files import write_comparison_csv, write_differences_csv
-from fedpw_flwr.experiment.comparison.earlier_pictures import pictures_of_page, remove_pictures
+from fedpw_flwr.experiment.comparison.earlier_plots import plots_of_page, remove_plots
 from fedpw_flwr.experiment.comparison.formats import UNKNOWN, percent
 from fedpw_flwr.experiment.comparison.markdown import write_markdown
 from fedpw_flwr.experiment.comparison.runs import ComparisonError, LeftOutRun, find_runs
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedpw-compare",
-        description="Compare finished runs: Markdown and CSV tables, and pictures.",
+        description="Compare finished runs: Markdown and CSV tables, and plots.",
     )
     parser.add_argument(
         "paths",
@@ -161,7 +161,7 @@ def compare(
         Patterns as a shell has them; a run is compared if its folder's name is like one of them.
         None: all are.
     output : Path | None (default: None)
-        Where to write; None: ``comparison/`` in the paths' common parent. Pictures there that an
+        Where to write; None: ``comparison/`` in the paths' common parent. Plots there that an
         earlier ``comparison.md`` shows and the new one does not are removed.
     against : str | None (default: None)
         Label or strategy of the method that the others are compared with; None: fedavg, or the
@@ -206,8 +206,8 @@ def compare(
         )
 
     # Matplotlib and SciPy take a second to import, which a mistyped path should not cost.
-    from fedpw_flwr.experiment.comparison.pictures.draw import write_pictures
-    from fedpw_flwr.experiment.comparison.pictures.looks import give_looks
+    from fedpw_flwr.experiment.comparison.plots.draw import write_plots
+    from fedpw_flwr.experiment.comparison.plots.looks import give_looks
 
     output = (output or _common_parent(paths) / FOLDER).resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -215,23 +215,23 @@ def compare(
     page, *tables = (
         output / name for name in ("comparison.md", "comparison.csv", "differences.csv")
     )
-    earlier = pictures_of_page(page)
+    earlier = plots_of_page(page)
     compared = []
     for setting in settings:
         folder = output / setting.slug if len(settings) > 1 else output
         windows, reference = windows_of(setting, last), references[setting.label]
         wanted, note = _target(target, setting, reference, windows[-1])
-        pictures = write_pictures(folder, setting, looks, windows[-1], wanted)
-        compared.append(ComparedSetting(setting, windows, reference, wanted, note, pictures))
+        plots = write_plots(folder, setting, looks, windows[-1], wanted)
+        compared.append(ComparedSetting(setting, windows, reference, wanted, note, plots))
     write_markdown(page, compared, left_out)
     write_comparison_csv(tables[0], compared)
     write_differences_csv(tables[1], compared)
-    remove_pictures(earlier.difference(*(each.pictures for each in compared)), output)
+    remove_plots(earlier.difference(*(each.plots for each in compared)), output)
     for each in compared:
         _print_setting(console, each)
     _print_left_out(console, left_out)
-    drawn = sum(len(each.pictures) for each in compared)
-    lines = [f"Tables and {drawn} pictures: {page}", *map(str, tables)]
+    drawn = sum(len(each.plots) for each in compared)
+    lines = [f"Tables and {drawn} plots: {page}", *map(str, tables)]
     if tensorboard is not None:
         events = write_events(tensorboard, settings)
         lines.append(f"TensorBoard events of {len(events)} runs: {tensorboard}")

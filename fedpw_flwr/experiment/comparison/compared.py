@@ -28,8 +28,8 @@ class ComparedSetting:
         Mean accuracy in percent that methods race to; NaN where there is none.
     target_note : str
         Where the target comes from.
-    pictures : Mapping[Path, str]
-        Captions by the pictures' files.
+    plots : Mapping[Path, str]
+        Captions by the plots' files.
     """
 
     setting: Setting
@@ -37,4 +37,4 @@ class ComparedSetting:
     reference: Method | None
     target: float
     target_note: str
-    pictures: Mapping[Path, str]
+    plots: Mapping[Path, str]

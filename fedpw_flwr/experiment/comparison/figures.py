@@ -1,7 +1,7 @@
 """The figures that papers on fair federated learning report, and what they are called.
 
 Two kinds of test judge the global model: every *domain's* test set (a domain is a source of data,
-such as SVHN), and every *client's* own test pictures. In files a figure is known by a key such as
+such as SVHN), and every *client's* own test images. In files a figure is known by a key such as
 ``accuracy.mnist``, ``domains.std`` or ``clients.worst_10``.
 """
 

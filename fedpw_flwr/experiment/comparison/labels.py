@@ -12,7 +12,7 @@ from typing import Any
 from fedpw_flwr.experiment.comparison.configured import group_of, train_share, written
 from fedpw_flwr.experiment.comparison.runs import FinishedRun
 
-__all__ = ["counted", "held_pictures", "local_training", "setting_label"]
+__all__ = ["counted", "held_images", "local_training", "setting_label"]
 
 _MOST_DOMAINS = 6
 
@@ -23,7 +23,7 @@ _TRAINING: Mapping[str, Callable[[Any], str]] = {
     "momentum": lambda value: f"momentum {written(value)}",
     "weight_decay": lambda value: f"weight decay {written(value)}",
     "crop_padding": lambda value: f"crops padded by {counted(value, 'pixel')}" if value else "",
-    "horizontal_flip": lambda value: "half of the pictures mirrored" if value else "",
+    "horizontal_flip": lambda value: "half of the images mirrored" if value else "",
     "precision": lambda value: "" if value == "float32" else str(value),
     # Compiled or not, the steps are the same.
     "compile": lambda _: "",
@@ -47,7 +47,7 @@ def setting_label(run: FinishedRun) -> str:
 
 
 def local_training(run: FinishedRun) -> str:
-    """Say how clients train; empty where the configuration does not."""
+    """Return how clients train, in words; empty where the configuration does not."""
     client = group_of(run, "client")
     known = [_TRAINING[key](client[key]) for key in _TRAINING if client.get(key) is not None]
     others = [f"{key}={written(value)}" for key, value in client.items() if key not in _TRAINING]
@@ -57,8 +57,8 @@ def local_training(run: FinishedRun) -> str:
     return f"Local training: {said}.{network}" if said else network.strip()
 
 
-def held_pictures(runs: Sequence[FinishedRun]) -> str:
-    """Say how many pictures clients hold, over all runs; empty where no run recorded it."""
+def held_images(runs: Sequence[FinishedRun]) -> str:
+    """Return how many images clients hold, in words; empty where no run recorded it."""
     clients = [
         client for run in runs if run.holdings is not None for client in run.holdings.clients
     ]
@@ -67,7 +67,7 @@ def held_pictures(runs: Sequence[FinishedRun]) -> str:
     trains = _between([sum(client.train) for client in clients])
     tests = [sum(client.test) for client in clients]
     keeps = f", and keeps {_between(tests)} for testing" if any(tests) else ""
-    return f"Each client trains on {trains} pictures{keeps}."
+    return f"Each client trains on {trains} images{keeps}."
 
 
 def counted(number: Any, thing: str) -> str:
@@ -88,6 +88,7 @@ def _dataset(run: FinishedRun) -> str:
     kind = str(dataset.get("_target_", "")).rpartition(".")[2]
     archives = kind == "archives" or dataset.get("archives_folder") is not None
     most = dataset.get("max_test_per_domain")
+    # Labels are in published tables, so this one keeps its word for an image.
     limit = "" if most is None else f"at most {counted(most, 'test picture')}"
     if limit and len(domains) > 1:
         limit += " a domain"

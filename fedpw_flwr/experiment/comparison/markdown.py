@@ -1,4 +1,4 @@
-"""``comparison.md``: the whole comparison as a page, with links to its pictures."""
+"""``comparison.md``: the whole comparison as a page, with links to its plots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 from fedpw_flwr.experiment.comparison.compared import ComparedSetting
 from fedpw_flwr.experiment.comparison.csv_files import COLUMN_NOTES
 from fedpw_flwr.experiment.comparison.formats import percent
-from fedpw_flwr.experiment.comparison.labels import counted, held_pictures, local_training
+from fedpw_flwr.experiment.comparison.labels import counted, held_images, local_training
 from fedpw_flwr.experiment.comparison.runs import LeftOutRun
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.comparison.statistics import (
@@ -107,8 +107,8 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
         yield f"### Rounds to a mean accuracy of {percent(each.target, 2)}"
         yield f"{each.target_note} The first round at or above it: {mean_of(setting)}."
         yield _table(target_table(setting, each.target))
-    for picture, caption in each.pictures.items():
-        yield f"![{_plain(caption)}]({quote(_relative(picture, folder))})"
+    for plot, caption in each.plots.items():
+        yield f"![{_plain(caption)}]({quote(_relative(plot, folder))})"
         yield f"*{_plain(caption)}*"
 
 
@@ -124,9 +124,9 @@ def _differences(each: ComparedSetting) -> Iterator[str]:
 
 
 def _experiment(each: ComparedSetting) -> Iterator[str]:
-    """Say what the label leaves out."""
+    """Write what the label leaves out."""
     setting = each.setting
-    parts = (local_training(setting.runs[0]), held_pictures(setting.runs))
+    parts = (local_training(setting.runs[0]), held_images(setting.runs))
     if any(parts):
         yield _plain(" ".join(part for part in parts if part))
     chance = chance_accuracy(setting)
@@ -144,7 +144,7 @@ def _experiment(each: ComparedSetting) -> Iterator[str]:
 
 
 def _circumstances(setting: Setting) -> Iterator[str]:
-    """Say what could make the methods' figures differ beside the methods."""
+    """Write what could make the methods' figures differ beside the methods."""
     seeds = {method.label: tuple(method.runs) for method in setting.methods}
     if len(set(seeds.values())) == 1:
         yield f"Seeds: {_listed(next(iter(seeds.values())))}."
@@ -165,7 +165,7 @@ def _circumstances(setting: Setting) -> Iterator[str]:
     unknown = sum(run.summary.data_digest is None for run in setting.runs)
     if 0 < unknown < len(setting.runs):
         yield (
-            f"**Not all runs recorded which pictures they stood on**: {unknown} of "
+            f"**Not all runs recorded which images they stood on**: {unknown} of "
             f"{counted(len(setting.runs), 'run')} did not, and may stand on others."
         )
     states = Counter(run.summary.package or "not recorded" for run in setting.runs)

@@ -3,7 +3,7 @@
 Runs belong to one *setting* if their configurations are the same apart from ``seed``, ``runtime``,
 ``resume``, where the data lie, and ``strategy``: same data, partition, model, local training and
 rounds. How many clients a round trains is configured with the strategy, and is of the setting too.
-So are the pictures themselves: files may change under a configuration that stays the same.
+So are the images themselves: files may change under a configuration that stays the same.
 Within a setting a *method* is a strategy's name; where runs of one name differ in their strategy's
 keys (a sweep over beta), every value is a method of its own.
 """
@@ -136,7 +136,7 @@ class Setting:
 
     @property
     def client_figures(self) -> tuple[Figure, ...]:
-        """Figures over the clients' own test pictures; none where no method has them."""
+        """Figures over the clients' own test images; none where no method has them."""
         return CLIENT_FIGURES if "clients" in self.bases else ()
 
     def reference(self, wanted: str | None) -> Method | None:
@@ -209,7 +209,7 @@ def _setting_key(run: FinishedRun) -> str:
 
 
 def _by_data(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
-    """Part runs on different pictures; those that did not record theirs may be on the only ones."""
+    """Part runs on different images; those that did not record theirs may be on the only ones."""
     by_digest: dict[str | None, list[FinishedRun]] = {}
     for run in runs:
         by_digest.setdefault(run.summary.data_digest, []).append(run)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from fedpw_flwr.experiment.comparison.figures import accuracy_of
 from fedpw_flwr.experiment.comparison.formats import number
-from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.page import (
+from fedpw_flwr.experiment.comparison.plots.looks import Look
+from fedpw_flwr.experiment.comparison.plots.page import (
     name_panel,
     name_rows,
     new_page,

@@ -1,6 +1,6 @@
-"""How methods look: each has its colour, marker and line style in every picture of a comparison.
+"""How methods look: each has its colour, marker and line style in every plot of a comparison.
 
-The colours are those of the pictures of single runs (Okabe-Ito), and dark grey. From the eighth
+The colours are those of the plots of single runs (Okabe-Ito), and dark grey. From the eighth
 method on they repeat with another line style. The numbers of colours and of markers have no common
 factor, so that no two of the first 91 methods have both in common.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedpw_flwr.experiment.comparison.pictures.page import shortened
+from fedpw_flwr.experiment.comparison.plots.page import shortened
 from fedpw_flwr.experiment.panels import INK, PALETTE, LineStyle
 
 __all__ = ["Look", "give_looks"]

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedpw_flwr.experiment.comparison.pictures.over_rounds import weights_over_seeds
-from fedpw_flwr.experiment.comparison.pictures.page import (
+from fedpw_flwr.experiment.comparison.plots.over_rounds import weights_over_seeds
+from fedpw_flwr.experiment.comparison.plots.page import (
     fitted,
     name_panel,
     new_page,

@@ -1,4 +1,4 @@
-"""The pictures of a comparison are complete and legible for every shape that one can have."""
+"""The plots of a comparison are complete and legible for every shape that one can have."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from fedpw_flwr.experiment.comparison.history import history_of
-from fedpw_flwr.experiment.comparison.pictures.domains import domains_figure
-from fedpw_flwr.experiment.comparison.pictures.draw import draw_setting, write_pictures
-from fedpw_flwr.experiment.comparison.pictures.fairness import fairness_figure
-from fedpw_flwr.experiment.comparison.pictures.looks import give_looks
-from fedpw_flwr.experiment.comparison.pictures.over_rounds import (
+from fedpw_flwr.experiment.comparison.plots.domains import domains_figure
+from fedpw_flwr.experiment.comparison.plots.draw import draw_setting, write_plots
+from fedpw_flwr.experiment.comparison.plots.fairness import fairness_figure
+from fedpw_flwr.experiment.comparison.plots.looks import give_looks
+from fedpw_flwr.experiment.comparison.plots.over_rounds import (
     band_over_seeds,
     weights_over_seeds,
 )
-from fedpw_flwr.experiment.comparison.pictures.rounds_to_target import rounds_to_target_figure
-from fedpw_flwr.experiment.comparison.pictures.weights import weights_figure
+from fedpw_flwr.experiment.comparison.plots.rounds_to_target import rounds_to_target_figure
+from fedpw_flwr.experiment.comparison.plots.weights import weights_figure
 from fedpw_flwr.experiment.comparison.runs import FinishedRun
 from fedpw_flwr.experiment.comparison.settings import Method, Setting
 from fedpw_flwr.experiment.comparison.statistics import Window, default_target, over_seeds
@@ -120,10 +120,10 @@ SHAPES = {
 
 def drawn(setting: Setting) -> dict[str, Figure]:
     looks = give_looks([method.label for method in setting.methods])
-    pictures = draw_setting(
+    plots = draw_setting(
         setting, looks, WINDOW, default_target(setting, setting.reference(None), WINDOW)[0]
     )
-    return {name: figure for name, (figure, _) in pictures.items()}
+    return {name: figure for name, (figure, _) in plots.items()}
 
 
 def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
@@ -179,7 +179,7 @@ def test_no_text_overlaps_or_leaves_the_picture(setting: Setting) -> None:
         ("one method, one domain, one round, one seed", {"curves"}),
     ],
 )
-def test_each_setting_has_the_pictures_it_has_figures_for(shape: str, names: set[str]) -> None:
+def test_each_setting_has_the_plots_it_has_figures_for(shape: str, names: set[str]) -> None:
     always = {"rounds_to_target.png", "weights.png"}
     assert drawn(SHAPES[shape]).keys() == always | {f"{name}.png" for name in names}
 
@@ -310,10 +310,10 @@ def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
         assert marked
 
 
-def test_pictures_are_written_whole(tmp_path: Path) -> None:
+def test_plots_are_written_whole(tmp_path: Path) -> None:
     setting = synthetic_setting()
     looks = give_looks([method.label for method in setting.methods])
-    captions = write_pictures(tmp_path / "new", setting, looks, WINDOW, 70.0)
+    captions = write_plots(tmp_path / "new", setting, looks, WINDOW, 70.0)
     assert {path.name for path in captions} == {path.name for path in (tmp_path / "new").iterdir()}
     for path, caption in captions.items():
         assert imread(path).std() > 0.05

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedpw_flwr.experiment.comparison.formats import number
-from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.over_rounds import accuracy_limits, said_of_seeds
-from fedpw_flwr.experiment.comparison.pictures.page import (
+from fedpw_flwr.experiment.comparison.plots.looks import Look
+from fedpw_flwr.experiment.comparison.plots.over_rounds import accuracy_limits, said_of_seeds
+from fedpw_flwr.experiment.comparison.plots.page import (
     fitted,
     name_panel,
     new_page,

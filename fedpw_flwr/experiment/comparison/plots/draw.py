@@ -1,4 +1,4 @@
-"""Which pictures a setting has, their files and captions."""
+"""Which plots a setting has, their files and captions."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fedpw_flwr.experiment.comparison.formats import percent
-from fedpw_flwr.experiment.comparison.pictures.curves import curves_figure
-from fedpw_flwr.experiment.comparison.pictures.domains import domains_figure
-from fedpw_flwr.experiment.comparison.pictures.fairness import fairness_figure
-from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.rounds_to_target import rounds_to_target_figure
-from fedpw_flwr.experiment.comparison.pictures.weights import weights_figure
+from fedpw_flwr.experiment.comparison.plots.curves import curves_figure
+from fedpw_flwr.experiment.comparison.plots.domains import domains_figure
+from fedpw_flwr.experiment.comparison.plots.fairness import fairness_figure
+from fedpw_flwr.experiment.comparison.plots.looks import Look
+from fedpw_flwr.experiment.comparison.plots.rounds_to_target import rounds_to_target_figure
+from fedpw_flwr.experiment.comparison.plots.weights import weights_figure
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.comparison.statistics import Window
 from fedpw_flwr.experiment.run_folder import atomic_file
 
-__all__ = ["draw_setting", "write_pictures"]
+__all__ = ["draw_setting", "write_plots"]
 
 DPI = 150
 
@@ -26,7 +26,7 @@ DPI = 150
 def draw_setting(
     setting: Setting, looks: Mapping[str, Look], window: Window, target: float
 ) -> dict[str, tuple[Figure, str]]:
-    """Draw all pictures that a setting's runs have the figures for.
+    """Draw all plots that a setting's runs have the figures for.
 
     Parameters
     ----------
@@ -35,15 +35,15 @@ def draw_setting(
     looks : Mapping[str, Look]
         By the methods' labels.
     window : Window
-        Which rounds the pictures of final accuracies are about.
+        Which rounds the plots of final accuracies are about.
     target : float
-        Mean accuracy to be reached, in percent; NaN: no picture of it.
+        Mean accuracy to be reached, in percent; NaN: no plot of it.
 
     Returns
     -------
     dict[str, tuple[Figure, str]]
         Figure and caption by file name. Where accuracies are known over clients and over several
-        domains, the pictures over domains have names of their own (``fairness_domains.png``).
+        domains, the plots over domains have names of their own (``fairness_domains.png``).
     """
     figures: dict[str, tuple[Figure | None, str]] = {}
     for place, basis in enumerate(setting.bases):
@@ -80,10 +80,10 @@ def draw_setting(
     }
 
 
-def write_pictures(
+def write_plots(
     folder: Path, setting: Setting, looks: Mapping[str, Look], window: Window, target: float
 ) -> dict[Path, str]:
-    """Draw a setting's pictures as PNG files and return their captions by path."""
+    """Draw a setting's plots as PNG files and return their captions by path."""
     folder.mkdir(parents=True, exist_ok=True)
     captions = {}
     for name, (figure, caption) in draw_setting(setting, looks, window, target).items():

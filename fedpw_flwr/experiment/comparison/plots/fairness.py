@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from fedpw_flwr.experiment.comparison.figures import Basis
 from fedpw_flwr.experiment.comparison.formats import number, percent
-from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.page import new_page, widest
+from fedpw_flwr.experiment.comparison.plots.looks import Look
+from fedpw_flwr.experiment.comparison.plots.page import new_page, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.comparison.statistics import (
     Window,

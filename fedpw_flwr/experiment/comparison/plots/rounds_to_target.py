@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedpw_flwr.experiment.comparison.formats import number, percent
-from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.page import name_rows, new_page, widest
+from fedpw_flwr.experiment.comparison.plots.looks import Look
+from fedpw_flwr.experiment.comparison.plots.page import name_rows, new_page, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.comparison.statistics import over_seeds, rounds_to_target
 from fedpw_flwr.experiment.comparison.tables import mean_of

@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedpw_flwr.experiment.comparison.figures import Basis
-from fedpw_flwr.experiment.comparison.pictures.looks import Look
-from fedpw_flwr.experiment.comparison.pictures.method_panels import method_panels_figure
-from fedpw_flwr.experiment.comparison.pictures.over_rounds import (
+from fedpw_flwr.experiment.comparison.plots.looks import Look
+from fedpw_flwr.experiment.comparison.plots.method_panels import method_panels_figure
+from fedpw_flwr.experiment.comparison.plots.over_rounds import (
     accuracy_limits,
     band_over_seeds,
     said_of_seeds,
 )
-from fedpw_flwr.experiment.comparison.pictures.page import name_panel, new_page, widest
+from fedpw_flwr.experiment.comparison.plots.page import name_panel, new_page, widest
 from fedpw_flwr.experiment.comparison.settings import Setting
 from fedpw_flwr.experiment.panels import (
     LEADER,

@@ -1,1 +1,0 @@
-"""The pictures of a comparison, a file each; all are made of the panels of `experiment.panels`."""

@@ -1,0 +1,1 @@
+"""The plots of a comparison, a file each; all are made of the panels of `experiment.panels`."""
