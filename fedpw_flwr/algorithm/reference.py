@@ -24,7 +24,6 @@ from fedpw_flwr.algorithm.adjustment import (
     mask_smallest_,
     unit_normalise_,
 )
-from fedpw_flwr.algorithm.client_step import is_adjustable
 from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, discarded_magnitude, sent_scale
 from fedpw_flwr.algorithm.direction import add_tensor_directions
 from fedpw_flwr.algorithm.engine import Measured
@@ -87,20 +86,60 @@ class Reference:
         trained = LazyTensors(cohort.results, name)
         if kind is TensorKind.INTEGER:
             return _weighted_integers(tensor, trained, weights), None
+        trainable, counts = kind is TensorKind.TRAINABLE, cohort.masked_counts(tensor)
         start = tensor.reshape(-1).to(self._device, working_dtype(tensor.dtype))
+        agreement = _Agreement(start) if cohort.is_scored(tensor, trainable=trainable) else None
+
+        # Mask each Δ_k, and aggregate g = Σ λ_k Δ̃_k.
+        change, update = torch.zeros_like(start), torch.empty_like(start)
+        scratch = torch.empty_like(start) if any(counts) else update
+        masked = start.new_zeros(())
+        for client, weight, count in zip(trained, weights, counts, strict=True):
+            torch.sub(start, client.reshape(-1).to(start.device, start.dtype), out=update)
+            masked = masked + mask_smallest_(update, count, scratch)
+            change.add_(update, alpha=weight)
+            if agreement is not None:
+                agreement.add_(update)
+
+        # Find out where the clients agree, and amplify g there, if it is the server that does.
         measured = None
-        consensus_rate = cohort.avg_drop_rate if kind is TensorKind.TRAINABLE else None
-        adjusted = consensus_rate is not None and is_adjustable(tensor)
-        if cohort.rates is None or (cohort.sent is not None and not adjusted):
-            change = _average(start, trained, weights)
-        elif cohort.sent is None:
-            change, measured = _average_adjusted(
-                start, trained, weights, cohort.rates, consensus_rate
-            )
-        else:
-            change, measured = _average_and_measure(name, start, trained, weights, cohort)
+        if agreement is not None and cohort.sent is not None:
+            measured = Measured(*self._next_consensus(name, agreement, change))
+        elif agreement is not None:
+            factor, members = self._consensus(agreement, change, masked / len(trained))
+            measured = Measured(factor, members)
+            amplify_(change, members, factor)
+        elif trainable and cohort.rates is not None and cohort.sent is None:
+            measured = Measured(start.new_ones(()))
         moved = torch.sub(start, change, out=change)
         return saturated(moved, tensor.dtype).reshape(tensor.shape).cpu(), measured
+
+    def _consensus(
+        self, agreement: _Agreement, change: Tensor, discarded: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Find f and C; m is `discarded`, 0-d."""
+        size = entry_count(change.numel(), self._cohort.avg_drop_rate)
+        members = agreement.consensus_set(size)
+        return amplification_factor(change, members, size, discarded), members
+
+    def _next_consensus(
+        self, name: str, agreement: _Agreement, change: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Find f and C of the next round, from updates that were rescaled with those of this one.
+
+        For f alone the factor that the clients multiplied by is divided out of g, else f would feed
+        on itself.
+        """
+        scale = sent_scale(self._cohort.sent, name, change)
+        unscaled = change if scale is None else torch.div(change, scale)
+        norms = torch.stack(agreement.norms).tolist()
+        # Asked for last: an update that the server adjusted has its m_k only now.
+        discarded = [
+            discarded_magnitude(result, name, norm, change.numel())
+            for result, norm in zip(self._cohort.results, norms, strict=True)
+        ]
+        mean_discarded = change.new_tensor(sum(discarded) / len(discarded))
+        return self._consensus(agreement, unscaled, mean_discarded)
 
 
 class LazyTensors(Sequence[Tensor]):
@@ -117,104 +156,25 @@ class LazyTensors(Sequence[Tensor]):
         return len(self._results)
 
 
-def _average(start: Tensor, trained: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Aggregate g = Σ λ_k Δ_k of one tensor."""
-    change = torch.zeros_like(start)
-    update = torch.empty_like(start)
-    for tensor, weight in zip(trained, weights, strict=True):
-        change.add_(_update_into(update, start, tensor), alpha=weight)
-    return change
-
-
-def _average_adjusted(
-    start: Tensor,
-    trained: Sequence[Tensor],
-    weights: Sequence[float],
-    rates: Sequence[float],
-    consensus_rate: float | None,
-) -> tuple[Tensor, Measured | None]:
-    """Mask each Δ_k, aggregate g = Σ λ_k Δ̃_k, and amplify g where the clients agree.
-
-    `consensus_rate` is r̄, or None for a tensor without consensus (a buffer). Returns g and f.
-    """
-    entries = start.numel()
-    counts = [entry_count(entries, rate) for rate in rates]
-    agreement = _Agreement(start) if consensus_rate is not None and all(counts) else None
-
-    change = torch.zeros_like(start)
-    update, scratch = torch.empty_like(start), torch.empty_like(start)
-    discarded = start.new_zeros(())
-    for tensor, weight, count in zip(trained, weights, counts, strict=True):
-        _update_into(update, start, tensor)
-        discarded = discarded + mask_smallest_(update, count, scratch)
-        change.add_(update, alpha=weight)
-        if agreement is not None:
-            agreement.add_(update)
-
-    if consensus_rate is None:
-        return change, None
-    if agreement is None:
-        return change, Measured(start.new_ones(()))
-    size = entry_count(entries, consensus_rate)
-    members = agreement.consensus_set(size)
-    factor = amplification_factor(change, members, size, discarded / len(trained))
-    return amplify_(change, members, factor), Measured(factor, members)
-
-
-def _average_and_measure(
-    name: str, start: Tensor, trained: Sequence[Tensor], weights: Sequence[float], cohort: Cohort
-) -> tuple[Tensor, Measured | None]:
-    """Aggregate g = Σ λ_k Δ̃_k of updates that are adjusted, and measure the next C and f.
-
-    For f alone the factor that the clients multiplied by is divided out of g, else f would feed on
-    itself. Returns g, and C with f where every client masked an entry.
-    """
-    if not cohort.is_scored(start, trainable=True):
-        return _average(start, trained, weights), None
-    agreement = _Agreement(start)
-    change = torch.zeros_like(start)
-    update = torch.empty_like(start)
-    norms = []
-    for tensor, weight in zip(trained, weights, strict=True):
-        change.add_(_update_into(update, start, tensor), alpha=weight)
-        norms.append(agreement.add_(update))
-    size = entry_count(start.numel(), cohort.avg_drop_rate)
-    members = agreement.consensus_set(size)
-    scale = sent_scale(cohort.sent, name, start)
-    unscaled = change if scale is None else torch.div(change, scale, out=update)
-    # Asked for last: an update that the server adjusted has its m_k only now.
-    discarded = [
-        discarded_magnitude(result, name, norm, start.numel())
-        for result, norm in zip(cohort.results, torch.stack(norms).tolist(), strict=True)
-    ]
-    mean_discarded = start.new_tensor(sum(discarded) / len(discarded))
-    factor = amplification_factor(unscaled, members, size, mean_discarded)
-    return change, Measured(factor, members)
-
-
 class _Agreement:
     """Running sums over the clients of the unit-normalised updates x_k of one tensor."""
 
     def __init__(self, like: Tensor) -> None:
         self._total = torch.zeros_like(like)
         self._squares = torch.zeros_like(like)
+        self.norms: list[Tensor] = []
 
-    def add_(self, update: Tensor) -> Tensor:
-        """Add x_k = Δ̃_k / ‖Δ̃_k‖ and return the norm, 0-d; `update` is overwritten."""
+    def add_(self, update: Tensor) -> None:
+        """Add x_k = Δ̃_k / ‖Δ̃_k‖, and keep the norm, 0-d; `update` is overwritten."""
         norm: Tensor = torch.linalg.vector_norm(update)
+        self.norms.append(norm)
         unit_normalise_(update, norm)
         self._total.add_(update)
         self._squares.addcmul_(update, update)
-        return norm
 
     def consensus_set(self, size: int) -> Tensor:
         """Return membership of C, bool; the sums are overwritten."""
         return consensus_set(consensus_score_(self._total, self._squares), size)
-
-
-def _update_into(update: Tensor, start: Tensor, trained: Tensor) -> Tensor:
-    """Write Δ_k = w − w_k into `update`."""
-    return torch.sub(start, trained.reshape(-1).to(start.device, start.dtype), out=update)
 
 
 def _weighted_integers(

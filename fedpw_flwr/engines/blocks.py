@@ -18,7 +18,7 @@ from torch import Tensor
 from fedpw_flwr.algorithm.adjustment import entry_count
 from fedpw_flwr.algorithm.client_step import AdjustedTensors
 from fedpw_flwr.engines.kernels import Bools, Float32s, Kernels
-from fedpw_flwr.engines.selection import SAMPLED, smallest
+from fedpw_flwr.engines.selection import SAMPLED, Smallest, smallest
 
 __all__ = [
     "PART",
@@ -29,6 +29,7 @@ __all__ = [
     "MaskedBlocks",
     "block_reader",
     "is_plain",
+    "mask_of",
     "parts",
 ]
 
@@ -123,6 +124,14 @@ class Mask:
             torch.hardshrink(part, float(largest), out=part)
 
 
+def mask_of(found: Smallest, magnitudes: Float32s) -> Mask:
+    """Return the mask of the smallest of all magnitudes of an update, ties by lower index."""
+    if not found.further_ties:
+        return Mask(found.threshold, len(magnitudes))
+    ties = np.flatnonzero(magnitudes == found.threshold)
+    return Mask(found.threshold, int(ties[found.ties]))
+
+
 class MaskedBlocks:
     """w − Δ̃_k of an update of which the entries of smallest magnitude are masked.
 
@@ -167,10 +176,7 @@ class MaskedBlocks:
             found = smallest(magnitudes, count, loops)
             # In the precision in which clients report it.
             self.discarded = float(np.float32(found.total / count))
-            self._mask = Mask(found.threshold, len(start))
-            if found.further_ties:
-                ties = np.flatnonzero(magnitudes == found.threshold)
-                self._mask = Mask(found.threshold, int(ties[found.ties]))
+            self._mask = mask_of(found, magnitudes)
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:
         """Write w − Δ̃_k[begin:end] to `room`."""

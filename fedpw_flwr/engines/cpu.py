@@ -12,7 +12,7 @@ in float32 cannot hold, mappings of which only whole tensors can be had.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ from fedpw_flwr.engines.blocks import (
     Mask,
     block_reader,
     is_plain,
+    mask_of,
     parts,
 )
 from fedpw_flwr.engines.kernels import Bools, Float32s, Kernels, kernels
@@ -121,8 +122,8 @@ class _Plan:
         return parts(len(self.start))
 
 
-class CpuEngine:
-    """The engine that computes in blocks, see `Engine`.
+class CpuEngine(Reference):
+    """The engine that computes in blocks, and leaves to `Reference` the tensors it cannot.
 
     Parameters
     ----------
@@ -135,50 +136,36 @@ class CpuEngine:
     """
 
     def __init__(
-        self,
-        global_model: Mapping[str, Tensor],
-        kinds: Mapping[str, TensorKind],
-        cohort: Cohort,
+        self, global_model: Mapping[str, Tensor], kinds: Mapping[str, TensorKind], cohort: Cohort
     ) -> None:
-        self._names = tuple(global_model)
-        self._cohort = cohort
-        self._reference = Reference(global_model, kinds, cohort)
+        super().__init__(global_model, kinds, cohort)
         entries = sum(tensor.numel() for tensor in global_model.values())
         loops = kernels(entries * len(cohort.results))
-        plans = (
-            _plan(name, tensor, kinds[name], cohort, loops) for name, tensor in global_model.items()
-        )
-        self._plans = {plan.name: plan for plan in plans if plan is not None}
+        self._plans = {
+            name: _plan(name, tensor, kinds[name], cohort, loops)
+            for name, tensor in global_model.items()
+        }
         self._kept: dict[str, Sequence[Kept] | None] = {}
 
-    def directions(self) -> list[float]:
-        """Return d_k = ⟨Δ_k, Σ_j Δ_j⟩ over the trainable tensors; one survey serves `move`, too."""
-        directions = [0.0] * len(self._cohort.results)
-        for name in self._names:
-            known = self._survey(self._plans[name]) if name in self._plans else None
-            if known is None:
-                self._reference.add_directions(directions, name)
-            else:
-                directions = [total + part for total, part in zip(directions, known, strict=True)]
-        return directions
+    def add_directions(self, directions: list[float], name: str) -> None:
+        """Add one tensor's part of d_k to the running sums; one survey serves `moved`, too."""
+        plan, known = self._plans[name], None
+        if plan is not None:
+            known, self._kept[name] = _survey(plan, directed=plan.trainable)
+        if known is None:
+            super().add_directions(directions, name)
+        else:
+            directions[:] = [total + part for total, part in zip(directions, known, strict=True)]
 
-    def _survey(self, plan: _Plan) -> Sequence[float] | None:
-        survey = _Survey(plan, directed=plan.trainable)
-        self._kept[plan.name] = survey.kept()
-        return survey.directions()
-
-    def move(self, weights: Sequence[float]) -> Iterator[tuple[str, Tensor, Measured | None]]:
-        """Compute the new model's tensors."""
-        for name in self._names:
-            plan, kept = self._plans.get(name), None
-            if plan is not None:
-                if name not in self._kept:
-                    self._kept[name] = _Survey(plan, directed=False).kept()
-                kept = self._kept[name]
-            if plan is None or kept is None:
-                yield name, *self._reference.moved(name, weights)
-            else:
-                yield name, *_Average(plan, kept, weights).moved(self._cohort)
+    def moved(self, name: str, weights: Sequence[float]) -> tuple[Tensor, Measured | None]:
+        """Compute one tensor of the new model, w − g, and what it says about consensus."""
+        plan = self._plans[name]
+        if plan is not None and name not in self._kept:
+            _, self._kept[name] = _survey(plan, directed=False)
+        kept = self._kept.get(name)
+        if plan is None or kept is None:
+            return super().moved(name, weights)
+        return _Average(plan, kept, weights).moved(self._cohort)
 
 
 def _plan(
@@ -213,65 +200,55 @@ Found = tuple[Mask, Smallest | None]
 """What is masked of one client's update."""
 
 
-class _Survey:
-    """What has to be known of the updates of one tensor before the weights.
+def _survey(plan: _Plan, *, directed: bool) -> tuple[Sequence[float] | None, Sequence[Kept] | None]:
+    """Find out what has to be known of the updates of one tensor before the weights.
 
-    Parameters
-    ----------
-    plan : _Plan
-        The tensor.
-    directed : bool
-        Whether its directions are needed.
+    Returns
+    -------
+    tuple[Sequence[float] | None, Sequence[Kept] | None]
+        ⟨Δ_k, Σ_j Δ_j⟩, None where they are not `directed` or float32 did not hold them; and what is
+        kept of each update, None where float32 or the sums do not tell.
     """
+    if not (directed or plan.scored or any(plan.counts)):
+        return None, [Kept(_NOTHING, 0.0, 0.0)] * len(plan.readers)
+    sums = np.zeros((len(plan.readers), 2))
+    for part in plan.parts():
+        sums += _sums(plan, part, directed=directed)
+    directions = None
+    if directed:
+        directions = _held(plan, sums[:, 0], SMALLEST_PRODUCT, LARGEST_PRODUCT)
+    squares = _held(plan, sums[:, 1], _SMALLEST_SQUARE, _LARGEST_SQUARE)
+    if squares is None:
+        return directions, None
+    kept = [
+        _kept(*mask, square, count, len(plan.start))
+        for mask, square, count in zip(_masks(plan), squares, plan.counts, strict=True)
+    ]
+    certain = [one for one in kept if one is not None]
+    return directions, certain if len(certain) == len(kept) else None
 
-    def __init__(self, plan: _Plan, *, directed: bool) -> None:
-        self.plan = plan
-        self._directed = directed
-        self._nothing_to_know = not (directed or plan.scored or any(plan.counts))
-        self._sums = np.zeros((len(plan.readers), 2))
-        if not self._nothing_to_know:
-            for part in plan.parts():
-                self._sums += _sums(plan, part, directed=directed)
-        clients = range(len(plan.readers))
-        self._masks: list[Found] = [(_NOTHING, None)] * len(clients)
-        if any(plan.counts):
-            if len(plan.start) <= _SORTED:
-                together = max(1, PART // len(plan.start))
-                groups = (clients[first : first + together] for first in clients[::together])
-                self._masks = [
-                    found for group in groups for found in _masked_by_sorting(plan, group)
-                ]
-            else:
-                self._masks = [_masked(plan, client) for client in clients]
 
-    def directions(self) -> Sequence[float] | None:
-        """Return the inner products; None where they are not needed, or not held by float32."""
-        if not self._directed:
+def _held(
+    plan: _Plan, sums: npt.NDArray[np.float64], least: float, most: float
+) -> list[float] | None:
+    """Return the sums where float32 held them; 0 is right where a tensor was not moved."""
+    for client, size in enumerate(np.abs(sums).tolist()):
+        if not least < size < most and (size > 0 or _is_moved(plan, client)):
             return None
-        return self._held(self._sums[:, 0], SMALLEST_PRODUCT, LARGEST_PRODUCT)
+    each: list[float] = sums.tolist()
+    return each
 
-    def kept(self) -> Sequence[Kept] | None:
-        """Return what is kept of each update; None where float32 or the sums do not tell."""
-        plan = self.plan
-        if self._nothing_to_know:
-            return [Kept(_NOTHING, 0.0, 0.0)] * len(plan.readers)
-        squares = self._held(self._sums[:, 1], _SMALLEST_SQUARE, _LARGEST_SQUARE)
-        if squares is None:
-            return None
-        kept = [
-            _kept(*mask, square, count, len(plan.start))
-            for mask, square, count in zip(self._masks, squares, plan.counts, strict=True)
-        ]
-        certain = [one for one in kept if one is not None]
-        return certain if len(certain) == len(kept) else None
 
-    def _held(self, sums: npt.NDArray[np.float64], least: float, most: float) -> list[float] | None:
-        """Return the sums where float32 held them; 0 is right where a tensor was not moved."""
-        for client, size in enumerate(np.abs(sums).tolist()):
-            if not least < size < most and (size > 0 or _is_moved(self.plan, client)):
-                return None
-        each: list[float] = sums.tolist()
-        return each
+def _masks(plan: _Plan) -> Iterable[Found]:
+    """Find what is masked of each client's update."""
+    clients = range(len(plan.readers))
+    if not any(plan.counts):
+        return [(_NOTHING, None)] * len(clients)
+    if len(plan.start) > _SORTED:
+        return (_masked(plan, client) for client in clients)
+    together = max(1, PART // len(plan.start))
+    groups = (clients[first : first + together] for first in clients[::together])
+    return (found for group in groups for found in _masked_by_sorting(plan, group))
 
 
 def _kept(
@@ -356,22 +333,18 @@ def _masked_by_sorting(plan: _Plan, clients: range) -> list[Found]:
     ties = np.count_nonzero(at_threshold & is_masked, axis=1)
     further_ties = np.count_nonzero(at_threshold & ~is_masked, axis=1)
     found: list[Found] = []
-    for place in range(len(clients)):
-        if not count[place]:
+    for index in range(len(clients)):
+        if not count[index]:
             found.append((_NOTHING, None))
             continue
-        threshold, first_kept_tie = float(thresholds[place]), entries
-        if further_ties[place]:
-            equal = np.flatnonzero(np.abs(updates[place]) == threshold)
-            first_kept_tie = int(equal[ties[place]])
-        smallest_ones = Smallest(
-            threshold,
-            float(totals[place]),
-            float(squares[place]),
-            int(ties[place]),
-            int(further_ties[place]),
+        masked_ones = Smallest(
+            float(thresholds[index]),
+            float(totals[index]),
+            float(squares[index]),
+            int(ties[index]),
+            int(further_ties[index]),
         )
-        found.append((Mask(threshold, first_kept_tie), smallest_ones))
+        found.append((mask_of(masked_ones, np.abs(updates[index])), masked_ones))
     return found
 
 

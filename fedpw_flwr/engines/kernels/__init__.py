@@ -31,8 +31,6 @@ class Kernels(Protocol):
     up to 32,768, and in float64 over these. Entries are finite.
     """
 
-    COMPILED: bool
-
     def add_update(self, start: Float32s, trained: Float32s, total: Float32s) -> None:
         """Add Δ_k = w − w_k to `total`."""
         ...

@@ -14,22 +14,6 @@ import numpy as np
 
 from fedpw_flwr.engines.kernels import Bools, Bytes, Float32s
 
-__all__ = [
-    "COMPILED",
-    "add_update",
-    "average",
-    "choose_above",
-    "collect_update",
-    "collect_values",
-    "magnitude_on",
-    "move",
-    "products",
-    "sum_of_smallest",
-    "unpack",
-]
-
-COMPILED = True
-
 _BLOCK = 2048
 """Entries whose sums are taken in float32, 8 KiB."""
 

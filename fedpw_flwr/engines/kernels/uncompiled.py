@@ -9,22 +9,6 @@ import torch
 
 from fedpw_flwr.engines.kernels import Bools, Bytes, Float32s
 
-__all__ = [
-    "COMPILED",
-    "add_update",
-    "average",
-    "choose_above",
-    "collect_update",
-    "collect_values",
-    "magnitude_on",
-    "move",
-    "products",
-    "sum_of_smallest",
-    "unpack",
-]
-
-COMPILED = False
-
 _BLOCK = 1 << 15
 """Entries at a time, 128 KiB: torch shares out longer arrays to threads."""
 
