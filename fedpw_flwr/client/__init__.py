@@ -1,4 +1,4 @@
-"""FedPW on a client: a wrapper round a NumPyClient, and a mod for a ClientApp."""
+"""FedPW on a client: a wrapper around a NumPyClient, and a mod for a ClientApp."""
 
 from fedpw_flwr.client.mod import FedPWMod, fedpw_mod
 from fedpw_flwr.client.numpy_client import FedPWClient

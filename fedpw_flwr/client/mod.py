@@ -74,23 +74,24 @@ class FedPWMod:
         reply = call_next(message, context)
         if reply.has_error():
             return reply
-        name, trained = only_array_record(reply.content)
+        records = list(reply.content.array_records.items())
+        if len(records) != 1:
+            # What is no such model goes as it is: the server sees whether all clients do so.
+            return reply
+        [(record, trained)] = records
         names = [key for key in global_arrays if key in trained]
-        kept_back = received.is_first and names
-        if len(names) < len(trained) or (len(names) < len(global_arrays) and not kept_back):
-            raise ValueError(
-                f"the train function returned the arrays {sorted(trained)}, the server sent "
-                f"{sorted(global_arrays)}: return every array under the name under which it came"
-            )
+        complete = len(names) == len(global_arrays) or received.is_first
+        if len(names) < len(trained) or not names or not complete:
+            return reply
         start, end = ArrayTensors(global_arrays), ArrayTensors(trained)
         sent, report = adjust_reply(
-            [start[key].numpy() for key in names],
-            [end[key].numpy() for key in names],
+            [start.ndarray(key) for key in names],
+            [end.ndarray(key) for key in names],
             received,
             available_device(self._device),
         )
         if report is not None:
-            reply.content[name] = ArrayRecord(
+            reply.content[record] = ArrayRecord(
                 {key: Array(array) for key, array in zip(names, sent, strict=True)}
             )
             reply.content[REPORT_KEY] = ConfigRecord({REPORT_KEY: report})

@@ -1,4 +1,4 @@
-"""FedPW for an existing NumPyClient: one wrapper round it, under either of Flower's server APIs."""
+"""FedPW for an existing NumPyClient: one wrapper around it, under either server API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OPTIONAL = ("get_properties", "get_parameters", "fit", "evaluate")
 
 
 class FedPWClient(NumPyClient):
-    """A NumPyClient round a NumPyClient that adjusts its updates as FedPW's server asks.
+    """A NumPyClient around a NumPyClient that adjusts its updates as FedPW's server asks.
 
     The inner client trains as ever. Of its update Δ_k = w − w_k the entries of smallest magnitude
     are masked and those of the last round's consensus rescaled, on this client's own device
@@ -92,7 +92,7 @@ class FedPWClient(NumPyClient):
             )
             raise TypeError(f"FedPWClient wraps a NumPyClient, got {type(client).__name__}: {hint}")
         if isinstance(client, FedPWClient):
-            raise TypeError("FedPWClient is already round this client: wrap it once")
+            raise TypeError("FedPWClient is already around this client: wrap it once")
         if loss_source not in get_args(LossSource):
             raise ValueError(
                 f'loss_source={loss_source!r}: choose "fit" (the metric {loss_key!r} of fit) or '
@@ -157,8 +157,7 @@ class FedPWClient(NumPyClient):
         Raises
         ------
         ValueError
-            If there is no training loss, or the inner client returned another model than it was
-            sent.
+            If there is no training loss, or the server's request cannot be read or carried out.
         TypeError
             If the inner ``fit`` returns something else than arrays, a count and metrics.
         """
@@ -227,7 +226,7 @@ class FedPWClient(NumPyClient):
 
 
 def can(client: NumPyClient, method: str) -> bool:
-    """Say whether a client has a method of its own; a wrapped one, whether the inner client has."""
+    """Return True where a client, or the inner client of a wrapped one, has a method of its own."""
     own = getattr(type(client), method)
     if isinstance(client, FedPWClient) and own is getattr(FedPWClient, method):
         return can(client.client, method)

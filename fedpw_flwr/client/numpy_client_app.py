@@ -81,14 +81,10 @@ def numpy_client_app(
         if not (isinstance(result, tuple) and len(result) == 3):
             raise TypeError("fit must return (parameters, num_examples, metrics)")
         parameters, num_examples, metrics = result
-        # Fewer are the first ones: the server decides whether a client may keep the rest to itself.
-        if not 0 < len(parameters) <= len(arrays):
-            raise ValueError(
-                f"fit returned {len(parameters)} arrays, the server sent {len(arrays)}: return "
-                "every array of the model, in the order in which they came"
-            )
         with phase("upload"):
-            named = zip(arrays, parameters, strict=False)
+            # Fewer are the first ones, and what is too many has no name: the server judges both.
+            surplus = (f"surplus array {place}" for place in range(len(arrays), len(parameters)))
+            named = zip((*arrays, *surplus), parameters, strict=False)
             content = _content({"num-examples": num_examples, **metrics})
             content["arrays"] = ArrayRecord({name: Array(np.asarray(one)) for name, one in named})
             return Message(content, reply_to=message)

@@ -58,7 +58,7 @@ def refuse_outer_mods(*, packed: bool) -> None:
 
 
 def is_inside_local_dp() -> bool:
-    """Say whether the caller was called through `LocalDpMod`.
+    """Return True where the caller was called through `LocalDpMod`.
 
     It noises the arrays and nothing else. What FedPW reports beside them would be told as it is, so
     such an update is sent as trained, and the server adjusts it.

@@ -89,16 +89,19 @@ def adjust_reply(
     -------
     tuple[NDArrays, bytes | None]
         w − Δ̃_k, the same shapes and dtypes (packed arrays: rows of bytes), and the report. The
-        arrays as trained and None where the server has to adjust them itself: masking would leave
-        an update of zeros, by whose norm Flower's clipping divides, or training diverged.
+        arrays as trained and None where the server has to adjust them itself (masking would leave
+        an update of zeros, by whose norm Flower's clipping divides) or to judge them: training
+        diverged, or `trained` has another number of arrays than w, other shapes or other dtypes.
 
     Raises
     ------
     ValueError
-        If `trained` is no such model, the request does not fit it, or a place in `trainable` is
-        not there.
+        If the request does not fit the model, or a place in `trainable` is not there.
     """
-    global_arrays, trained = _alike(global_arrays, trained, received)
+    alike = _alike(global_arrays, trained, received)
+    if alike is None:
+        return list(trained), None
+    global_arrays, trained = alike
     _check_places(trainable, trained)
     request = received.request
     members = consensus_members(request, received.consensus, [a.size for a in global_arrays])
@@ -185,24 +188,21 @@ def _alike(
     global_arrays: Sequence[npt.NDArray[Any]],
     trained: Sequence[npt.NDArray[Any]],
     received: ReceivedRequest,
-) -> tuple[NDArrays, NDArrays]:
-    """Return w and w_k in the same dtypes, without the arrays that the client keeps to itself."""
+) -> tuple[NDArrays, NDArrays] | None:
+    """Return w and w_k in the same dtypes, without the arrays that the client keeps to itself.
+
+    None where w_k is another model than w.
+    """
     kept_back = received.is_first and 0 < len(trained) < len(global_arrays)
     if len(trained) != len(global_arrays) and not kept_back:
-        raise ValueError(
-            f"training returned {len(trained)} arrays, the server sent {len(global_arrays)}: "
-            "return every array of the model, in the order in which they came"
-        )
+        return None
     before = [in_dtype(start, start.dtype) for start in global_arrays[: len(trained)]]
     after = [in_dtype(end, start.dtype) for start, end in zip(before, trained, strict=True)]
-    for place, (start, end) in enumerate(zip(before, after, strict=True)):
-        if start.shape != end.shape or start.dtype != end.dtype:
-            raise ValueError(
-                f"training returned array {place} as {end.dtype} {end.shape}, the server sent "
-                f"{start.dtype} {start.shape}: return the arrays in the shapes, dtypes and order "
-                "in which they came"
-            )
-    return before, after
+    alike = all(
+        start.shape == end.shape and start.dtype == end.dtype
+        for start, end in zip(before, after, strict=True)
+    )
+    return (before, after) if alike else None
 
 
 def _check_places(trainable: Sequence[int] | None, trained: Sequence[npt.NDArray[Any]]) -> None:

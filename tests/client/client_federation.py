@@ -138,10 +138,12 @@ def request_entries(
     consensus: Mapping[int, tuple[npt.NDArray[np.bool_], float]] | None = None,
     upload: Any = "dense",
     upload_dtype: str = "float32",
+    keep_sign: bool = False,
 ) -> dict[str, bytes]:
     """The entries of a configuration by which FedPW's server asks for an adjustment.
 
-    `consensus` gives membership of C and f by place of the array.
+    `consensus` gives membership of C and f by place of the array. What keeps tensors above 0 is no
+    part of the formulas in `reference_update`.
     """
     consensus = consensus or {}
     request = AdjustmentRequest(
@@ -150,6 +152,7 @@ def request_entries(
         factors={place: factor for place, (_, factor) in sorted(consensus.items())},
         upload=upload,
         upload_dtype=upload_dtype,
+        keep_sign=keep_sign,
     )
     entries = {REQUEST_KEY: request.encode()}
     if consensus:

@@ -287,12 +287,14 @@ def test_a_client_that_returns_something_else_is_told_what_to_return(
         answer(app, train_message(MODEL, {}, kind))
 
 
-@pytest.mark.parametrize("count", [0, 5])
-def test_another_number_of_arrays_is_an_error(count: int) -> None:
-    result = ([np.zeros(2)] * count, 10, {"train_loss": 0.5})
-    app = numpy_client_app(lambda context: Told(fit=result))
-    with pytest.raises(ValueError, match=f"returned {count} arrays, the server sent 4"):
-        answer(app, train_message(MODEL, {}))
+@pytest.mark.parametrize("count", [0, 3, 6])
+@pytest.mark.parametrize("wrap", [FedPWClient, unwrapped], ids=["wrapped", "plain"])
+def test_another_number_of_arrays_is_left_to_the_server(count: int, wrap: Wrap) -> None:
+    result = ([np.full(2, place) for place in range(count)], 10, {"train_loss": 0.5})
+    app = numpy_client_app(lambda context: wrap(Told(fit=result)))
+    reply = ndarrays(arrays_of(answer(app, train_message(MODEL, {}))))
+    assert list(reply) == [*MODEL, "surplus array 4", "surplus array 5"][:count]
+    assert bits(list(reply.values())) == bits(result[0])
 
 
 def test_a_message_with_two_models_is_an_error() -> None:
