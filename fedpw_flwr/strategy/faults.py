@@ -8,6 +8,7 @@ in the first round, and it says what to change.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +16,13 @@ from typing import Literal
 __all__ = [
     "ARRAYS",
     "BELOW_ZERO",
+    "DISAGREED",
     "DTYPES",
-    "LISTED",
     "LOSSLESS",
     "METRICLESS",
+    "NOT_A_NUMBER",
     "NOT_FINITE",
+    "ONE_IDENTITY",
     "RECORDS",
     "SHAPES",
     "BadReply",
@@ -36,11 +39,13 @@ Fate = Literal["quarantined", "failed", "empty"]
 
 LOSSLESS = "no training loss"
 METRICLESS = "no MetricRecord"
-LISTED = "a list as training loss"
+NOT_A_NUMBER = "a training loss that is not one number"
 BELOW_ZERO = "a negative training loss"
-NOT_FINITE = "a training loss that is not finite"
+NOT_FINITE = "a training loss or arrays that are not finite, or far too large"
+ONE_IDENTITY = "the same client id"
 RECORDS = "not just one ArrayRecord and one MetricRecord"
 ARRAYS = "other arrays than the model's"
+DISAGREED = "other arrays than those of other clients"
 SHAPES = "an array of another shape than the model's"
 DTYPES = "an array of another dtype than the model's"
 
@@ -65,25 +70,41 @@ _REMEDIES = {
         '    return parameters, num_examples, {{"{loss_key}": mean_loss_over_all_batches}}\n'
         'or name the metric your clients report: {method}(train_loss_key="...")'
     ),
-    LISTED: (
+    NOT_A_NUMBER: (
         "Let the train function report one number, the mean over all local batches:\n"
-        '    MetricRecord({{"{loss_key}": sum(losses) / len(losses), ...}})'
+        '    MetricRecord({{"{loss_key}": sum(losses) / len(losses), ...}})\n'
+        "or, from a NumPyClient,\n"
+        '    return parameters, num_examples, {{"{loss_key}": sum(losses) / len(losses)}}'
     ),
     BELOW_ZERO: (
-        "{method} compares clients by quotients of losses, so a loss cannot be below 0. Log-"
-        "likelihoods, ELBOs, rewards and some contrastive losses are. Let the train function "
-        "report another measure that falls to 0 as training succeeds (a cross-entropy, a squared "
-        'error), and name it: {method}(train_loss_key="...")'
+        "{method} weights clients by their losses and takes none below 0. Log-likelihoods, ELBOs, "
+        "rewards and some contrastive losses are. Let the train function report another measure "
+        "that falls to 0 as training succeeds (a cross-entropy, a squared error), and name it: "
+        '{method}(train_loss_key="...")'
     ),
     NOT_FINITE: (
         "Training diverges on every client, or divides by the length of an empty list: print the "
-        "loss in the train function, lower the learning rate, or skip what is not finite in the "
-        "mean under {loss_key!r}"
+        "loss in the train function, lower the learning rate, check the data, or skip what is not "
+        "finite in the mean under {loss_key!r}"
+    ),
+    ONE_IDENTITY: (
+        "One of them would train and the others be left out. Give each client a number of its own, "
+        "for instance its partition:\n"
+        '    ConfigRecord({{"client-id": context.node_config["partition-id"]}})\n'
+        "or, from a NumPyClient,\n"
+        '    FedPWClient(client, client_id=context.node_config["partition-id"])'
     ),
     METRICLESS: _ONE_OF_EACH,
     RECORDS: _ONE_OF_EACH,
     ARRAYS: _SAME_MODEL,
-    SHAPES: f"{_SAME_MODEL}. A single number () is not an array of one, (1,): numpy.reshape tells",
+    DISAGREED: (
+        "Clients may keep arrays to themselves, but all of them the same ones: let every client's "
+        "train function return arrays of the same names"
+    ),
+    SHAPES: (
+        f"{_SAME_MODEL}. A single number () is not an array of one, (1,): numpy.reshape turns "
+        "one into the other"
+    ),
     DTYPES: (
         f"{_SAME_MODEL}. Floating arrays are cast to the model's dtype; integers are not: give "
         "initial_arrays those that the clients have, with astype"
@@ -205,7 +226,7 @@ def refuse_shared_fault(
     if kind == LOSSLESS:
         raise MissingLossError(
             f"no client reported its training loss in round {server_round}; "
-            f"{_arrived(project.loss_key, sorted(set(reported) - {project.examples_key}))}. "
+            f"{_arrived(project.loss_key, sorted(set(reported) - {project.examples_key}))} "
             f"{project.remedy(kind)}"
         )
     first = min(broken, key=lambda reply: reply.node_id)
@@ -217,12 +238,19 @@ def refuse_shared_fault(
 
 
 def _arrived(loss_key: str, reported: list[str]) -> str:
-    """Say which metrics came in place of the loss, and which of them may be it."""
+    """Return which metrics came in place of the loss, and which of them may be it."""
     if not reported:
-        return "no metrics arrived"
+        return "no metrics arrived."
     told = f"the metrics that arrived are {reported}"
     alike = difflib.get_close_matches(loss_key, reported, n=len(reported))
     meant = [key for key in reported if "loss" in key.lower()] or alike
-    # The likest first.
-    meant.sort(key=lambda key: difflib.SequenceMatcher(None, key, loss_key).ratio(), reverse=True)
-    return f"{told}: did you mean train_loss_key={meant[0]!r}?" if meant else told
+
+    def unlikeness(key: str) -> tuple[bool, bool, float]:
+        words = re.split(r"[^a-zA-Z]+|(?<=[a-z])(?=[A-Z])", key)
+        held_out = any(word.lower().startswith(("val", "eval", "test")) for word in words)
+        likeness = difflib.SequenceMatcher(None, key, loss_key).ratio()
+        return held_out, key.lower() != "loss", -likeness
+
+    if not meant:
+        return f"{told}."
+    return f"{told}: did you mean train_loss_key={min(meant, key=unlikeness)!r}?"

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from flwr.app import ArrayRecord
 
+from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.strategy.quarantine import check_finite
 from fedpw_flwr.wire.arrays import ArrayTensors
 
@@ -54,4 +55,10 @@ def without_private(arrays: ArrayRecord, private: Collection[str]) -> ArrayRecor
         names,
         len(arrays) - len(names),
     )
+    if not has_names(list(arrays)):
+        logger.warning(
+            "The arrays have no names: the first %s arrays of the list are taken as those that "
+            "came. What clients keep to themselves has to stand last",
+            len(arrays) - len(names),
+        )
     return ArrayRecord({name: array for name, array in arrays.items() if name not in private})

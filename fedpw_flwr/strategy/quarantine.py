@@ -8,6 +8,7 @@ does not pass is set aside with a reason a person can act on.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +17,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, MetricRecordValues, RecordDict
 from torch import Tensor
 
 from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult
 from fedpw_flwr.strategy.faults import (
     ARRAYS,
     BELOW_ZERO,
+    DISAGREED,
     DTYPES,
-    LISTED,
     LOSSLESS,
     METRICLESS,
+    NOT_A_NUMBER,
     NOT_FINITE,
+    ONE_IDENTITY,
     RECORDS,
     SHAPES,
     BadReply,
@@ -55,6 +58,9 @@ __all__ = [
     "screen_train_replies",
     "without_uncounted",
 ]
+
+_WORDS = {str: "a text", bytes: "bytes", bool: "a truth value"}
+"""What a loss may be that no MetricRecord takes; anything else is a list."""
 
 LARGEST_NORM = 1e16
 """Tensors of a larger Euclidean norm are refused: their inner products overflow float32."""
@@ -192,7 +198,7 @@ def screen_train_replies(
     ------
     UnusableRepliesError
         If all replies of a first round have the same fault; `MissingLossError` where it is that
-        they lack the loss.
+        they lack the loss. If all that are usable come from one client, but from several nodes.
     """
     answers = list(answers)
     client_of = identities.by_node()
@@ -202,18 +208,13 @@ def screen_train_replies(
 
     good, bad = _judged(answers, client_of, asked.asked, "train", asked.project.examples_key, read)
     private = _private_arrays(good, asked.model) if asked.is_first else frozenset()
-    expected = [name for name in asked.model if name not in private]
-    complete = []
-    for reply in good:
-        if len(reply.result.tensors) == len(expected):
-            complete.append(reply)
-        else:
-            fault = _other_arrays(reply.result.tensors, expected)
-            bad.append(BadReply(reply.node_id, reply.client, str(fault), kind=fault.kind))
+    complete, partial = _complete_replies(good, [n for n in asked.model if n not in private])
+    bad += partial
     unique, duplicates = _one_reply_per_client(complete, identities, client_of)
-    if asked.is_first and not unique:
+    if asked.is_first:
         reported = {name for answer in answers for name in _metric_names(answer)}
-        refuse_shared_fault(bad, asked.server_round, reported, asked.project)
+        shared = _of_one_identity(complete) if complete else bad
+        refuse_shared_fault(shared, asked.server_round, reported, asked.project)
     return unique, bad + duplicates, private if unique else frozenset()
 
 
@@ -224,6 +225,39 @@ def _private_arrays(replies: Sequence[TrainReply], model: Mapping[str, Tensor]) 
     if len({reply.client for reply in replies}) < 2 or not something:
         return frozenset()
     return frozenset(model) - returned
+
+
+def _complete_replies(
+    replies: Sequence[TrainReply], expected: Collection[str]
+) -> tuple[list[TrainReply], list[BadReply]]:
+    """Set aside replies that lack arrays which belong to the model."""
+    returned = set().union(*(reply.result.tensors for reply in replies))
+    complete: list[TrainReply] = []
+    partial: list[BadReply] = []
+    for reply in replies:
+        missing = set(expected).difference(reply.result.tensors)
+        if not missing:
+            complete.append(reply)
+            continue
+        fault = _other_arrays(reply.result.tensors, expected)
+        if missing <= returned:
+            lacking = f"it lacks the arrays {_listed(missing)}, which other clients return"
+            fault = Fault(lacking, DISAGREED)
+        partial.append(BadReply(reply.node_id, reply.client, str(fault), kind=fault.kind))
+    return complete, partial
+
+
+def _of_one_identity(replies: Sequence[TrainReply]) -> list[BadReply]:
+    """Return what is wrong with replies that all say they are the same client; none where not."""
+    stated = {identity_of(reply.content) for reply in replies}
+    if len(stated) > 1 or None in stated:
+        return []
+    return [
+        BadReply(
+            reply.node_id, reply.client, f"it says it is client {reply.client}", kind=ONE_IDENTITY
+        )
+        for reply in replies
+    ]
 
 
 def _train_reply(
@@ -238,14 +272,12 @@ def _train_reply(
     if stated is not None and stated != node_id and identities.owners.get(stated) == stated:
         raise Fault(f"it says it is client {stated}, which is the id of another node")
     loss_key, examples_key = asked.project.loss_key, asked.project.examples_key
-    needs_loss = asked.project.needs_loss
-    if needs_loss and loss_key not in metrics:
-        raise Fault(f"its metrics lack the training loss {loss_key!r}", LOSSLESS)
+    loss = _loss(content, metrics, loss_key) if asked.project.needs_loss else None
     tensors, report = _checked_tensors(content, asked, asked.asked[node_id])
     result = ClientResult(
         client=node_id if stated is None else stated,
         tensors=tensors,
-        loss=_loss(metrics, loss_key) if needs_loss else None,
+        loss=loss,
         num_examples=_non_negative(metrics, examples_key) if examples_key in metrics else None,
         applied=None if report is None else _applied(report, _in_order(asked.model, tensors)),
     )
@@ -450,7 +482,7 @@ def _check_tensor(name: str, tensors: ArrayTensors, expected: Tensor) -> None:
 
 
 def _is_sound(array: npt.NDArray[Any], shape: torch.Size) -> bool:
-    """Say whether nothing is wrong with an array of float32; False where a closer look decides."""
+    """Return True for a sound array of float32; False where a closer look has to decide."""
     if array.dtype != np.float32 or array.shape != shape:
         return False
     flat = array.ravel(order="K")
@@ -462,7 +494,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
     Raises
     ------
-    ValueError
+    Fault
         If an entry is not finite, or the norm is above `LARGEST_NORM`.
     """
     if tensor.numel() == 0 or not tensor.is_floating_point():
@@ -473,7 +505,8 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if float(torch.dot(flat, flat)) <= LARGEST_NORM**2:
         return
     if not bool(torch.isfinite(flat).all()):
-        raise ValueError(f"tensor {name!r} holds values that are not finite (NaN or infinity)")
+        reason = f"tensor {name!r} holds values that are not finite (NaN or infinity)"
+        raise Fault(reason, NOT_FINITE)
     check_norm(name, float(flat.double().norm()))
 
 
@@ -482,18 +515,16 @@ def check_norm(name: str, norm: float) -> None:
 
     Raises
     ------
-    ValueError
+    Fault
         If it is above `LARGEST_NORM`.
     """
     if not norm <= LARGEST_NORM:
-        raise ValueError(
-            f"tensor {name!r} has the norm {norm:.1e}, which is above {LARGEST_NORM:.0e}: training "
-            "has diverged"
-        )
+        reason = f"tensor {name!r} has the norm {norm:.1e}, which is above {LARGEST_NORM:.0e}"
+        raise Fault(f"{reason}: training has diverged", NOT_FINITE)
 
 
 def all_finite(value: MetricRecordValues) -> bool:
-    """Say whether a metric, a number or a list, is finite; integers no float can hold are not."""
+    """Return True for a finite metric, number or list; integers no float can hold are not."""
     try:
         return all(
             math.isfinite(entry) for entry in (value if isinstance(value, list) else [value])
@@ -507,14 +538,19 @@ def _finite(metrics: MetricRecord, key: str) -> None:
         raise ValueError(f"its metric {key!r} is not finite: {metrics[key]!r}")
 
 
-def _loss(metrics: MetricRecord, key: str) -> float:
+def _loss(content: RecordDict, metrics: MetricRecord, key: str) -> float:
     """Read ℓ_k; what is wrong with it may be so on all clients."""
+    others = content.config_records.get(OTHER_METRICS_RECORD, ConfigRecord())
+    if key not in metrics and key not in others:
+        raise Fault(f"its metrics lack the training loss {key!r}", LOSSLESS)
+    value = metrics[key] if key in metrics else others[key]
+    if key not in metrics or isinstance(value, list):
+        told = f"{_WORDS.get(type(value), 'a list')} ({reprlib.repr(value)})"
+        raise Fault(f"its metric {key!r} is {told}, not a number", NOT_A_NUMBER)
     try:
         return _non_negative(metrics, key)
     except ValueError as error:
-        value = metrics[key]
-        kind = BELOW_ZERO if all_finite(value) else NOT_FINITE
-        raise Fault(str(error), LISTED if isinstance(value, list) else kind) from error
+        raise Fault(str(error), BELOW_ZERO if all_finite(metrics[key]) else NOT_FINITE) from error
 
 
 def _non_negative(metrics: MetricRecord, key: str) -> float:

@@ -24,6 +24,11 @@ _DIFFERENT = 100
 _NO_ANSWER = "no reply"
 _NO_DATA = "a client without data"
 
+_LONGER = (
+    "Where no reply came, read the logs of those nodes. If they need more time, give a longer "
+    "timeout: start(timeout=...), under a legacy server ServerConfig(round_timeout=...)"
+)
+
 
 class Standstill:
     """How long the model has not changed, and why; another one begins when it has."""
@@ -78,15 +83,18 @@ class Standstill:
             f", for {self._rounds} rounds now" if self._rounds > 1 else "",
         )
         if from_start and self._lost >= _PATIENCE:
-            fixes = [project.remedy(kind) for kind, _ in self._reasons.most_common()]
+            told = [
+                _LONGER if reason == _NO_ANSWER else project.remedy(reason)
+                for reason, _ in self._reasons.most_common()
+            ]
+            fixes = "\n".join(filter(None, told)) or "The log has each of them, by client"
             raise UnusableRepliesError(
                 f"{self._lost} rounds from the start had no reply that can be used, and the model "
-                f"is still the initial one. What came: {self._counted()}. "
-                f"{next(filter(None, fixes), 'The log has each of them, by client')}"
+                f"is still the initial one. What came: {self._counted()}. {fixes}"
             )
 
     def log_at_end(self) -> None:
-        """Say at the end of a run whether its last rounds were lost."""
+        """Log a warning at the end of a run whose last rounds were lost."""
         if self._rounds:
             logger.warning(
                 "The run has ended, and its last %s changed nothing: no reply could be used. What "

@@ -291,7 +291,9 @@ LEGACY: list[tuple[dict[str, Any], Callable[[Context], LegacyClient]]] = [
 
 @pytest.mark.parametrize(("options", "client_fn"), LEGACY)
 def test_the_legacy_server_settles_it_by_place(
-    options: dict[str, Any], client_fn: Callable[[Context], LegacyClient]
+    options: dict[str, Any],
+    client_fn: Callable[[Context], LegacyClient],
+    flower_log: pytest.LogCaptureFixture,
 ) -> None:
     parameters = ndarrays_to_parameters(list(MODEL.values()))
     strategy = legacy.FedPW(on_fit_config_fn=with_server_round, device="cpu", **options)
@@ -301,6 +303,8 @@ def test_the_legacy_server_settles_it_by_place(
         assert metrics["fedpw-quarantined"] == metrics["fedpw-failed"] == 0
     shapes = [array.shape for array in parameters_to_ndarrays(parameters)]
     assert shapes == [array.shape for array in list(MODEL.values())[:5]]
+    nameless = "array_names" not in options
+    assert flower_log.text.count("the first 5 arrays of the list are taken as") == nameless
 
 
 @pytest.mark.parametrize("array_names", [None, list(MODEL)])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from clients_grid import Client, ClientsGrid, train_round
 from federation import MODEL, evaluate_reply, good_client, stray, train_reply
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from legacy_federation import (
     INITIAL,
@@ -22,7 +24,15 @@ from legacy_federation import (
 )
 from model_records import NDArrays, array_record, ndarrays, payloads
 
-from fedpw_flwr import FedPW, MissingLossError, baselines, legacy
+from fedpw_flwr import (
+    FedPW,
+    FedPWClient,
+    FedPWMod,
+    MissingLossError,
+    baselines,
+    legacy,
+    numpy_client_app,
+)
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.strategy.faults import UnusableRepliesError
@@ -41,6 +51,21 @@ def replying(edit: Edit) -> Client:
         return [reply]
 
     return client
+
+
+def diverged(content: RecordDict) -> None:
+    model = ndarrays(content["arrays"])
+    model["body.bias"] = model["body.bias"] * np.float32(np.nan)
+    content["arrays"] = array_record(model)
+
+
+def diverged_with_loss(content: RecordDict) -> None:
+    diverged(content)
+    loss_of(float("nan"))(content)
+
+
+def far_off(model: NDArrays) -> NDArrays:
+    return {**model, "body.bias": model["body.bias"] + np.float32(5e17)}
 
 
 def loss_of(value: Any) -> Edit:
@@ -82,10 +107,19 @@ def float_counter(model: NDArrays) -> NDArrays:
 
 SHARED: dict[str, tuple[Edit, str]] = {
     "no loss": (without_loss, r"no client reported.*did you mean train_loss_key='train_logloss'\?"),
-    "a list": (loss_of([0.7, 0.2]), r"a list as training loss.*sum\(losses\) / len\(losses\)"),
-    "negative": (loss_of(-41.5), r"a negative training loss.*-41\.5.*train_loss_key="),
-    "NaN": (loss_of(float("nan")), "a training loss that is not finite.*nan.*learning rate"),
-    "infinite": (loss_of(float("inf")), "a training loss that is not finite.*inf"),
+    "a list": (loss_of([0.7, 0.2]), r"a list \(\[0.7, 0.2\]\).*sum\(losses\) / len\(losses\)"),
+    "negative": (
+        loss_of(-41.5),
+        r"a negative training loss.*-41\.5.* weights clients by their losses.*train_loss_key=",
+    ),
+    "NaN": (
+        loss_of(float("nan")),
+        "not finite.*'train_loss' is nan.*learning rate, check the data",
+    ),
+    "infinite": (loss_of(float("inf")), "not finite.*'train_loss' is inf.*learning rate"),
+    "NaN in an array": (diverged, "not finite.*'body.bias' holds values.*learning rate"),
+    "NaN in loss and array": (diverged_with_loss, "not finite.*'train_loss' is nan.*learning rate"),
+    "far too large": (arrays_of(far_off), "far too large.*'body.bias' has the norm.*learning rate"),
     "other names": (arrays_of(renamed), r"missing \['body.bias', .*\], unknown \['0', '1', '2', "),
     "one more": (arrays_of(one_more), r"unknown \['head.weight'\].*initial_arrays=ArrayRecord"),
     "(1,) for ()": (arrays_of(of_one), r"has the shape \(1,\) instead of \(\).*reshape"),
@@ -106,6 +140,46 @@ def test_a_fault_that_all_replies_share_ends_the_run_in_its_first_round(kind: st
         FedPW().start(grid, array_record(MODEL), num_rounds=5)
     assert "round 1" in str(raised.value)
     assert len(grid.sent) == len(NODES)
+
+
+ARRAY_KINDS = ["other names", "one more", "(1,) for ()", "another shape", "another dtype"]
+
+
+@pytest.mark.parametrize("kind", [*ARRAY_KINDS, "NaN in an array", "no arrays"])
+@pytest.mark.parametrize("upload", ["dense", "packed"])
+def test_so_it_does_where_clients_adjust_their_own_updates(kind: str, upload: Any) -> None:
+    edit, said = SHARED[kind]
+
+    def train(message: Message, context: Context) -> Message:
+        reply = train_reply(message)
+        edit(reply.content)
+        return reply
+
+    app = ClientApp(mods=[FedPWMod("cpu")])
+    app.train()(train)
+    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in NODES}
+    grid = ClientsGrid(
+        {node: lambda message: [app(message, contexts[node])] for node in NODES}  # noqa: B023
+    )
+    strategy = FedPW(adjustment="client", upload=upload)
+    with pytest.raises(UnusableRepliesError, match=f"(?s)all 3 replies of round 1 have .*{said}"):
+        train_round(strategy, grid, array_record(MODEL))
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_so_it_does_where_numpy_clients_return_one_array_too_many(wrapped: bool) -> None:
+    class Surplus(NumPyClient):
+        def fit(self, parameters: list[Any], config: dict[str, Any]) -> Any:
+            return [*parameters, np.zeros(7, np.float32)], 4, {"train_loss": 1.25}
+
+    def client_of(context: Context) -> NumPyClient:
+        return FedPWClient(Surplus(), device="cpu") if wrapped else Surplus()
+
+    app = numpy_client_app(client_of)
+    context = Context(1, 0, {}, RecordDict(), {})
+    grid = ClientsGrid(dict.fromkeys(NODES, lambda message: [app(message, context)]))
+    with pytest.raises(UnusableRepliesError, match=r"round 1 have other.*\['surplus array \d'\]"):
+        train_round(FedPW(adjustment="client"), grid, array_record(MODEL))
 
 
 @kinds
@@ -195,8 +269,12 @@ def test_the_first_round_with_replies_decides_where_the_first_had_none() -> None
         ({"accuracy": 0.5}, r"the metrics that arrived are \['accuracy'\]\. "),
         ({"loss": 0.5, "accuracy": 0.5}, r"did you mean train_loss_key='loss'\?"),
         ({"eval_loss": 0.5, "train-loss": 0.5}, r"did you mean train_loss_key='train-loss'\?"),
-        ({"trainlos": 0.5}, r"did you mean train_loss_key='trainlos'\?"),
-        ({}, "no metrics arrived"),
+        ({"trainlos": 0.5}, r"did you mean train_loss_key='trainlos'\? FedPW"),
+        ({"loss": 0.5, "val_loss": 0.5}, r"did you mean train_loss_key='loss'\?"),
+        ({"mean_loss": 0.5, "testLoss": 0.5, "train_val_loss": 1.0}, "='mean_loss'"),
+        ({"latest_loss": 0.5, "valid-loss": 0.5}, "='latest_loss'"),
+        ({"eval_loss": 0.5}, "='eval_loss'"),
+        ({}, r"no metrics arrived\. FedPW"),
     ],
 )
 def test_a_missing_loss_lists_what_arrived_and_guesses(
@@ -210,13 +288,77 @@ def test_a_missing_loss_lists_what_arrived_and_guesses(
         train_round(FedPW(), grid, array_record(MODEL))
 
 
-def test_a_loss_as_text_is_listed_under_the_legacy_server() -> None:
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ("0.5", r"a text \('0\.5'\)"),
+        (True, r"a truth value \(True\)"),
+        (b"\x01", r"bytes \(b'.*'\)"),
+        ([], r"a list \(\[\]\)"),
+        ("9" * 5000, r"a text \('9{5,20}\.\.\.9{5,20}'\)"),
+    ],
+    ids=["text", "truth", "bytes", "empty list", "a long text"],
+)
+def test_a_loss_that_is_no_number_is_shown_under_the_legacy_server(loss: Any, said: str) -> None:
     clients = plain_clients(
-        NODES,
-        dict.fromkeys(NODES, lambda node, ins: fit_result(named(ins.parameters), "0.5")),
+        NODES, dict.fromkeys(NODES, lambda node, ins: fit_result(named(ins.parameters), loss))
     )
-    with pytest.raises(MissingLossError, match=r"metrics that arrived are \['train_loss'\]"):
+    with pytest.raises(UnusableRepliesError, match=f"'train_loss' is {said}, not a number") as told:
         fit_round(legacy.FedPW(), clients)
+    assert "did you mean" not in str(told.value)
+
+
+# Clients that disagree
+
+
+def test_two_kinds_of_private_arrays_are_named_as_a_disagreement() -> None:
+    own = {21: "body.bias", 22: "body.weight", 23: "body.bias"}
+
+    def client(message: Message) -> list[Message]:
+        reply = train_reply(message)
+        kept = own[message.metadata.dst_node_id]
+        model = {n: a for n, a in ndarrays(reply.content["arrays"]).items() if n != kept}
+        reply.content["arrays"] = array_record(model)
+        return [reply]
+
+    said = r"lacks the arrays \['body.bias'\], which other clients return.*the same ones"
+    with pytest.raises(UnusableRepliesError, match=said):
+        train_round(FedPW(), ClientsGrid(dict.fromkeys(NODES, client)), array_record(MODEL))
+
+
+def claiming(client_id: int) -> Edit:
+    return lambda content: content.update({"identity": ConfigRecord({"client-id": client_id})})
+
+
+def test_one_client_id_for_all_nodes_ends_the_run_in_its_first_round() -> None:
+    clients = {**dict.fromkeys(NODES, replying(claiming(35))), 24: replying(loss_of(-2.0))}
+    said = r"all 3 replies of round 1 have the same client id.*client 35.*partition-id"
+    with pytest.raises(UnusableRepliesError, match=f"(?s){said}"):
+        train_round(FedPW(), ClientsGrid(clients), array_record(MODEL))
+
+
+def test_so_it_does_under_the_legacy_server() -> None:
+    def fit(node: int, ins: Any) -> Any:
+        result = fit_result(named(ins.parameters))
+        result.metrics["client-id"] = 0
+        return result
+
+    with pytest.raises(UnusableRepliesError, match=r"the same client id.*client 0"):
+        fit_round(legacy.FedPW(), plain_clients(NODES, dict.fromkeys(NODES, fit)))
+
+
+@pytest.mark.parametrize("other", [good_client, replying(claiming(36))], ids=["none", "another"])
+def test_one_client_with_another_id_or_none_is_enough_to_go_on(other: Client) -> None:
+    clients = {**dict.fromkeys(NODES, replying(claiming(35))), 22: other}
+    _, metrics = train_round(FedPW(), ClientsGrid(clients), array_record(MODEL))
+    assert metrics["fedpw-quarantined"] == 1
+    assert len(metrics["fedpw-client-id"]) == 2  # type: ignore[arg-type]
+
+
+def test_one_node_alone_may_claim_any_client_id() -> None:
+    grid = ClientsGrid({21: replying(claiming(35)), 22: lambda message: []})
+    _, metrics = train_round(FedPW(), grid, array_record(MODEL))
+    assert metrics["fedpw-client-id"] == [35]
 
 
 # The legacy server
@@ -243,12 +385,6 @@ def test_the_legacy_server_says_the_same(result: Callable[[NDArrays], Any], said
 # Rounds that change nothing
 
 
-def diverged(content: RecordDict) -> None:
-    model = ndarrays(content["arrays"])
-    model["body.bias"] = model["body.bias"] * np.float32(np.nan)
-    content["arrays"] = array_record(model)
-
-
 def failing_train(message: Message) -> list[Message]:
     if message.metadata.message_type == "train":
         raise MemoryError("the model is larger than this card")
@@ -269,15 +405,30 @@ def test_three_rounds_from_the_start_without_a_usable_reply_are_an_error_that_co
     told = str(raised.value)
     assert told.startswith("3 rounds from the start had no reply that can be used")
     assert "6 times a failure (error 2: MemoryError: the model is larger than this card)" in told
-    assert "3 times tensor 'body.bias' holds values that are not finite" in told
+    assert "3 times a training loss or arrays that are not finite" in told
     assert "3 times no reply" in told
+    assert "lower the learning rate" in told
+    assert "start(timeout=...)" in told
 
 
 def test_three_rounds_with_one_client_say_what_to_change() -> None:
     strategy = FedPW(min_train_nodes=1, min_available_nodes=1, min_evaluate_nodes=1)
     grid = ClientsGrid({21: replying(loss_of([0.5]))})
-    with pytest.raises(UnusableRepliesError, match=r"(?s)3 times a list.*sum\(losses\)"):
+    with pytest.raises(UnusableRepliesError, match=r"(?s)3 times a training.*sum\(losses\)"):
         strategy.start(grid, array_record(MODEL), num_rounds=4)
+
+
+def test_three_rounds_without_any_reply_say_where_to_look() -> None:
+    grid = ClientsGrid(dict.fromkeys(NODES, lambda message: []))
+    with pytest.raises(UnusableRepliesError, match=r"9 times no reply\. .*logs.*longer timeout"):
+        FedPW().start(grid, array_record(MODEL), num_rounds=7)
+
+
+def test_three_rounds_of_failures_say_that_the_log_has_them() -> None:
+    grid = ClientsGrid(dict.fromkeys(NODES, failing_train))
+    with pytest.raises(UnusableRepliesError, match=r"9 times a failure.*The log has each") as told:
+        FedPW().start(grid, array_record(MODEL), num_rounds=7)
+    assert "timeout" not in str(told.value)
 
 
 def test_a_run_that_began_well_may_lose_any_number_of_rounds() -> None:
