@@ -90,7 +90,9 @@ def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple
         total, left = sum(below), 1.0 - at_bound * most
         if total <= 0.0:
             equally = (left - total) / len(below)
-            return tuple(most if weight > below[-1] else weight + equally for weight in weights)
+            return tuple(
+                most if weight > below[-1] else min(weight + equally, most) for weight in weights
+            )
         if below[-1] * (left / total) <= most:
             return tuple(min(weight * (left / total), most) for weight in weights)
     return (1.0 / count,) * count

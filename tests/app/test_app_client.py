@@ -90,7 +90,7 @@ def test_a_training_reply_reports_loss_examples_and_identity(client: int) -> Non
     assert metrics["num-examples"] == TRAINING_PICTURES[DOMAIN_OF_CLIENT[client]]
     # An untrained model guesses among ten digits.
     assert metrics["train_loss"] == pytest.approx(math.log(10), rel=0.1)
-    assert dict(content.config_records["identity"]) == {"client-id": client}
+    assert dict(content.config_records["identity"]) == {"client-id": client, "answers": True}
 
 
 def test_a_client_trains_as_the_plain_loop_does_on_its_own_share() -> None:
@@ -246,7 +246,7 @@ def test_a_client_evaluates_on_the_test_pictures_of_its_domain(client: int) -> N
         "eval_acc": expected.accuracy,
         "num-examples": len(domain.test),
     }
-    assert dict(content["identity"]) == {"client-id": client}
+    assert dict(content["identity"]) == {"client-id": client, "answers": True}
     assert not content.array_records
 
 

@@ -33,6 +33,7 @@ from fedpw_flwr.experiment.experiment import experiment_of
 from fedpw_flwr.experiment.hardware import multiplies_bfloat16
 from fedpw_flwr.experiment.records import best_round
 from fedpw_flwr.experiment.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.strategy.faults import UnusableRepliesError
 from fedpw_flwr.training.evaluation import evaluate
 
 IMPATIENT = f"{OVERRIDES} runtime.connect_timeout=0.5"
@@ -233,8 +234,10 @@ def test_a_run_in_which_every_client_raises_fails_and_says_so(
 def test_a_run_in_which_every_client_diverges_fails_and_says_so(tmp_path: Path) -> None:
     grid = AppGrid(apps=dict.fromkeys(range(NUM_CLIENTS), diverging))
 
-    with pytest.raises(RuntimeError, match="nothing was trained"):
+    with pytest.raises(UnusableRepliesError, match=r"round 1 have .* not finite.*learning rate"):
         app(grid, server_context(tmp_path / "run"))
+
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 @pytest.mark.parametrize("connected", [0, NUM_CLIENTS - 1, NUM_CLIENTS + 1])

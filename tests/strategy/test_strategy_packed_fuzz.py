@@ -107,7 +107,7 @@ def assert_same(first: FedPW, second: FedPW) -> None:
     """Two strategies remember the same, consensus and all."""
     assert first.state == second.state
     one, other = first.rounds.adjustment_state, second.rounds.adjustment_state
-    assert one.losses == other.losses
+    assert one.relative_losses == other.relative_losses
     assert (one.consensus is None) == (other.consensus is None)
     if one.consensus is not None and other.consensus is not None:
         assert one.consensus.round == other.consensus.round
