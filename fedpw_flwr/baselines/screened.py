@@ -94,7 +94,7 @@ class ScreenedStrategy(ScreenedFedAvg):
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
     ) -> tuple[RoundWeights, Any]:
-        """Say what each client counts in this round. Changes nothing.
+        """Return what each client counts in this round. Changes nothing.
 
         Parameters
         ----------

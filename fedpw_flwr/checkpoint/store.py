@@ -145,7 +145,7 @@ class CheckpointStore:
             yield
 
     def is_due(self, server_round: int, last_round: int) -> bool:
-        """Say whether a checkpoint is to be taken after a round."""
+        """Return whether a checkpoint is to be taken after a round."""
         return server_round % self.every == 0 or server_round == last_round
 
     def rounds(self) -> list[int]:
@@ -374,7 +374,7 @@ def _flush(folder: Path) -> None:
 
 
 def _lock(stream: IO[str]) -> bool:
-    """Say whether no other process has the lock; True where files cannot be locked."""
+    """Return whether no other process has the lock; True where files cannot be locked."""
     if fcntl is None:
         return True
     try:

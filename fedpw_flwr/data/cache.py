@@ -119,7 +119,7 @@ def cached(key: Callable[[], str], build: Callable[[], DomainCollection]) -> Dom
 
 @cache
 def _code_digest() -> str:
-    """Say which code reads pictures here: between releases, too, it must not meet older results."""
+    """Return which code reads images here: it must not meet what other code has decoded."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())

@@ -157,7 +157,7 @@ def _slice(pictures: ImageSet, start: int, stop: int) -> ImageSet:
 
 
 def _is_sound(file: Path) -> bool:
-    """Say whether a file of this format is there, and as long as it says itself."""
+    """Return whether a file of this format is there, and as long as it says itself."""
     try:
         with safe_open(str(file), framework="pt"):
             return True

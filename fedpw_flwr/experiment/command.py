@@ -121,7 +121,7 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
 
 
 def _made_by(run: Path) -> str:
-    """Say that a run was made by another state of the package, where it was."""
+    """Tell if a run was made by another state of the package."""
     made_by, now = RunFolder(run).read_summary().package, package_state()
     if made_by in (None, now):
         return ""

@@ -426,7 +426,7 @@ def _choices(group: str) -> list[str]:
 
 
 def _with_cause(error: BaseException) -> str:
-    """Say what hydra said without its inner type names, and the reason where a cause hides it."""
+    """Return what hydra said, without its type names, and the reason where a cause hides it."""
     said = str(error).strip().splitlines()
     inner = ("object_type=", "reference_type=", "provider=", "Config search path:")
     lines = ["\n".join(line for line in said if not line.strip().startswith(inner))]

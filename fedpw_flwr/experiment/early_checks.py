@@ -105,7 +105,7 @@ def _missing_module(group: str, settings: Settings) -> Iterator[str]:
 
 
 def _contradictions(groups: Mapping[str, Settings]) -> Iterator[str]:
-    """Say which values, each of them right, do not go together."""
+    """Return which values, each of them right, do not go together."""
     strategy, dataset = groups["strategy"], groups["dataset"]
     packed = strategy.get("upload") == "packed"
     on_clients = strategy.get("adjustment") == "client" and strategy.get("adjust_parameters", True)

@@ -172,13 +172,13 @@ class MeanProfile:
 
     @property
     def which(self) -> str:
-        """Say which rounds these are."""
+        """Name the rounds."""
         if self.first == self.last:
             return f"round {self.first}"
         return f"mean of rounds {self.first} to {self.last}"
 
     def sentences(self) -> list[str]:
-        """Say where the time went, the longest phase first: the server's view, the workers'."""
+        """Tell where the time went, the longest phase first: the server's view, the workers'."""
         said = [
             f"where a round's time went ({self.which}, {self.seconds:.2f} s): "
             f"{_shares(self.server)}"

@@ -30,7 +30,7 @@ class _Traceback:
 
 
 def explain_failure(lines: Sequence[str], details: str, app_folders: Sequence[str]) -> str:
-    """Say in a few lines why a run failed.
+    """Return in a few lines why a run failed.
 
     Parameters
     ----------

@@ -139,7 +139,7 @@ def private_environment(
 
 
 def _is_unusable_proxy(name: str, value: str) -> bool:
-    """Say whether a variable names a proxy that no process of a launch can work with.
+    """Return whether a variable names a proxy that no process of a launch can work with.
 
     Flower's HTTP client builds the transport to every proxy before it looks at NO_PROXY, and fails
     at SOCKS proxies, which Ray does not know either. HTTP proxies stay, for downloads by a model or

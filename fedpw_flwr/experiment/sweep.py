@@ -206,7 +206,7 @@ class Sweep:
         raise AssertionError("there is always another name")
 
     def announce(self, configuration: DictConfig) -> None:
-        """Say which run is next, how the others went, and how long the rest may take."""
+        """Tell which run is next, how the others went, and how long the rest may take."""
         number = len(self.endings) + 1
         parts = [f"run {number}" + (f" of {self.total}" if self.total else "")]
         before, failed = self._count("done before"), self._count("failed")
@@ -277,7 +277,7 @@ class Sweep:
 
 
 def _may_be_of(run: Path, digest: str | None) -> bool:
-    """Say whether a run may be one on pictures of this digest: nothing says that it is not."""
+    """Return whether a run may be one on pictures of this digest: nothing says that it is not."""
     try:
         holdings = RunFolder(run).read_holdings()
     except RunFolderError:
@@ -303,7 +303,7 @@ def _finished_runs(folder: Path) -> dict[str, list[Path]]:
 
 
 def _is_finished(run: Path) -> bool:
-    """Say whether a run ended, and did not fail after its summary, as where pictures are drawn."""
+    """Return whether a run ended, and did not fail after its summary, as where plots are drawn."""
     return (run / SUMMARY_FILE).is_file() and not (run / FAILURE_FILE).exists()
 
 

@@ -119,7 +119,7 @@ class Attendance:
         return there
 
     def _check_after(self, limit: float, there: int, needed: int) -> None:
-        """Say that the limit has passed, and whether the run goes on."""
+        """Log or raise that the limit has passed, by whether the run goes on."""
         found = f"{there} of {needed} clients are there after {limit:g} s (wait_for_clients)"
         if self._when_missing == "stop":
             raise TooFewClientsError(

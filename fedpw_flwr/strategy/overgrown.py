@@ -51,7 +51,7 @@ def step_without_overgrown(
 
 
 def too_large(name: str, tensor: Tensor) -> bool:
-    """Say whether an array holds what no round could begin with."""
+    """Return whether an array holds what no round could begin with."""
     try:
         check_finite(name, tensor)
     except ValueError:

@@ -59,7 +59,7 @@ def _of_python(value: Any) -> Any:
 
 
 def _is_metric(value: Any) -> bool:
-    """Say whether a MetricRecord takes a value: a number, or a list of ints or of floats."""
+    """Return whether a MetricRecord takes a value: a number, or a list of ints or of floats."""
     if isinstance(value, list):
         return bool(value) and {type(entry) for entry in value} in ({int}, {float})
     return isinstance(value, int | float) and not isinstance(value, bool)
