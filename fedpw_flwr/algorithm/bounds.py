@@ -70,7 +70,7 @@ def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple
 
     Returns min(t · λ_k, max_weight / N) with the t ≥ 1 for which the sum stays 1: those below the
     bound keep their ratios, and who has no weight gets none. Where the others have none at all,
-    they share equally.
+    they share equally. A negative weight (`clip_weights` switched off) stays what it is.
 
     Parameters
     ----------
@@ -83,16 +83,18 @@ def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple
     if max_weight is None or max(weights) * count <= max_weight:
         return tuple(weights)
     most = max_weight / count
-    ascending = sorted(weights)
-    # With the j largest at the bound, the others grow by t; the first j that leaves them below.
+    order = sorted(range(count), key=weights.__getitem__)
+    # With the j largest at the bound, the others grow; the first j that leaves them below.
     for at_bound in range(1, count):
-        below = ascending[: count - at_bound]
-        total, left = sum(below), 1.0 - at_bound * most
-        if total <= 0.0:
-            equally = (left - total) / len(below)
-            return tuple(
-                most if weight > below[-1] else min(weight + equally, most) for weight in weights
-            )
-        if below[-1] * (left / total) <= most:
-            return tuple(min(weight * (left / total), most) for weight in weights)
+        below = [weights[client] for client in order[: count - at_bound]]
+        left = max(0.0, 1.0 - at_bound * most - sum(below))
+        positive = sum(weight for weight in below if weight > 0.0)
+        if positive > 0.0:
+            growth = 1.0 + left / positive
+            grown = [weight * growth if weight > 0.0 else weight for weight in below]
+        else:
+            grown = [weight + left / len(below) for weight in below]
+        if grown[-1] <= most * (1.0 + 1e-15):
+            bounded = dict(zip(order, [*grown, *[most] * at_bound], strict=True))
+            return tuple(min(bounded[client], most) for client in range(count))
     return (1.0 / count,) * count

@@ -142,8 +142,7 @@ def _signal_from_dict(nested: Any, where: str) -> SignalState:
         raise ValueError(f"not a saved weighting state: {where}.clients is no mapping")
     if "log_kept" not in nested:
         raise ValueError(
-            "its memory of the clients counts their visits and not the rounds, as that of earlier "
-            "versions did; a new run can begin with the saved model as its initial one"
+            "its memory of the clients counts visits, as earlier versions did, and not rounds"
         )
     memories = {}
     for client, numbers in clients.items():

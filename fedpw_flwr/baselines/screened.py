@@ -237,7 +237,7 @@ class ScreenedStrategy(ScreenedFedAvg):
         self.rounds += 1
         self._standstill = Standstill()
         self.identities.note("aggregate_train", server_round, good)
-        self.sampling.note_replies([reply.content for reply in good])
+        self.sampling.note_replies({reply.node_id: reply.content for reply in good})
         return arrays, self._metrics(good, weights.step, bad)
 
     def _screened_evaluation(

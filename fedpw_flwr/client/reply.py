@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,10 +132,11 @@ def adjust_reply(
             device,
             keep_sign=request.keep_sign,
         )
-        if not bool(torch.isfinite(update.sum() + magnitude)):
+        norms[place] = float(torch.linalg.vector_norm(update))
+        if not math.isfinite(norms[place] + float(magnitude)):
+            # Training has diverged: the server says so.
             return list(trained), None
         discarded[place] = float(magnitude)
-        norms[place] = float(torch.linalg.vector_norm(update))
         moved = moved or bool(update.any())
         payload = None
         if request.upload == "packed":

@@ -185,7 +185,8 @@ class CheckpointedServer(Server):
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint of round {checkpoint.round} holds another version's state "
-                f"({type(error).__name__}: {error}): go on with the version that wrote it"
+                f"({type(error).__name__}: {error}): go on with the version that wrote it, or "
+                "begin a new run with its model.safetensors as the initial model"
             ) from error
 
 

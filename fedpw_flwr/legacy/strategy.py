@@ -40,9 +40,9 @@ from fedpw_flwr.strategy.compatibility import (
 )
 from fedpw_flwr.strategy.quarantine import Answer
 from fedpw_flwr.strategy.reply_metrics import round_metrics
-from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
+from fedpw_flwr.strategy.server_rounds import Adjustment, Aggregated, ServerRounds
 from fedpw_flwr.strategy.standstill import Standstill
-from fedpw_flwr.strategy.step_on_top import puts_back, trim_start
+from fedpw_flwr.strategy.step_on_top import StepOnTrainedFit, place_in_front
 from fedpw_flwr.wire.adjustment import REPORT_KEY, Upload
 from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.metrics import records_of_metrics
@@ -171,7 +171,7 @@ class FedPW(FedAvg):
         )
         self._attendance = Attendance(wait_for_clients, when_missing)
         self._asked_who: set[int] = set()
-        self._untrained = ArrayRecord()
+        self._aggregate: ArrayRecord | None = None
         self._asked_to_evaluate: frozenset[int] | None = None
         super().__init__(
             fraction_fit=fraction_fit,
@@ -206,8 +206,7 @@ class FedPW(FedAvg):
                     "legacy strategies only FedAdam, FedAdagrad and FedYogi can stand on top of "
                     "FedPW"
                 )
-        if issubclass(cls, FedOpt):
-            cls.aggregate_fit = puts_back(cls.aggregate_fit)  # type: ignore[method-assign]
+        place_in_front(StepOnTrainedFit, cls, FedOpt)
 
     def __repr__(self) -> str:
         """Name the strategy, as Flower's log shows it."""
@@ -348,10 +347,9 @@ class FedPW(FedAvg):
             ],
             _EXAMPLES_KEY,
         )
-        self._untrained = self.rounds.untrained(aggregated.arrays)
-        trim_start(self, list(aggregated.arrays))
+        parameters = self._handed_on(aggregated)
         if not aggregated.asked:
-            return _parameters(aggregated.arrays), {}
+            return parameters, {}
         metrics: dict[str, Scalar] = {}
         used = {reply.node_id for reply in aggregated.good}
         usable = _users_metrics([result for proxy, result in results if proxy.node_id in used])
@@ -359,11 +357,31 @@ class FedPW(FedAvg):
             metrics.update(self.fit_metrics_aggregation_fn(usable))
         round_results = [reply.result for reply in aggregated.good]
         metrics.update(_scalars(round_metrics(aggregated.step, round_results, aggregated.bad)))
-        return _parameters(aggregated.arrays), metrics
+        if isinstance(self, StepOnTrainedFit):
+            self.lost_round_metrics = None if parameters else metrics
+        return parameters, metrics
 
-    def _put_back(self, stepped: Parameters) -> Parameters:
-        """Return a server optimizer's model with the arrays that it should have left alone."""
-        return _parameters(self.rounds.after_step_on_top(self._named(stepped), self._untrained))
+    def _handed_on(self, aggregated: Aggregated) -> Parameters | None:
+        """Return the next model; to a server optimizer what it is to step on, and where from."""
+        if not isinstance(self, StepOnTrainedFit):
+            return _parameters(aggregated.arrays)
+        self._aggregate = aggregated.arrays
+        if aggregated.step is None:
+            return None
+        start = self.rounds.trained_start()
+        self.current_weights = [array.numpy() for array in start.values()]
+        return _parameters(self.rounds.trained(aggregated.arrays))
+
+    def _after_step(self, stepped: Parameters | None) -> Parameters | None:
+        """Return the whole model, with what the optimizer made of the trained arrays."""
+        aggregate, self._aggregate = self._aggregate, None
+        if aggregate is None:
+            return stepped
+        if stepped is None:
+            return _parameters(aggregate)
+        names = self.rounds.trained(aggregate)
+        by_name = zip(names, map(array_of_npy, stepped.tensors), strict=True)
+        return _parameters(self.rounds.after_step_on_top(ArrayRecord(dict(by_name)), aggregate))
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager

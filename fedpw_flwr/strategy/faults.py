@@ -242,15 +242,23 @@ def _arrived(loss_key: str, reported: list[str]) -> str:
     if not reported:
         return "no metrics arrived."
     told = f"the metrics that arrived are {reported}"
-    alike = difflib.get_close_matches(loss_key, reported, n=len(reported))
-    meant = [key for key in reported if "loss" in key.lower()] or alike
+    words = {
+        name: re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+        for name in reported
+    }
 
-    def unlikeness(key: str) -> tuple[bool, bool, float]:
-        words = re.split(r"[^a-zA-Z]+|(?<=[a-z])(?=[A-Z])", key)
-        held_out = any(word.lower().startswith(("val", "eval", "test")) for word in words)
-        likeness = difflib.SequenceMatcher(None, key, loss_key).ratio()
-        return held_out, key.lower() != "loss", -likeness
+    def rank(name: str) -> tuple[bool, bool, bool, float]:
+        likeness = difflib.SequenceMatcher(None, name, loss_key).ratio()
+        of_training = any(word.startswith("train") for word in words[name])
+        return words[name][-1:] != ["loss"], not of_training, words[name] != ["loss"], -likeness
 
+    own = [
+        name
+        for name in reported
+        if not any(word.startswith(("val", "eval", "test")) for word in words[name])
+    ]
+    alike = difflib.get_close_matches(loss_key, own, n=max(1, len(own)))
+    meant = [name for name in own if words[name][-1:] == ["loss"] or name in alike]
     if not meant:
         return f"{told}."
-    return f"{told}: did you mean train_loss_key={min(meant, key=unlikeness)!r}?"
+    return f"{told}: did you mean train_loss_key={min(meant, key=rank)!r}?"

@@ -30,9 +30,9 @@ from fedpw_flwr.strategy.quarantine import Answer, EvaluateReply, answers_of_mes
 from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import MetricsAggregation, ScreenedFedAvg
-from fedpw_flwr.strategy.server_rounds import Adjustment, ServerRounds
+from fedpw_flwr.strategy.server_rounds import Adjustment, Aggregated, ServerRounds
 from fedpw_flwr.strategy.standstill import Standstill
-from fedpw_flwr.strategy.step_on_top import puts_back, trim_start
+from fedpw_flwr.strategy.step_on_top import StepOnTrained, place_in_front
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
 
@@ -108,9 +108,9 @@ class FedPW(ScreenedFedAvg):
         `min_evaluate_nodes`), counted from when there were last enough. None waits for ever.
     seed : int | None (default: None)
         Decides which nodes are drawn for a round, where some are; the same clients in another run
-        where they may be asked who they are: from the second round on with `numpy_client_app` and
-        numbered clients, from the first with ``strategy.sampling.asks_identities = True``. None: a
-        number from `random` at the first draw.
+        where they may be asked who they are: once every node has shown that it answers, with
+        `numpy_client_app` and numbered clients, or from the first round on with
+        ``strategy.sampling.asks_identities = True``. None: a number from `random`.
     when_missing : "stop" | "continue" (default: "stop")
         After it, "stop" the run with `TooFewClientsError`, or "continue" with the nodes that are
         there, without waiting again until there were enough.
@@ -188,7 +188,7 @@ class FedPW(ScreenedFedAvg):
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.resume = resume
         self._with_checkpoints = False
-        self._untrained = ArrayRecord()
+        self._aggregate: ArrayRecord | None = None
         super().__init__(
             NodeSampling(seed, wait_for_clients, when_missing),
             fraction_train=fraction_train,
@@ -226,8 +226,7 @@ class FedPW(ScreenedFedAvg):
                     else f"{cls.__name__}: {name} aggregates by itself and cannot be combined with "
                     "FedPW; FedAdam, FedAdagrad, FedYogi and FedAvgM can stand in front of it"
                 )
-        if any(base in _STEP_ON_TOP for base in cls.__mro__[:place]):
-            cls.aggregate_train = puts_back(cls.aggregate_train)  # type: ignore[method-assign]
+        place_in_front(StepOnTrained, cls, _STEP_ON_TOP)
 
     @property
     def settings(self) -> FedPWSettings:
@@ -382,20 +381,34 @@ class FedPW(ScreenedFedAvg):
             answers_of_messages(replies, self._asked_to_train),
             self.weighted_by_key,
         )
-        self._untrained = self.rounds.untrained(aggregated.arrays)
-        trim_start(self, list(aggregated.arrays))
+        arrays = self._handed_on(aggregated)
         if not aggregated.asked:
-            return aggregated.arrays, None
+            return arrays, None
         contents = [reply.content for reply in aggregated.good]
-        self.sampling.note_replies(contents)
+        self.sampling.note_replies({reply.node_id: reply.content for reply in aggregated.good})
         metrics = self._averaged_train_metrics(contents)
         results = [reply.result for reply in aggregated.good]
         metrics.update(round_metrics(aggregated.step, results, aggregated.bad))
-        return aggregated.arrays, metrics
+        return arrays, metrics
 
-    def _put_back(self, stepped: ArrayRecord) -> ArrayRecord:
-        """Return a server optimizer's model with the arrays that it should have left alone."""
-        return self.rounds.after_step_on_top(stepped, self._untrained)
+    def _handed_on(self, aggregated: Aggregated) -> ArrayRecord | None:
+        """Return the next model; to a server optimizer what it is to step on, and where from."""
+        if not isinstance(self, StepOnTrained):
+            return aggregated.arrays
+        self._aggregate = aggregated.arrays
+        if aggregated.step is None:
+            return None
+        start = self.rounds.trained_start()
+        by_array = {name: array.numpy() for name, array in start.items()}
+        self.current_arrays = start if isinstance(self, FedAvgM) else by_array
+        return self.rounds.trained(aggregated.arrays)
+
+    def _after_step(self, stepped: ArrayRecord | None) -> ArrayRecord | None:
+        """Return the whole model, with what the optimizer made of the trained arrays."""
+        aggregate, self._aggregate = self._aggregate, None
+        if stepped is None or aggregate is None:
+            return aggregate if stepped is None else stepped
+        return self.rounds.after_step_on_top(stepped, aggregate)
 
     def _screened_evaluation(
         self, server_round: int, answers: Iterable[Answer], asked: Collection[int] | None

@@ -213,7 +213,9 @@ def screen_train_replies(
     unique, duplicates = _one_reply_per_client(complete, identities, client_of)
     if asked.is_first:
         reported = {name for answer in answers for name in _metric_names(answer)}
-        shared = _of_one_identity(complete) if complete else bad
+        # Two of many may be one client that was restarted at another node.
+        most = 2 * len(complete) >= len(asked.asked)
+        shared = bad if not complete else _of_one_identity(complete) if most else []
         refuse_shared_fault(shared, asked.server_round, reported, asked.project)
     return unique, bad + duplicates, private if unique else frozenset()
 

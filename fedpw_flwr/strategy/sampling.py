@@ -8,7 +8,7 @@ comparison train the same clients in the same round, and a seed gives one result
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,9 +48,9 @@ class NodeSampling:
     asks_identities : bool
         Whether nodes are asked who they are: then some are drawn in the order of their clients'
         identities, which another run repeats at other nodes, and not in that of node ids. False
-        until it is set, or every client of a round has shown in its reply that it answers
-        (`numpy_client_app`): a ClientApp without a function for the question logs an error, before
-        any mod of its could answer.
+        until it is set, or every node that is connected has shown in a reply that it answers
+        (`numpy_client_app` with numbered clients): a ClientApp without a function for the question
+        logs an error, before any mod of its could answer.
 
     Raises
     ------
@@ -66,6 +66,7 @@ class NodeSampling:
     ) -> None:
         self.draws = Draws(seed)
         self.asks_identities = False
+        self._answering: set[int] = set()
         self._roll_call = RollCall()
         self._attendance = Attendance(wait_for_clients, when_missing)
 
@@ -73,10 +74,9 @@ class NodeSampling:
         """Return who is at those of the nodes that say it when they may be asked, each once."""
         return self._roll_call.take(grid, nodes) if self.asks_identities else {}
 
-    def note_replies(self, contents: Sequence[RecordDict]) -> None:
-        """Ask nodes from now on if every client of a round shows in its reply that it answers."""
-        if contents and all(shows_answers(content) for content in contents):
-            self.asks_identities = True
+    def note_replies(self, replies: Mapping[int, RecordDict]) -> None:
+        """Note which nodes show in their reply that they answer who they are."""
+        self._answering |= {node for node, content in replies.items() if shows_answers(content)}
 
     def saved_state(self) -> dict[str, Any]:
         """Return what a run that goes on must know, as JSON can hold it."""
@@ -125,6 +125,7 @@ class NodeSampling:
             with minima_of_at_most(strategy, MINIMA, len(nodes)):
                 yield ListedGrid(grid, nodes)
             return
+        self.asks_identities = self.asks_identities or self._answering.issuperset(nodes)
         ordered = self._roll_call.ordered(grid, nodes) if self.asks_identities else sorted(nodes)
         size = min(len(nodes), max(int(len(nodes) * fraction), least))
         drawn = self.draws.draw(phase, server_round, ordered, size)

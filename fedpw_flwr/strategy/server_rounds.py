@@ -27,7 +27,7 @@ from fedpw_flwr.algorithm import (
 )
 from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.client_step import Consensus
-from fedpw_flwr.algorithm.tensors import has_names
+from fedpw_flwr.algorithm.tensors import has_names, is_nonnegative
 from fedpw_flwr.device import available_device
 from fedpw_flwr.engines import engine_for
 from fedpw_flwr.engines.kernels import why_not_compiled
@@ -297,33 +297,35 @@ class ServerRounds:
         check_model(arrays, server_round)
         return arrays
 
-    def untrained(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return those arrays of a model that training does not move: buffers and integers."""
+    def trained(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return those arrays of a model that training moves, what a server optimizer steps on."""
         kinds = classify_tensors(ArrayTensors(arrays), self.settings.trainable)
         return ArrayRecord(
-            {n: arrays[n] for n, kind in kinds.items() if kind is not TensorKind.TRAINABLE}
+            {name: arrays[name] for name, kind in kinds.items() if kind is TensorKind.TRAINABLE}
         )
 
-    def after_step_on_top(self, stepped: ArrayRecord, untrained: ArrayRecord) -> ArrayRecord:
-        """Return what a server optimizer made of a model, with what it should have left alone.
+    def trained_start(self) -> ArrayRecord:
+        """Return those of the model that the clients of the round started from."""
+        assert self._global_arrays is not None
+        return self.trained(self._global_arrays)
 
-        Parameters
-        ----------
-        stepped : ArrayRecord
-            The optimizer's model, in whatever dtypes.
-        untrained : ArrayRecord
-            What `untrained` returned of the model it stepped on.
+    def after_step_on_top(self, stepped: ArrayRecord, aggregate: ArrayRecord) -> ArrayRecord:
+        """Return FedPW's aggregate with what a server optimizer made of its trained arrays.
+
+        They get the model's dtypes again. Entries that the optimizer took below 0, in an array that
+        has none before and after the aggregation, stay as they were aggregated.
         """
+        assert self._global_arrays is not None
+        start, average = ArrayTensors(self._global_arrays), ArrayTensors(aggregate)
         moved = ArrayTensors(stepped)
-        trained = {
-            name: _of_dtype(moved[name], self._dtypes[name])
-            for name in stepped
-            if name not in untrained
-        }
-        arrays = encode_arrays(trained)
-        return ArrayRecord(
-            {name: untrained[name] if name in untrained else arrays[name] for name in stepped}
-        )
+        trained = {}
+        for name in stepped:
+            tensor = _of_dtype(moved[name], self._dtypes[name])
+            guarded = self.settings.clip_weights and not is_nonnegative(tensor)
+            if guarded and is_nonnegative(start[name]) and is_nonnegative(average[name]):
+                tensor = torch.where(tensor < 0, average[name], tensor)
+            trained[name] = tensor
+        return ArrayRecord({**aggregate, **encode_arrays(trained)})
 
     def strangers(self, nodes: Sequence[int]) -> list[int]:
         """Return those of the nodes of which it would matter, and is not known, who they are.
@@ -639,12 +641,13 @@ def _log_kinds(model: Mapping[str, torch.Tensor], kinds: Mapping[str, TensorKind
         return
     assumed = [int(name) for name, kind in kinds.items() if kind is TensorKind.BUFFER]
     logger.warning(
-        "The arrays of the model have no names, and some are counters, as BatchNorm has. %s; all "
-        "other floating arrays as trainable. Name the arrays to be sure: ArrayRecord("
+        "The arrays of the model have no names, and some are counters, as BatchNorm has. %s. All "
+        "other floating arrays count as trainable. To be sure, name the arrays: ArrayRecord("
         "model.state_dict()), or in the legacy API FedPW(array_names=list(model.state_dict()))",
         f"Arrays {assumed} stand before a counter and are taken as running statistics"
         if assumed
-        else "None has two alike 1-d arrays before it, so none is taken as a running statistic",
+        else "No counter has two 1-d arrays of equal length before it, so none is taken as a "
+        "running statistic",
     )
 
 

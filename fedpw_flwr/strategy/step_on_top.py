@@ -1,53 +1,53 @@
 """Flower's server optimizers on top of FedPW: their step is for what training moves.
 
 Momentum along a running variance carries it past 0, and arithmetic in floats destroys a 64-bit key.
-So a class like ``M(FedAdam, FedPW)`` takes the optimizer's step on the trained arrays alone; all
-others are FedPW's aggregate, and every array has the model's dtype again.
+So in a class like ``M(FedAdam, FedPW)`` the optimizer gets FedPW's aggregate of the trained arrays
+alone, or nothing in a round without a usable reply; what it returns is put back among the others.
 """
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
-__all__ = ["puts_back", "trim_start"]
-
-_START = ("current_arrays", "current_weights")
-"""What Flower's optimizers step from: arrays by name, or in a list in the legacy API."""
+__all__ = ["StepOnTrained", "StepOnTrainedFit", "place_in_front"]
 
 
-def puts_back(aggregate: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an optimizer's ``aggregate_train`` or ``aggregate_fit``.
+class StepOnTrained(ABC):
+    """Stands in front of an optimizer of the Message API, behind the class that has both."""
 
-    Its strategy has a method `_put_back` that gets what the optimizer returned as the next model.
+    _after_step: Callable[[Any], Any]
+    """FedPW's: from what the optimizer made of the trained arrays to the whole model."""
+
+    def aggregate_train(self, *arguments: Any, **named: Any) -> Any:
+        """Aggregate and step; return the whole model."""
+        stepped, metrics = super().aggregate_train(*arguments, **named)  # type: ignore[misc]
+        return self._after_step(stepped), metrics
+
+
+class StepOnTrainedFit(ABC):
+    """The same for the legacy API."""
+
+    _after_step: Callable[[Any], Any]
+
+    lost_round_metrics: Any = None
+    """Metrics of a round without a usable result: Flower's optimizers drop them."""
+
+    def aggregate_fit(self, *arguments: Any, **named: Any) -> Any:
+        """Aggregate and step; return the whole model."""
+        stepped, metrics = super().aggregate_fit(*arguments, **named)  # type: ignore[misc]
+        return self._after_step(stepped), metrics or self.lost_round_metrics or {}
+
+
+def place_in_front(mixin: type, cls: type, optimizers: type | tuple[type, ...]) -> None:
+    """Place a mixin among the bases of a class, in front of the optimizer that it names itself.
+
+    So the class' own methods, and those of its subclasses, come before the mixin, as Python orders
+    them; nothing happens where a base has it already, or none is an optimizer. The mixin is an ABC,
+    as Flower's strategies are: bases can only be exchanged for such of the same layout.
     """
-
-    @wraps(aggregate)
-    def aggregate_and_put_back(self: Any, *arguments: Any, **named: Any) -> Any:
-        model, metrics = aggregate(self, *arguments, **named)
-        return (model if model is None else self._put_back(model)), metrics
-
-    return aggregate_and_put_back
-
-
-def trim_start(strategy: object, names: list[str]) -> None:
-    """Let an optimizer step from the arrays that are left where clients keep some to themselves.
-
-    Parameters
-    ----------
-    strategy : object
-        The strategy; nothing happens to one without an optimizer on top.
-    names : list[str]
-        Names of the arrays of its next model, in their order; in a list the first ones are left.
-    """
-    for attribute in _START:
-        start = getattr(strategy, attribute, None)
-        if start is None or len(start) == len(names):
-            continue
-        left = (
-            start[: len(names)]
-            if isinstance(start, list)
-            else type(start)({name: start[name] for name in names})
-        )
-        setattr(strategy, attribute, left)
+    bases = cls.__bases__
+    places = [place for place, base in enumerate(bases) if issubclass(base, optimizers)]
+    if places and mixin not in cls.__mro__:
+        cls.__bases__ = (*bases[: places[0]], mixin, *bases[places[0] :])

@@ -66,6 +66,23 @@ def test_others_without_any_weight_share_equally() -> None:
     assert bounded_weights([1.0, 0.0, 0.0, 0.0], 3.0) == pytest.approx([0.75] + 3 * [0.25 / 3])
 
 
+def test_weights_at_the_bound_stay_there_whatever_is_left_for_the_others() -> None:
+    bounded = bounded_weights([0.55, 0.44, 0.01, 1e-20, 0.0, 0.0, 0.0, 0.0, 0.0], 3.0)
+    assert math.fsum(bounded) == pytest.approx(1.0)
+    assert bounded[:3] == pytest.approx([1 / 3] * 3)
+
+
+@given(
+    st.lists(st.floats(-1, 1), min_size=2, max_size=20).filter(lambda each: sum(each) > 0.2),
+    st.floats(1, 6),
+)
+def test_with_negative_weights_the_sum_stays_one(raw: list[float], most: float) -> None:
+    weights = [weight / sum(raw) for weight in raw]
+    bounded = bounded_weights(weights, most)
+    assert math.fsum(bounded) == pytest.approx(1.0)
+    assert max(bounded) <= max(most / len(weights) * (1 + 1e-12), 1 / len(weights))
+
+
 @given(WEIGHTS, st.floats(1, 6))
 def test_bounded_weights_sum_to_one_and_keep_their_order(raw: list[float], most: float) -> None:
     weights = [weight / sum(raw) for weight in raw]

@@ -454,3 +454,14 @@ def test_a_configuration_without_request_asks_for_nothing() -> None:
 def test_an_unreadable_request_is_an_error(entry: object, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         take_request({REQUEST_KEY: entry})
+
+
+@pytest.mark.parametrize("upload", ["dense", "packed"])
+def test_an_update_whose_norm_no_float32_holds_goes_to_the_server_as_trained(
+    upload: Any,
+) -> None:
+    start, end = [np.zeros(4, np.float32)], [np.full(4, 1e30, np.float32)]
+    request = AdjustmentRequest(0.25, upload=upload)
+    sent, report = adjust_reply(start, end, ReceivedRequest(request, None), "cpu")
+    assert report is None
+    assert sent[0] is end[0]

@@ -149,7 +149,7 @@ def test_clients_that_show_that_they_answer_are_asked_also_after_a_restart_elsew
     def strategy(folder: str, **options: Any) -> FedPW:
         return FedPW(
             seed=3,
-            fraction_train=0.5,
+            fraction_train=0.75,
             fraction_evaluate=0.0,
             checkpoint_dir=tmp_path / folder,
             **options,
@@ -163,20 +163,34 @@ def test_clients_that_show_that_they_answer_are_asked_also_after_a_restart_elsew
         return ClientsGrid({node: running_as(client) for client, node in enumerate(nodes)})
 
     grid, arrays = grid_at(range(41, 49)), array_record(MODEL)
-    straight = strategy("straight").start(grid=grid, initial_arrays=arrays, num_rounds=6)
+    straight = strategy("straight").start(grid=grid, initial_arrays=arrays, num_rounds=8)
     asked = [message.metadata.message_type == IDENTITY_QUERY for message in grid.sent]
-    # Nobody before the first round has shown it; everybody once after it.
-    assert asked == [False] * 4 + [True] * 8 + [False] * (4 * 5)
+    # Nobody before every node has replied; then everybody, once.
+    first = asked.index(True)
+    assert {message.metadata.dst_node_id for message in grid.sent[:first]} == set(range(41, 49))
+    assert sum(asked) == sum(asked[first : first + 8]) == 8
 
-    strategy("broken").start(grid=grid_at(range(41, 49)), initial_arrays=arrays, num_rounds=3)
+    strategy("broken").start(grid=grid_at(range(41, 49)), initial_arrays=arrays, num_rounds=4)
     elsewhere = strategy("broken", resume=True).start(
         # In another order, too.
         grid=grid_at(range(99, 91, -1)),
         initial_arrays=arrays,
-        num_rounds=6,
+        num_rounds=8,
     )
     assert trained_in(elsewhere) == trained_in(straight)
     assert payloads(elsewhere.arrays) == payloads(straight.arrays)
+
+
+def test_nobody_is_asked_where_some_clients_have_no_function_for_it() -> None:
+    functions = app_of_functions(mods=[])
+    clients = {node: running_as(node) for node in NODES[:4]}
+    for node in NODES[4:]:
+        clients[node] = running(functions, Context(1, node, {}, RecordDict(), {}))
+    for seed in range(6):
+        grid = ClientsGrid(clients)
+        strategy = FedPW(seed=seed, fraction_train=0.25, fraction_evaluate=0.0)
+        strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=4)
+        assert {message.metadata.message_type for message in grid.sent} == {"train"}
 
 
 def test_clients_that_may_be_asked_are_drawn_by_who_they_are() -> None:

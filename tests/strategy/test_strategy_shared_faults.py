@@ -273,7 +273,9 @@ def test_the_first_round_with_replies_decides_where_the_first_had_none() -> None
         ({"loss": 0.5, "val_loss": 0.5}, r"did you mean train_loss_key='loss'\?"),
         ({"mean_loss": 0.5, "testLoss": 0.5, "train_val_loss": 1.0}, "='mean_loss'"),
         ({"latest_loss": 0.5, "valid-loss": 0.5}, "='latest_loss'"),
-        ({"eval_loss": 0.5}, "='eval_loss'"),
+        ({"eval_loss": 0.5}, r"the metrics that arrived are \['eval_loss'\]\. "),
+        ({"training_loss": 0.5, "loss": 0.5}, "='training_loss'"),
+        ({"lossless_rate": 0.5, "loss_weight": 0.5}, r"\['loss_weight', 'lossless_rate'\]\. "),
         ({}, r"no metrics arrived\. FedPW"),
     ],
 )
@@ -353,6 +355,13 @@ def test_one_client_with_another_id_or_none_is_enough_to_go_on(other: Client) ->
     _, metrics = train_round(FedPW(), ClientsGrid(clients), array_record(MODEL))
     assert metrics["fedpw-quarantined"] == 1
     assert len(metrics["fedpw-client-id"]) == 2  # type: ignore[arg-type]
+
+
+def test_two_of_many_that_claim_one_id_are_one_client_that_was_restarted() -> None:
+    clients = {**dict.fromkeys(range(31, 39), failing_train), 21: replying(claiming(7))}
+    clients[22] = replying(claiming(7))
+    _, metrics = train_round(FedPW(), ClientsGrid(clients), array_record(MODEL))
+    assert (metrics["fedpw-quarantined"], metrics["fedpw-failed"]) == (1, 8)
 
 
 def test_one_node_alone_may_claim_any_client_id() -> None:
