@@ -90,8 +90,11 @@ def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple
         left = max(0.0, 1.0 - at_bound * most - sum(below))
         positive = sum(weight for weight in below if weight > 0.0)
         if positive > 0.0:
-            growth = 1.0 + left / positive
-            grown = [weight * growth if weight > 0.0 else weight for weight in below]
+            # A share first: what is left over a tiny weight would not be finite.
+            grown = [
+                weight / positive * (positive + left) if weight > 0.0 else weight
+                for weight in below
+            ]
         else:
             grown = [weight + left / len(below) for weight in below]
         if grown[-1] <= most * (1.0 + 1e-15):
