@@ -111,9 +111,9 @@ class Identities:
         for node in sorted(set(asked) - answered):
             who = _who(client_of.get(node, node), node)
             logger.warning(
-                "%s: round %s, no reply of %s came this far: a subclass of the strategy left it "
-                "out, or %s did not answer",
-                *(phase, server_round, who, who),
+                "%s: round %s, %s has no reply here: it did not answer, or a subclass of the "
+                "strategy left its reply out",
+                *(phase, server_round, who),
             )
 
 
