@@ -24,7 +24,6 @@ __all__ = [
     "KeptEntries",
     "RoundWeights",
     "inner_products",
-    "kinds_of",
     "moved_tensors",
     "normalised",
     "squared_norms",
@@ -66,14 +65,9 @@ class RoundWeights:
         return cls(tuple(weights), tuple(weights), kept)
 
 
-def kinds_of(model: Mapping[str, Tensor]) -> dict[str, TensorKind]:
-    """Return what each tensor of a model is, by the rule of `classify_tensors`."""
-    return classify_tensors(model)
-
-
 def trainable_names(model: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the tensors of a model that are trained."""
-    return [name for name, kind in kinds_of(model).items() if kind is TensorKind.TRAINABLE]
+    return [name for name, kind in classify_tensors(model).items() if kind is TensorKind.TRAINABLE]
 
 
 def moved_tensors(
@@ -95,7 +89,7 @@ def moved_tensors(
     tuple[str, Tensor]
         Name and tensor, in the order, shapes and dtypes of `global_model`.
     """
-    kinds = kinds_of(global_model)
+    kinds = classify_tensors(global_model)
     plain = Cohort(results, rates=None, sent=None, avg_drop_rate=0.0)
     reference = Reference(global_model, kinds, plain)
     for name, kind in kinds.items():

@@ -17,8 +17,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedpw_flwr.algorithm import ClientResult
-from fedpw_flwr.baselines.averaging import RoundWeights, kinds_of, moved_tensors
+from fedpw_flwr.algorithm import ClientResult, classify_tensors
+from fedpw_flwr.baselines.averaging import RoundWeights, moved_tensors
 from fedpw_flwr.strategy.faults import BadReply, Project
 from fedpw_flwr.strategy.global_model import check_model, without_private
 from fedpw_flwr.strategy.identities import Identities
@@ -160,7 +160,7 @@ class ScreenedStrategy(ScreenedFedAvg):
         TypeError
             If the model holds complex arrays.
         """
-        kinds_of(ArrayTensors(arrays))
+        classify_tensors(ArrayTensors(arrays))
         check_model(arrays, server_round)
         self._global_arrays = arrays
         return self.sampled(server_round, arrays, config, grid)

@@ -16,8 +16,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import strategy as flower
 from torch import Tensor
 
-from fedpw_flwr.algorithm.tensors import TensorKind, saturated
-from fedpw_flwr.baselines.averaging import kinds_of
+from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors, saturated
 from fedpw_flwr.baselines.fedavg import FedAvg
 from fedpw_flwr.baselines.settings import number_in
 from fedpw_flwr.strategy.screened_fedavg import FedAvgOptions
@@ -53,7 +52,7 @@ def _trainable_part(arrays: ArrayRecord) -> ArrayRecord:
     return ArrayRecord(
         {
             name: arrays[name]
-            for name, kind in kinds_of(ArrayTensors(arrays)).items()
+            for name, kind in classify_tensors(ArrayTensors(arrays)).items()
             if kind is TensorKind.TRAINABLE
         }
     )
