@@ -34,14 +34,14 @@ from report import Table
 from server_step import Nodes, prepare
 
 from fedpw_flwr import FedPW, FedPWMod
-from fedpw_flwr.data.embedded_digits import embedded_digits
-from fedpw_flwr.data.images import DomainCollection, ImageSet
-from fedpw_flwr.data.partition import ByDomain
 from fedpw_flwr.fairness import standard_deviation
-from fedpw_flwr.models.cnn import SmallCNN
-from fedpw_flwr.training.evaluation import evaluate
-from fedpw_flwr.training.loop import client_generator, train
-from fedpw_flwr.training.settings import ClientSettings
+from fedpw_flwr.lab.data.embedded_digits import embedded_digits
+from fedpw_flwr.lab.data.images import DomainCollection, ImageSet
+from fedpw_flwr.lab.data.partition import ByDomain
+from fedpw_flwr.lab.models.cnn import SmallCNN
+from fedpw_flwr.lab.training.evaluation import evaluate
+from fedpw_flwr.lab.training.loop import client_generator, train
+from fedpw_flwr.lab.training.settings import ClientSettings
 
 ATTACKER = 0
 TRAINING = ClientSettings(epochs=2, batch_size=16, learning_rate=0.03, crop_padding=1)

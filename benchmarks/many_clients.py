@@ -31,8 +31,8 @@ import psutil
 from report import Table
 
 from fedpw_flwr.checkpoint import CheckpointStore
-from fedpw_flwr.experiment.records import RoundRecord
-from fedpw_flwr.experiment.run_folder import RunFolder
+from fedpw_flwr.lab.runs.records import RoundRecord
+from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -231,7 +231,7 @@ def measure(size: Size, data: Path | None = None) -> Run:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-c"),
-                    "from fedpw_flwr.experiment.command import main; main()",
+                    "from fedpw_flwr.lab.command import main; main()",
                     *words(size, data),
                     f"hydra.run.dir={folder.path}",
                 ],

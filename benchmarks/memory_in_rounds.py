@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fedpw_flwr.algorithm.memory import SignalState, update_signal
-from fedpw_flwr.experiment.panels import (
+from fedpw_flwr.lab.plots.panels import (
     FAINT,
     INK,
     PALETTE,

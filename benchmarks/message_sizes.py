@@ -45,7 +45,7 @@ from report import Table
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.algorithm.client_step import adjust_tensor
-from fedpw_flwr.models.resnet import ResNet10
+from fedpw_flwr.lab.models.resnet import ResNet10
 from fedpw_flwr.wire.arrays import decode_array
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES, pack_update, unpack_update
 

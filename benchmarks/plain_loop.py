@@ -32,11 +32,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
-from fedpw_flwr.data.images import ImageSet
 from fedpw_flwr.engines import engine_for
-from fedpw_flwr.experiment.configuration import compose_configuration
-from fedpw_flwr.experiment.experiment import Experiment, build_experiment
-from fedpw_flwr.models.resnet import BasicBlock, ResNet10
+from fedpw_flwr.lab.config.configuration import compose_configuration
+from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.experiment import Experiment, build_experiment
+from fedpw_flwr.lab.models.resnet import BasicBlock, ResNet10
 
 TEST_BATCH = 256
 

@@ -29,10 +29,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from fedpw_flwr.experiment.comparison.command import compare
-from fedpw_flwr.experiment.comparison.earlier_plots import plots_of_page, remove_plots
-from fedpw_flwr.experiment.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
-from fedpw_flwr.experiment.run_folder import FAILURE_FILE, SUMMARY_FILE, RunFolder, atomic_file
+from fedpw_flwr.lab.compare.command import compare
+from fedpw_flwr.lab.compare.earlier_plots import plots_of_page, remove_plots
+from fedpw_flwr.lab.runs.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
+from fedpw_flwr.lab.runs.run_folder import FAILURE_FILE, SUMMARY_FILE, RunFolder, atomic_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "RESULTS.md"

@@ -37,7 +37,7 @@ from in_process import InProcessGrid
 from report import Table
 
 from fedpw_flwr import FedPW, FedPWMod
-from fedpw_flwr.models.resnet import ResNet10
+from fedpw_flwr.lab.models.resnet import ResNet10
 
 PLACEMENTS = ("server", "client", "packed float32", "packed float16")
 UPDATE_SIZE = 1e-3

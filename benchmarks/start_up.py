@@ -164,7 +164,7 @@ def measure(checkout: Path, overrides: Sequence[str]) -> StartUp:
             "FEDPW_TIMELINE": str(notes),
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
         }
-        command = [sys.executable, "-c", "from fedpw_flwr.experiment.command import main; main()"]
+        command = [sys.executable, "-c", "from fedpw_flwr.lab.command import main; main()"]
         began = time.monotonic()
         process = subprocess.run(
             [*command, "rounds=1", f"hydra.run.dir={run}", *overrides],

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from fedpw_flwr.models.cnn import SmallCNN
-from fedpw_flwr.models.resnet import ResNet10
-from fedpw_flwr.training.memory import keep_freed_memory
-from fedpw_flwr.training.precision import Precision, arithmetic
+from fedpw_flwr.lab.models.cnn import SmallCNN
+from fedpw_flwr.lab.models.resnet import ResNet10
+from fedpw_flwr.lab.training.memory import keep_freed_memory
+from fedpw_flwr.lab.training.precision import Precision, arithmetic
 
 Step = Callable[[], object]
 
@@ -135,7 +135,7 @@ def training_step(
     compile: bool = False,
     **sgd: bool,
 ) -> Step:
-    """Return a call that trains `model` for one step, as fedpw_flwr.training.loop does."""
+    """Return a call that trains `model` for one step, as fedpw_flwr.lab.training.loop does."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-5, **sgd)
     network = torch.compile(model) if compile else model
 

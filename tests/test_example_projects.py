@@ -31,7 +31,7 @@ from flwr.serverapp.strategy import (
 )
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.experiment.configuration import config_folder
+from fedpw_flwr.lab.config.configuration import config_folder
 
 EXAMPLES = config_folder().parent / "examples"
 PACKAGES = {

@@ -39,11 +39,11 @@ from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.algorithm import FedPWSettings
 from fedpw_flwr.algorithm.bounds import bounded_weights
 from fedpw_flwr.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from fedpw_flwr.data.archives import archives
-from fedpw_flwr.data.prepared import load_prepared
-from fedpw_flwr.strategy.faults import Project
-from fedpw_flwr.strategy.identities import Identities
-from fedpw_flwr.strategy.quarantine import Answer, AskedRound, screen_train_replies
+from fedpw_flwr.lab.data.archives import archives
+from fedpw_flwr.lab.data.prepared import load_prepared
+from fedpw_flwr.rounds.faults import Project
+from fedpw_flwr.rounds.identities import Identities
+from fedpw_flwr.rounds.screening import Answer, AskedRound, screen_train_replies
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
     REPORT_KEY,

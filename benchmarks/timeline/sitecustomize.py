@@ -24,14 +24,14 @@ from typing import Any
 VARIABLE = "FEDPW_TIMELINE"
 
 CALLS = {
-    "fedpw_flwr.experiment.command": ("_run",),
-    "fedpw_flwr.experiment.staging": ("stage_app",),
-    "fedpw_flwr.experiment.superlink": ("LocalSuperLink._start", "LocalSuperLink.wait_until_ready"),
-    "fedpw_flwr.experiment.launch": ("_Run._submit", "_Run._outcome"),
-    "fedpw_flwr.experiment.configuration": ("compose_configuration",),
-    "fedpw_flwr.experiment.experiment": ("build_experiment", "Experiment.check"),
-    "fedpw_flwr.app.recording": ("RunRecorder.record_round",),
-    "fedpw_flwr.experiment.plots": ("write_plots",),
+    "fedpw_flwr.lab.command": ("_run",),
+    "fedpw_flwr.lab.launch.staging": ("stage_app",),
+    "fedpw_flwr.lab.launch.superlink": ("LocalSuperLink._start", "LocalSuperLink.wait_until_ready"),
+    "fedpw_flwr.lab.launch.launch": ("_Run._submit", "_Run._outcome"),
+    "fedpw_flwr.lab.config.configuration": ("compose_configuration",),
+    "fedpw_flwr.lab.experiment": ("build_experiment", "Experiment.check"),
+    "fedpw_flwr.lab.app.recording": ("RunRecorder.record_round",),
+    "fedpw_flwr.lab.plots.run_plots": ("write_plots",),
     "flwr.simulation.app": ("run_simulation_process",),
     "flwr.server.superlink.fleet.vce.backend.raybackend": (
         "RayBackend.__init__",

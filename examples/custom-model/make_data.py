@@ -45,7 +45,7 @@ def cut(photograph: NDArray[np.uint8], count: int, rng: np.random.Generator) -> 
 
 
 def write(file: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-    """Write an archive as fedpw_flwr.data.archives reads it."""
+    """Write an archive as fedpw_flwr.lab.data.archives reads it."""
     np.savez_compressed(
         file,
         x_train=images[TEST:],

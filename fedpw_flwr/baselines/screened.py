@@ -19,11 +19,12 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult, classify_tensors
 from fedpw_flwr.baselines.averaging import RoundWeights, moved_tensors
-from fedpw_flwr.strategy.faults import BadReply, Project
-from fedpw_flwr.strategy.global_model import check_model, without_private
-from fedpw_flwr.strategy.identities import Identities
-from fedpw_flwr.strategy.overgrown import step_without_overgrown, too_large
-from fedpw_flwr.strategy.quarantine import (
+from fedpw_flwr.rounds.faults import BadReply, Project
+from fedpw_flwr.rounds.global_model import check_model, without_private
+from fedpw_flwr.rounds.identities import Identities
+from fedpw_flwr.rounds.metrics import reply_counts
+from fedpw_flwr.rounds.overgrown import step_without_overgrown, too_large
+from fedpw_flwr.rounds.screening import (
     Answer,
     AskedRound,
     EvaluateReply,
@@ -34,10 +35,9 @@ from fedpw_flwr.strategy.quarantine import (
     screen_train_replies,
     without_uncounted,
 )
-from fedpw_flwr.strategy.reply_metrics import reply_counts
+from fedpw_flwr.rounds.standstill import Standstill
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import FedAvgOptions, ScreenedFedAvg
-from fedpw_flwr.strategy.standstill import Standstill
 from fedpw_flwr.wire.arrays import ArrayTensors, take_as_arrays
 
 __all__ = ["FedAvgOptions", "ScreenedStrategy"]

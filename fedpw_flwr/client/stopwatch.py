@@ -69,7 +69,7 @@ def phase(name: str) -> Iterator[None]:
     Parameters
     ----------
     name : str
-        The phase, one of `fedpw_flwr.phases.CLIENT_PHASES`.
+        The phase, one of `fedpw_flwr.wire.phases.CLIENT_PHASES`.
     """
     stopwatch = _running.get()
     if stopwatch is None:

@@ -8,8 +8,8 @@ for draws that another run repeats `OrderedClientManager`.
 from fedpw_flwr.legacy.client_manager import OrderedClientManager
 from fedpw_flwr.legacy.server import CheckpointedServer
 from fedpw_flwr.legacy.strategy import FedPW
-from fedpw_flwr.strategy.attendance import TooFewClientsError
-from fedpw_flwr.strategy.faults import MissingLossError
+from fedpw_flwr.rounds.attendance import TooFewClientsError
+from fedpw_flwr.rounds.faults import MissingLossError
 
 __all__ = [
     "CheckpointedServer",

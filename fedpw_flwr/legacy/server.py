@@ -12,20 +12,20 @@ from flwr.common import Parameters
 from flwr.server import ClientManager, History, Server
 from flwr.server.strategy import Strategy
 
-from fedpw_flwr.checkpoint.random_state import restore_random_state, saved_random_state
-from fedpw_flwr.checkpoint.rounds import (
+from fedpw_flwr.legacy.client_manager import OrderedClientManager
+from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointError, CheckpointStore
+from fedpw_flwr.rounds.loop import (
     check_rounds,
     check_same,
     model_fingerprint,
     newest_checkpoint,
 )
-from fedpw_flwr.checkpoint.store import Checkpoint, CheckpointError, CheckpointStore
-from fedpw_flwr.checkpoint.strategy_state import (
+from fedpw_flwr.rounds.random_state import restore_random_state, saved_random_state
+from fedpw_flwr.rounds.strategy_state import (
     restore_strategy,
     strategy_fingerprint,
     strategy_state,
 )
-from fedpw_flwr.legacy.client_manager import OrderedClientManager
 from fedpw_flwr.wire.arrays import ArrayTensors, array_of_npy, encode_arrays
 
 __all__ = ["CheckpointedServer"]

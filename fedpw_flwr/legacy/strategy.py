@@ -29,19 +29,19 @@ from flwr.server.strategy import FedAvg, FedOpt
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.legacy.client_manager import stated_identities
-from fedpw_flwr.strategy.attendance import (
+from fedpw_flwr.rounds.attendance import (
     Attendance,
     WhenMissing,
     minima_of_at_most,
 )
+from fedpw_flwr.rounds.driver import Adjustment, Aggregated, ServerRounds
+from fedpw_flwr.rounds.metrics import round_metrics
+from fedpw_flwr.rounds.screening import Answer
+from fedpw_flwr.rounds.standstill import Standstill
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.quarantine import Answer
-from fedpw_flwr.strategy.reply_metrics import round_metrics
-from fedpw_flwr.strategy.server_rounds import Adjustment, Aggregated, ServerRounds
-from fedpw_flwr.strategy.standstill import Standstill
 from fedpw_flwr.strategy.step_on_top import StepOnTrainedFit, place_in_front
 from fedpw_flwr.wire.adjustment import REPORT_KEY, Upload
 from fedpw_flwr.wire.arrays import array_of_npy

@@ -19,19 +19,19 @@ from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYog
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.checkpoint import CheckpointStore
-from fedpw_flwr.checkpoint.rounds import run_rounds
-from fedpw_flwr.strategy.attendance import WhenMissing
+from fedpw_flwr.rounds.attendance import WhenMissing
+from fedpw_flwr.rounds.driver import Adjustment, Aggregated, ServerRounds
+from fedpw_flwr.rounds.faults import BadReply
+from fedpw_flwr.rounds.loop import run_rounds
+from fedpw_flwr.rounds.metrics import round_metrics
+from fedpw_flwr.rounds.screening import Answer, EvaluateReply, answers_of_messages
+from fedpw_flwr.rounds.standstill import Standstill
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.faults import BadReply
-from fedpw_flwr.strategy.quarantine import Answer, EvaluateReply, answers_of_messages
-from fedpw_flwr.strategy.reply_metrics import round_metrics
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import MetricsAggregation, ScreenedFedAvg
-from fedpw_flwr.strategy.server_rounds import Adjustment, Aggregated, ServerRounds
-from fedpw_flwr.strategy.standstill import Standstill
 from fedpw_flwr.strategy.step_on_top import StepOnTrained, place_in_front
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype

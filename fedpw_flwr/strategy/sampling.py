@@ -16,7 +16,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedpw_flwr.strategy.attendance import Attendance, WhenMissing, minima_of_at_most
+from fedpw_flwr.rounds.attendance import Attendance, WhenMissing, minima_of_at_most
 from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of, share_of
 from fedpw_flwr.strategy.listed_grid import ListedGrid
 from fedpw_flwr.strategy.roll_call import RollCall

@@ -14,11 +14,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
-from fedpw_flwr.strategy.faults import BadReply
-from fedpw_flwr.strategy.quarantine import Answer, EvaluateReply, answers_of_messages
-from fedpw_flwr.strategy.reply_metrics import alike_metrics, reply_counts
+from fedpw_flwr.rounds.faults import BadReply
+from fedpw_flwr.rounds.metrics import alike_metrics, reply_counts
+from fedpw_flwr.rounds.screening import Answer, EvaluateReply, answers_of_messages
+from fedpw_flwr.rounds.standstill import Standstill
 from fedpw_flwr.strategy.sampling import NodeSampling
-from fedpw_flwr.strategy.standstill import Standstill
 
 __all__ = ["FedAvgOptions", "MetricsAggregation", "ScreenedFedAvg"]
 

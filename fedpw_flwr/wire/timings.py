@@ -12,7 +12,7 @@ from typing import Self
 
 from flwr.app import ConfigRecord
 
-from fedpw_flwr.phases import CLIENT_PHASES
+from fedpw_flwr.wire.phases import CLIENT_PHASES
 
 __all__ = ["TIMINGS_RECORD", "ClientTimings"]
 

@@ -13,7 +13,7 @@ from hydra.utils import get_class, instantiate
 from model_records import array_record
 from omegaconf import OmegaConf
 
-from fedpw_flwr.experiment.configuration import compose_configuration, config_folder
+from fedpw_flwr.lab.config.configuration import compose_configuration, config_folder
 from fedpw_flwr.strategy.draws import Draws
 
 SET_OTHERWISE = {"qfedavg": {"q": 1.0, "rescale": "mean"}}

@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord, Message
 from model_records import array_record
 
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
-from fedpw_flwr.strategy.faults import MissingLossError
+from fedpw_flwr.rounds.faults import MissingLossError
 
 NAMES = ("afl", "term", "qfedavg")
 INITIAL = [0.5, 2.0, 1.0]

@@ -23,7 +23,7 @@ from model_records import array_record, ndarrays, train_content
 from torch.nn.functional import cross_entropy
 
 from fedpw_flwr.baselines import FedAdam, FedAvgM
-from fedpw_flwr.models.resnet import ResNet10
+from fedpw_flwr.lab.models.resnet import ResNet10
 
 FLOATS = {name: MODEL[name] for name in TRAINED}
 

@@ -26,13 +26,13 @@ from flwr.serverapp.strategy import Result
 from model_records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.app.recording import client_metrics
 from fedpw_flwr.baselines import AFL, TERM, EqualFedAvg, FedHEAL, FedMGDAPlus, QFedAvg
 from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.checkpoint import CheckpointError, CheckpointStore
-from fedpw_flwr.checkpoint.rounds import run_rounds
-from fedpw_flwr.checkpoint.strategy_state import Stateful
-from fedpw_flwr.strategy.faults import MissingLossError
+from fedpw_flwr.lab.app.recording import client_metrics
+from fedpw_flwr.rounds.faults import MissingLossError
+from fedpw_flwr.rounds.loop import run_rounds
+from fedpw_flwr.rounds.strategy_state import Stateful
 
 Build = Callable[..., ScreenedStrategy]
 every_strategy = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)

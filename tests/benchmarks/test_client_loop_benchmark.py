@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from fedpw_flwr.experiment.configuration import compose_configuration
-from fedpw_flwr.experiment.experiment import Experiment, build_experiment
-from fedpw_flwr.models.resnet import ResNet10
+from fedpw_flwr.lab.config.configuration import compose_configuration
+from fedpw_flwr.lab.experiment import Experiment, build_experiment
+from fedpw_flwr.lab.models.resnet import ResNet10
 
 TINY = shlex.join((*client_loop.TINY, "runtime.device=cpu"))
 

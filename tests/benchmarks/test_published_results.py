@@ -12,10 +12,10 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from fedpw_flwr.experiment.comparison.command import compare
-from fedpw_flwr.experiment.comparison.earlier_plots import plots_of_page
-from fedpw_flwr.experiment.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
-from fedpw_flwr.experiment.run_folder import FAILURE_FILE, RunFolder
+from fedpw_flwr.lab.compare.command import compare
+from fedpw_flwr.lab.compare.earlier_plots import plots_of_page
+from fedpw_flwr.lab.runs.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
+from fedpw_flwr.lab.runs.run_folder import FAILURE_FILE, RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "results"

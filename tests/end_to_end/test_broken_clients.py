@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fedpw_flwr.experiment.launch import ClientResources, launch
-from fedpw_flwr.experiment.run_folder import RunFolder
-from fedpw_flwr.experiment.staging import stage_app
+from fedpw_flwr.lab.launch.launch import ClientResources, launch
+from fedpw_flwr.lab.launch.staging import stage_app
+from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 
@@ -16,7 +16,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedpw_flwr.app.client_app import app as honest_app
+from fedpw_flwr.lab.app.client_app import app as honest_app
 
 app = ClientApp()
 
@@ -45,7 +45,7 @@ def test_run_with_nan_wrong_shape_and_a_raising_client_finishes_and_names_them(
     (app / "broken_clients.py").write_text(BROKEN_CLIENTS)
     project = app / "pyproject.toml"
     settings = project.read_text()
-    honest = "fedpw_flwr.app.deferred_client_app:app"
+    honest = "fedpw_flwr.lab.app.deferred_client_app:app"
     assert honest in settings
     project.write_text(settings.replace(honest, "broken_clients:app"))
 

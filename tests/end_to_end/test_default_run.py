@@ -15,7 +15,7 @@ import pytest
 from matplotlib.image import imread
 from safetensors.torch import load_file
 
-from fedpw_flwr.experiment.run_folder import RunFolder
+from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 COMMANDS = Path(sys.executable).parent
 DOMAINS = {"scans", "textured", "blurred", "fonts"}

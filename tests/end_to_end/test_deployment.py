@@ -33,7 +33,7 @@ from cryptography import x509
 from safetensors.torch import load_file
 
 from fedpw_flwr.checkpoint import CheckpointStore
-from fedpw_flwr.experiment.configuration import config_folder
+from fedpw_flwr.lab.config.configuration import config_folder
 
 COMMANDS = Path(sys.executable).parent
 EXAMPLE = config_folder().parent / "examples" / "deployment"

@@ -23,8 +23,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpw_flwr.experiment.configuration import config_folder
-from fedpw_flwr.experiment.run_folder import RunFolder
+from fedpw_flwr.lab.config.configuration import config_folder
+from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 

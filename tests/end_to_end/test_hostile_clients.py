@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedpw_flwr.experiment.launch import ClientResources, launch
-from fedpw_flwr.experiment.run_folder import RunFolder
-from fedpw_flwr.experiment.staging import stage_app
+from fedpw_flwr.lab.launch.launch import ClientResources, launch
+from fedpw_flwr.lab.launch.staging import stage_app
+from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 
@@ -29,7 +29,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedpw_flwr.app.client_app import app as honest_app
+from fedpw_flwr.lab.app.client_app import app as honest_app
 
 app = ClientApp()
 
@@ -81,7 +81,7 @@ def test_run_ends_with_a_sound_model_and_names_everyone_who_misbehaved(tmp_path:
     (app / "hostile_clients.py").write_text(clients)
     project = app / "pyproject.toml"
     settings = project.read_text()
-    honest = "fedpw_flwr.app.deferred_client_app:app"
+    honest = "fedpw_flwr.lab.app.deferred_client_app:app"
     assert honest in settings
     project.write_text(settings.replace(honest, "hostile_clients:app"))
     words = (

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedpw_flwr.experiment.configuration import config_folder
-from fedpw_flwr.experiment.run_folder import RunFolder
+from fedpw_flwr.lab.config.configuration import config_folder
+from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from fedpw_flwr.experiment.run_folder import RunFolder
-from fedpw_flwr.phases import IDLE
+from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.wire.phases import IDLE
 
 pytestmark = pytest.mark.long
 

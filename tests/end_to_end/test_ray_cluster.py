@@ -27,7 +27,7 @@ import pytest
 from safetensors.torch import load_file
 
 import fedpw_flwr
-from fedpw_flwr.experiment.configuration import config_folder
+from fedpw_flwr.lab.config.configuration import config_folder
 
 pytestmark = pytest.mark.long
 

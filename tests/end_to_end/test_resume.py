@@ -16,7 +16,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from fedpw_flwr.experiment.process_guard import MARKER
+from fedpw_flwr.lab.launch.process_guard import MARKER
 
 COMMAND = Path(sys.executable).with_name("fedpw")
 KILLS = int(os.environ.get("FEDPW_TEST_KILLS", "3"))

@@ -33,7 +33,7 @@ import fedpw_flwr
 from fedpw_flwr import FedPWClient, numpy_client_app
 from fedpw_flwr.algorithm import AdjustmentState
 from fedpw_flwr.legacy import FedPW
-from fedpw_flwr.strategy.server_rounds import ServerRounds
+from fedpw_flwr.rounds.driver import ServerRounds
 
 COHORTS = [[1, 2, 3, 4], [1, 2, 3, 4], [2, 4], [1, 3, 4, 5], [1, 2, 3, 4, 5], [3]]
 """Who takes part in each round: everyone, some, a newcomer, one alone."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fedpw_flwr import TooFewClientsError
-from fedpw_flwr.strategy.attendance import Attendance
+from fedpw_flwr.rounds.attendance import Attendance
 
 
 def looks(*counts: int) -> Callable[[], list[int]]:

@@ -17,7 +17,7 @@ from model_records import array_record, payloads
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.checkpoint import CheckpointError, CheckpointStore
-from fedpw_flwr.checkpoint.rounds import run_rounds
+from fedpw_flwr.rounds.loop import run_rounds
 
 NODES = [11, 12, 13, 14, 15, 16]
 ROUNDS = 5

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from model_records import NDArrays, array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.strategy.faults import UnusableRepliesError
+from fedpw_flwr.rounds.faults import UnusableRepliesError
 
 NODES = [31, 32, 33, 34]
 MANY = 5000

@@ -34,7 +34,7 @@ from model_records import (
 )
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.strategy.attendance import TooFewClientsError
+from fedpw_flwr.rounds.attendance import TooFewClientsError
 from fedpw_flwr.wire.adjustment import NEEDS_DENSE, REPORT_KEY
 from fedpw_flwr.wire.identity import IDENTITY_QUERY, identity_record
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model_records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.strategy.faults import UnusableRepliesError
+from fedpw_flwr.rounds.faults import UnusableRepliesError
 
 NODES = [51, 52, 53, 54, 55]
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

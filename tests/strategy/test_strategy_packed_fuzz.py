@@ -29,8 +29,8 @@ from model_records import (
 from tampered_replies import TAMPERED, Fate, Honest, Outcome
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.strategy.faults import UnusableRepliesError
-from fedpw_flwr.strategy.server_rounds import Adjustment
+from fedpw_flwr.rounds.driver import Adjustment
+from fedpw_flwr.rounds.faults import UnusableRepliesError
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES, UploadDtype
 
 MODEL: NDArrays = {

@@ -25,7 +25,7 @@ from model_records import NDArrays, array_record, ndarrays, payloads, train_cont
 
 from fedpw_flwr import FedPW, FedPWClient, legacy
 from fedpw_flwr.client.numpy_client_app import numpy_client_app
-from fedpw_flwr.strategy.faults import UnusableRepliesError
+from fedpw_flwr.rounds.faults import UnusableRepliesError
 
 NODES = [41, 42, 43, 44]
 

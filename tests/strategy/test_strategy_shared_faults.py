@@ -34,8 +34,8 @@ from fedpw_flwr import (
     numpy_client_app,
 )
 from fedpw_flwr.checkpoint import CheckpointStore
-from fedpw_flwr.checkpoint.rounds import run_rounds
-from fedpw_flwr.strategy.faults import UnusableRepliesError
+from fedpw_flwr.rounds.faults import UnusableRepliesError
+from fedpw_flwr.rounds.loop import run_rounds
 
 NODES = [21, 22, 23]
 

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpw_flwr.phases import CLIENT_PHASES
+from fedpw_flwr.wire.phases import CLIENT_PHASES
 from fedpw_flwr.wire.timings import ClientTimings
 
 durations = st.floats(min_value=0, allow_nan=False, allow_infinity=False)

@@ -1,0 +1,160 @@
+"""The ClientApp: one client's part of a round, trained on the pictures of its partition.
+
+The client is an ordinary NumPyClient inside `FedPWClient`, which masks and rescales its update on
+the device it trains on when the strategy asks for that.
+
+Ray keeps a worker process for the whole run and gives it any client in any round: data and model
+are built once a worker, and the model is reloaded in place.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from flwr.app import Context
+from flwr.client import NumPyClient
+from flwr.common import Scalar
+from torch import nn
+
+from fedpw_flwr.client import FedPWClient, numpy_client_app
+from fedpw_flwr.client.timings_mod import TimingsMod
+from fedpw_flwr.lab.config.configuration import ConfigurationError
+from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.partition import ClientShare
+from fedpw_flwr.lab.experiment import Experiment, experiment_of
+from fedpw_flwr.lab.training.evaluation import Evaluation
+from fedpw_flwr.lab.training.evaluation import evaluate as evaluate_model
+from fedpw_flwr.lab.training.loop import client_generator
+from fedpw_flwr.lab.training.loop import train as train_model
+from fedpw_flwr.lab.training.model_arrays import overwrite_model, read_model
+from fedpw_flwr.lab.training.threads import use_assigned_cpus
+from fedpw_flwr.wire.initial_loss import INITIAL_LOSS, REPORT_INITIAL_LOSS
+
+__all__ = ["DomainClient", "app", "client_fn"]
+
+NDArrays = list[npt.NDArray[Any]]
+
+
+class DomainClient(NumPyClient):
+    """A client that trains on its share of one domain.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        The experiment it takes part in.
+    model : nn.Module
+        The worker's model; reloaded in every message.
+    share : ClientShare
+        Its pictures.
+    """
+
+    def __init__(self, experiment: Experiment, model: nn.Module, share: ClientShare) -> None:
+        self.experiment = experiment
+        self.model = model
+        self.share = share
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Train the global model on this client's pictures; report the mean training loss.
+
+        Where the server asks for it, also ``initial_loss``, the loss of the global model itself
+        over all of these pictures. Training is the same bit for bit.
+        """
+        experiment, share = self.experiment, self.share
+        overwrite_model(self.model, parameters)
+        metrics: dict[str, Scalar] = {}
+        if config.get(REPORT_INITIAL_LOSS):
+            metrics[INITIAL_LOSS] = self._evaluated_on(share.train).loss
+        generator = client_generator(experiment.seed, int(config["server-round"]), share.client_id)
+        # A model with dropout draws from the global source.
+        torch.manual_seed(generator.initial_seed())
+        loss = train_model(
+            self.model,
+            share.train,
+            experiment.client,
+            mean=experiment.data.mean,
+            std=experiment.data.std,
+            device=experiment.device,
+            generator=generator,
+            # Flower's FedProx sends it.
+            proximal_mu=float(config.get("proximal-mu", 0.0)),
+        )
+        return read_model(self.model), len(share.train), {**metrics, "train_loss": loss}
+
+    def evaluate(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate the global model on the client's own test pictures, else on its domain's."""
+        domains = self.experiment.data.domains
+        overwrite_model(self.model, parameters)
+        own = self.share.test
+        domain = next(domain for domain in domains if domain.name == self.share.domain)
+        result = self._evaluated_on(domain.test if own is None else own)
+        return result.loss, result.num_examples, {"eval_acc": result.accuracy}
+
+    def _evaluated_on(self, pictures: ImageSet) -> Evaluation:
+        """Test the model as it is now: in evaluation mode, on pictures as they are."""
+        experiment = self.experiment
+        return evaluate_model(
+            self.model,
+            pictures,
+            mean=experiment.data.mean,
+            std=experiment.data.std,
+            device=experiment.device,
+        )
+
+
+def client_fn(context: Context) -> FedPWClient:
+    """Build the client of a node, named by its partition: the same client from run to run.
+
+    Raises
+    ------
+    ConfigurationError
+        If the configuration cannot be used, or the federation has another number of clients.
+    """
+    config_name = str(context.run_config["config-name"])
+    overrides = str(context.run_config["overrides"])
+    experiment = experiment_of(config_name, overrides)
+    partition, partitions = _place(context)
+    if partitions != len(experiment.shares):
+        raise ConfigurationError(
+            f"the federation has {partitions} clients, the experiment {len(experiment.shares)}: "
+            f"start it with num-supernodes={len(experiment.shares)}"
+        )
+    if not 0 <= partition < partitions:
+        raise ConfigurationError(
+            f"partition-id={partition}: the {partitions} clients count from 0 to {partitions - 1}"
+        )
+    model = _worker_model(config_name, overrides)
+    client = DomainClient(experiment, model, experiment.shares[partition])
+    return FedPWClient(client, device=experiment.device, client_id=partition)
+
+
+def _profiled(context: Context) -> bool:
+    config_name = str(context.run_config["config-name"])
+    return experiment_of(config_name, str(context.run_config["overrides"])).runtime.profile
+
+
+app = numpy_client_app(client_fn, mods=[TimingsMod(_profiled)])
+
+
+def _place(context: Context) -> tuple[int, int]:
+    node = context.node_config
+    if "partition-id" not in node or "num-partitions" not in node:
+        raise ConfigurationError(
+            "this node does not say which client it is: start the SuperNode with "
+            '--node-config "partition-id=0 num-partitions=2" (numbers of your federation)'
+        )
+    return int(node["partition-id"]), int(node["num-partitions"])
+
+
+@lru_cache(maxsize=1)
+def _worker_model(config_name: str, overrides: str) -> nn.Module:
+    """Build the model of this process, once, where it trains."""
+    use_assigned_cpus()
+    experiment = experiment_of(config_name, overrides)
+    return experiment.new_model().to(experiment.device)

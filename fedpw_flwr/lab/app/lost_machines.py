@@ -1,0 +1,78 @@
+"""A run on a Ray cluster stops where the cluster has lost a machine, to be gone on with.
+
+Flower puts the workers of a lost machine back among the free ones. They are free again at once, so
+that they take and fail most of the messages of all rounds to come, and the workers that live get
+the few that are left: the run would end well and have trained next to nothing. Started anew from
+its checkpoint, it has only workers that live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedpw_flwr.lab.app.strategy_wrapper import StrategyWrapper
+
+__all__ = ["LostMachineError", "MachineWatch"]
+
+_DIED, _LOST = "ActorDiedError", "its node has died"
+"""Ray's words for a worker that died with its machine, in the reason of a client's failure."""
+
+
+class LostMachineError(RuntimeError):
+    """The Ray cluster lost a machine; the message says how to go on."""
+
+
+class MachineWatch(StrategyWrapper):
+    """Any strategy, in a run that ends where the Ray cluster has lost a machine.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy that decides everything.
+    folder : Path
+        Folder of the run, for the message.
+    """
+
+    def __init__(self, strategy: Strategy, folder: Path) -> None:
+        super().__init__(strategy)
+        self._folder = folder
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """As the strategy does.
+
+        Raises
+        ------
+        LostMachineError
+            If a client failed because its machine is gone.
+        """
+        return super().aggregate_train(server_round, self._checked(server_round, replies))
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """As the strategy does.
+
+        Raises
+        ------
+        LostMachineError
+            If a client failed because its machine is gone.
+        """
+        return super().aggregate_evaluate(server_round, self._checked(server_round, replies))
+
+    def _checked(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
+        replies = list(replies)
+        reasons = [reply.error.reason or "" for reply in replies if reply.has_error()]
+        lost = sum(_DIED in reason and _LOST in reason for reason in reasons)
+        if lost:
+            raise LostMachineError(
+                f"the Ray cluster lost a machine; in round {server_round} it took {lost} of "
+                f"{len(replies)} replies with it. Go on with the machines that are there: "
+                f"fedpw resume={self._folder}"
+            )
+        return replies

@@ -1,0 +1,233 @@
+"""Figures over seeds, and whether two methods differ by more than their seeds do.
+
+Runs of two methods with the same seed share their partition, initial model and random numbers, so
+methods are compared seed by seed: a paired test, which sees smaller differences than comparing two
+means. With three seeds even that sees only large ones, and p-values of many comparisons are not
+corrected for their number; tables say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fedpw_flwr.lab.compare.figures import Figure
+from fedpw_flwr.lab.compare.settings import Method, Setting
+
+__all__ = [
+    "FEWEST_FOR_WILCOXON",
+    "LAST_ROUND",
+    "MEAN_ACCURACY",
+    "Window",
+    "chance_accuracy",
+    "chance_limit",
+    "default_target",
+    "holm_corrected",
+    "near_chance",
+    "over_seeds",
+    "paired_difference",
+    "paired_differences",
+    "rounds_to_target",
+    "windows_of",
+]
+
+MEAN_ACCURACY = "domains.mean"
+"""The figure whose target methods race to: the global model's mean accuracy on the test sets."""
+
+# With five pairs or fewer, Wilcoxon's smallest possible p-value is above 0.05.
+FEWEST_FOR_WILCOXON = 6
+_FEWEST_FOR_T = 2
+
+DEFAULT_SHARE = 0.95
+
+# Times the accuracy of guessing, up to which a model is taken for one that learned nothing.
+_NEAR_CHANCE = 1.5
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which rounds of a run a table is about.
+
+    Attributes
+    ----------
+    last : int
+        1: the last round as it is. More: the mean of that many last rounds.
+    """
+
+    last: int
+
+    @property
+    def key(self) -> str:
+        """Name in files."""
+        return "last_round" if self.last == 1 else f"last_{self.last}_rounds"
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+        return "last round" if self.last == 1 else f"mean of the last {self.last} rounds"
+
+    def of(self, rounds: pd.DataFrame) -> pd.DataFrame:
+        """Return the figures of each run, by method and seed.
+
+        The initial model (round 0) is no trained round, and a mean is unknown if one of its rounds
+        is. Runs of fewer trained rounds than the window count with those they have.
+
+        Parameters
+        ----------
+        rounds : pd.DataFrame
+            As `Setting.rounds_of_runs`.
+        """
+        number = rounds.index.get_level_values("round")
+        trained = rounds if self.last == 1 or not number.any() else rounds[number > 0]
+        return _over(_by_run(_by_run(trained).tail(self.last)), "mean")
+
+
+LAST_ROUND = Window(1)
+
+
+def windows_of(setting: Setting, last: int) -> tuple[Window, ...]:
+    """Return the last round, and the `last` ones together, or all trained rounds if fewer."""
+    counts = (1, min(last, max(1, setting.rounds)))
+    return tuple(Window(count) for count in dict.fromkeys(counts))
+
+
+def over_seeds(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return mean and standard deviation (ddof = 1) over seeds, by method; `runs` as `Window.of`.
+
+    A seed whose figure is unknown makes both unknown; one seed has no standard deviation.
+    """
+    methods = runs.groupby("method", sort=False)
+    return _over(methods, "mean"), _over(methods, "std")
+
+
+def paired_difference(own: pd.Series, other: pd.Series) -> dict[str, float]:
+    """Compare a figure of two methods on the seeds for which both know it.
+
+    Parameters
+    ----------
+    own, other : pd.Series
+        The figure by seed, of a method and of the one that it is compared with.
+
+    Returns
+    -------
+    dict[str, float]
+        ``seeds``, how many these are; ``difference``, the mean of own minus other, NaN for no seed;
+        ``difference.sd`` (ddof = 1), NaN for fewer than two; and the two-sided p-values ``p_t`` of
+        the paired t-test, NaN for fewer than two seeds, and ``p_wilcoxon`` of Wilcoxon's
+        signed-rank test, NaN for fewer than six; NaN both where all differences are equal.
+    """
+    # Not at the top: a mistyped path should be reported at once.
+    from scipy import stats
+
+    pairs = pd.concat([own, other], axis=1, join="inner", keys=["own", "other"]).dropna()
+    differences = pairs["own"] - pairs["other"]
+    count = len(pairs)
+    # Without variance a t-value is 0/0 or infinite: rounding, not evidence, would decide.
+    vary = count > 0 and np.ptp(differences) > 1e-12 * max(np.abs(pairs.to_numpy()).max(), 1.0)
+
+    def p_value(test: str, fewest: int) -> float:
+        enough = vary and count >= fewest
+        return getattr(stats, test)(pairs["own"], pairs["other"]).pvalue if enough else math.nan
+
+    return {
+        "seeds": count,
+        "difference": differences.mean(),
+        "difference.sd": differences.std(),
+        "p_t": p_value("ttest_rel", _FEWEST_FOR_T),
+        "p_wilcoxon": p_value("wilcoxon", FEWEST_FOR_WILCOXON),
+    }
+
+
+def paired_differences(
+    setting: Setting, reference: Method, windows: Sequence[Window], figures: Sequence[Figure]
+) -> pd.DataFrame:
+    """Compare each other method with a reference: a row a method, window and figure."""
+    runs_in = {window.key: window.of(setting.rounds_of_runs) for window in windows}
+    rows = [
+        {
+            "setting": setting.label,
+            "method": method.label,
+            "reference": reference.label,
+            "window": window,
+            "figure": figure.key,
+            "unit": figure.unit,
+            **paired_difference(*(runs[figure.key].loc[by.label] for by in (method, reference))),
+        }
+        for method in setting.methods
+        if method is not reference
+        for window, runs in runs_in.items()
+        for figure in figures
+    ]
+    return pd.DataFrame(rows)
+
+
+def holm_corrected(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number by Holm's step-down procedure (Holm 1979).
+
+    The largest never exceeds 1, and the order of the values stays.
+    """
+    ordered = pd.Series(p_values, dtype=np.float64).sort_values(kind="stable")
+    stepped = ordered * np.arange(len(ordered), 0, -1)
+    corrected: list[float] = stepped.cummax().clip(upper=1.0).sort_index().tolist()
+    return corrected
+
+
+def rounds_to_target(setting: Setting, target: float) -> pd.Series:
+    """Return the first round with a mean accuracy of at least `target` percent, for each run.
+
+    NaN where the run ended below it. The initial model (round 0) reached nothing by training.
+    """
+    accuracy = setting.rounds_of_runs[MEAN_ACCURACY]
+    number = pd.Series(accuracy.index.get_level_values("round"), accuracy.index, np.float64)
+    return _by_run(number.where((accuracy >= target) & (number > 0))).min()
+
+
+def chance_accuracy(setting: Setting) -> float:
+    """Return the accuracy of guessing in percent; NaN where the number of classes is not known."""
+    return math.nan if not setting.classes else 100 / setting.classes
+
+
+def chance_limit(setting: Setting) -> float:
+    """Return the accuracy in percent up to which a model may have learned nothing."""
+    return _NEAR_CHANCE * chance_accuracy(setting)
+
+
+def near_chance(setting: Setting, window: Window) -> pd.Series:
+    """Tell by method whether its models are little better than guessing in some last rounds.
+
+    Such a model fails everyone alike: a low standard deviation is no fairness then.
+    """
+    mean, _ = over_seeds(window.of(setting.rounds_of_runs))
+    return mean[MEAN_ACCURACY] <= chance_limit(setting)
+
+
+def default_target(
+    setting: Setting, reference: Method | None, window: Window
+) -> tuple[float, str | None]:
+    """Return a mean accuracy in percent to count the rounds to, and the method that sets it.
+
+    It is 95 % of what the reference has in some last rounds. Where there is no reference, or it
+    has learned no more than chance, the best method sets it. NaN and None where none can.
+    """
+    mean, _ = over_seeds(window.of(setting.rounds_of_runs))
+    known = mean[MEAN_ACCURACY][~near_chance(setting, window)].dropna()
+    if known.empty:
+        return math.nan, None
+    by = reference.label if reference is not None else ""
+    by = by if by in known.index else str(known.idxmax())
+    return DEFAULT_SHARE * float(known[by]), by
+
+
+def _over(groups: Any, summary: str) -> Any:
+    # Not the summary that groups have: it sums otherwise than NumPy, and figures that lie between
+    # two roundings would be published differently.
+    return groups.apply(lambda own: getattr(own, summary)(skipna=False))
+
+
+def _by_run(rounds: Any) -> Any:
+    return rounds.groupby(["method", "seed"], sort=False)

@@ -1,0 +1,188 @@
+"""The tables of a comparison, as text: Markdown and the terminal show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, DOMAIN_FIGURES, Figure
+from fedpw_flwr.lab.compare.formats import number
+from fedpw_flwr.lab.compare.settings import Method, Setting
+from fedpw_flwr.lab.compare.statistics import (
+    FEWEST_FOR_WILCOXON,
+    LAST_ROUND,
+    Window,
+    holm_corrected,
+    near_chance,
+    over_seeds,
+    paired_differences,
+    rounds_to_target,
+)
+
+__all__ = [
+    "TESTED_CLIENT_FIGURES",
+    "Table",
+    "differences_table",
+    "figure_heading",
+    "figures_table",
+    "mean_of",
+    "target_table",
+    "tested_figures",
+]
+
+_LEVEL = 0.05
+
+TESTED_CLIENT_FIGURES = tuple(
+    figure
+    for figure in CLIENT_FIGURES
+    if figure.key.removeprefix("clients.") in ("mean", "std", "worst_10", "best_10", "angle")
+)
+"""Those that are tested: the more are, the more seem to differ by chance."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes
+    ----------
+    columns : tuple[str, ...]
+        Their headings; the first column holds names and all others figures.
+    rows : tuple[tuple[str, ...], ...]
+        As many cells each as there are columns.
+    best : frozenset[tuple[int, int]]
+        Row and column of the cells with the best figure of their column.
+    notes : tuple[str, ...]
+        What one has to know to read it, a sentence each.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -> Table:
+    """Tabulate figures of all methods, over their seeds.
+
+    A method near chance is marked and never the best of a column. A column in which all are equal
+    has no best.
+    """
+    mean, std = over_seeds(window.of(setting.rounds_of_runs))
+    cells = [
+        [number(value, std=spread) for value, spread in zip(mean[key], std[key], strict=True)]
+        for key in (figure.key for figure in figures)
+    ]
+    signs = [1 if figure.higher_is_better else -1 for figure in figures]
+    # Ranked as shown, so that cells which read alike are the best alike.
+    shown = mean[[figure.key for figure in figures]].map(lambda value: round(value, 2)) * signs
+    seeds = [str(len(method.runs)) for method in setting.methods]
+    return Table(
+        ("method", "seeds", *map(figure_heading, figures)),
+        tuple(zip(_names(setting, window), seeds, *cells, strict=True)),
+        _best(shown.mask(near_chance(setting, window))),
+    )
+
+
+def differences_table(setting: Setting, reference: Method, window: Window) -> Table:
+    """Tabulate each method's difference to the reference, seed by seed, with paired tests."""
+    figures = tested_figures(setting)
+    found = paired_differences(setting, reference, [window], figures)
+    found["cell"] = found.apply(_difference, axis=1)
+    by_method = found.groupby("method", sort=False)
+    seeds = by_method["seeds"].max()
+    return Table(
+        ("method", "common seeds", *(figure_heading(each, of_whom=True) for each in figures)),
+        tuple(
+            (name, str(seeds[label]), *by_method.get_group(label)["cell"])
+            for label, name in _names(setting, window).drop(reference.label).items()
+        ),
+        notes=_test_notes(seeds, found["p_t"].dropna().tolist()),
+    )
+
+
+def target_table(setting: Setting, target: float) -> Table:
+    """Tabulate the round in which each seed first reached a mean accuracy in percent."""
+    found = rounds_to_target(setting, target)
+    mean, std = over_seeds(found)
+    rows = [
+        (
+            name,
+            f"{own.count()} of {len(own)}",
+            number(mean[label], 1, std=std[label]),
+            ", ".join("not reached" if np.isnan(each) else number(each, 0) for each in own),
+        )
+        for (label, own), name in zip(
+            found.groupby("method", sort=False), _names(setting, LAST_ROUND), strict=True
+        )
+    ]
+    return Table(
+        ("method", "seeds that reached it", "rounds", "each seed"),
+        tuple(rows),
+        _best(-mean.mask(near_chance(setting, LAST_ROUND)).to_frame()),
+        ("The mean is given only where all seeds reached the target.",),
+    )
+
+
+def mean_of(setting: Setting) -> str:
+    """Return what the mean accuracy is that methods race to."""
+    if len(setting.domains) == 1:
+        return "accuracy on the test set"
+    return "mean over the domains' test sets"
+
+
+def tested_figures(setting: Setting) -> tuple[Figure, ...]:
+    """Return the figures by which methods are compared with a reference."""
+    over_domains = DOMAIN_FIGURES if len(setting.domains) > 1 else DOMAIN_FIGURES[:1]
+    return (*over_domains, *(TESTED_CLIENT_FIGURES if setting.client_figures else ()))
+
+
+def figure_heading(figure: Figure, *, of_whom: bool = False) -> str:
+    """Name a column; `of_whom` tells clients' figures from the domains' in a table with both."""
+    whose = "clients' " if of_whom and figure in CLIENT_FIGURES else ""
+    return f"{whose}{figure.label}" + (", °" if figure.unit == "°" else "")
+
+
+def _names(setting: Setting, window: Window) -> pd.Series:
+    near = near_chance(setting, window)
+    return near.index.to_series() + near.map({True: " (near chance)", False: ""})
+
+
+def _best(ranked: pd.DataFrame) -> frozenset[tuple[int, int]]:
+    """Find the highest cell of each column, ties too, in a table that begins with two others."""
+    if len(ranked) == 1:
+        return frozenset()
+    level = (ranked.count() > 1) & (ranked.max() == ranked.min())
+    rows, columns = np.nonzero((ranked == ranked.max()) & ~level)
+    return frozenset(zip(rows.tolist(), (columns + 2).tolist(), strict=True))
+
+
+def _difference(found: pd.Series) -> str:
+    tests = [
+        f"{name} < 0.001" if value < 0.001 else f"{name} = {number(value, 3)}"
+        for name, value in (("p", found["p_t"]), ("W", found["p_wilcoxon"]))
+        if np.isfinite(value)
+    ]
+    text = number(found["difference"], sign=True, std=found["difference.sd"])
+    return f"{text} ({', '.join(tests)})" if tests else text
+
+
+def _test_notes(seeds: pd.Series, p_values: Sequence[float]) -> tuple[str, ...]:
+    if not p_values:
+        return ("No p-values: they take two common seeds or more, and differences that vary.",)
+    said = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
+    below, left = (
+        sum(value < _LEVEL for value in values) for values in (p_values, holm_corrected(p_values))
+    )
+    notes = [
+        f"p: two-sided paired t-test over {said} common seeds, not corrected for the number of "
+        f"comparisons. Of {len(p_values)} in this table {below or 'none'} "
+        f"{'is' if below <= 1 else 'are'} below {_LEVEL}, and {left or 'none'} after Holm's "
+        "correction."
+    ]
+    if seeds.max() >= FEWEST_FOR_WILCOXON:
+        notes.append(f"W: Wilcoxon's signed-rank test, from {FEWEST_FOR_WILCOXON} seeds on.")
+    return tuple(notes)

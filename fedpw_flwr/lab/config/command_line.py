@@ -1,0 +1,98 @@
+"""The words of the command line, before hydra reads them: paths as people write them.
+
+Hydra's grammar knows letters of ASCII, digits and a few signs outside quotes, and says of any other
+word only where it stopped. The shell takes one pair of quotes away, so a path with ``~``, ``=``, a
+comma or an umlaut needs two: ``'dataset.folder="~/pictures"'``. Who forgot them reads what to type.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from fedpw_flwr.lab.config.configuration import ConfigurationError, is_folder, override_key
+
+__all__ = ["quoted", "readable_words"]
+
+_TAKE_A_VALUE = {
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--experimental-rerun", "--shell-completion", "-sc"),
+}
+_CONFIG_DIR = "--config-dir="
+_OUTPUT_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+
+
+def quoted(key: str, value: str) -> str:
+    """Return an override that gives a key this very text, whatever is in it."""
+    return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+
+
+def readable_words(words: Sequence[str]) -> list[str]:
+    """Return the arguments of the command with ``~`` replaced where hydra itself makes a folder.
+
+    Parameters
+    ----------
+    words : Sequence[str]
+        Arguments of the command, flags among them.
+
+    Raises
+    ------
+    ConfigurationError
+        If hydra could not read one, or not as one path; the message has the form to type.
+    """
+    several = not {"-m", "--multirun"}.isdisjoint(words)
+    read = []
+    for before, word in zip(["", *words], words, strict=False):
+        if before in _TAKE_A_VALUE:
+            read.append(word)
+        elif word.startswith(f"{_CONFIG_DIR}~"):
+            folder = Path(word.removeprefix(_CONFIG_DIR)).expanduser()
+            read.append(f"{_CONFIG_DIR}{folder}")
+        elif "=" in word and not word.startswith("-"):
+            read.append(_readable(word, several))
+        else:
+            read.append(word)
+    return read
+
+
+def _readable(word: str, several: bool) -> str:
+    parser = OverridesParser.create()
+    key, _, value = word.partition("=")
+    right = quoted(key, value)
+    try:
+        override = parser.parse_override(word)
+    except HydraException as error:
+        if value.startswith(("'", '"', "[", "{")) or not _is_readable(right, parser):
+            # No path; hydra says where it stopped.
+            return word
+        raise ConfigurationError(
+            f"{word} cannot be read: a value with other signs than ASCII letters, digits and "
+            f"/ - _ . : + % * @ ? | $ needs quotes, and the shell another pair around them. "
+            f"Type {shlex.quote(right)}"
+        ) from error
+    if _is_path(key) and override.is_sweep_override() and not several:
+        raise ConfigurationError(
+            f"{word} reads as several values: a path with a comma needs quotes, and the shell "
+            f"another pair around them. Type {shlex.quote(right)}"
+        )
+    if key in _OUTPUT_FOLDERS and str(override.value()).startswith("~"):
+        return quoted(key, str(Path(str(override.value())).expanduser()))
+    return word
+
+
+def _is_readable(word: str, parser: OverridesParser) -> bool:
+    try:
+        parser.parse_override(word)
+    except HydraException:
+        return False
+    return True
+
+
+def _is_path(key: str) -> bool:
+    last = override_key(key).rpartition(".")[2]
+    return key in (*_OUTPUT_FOLDERS, "resume") or is_folder(last)

@@ -1,0 +1,441 @@
+"""The configuration of a run: hydra's, composed once a process, wrong keys and values refused.
+
+The `fedpw` command, the ServerApp and every ClientApp compose the same configuration from the same
+two strings, the name of a config and a line of hydra overrides, so nothing else has to travel.
+Light on purpose: the command needs it before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedpw_flwr.lab.config.moved_targets import with_first_targets, with_present_targets
+
+__all__ = [
+    "PREPARED_VARIABLE",
+    "ConfigurationError",
+    "RuntimeSettings",
+    "absolute_folders",
+    "changed_overrides",
+    "compose_configuration",
+    "config_folder",
+    "count_clients",
+    "group_settings",
+    "is_folder",
+    "join_overrides",
+    "named_part",
+    "override_key",
+    "resolved_yaml",
+    "run_fingerprint",
+    "runtime_settings",
+    "with_absolute_folders",
+]
+
+PREPARED_VARIABLE = "FEDPW_PREPARED"
+"""Environment variable with the path of the file that holds a launch's prepared experiment."""
+
+_LARGEST_SEED = 2**64 - 1
+
+GROUPS = ("dataset", "model", "partition", "client", "strategy")
+
+_composing = Lock()
+
+
+class ConfigurationError(ValueError):
+    """The configuration cannot be used; the message says which key or value and what to do."""
+
+
+@dataclass
+class RuntimeSettings:
+    """Where clients run and how long the server waits for them.
+
+    Attributes
+    ----------
+    device : str
+        Device of training and evaluation; "auto" takes CUDA where a process sees it. Clients see
+        it if `gpus_per_client` is above 0.
+    cpus_per_client : int
+        CPU cores Ray reserves a client; PyTorch uses as many threads.
+    gpus_per_client : float
+        Share of a GPU that Ray reserves a client.
+    total_cpus : int | None
+        CPU cores that all clients together may take; None: all of the machine.
+    ray_address : str | None
+        Address of the Ray cluster that clients run on; None: a Ray of the run's own, here.
+    connect_timeout : float
+        Seconds to wait for all clients before the first round.
+    round_timeout : float
+        Seconds to wait for the replies of one phase of a round.
+    profile : bool
+        Whether to record and draw where the time of every round went.
+    checkpoint_every : int
+        Rounds between two checkpoints; the last round always has one.
+    """
+
+    device: str = "auto"
+    cpus_per_client: int = 1
+    gpus_per_client: float = 0.0
+    total_cpus: int | None = None
+    ray_address: str | None = None
+    connect_timeout: float = 120.0
+    round_timeout: float = 3600.0
+    profile: bool = False
+    checkpoint_every: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.cpus_per_client < 1:
+            raise ConfigurationError(
+                f"runtime.cpus_per_client must be at least 1, got {self.cpus_per_client}"
+            )
+        if not 0 <= self.gpus_per_client < math.inf:
+            raise ConfigurationError(
+                f"runtime.gpus_per_client must be 0 or more, got {self.gpus_per_client}"
+            )
+        if self.gpus_per_client > 1 and not self.gpus_per_client.is_integer():
+            raise ConfigurationError(
+                f"runtime.gpus_per_client={self.gpus_per_client}: above 1 it must be a whole "
+                "number, for Ray gives a client a share of one GPU, or whole ones"
+            )
+        if self.device.startswith("cuda") and self.gpus_per_client == 0:
+            raise ConfigurationError(
+                f"runtime.device={self.device}, but runtime.gpus_per_client is 0 and Ray hides the "
+                "GPU from such clients: set a share, for example runtime.gpus_per_client=0.25"
+            )
+        if self.total_cpus is not None and self.total_cpus < self.cpus_per_client:
+            raise ConfigurationError(
+                f"runtime.total_cpus is {self.total_cpus}, but one client alone takes "
+                f"runtime.cpus_per_client={self.cpus_per_client}"
+            )
+        if self.ray_address is not None:
+            self._check_cluster()
+        if self.checkpoint_every < 1:
+            raise ConfigurationError(
+                f"runtime.checkpoint_every must be at least 1, got {self.checkpoint_every}"
+            )
+        for name in ("connect_timeout", "round_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(
+                    f"runtime.{name} must be a positive number of seconds, "
+                    f"got {getattr(self, name)}"
+                )
+
+    def _check_cluster(self) -> None:
+        address = str(self.ray_address)
+        if ":" not in address or "://" in address:
+            raise ConfigurationError(
+                f"runtime.ray_address={address!r} is not host and port of a Ray cluster that this "
+                "machine belongs to, such as 192.168.0.10:6379, as `ray start --head` prints it"
+            )
+        if self.total_cpus is not None:
+            raise ConfigurationError(
+                f"runtime.total_cpus={self.total_cpus} is for a run's own Ray: how many cores of a "
+                "machine a cluster has is said there, by `ray start --num-cpus=...`"
+            )
+
+
+@dataclass
+class _Schema:
+    """Types of the top-level keys; groups that build objects check themselves when built."""
+
+    seed: int
+    rounds: int
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    partition: dict[str, Any]
+    client: dict[str, Any]
+    strategy: dict[str, Any]
+    runtime: RuntimeSettings
+    resume: str | None = None
+
+
+def config_folder() -> Path:
+    """Return the folder of the configuration groups: the wheel's, else the checkout's.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none, as in an incomplete copy of the package.
+    """
+    package = Path(__file__).resolve().parents[2]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigurationError(
+        f"no configuration found: neither {package / 'conf'} nor {package.parent / 'conf'} holds "
+        "config.yaml. Install fedpw-flwr again, or run from a complete checkout"
+    )
+
+
+@lru_cache(maxsize=4)
+def compose_configuration(config_name: str = "config", overrides: str = "") -> DictConfig:
+    """Compose and check the configuration; the same arguments compose once a process.
+
+    Parameters
+    ----------
+    config_name : str (default: "config")
+        Name of a file in conf/, without its ending.
+    overrides : str (default: "")
+        Hydra overrides as typed on a command line, separated by blanks.
+
+    Returns
+    -------
+    DictConfig
+        Read-only. Interpolations are resolved when read.
+
+    Raises
+    ------
+    ConfigurationError
+        If a key is unknown, a value has the wrong type or range, or one that must be given is not.
+    """
+    try:
+        words = shlex.split(overrides)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the overrides {overrides!r} cannot be split into words: {error}"
+        ) from error
+    with _composing:
+        # Hydra's state is global to the process; another user of hydra in it must not be disturbed.
+        before = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(config_folder()), version_base="1.3"):
+                configuration = compose(config_name, words)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise ConfigurationError(
+                f"{_with_cause(error)}\n(config {config_name!r}, overrides {overrides!r})"
+            ) from error
+        finally:
+            GlobalHydra.instance().hydra = before
+    return checked(configuration)
+
+
+def checked(configuration: DictConfig) -> DictConfig:
+    """Check a composed configuration's keys and types, and return it read-only.
+
+    Raises
+    ------
+    ConfigurationError
+        If a top-level key is unknown or missing, or a value has the wrong type or range.
+    """
+    without = sorted(OmegaConf.missing_keys(configuration))
+    if without:
+        raise ConfigurationError("\n".join(_how_to_give(key, configuration) for key in without))
+    try:
+        OmegaConf.to_container(configuration, resolve=True, throw_on_missing=True)
+        OmegaConf.merge(OmegaConf.structured(_Schema), configuration)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(_with_cause(error)) from error
+    if configuration.rounds < 1:
+        raise ConfigurationError(f"rounds must be at least 1, got {configuration.rounds}")
+    if not 0 <= configuration.seed <= _LARGEST_SEED:
+        raise ConfigurationError(
+            f"seed must be 0 or more and at most 2**64 - 1 = {_LARGEST_SEED}, got "
+            f"{configuration.seed}"
+        )
+    for group in GROUPS:
+        if "_target_" not in configuration[group]:
+            raise ConfigurationError(
+                f"{group} has no _target_: choose one of conf/{group}/ by its file name, for "
+                f"example {group}={_choices(group)[0]}"
+            )
+    if "name" not in configuration.strategy:
+        raise ConfigurationError("strategy has no name: it labels the run in tables and plots")
+    runtime_settings(configuration)
+    configuration = OmegaConf.create(with_present_targets(OmegaConf.to_container(configuration)))
+    OmegaConf.set_readonly(configuration, True)
+    return configuration
+
+
+def _how_to_give(key: str, configuration: DictConfig) -> str:
+    dataset = configuration.dataset
+    if key == "dataset.folder" and str(dataset.get("_target_", "")).endswith("archives.archives"):
+        files = ", ".join(f"{domain}.npz" for domain in dataset.domains)
+        return (
+            f"{key} is not set: it is the folder that holds {files}; "
+            f"give it on the command line, as in {key}=/path/to/archives"
+        )
+    return f"{key} is not set: give it on the command line, as in {key}=..."
+
+
+def group_settings(configuration: DictConfig, group: str) -> DictConfig:
+    """Return what a group is built from: all of it but `name`, its label in tables and plots.
+
+    What refers to other groups is resolved.
+    """
+    settings = OmegaConf.to_container(configuration[group], resolve=True)
+    assert isinstance(settings, dict)
+    return OmegaConf.create({key: value for key, value in settings.items() if key != "name"})
+
+
+def runtime_settings(configuration: DictConfig) -> RuntimeSettings:
+    """Return the runtime group, typed and checked."""
+    typed = OmegaConf.merge(OmegaConf.structured(RuntimeSettings), configuration.runtime)
+    settings = OmegaConf.to_object(typed)
+    assert isinstance(settings, RuntimeSettings)
+    return settings
+
+
+def resolved_yaml(configuration: DictConfig) -> str:
+    """Return the configuration as YAML with every interpolation resolved."""
+    return OmegaConf.to_yaml(configuration, resolve=True, sort_keys=False)
+
+
+def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
+    """Return what of the configuration a run must keep when it goes on: all that changes results.
+
+    It may go on elsewhere, with its data in another folder, with other resources, for more rounds,
+    and wait longer for its clients.
+    """
+    nested = with_first_targets(OmegaConf.to_container(configuration, resolve=True))
+    left_out = ("runtime", "rounds", "resume")
+    return _of_the_results({key: value for key, value in nested.items() if key not in left_out})
+
+
+def _of_the_results(nested: dict[Any, Any]) -> dict[str, Any]:
+    left_out = ("folder", "wait_for_clients", "when_missing", "download")
+    kept: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            kept[str(key)] = _of_the_results(value)
+        elif key not in left_out:
+            # Where archives lie changes nothing; whether they are read in place of full sets does.
+            kept[str(key)] = value is not None if is_folder(key) else value
+    return kept
+
+
+def is_folder(key: object) -> bool:
+    """Return whether the value of a key is a folder: it tells by its name."""
+    return key == "folder" or str(key).endswith("_folder")
+
+
+def changed_overrides(saved: Sequence[str], changes: Sequence[str]) -> list[str]:
+    """Return overrides in which each change replaces what was said about its key before."""
+    keys = {override_key(change) for change in changes}
+    return [*(word for word in saved if override_key(word) not in keys), *changes]
+
+
+def override_key(override: str) -> str:
+    """Return the key that an override is about."""
+    return override.split("=", 1)[0].lstrip("+~")
+
+
+def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:
+    """Return overrides that make every relative folder of the configuration absolute.
+
+    A run's processes work in folders of their own, so a path typed on the command line must be tied
+    to where it was typed. A folder is any key named ``folder``, or whose name ends in ``_folder``.
+
+    Parameters
+    ----------
+    configuration : DictConfig
+        The composed configuration.
+    base : Path
+        The folder that relative paths start from.
+    """
+    overrides = []
+    for where, folder in _folders(configuration, base).items():
+        overrides.append(f"{where}={QuotedString(folder, Quote.single).with_quotes()}")
+    return overrides
+
+
+def with_absolute_folders(configuration: DictConfig, base: Path) -> DictConfig:
+    """Return the configuration that the overrides of `absolute_folders` would compose."""
+    absolute = copy.deepcopy(configuration)
+    OmegaConf.set_readonly(absolute, False)
+    for where, folder in _folders(configuration, base).items():
+        OmegaConf.update(absolute, where, folder)
+    OmegaConf.set_readonly(absolute, True)
+    return absolute
+
+
+def _folders(configuration: DictConfig, base: Path) -> dict[str, str]:
+    """Return the absolute path of every folder, by the place of its key."""
+    folders: dict[str, str] = {}
+
+    def visit(node: Any, path: str) -> None:
+        for key, value in node.items():
+            where = f"{path}.{key}" if path else str(key)
+            if isinstance(value, dict):
+                visit(value, where)
+            elif is_folder(key) and isinstance(value, str):
+                folders[where] = str((base / Path(value).expanduser()).resolve())
+
+    visit(OmegaConf.to_container(configuration, resolve=True), "")
+    return folders
+
+
+def join_overrides(overrides: Sequence[str]) -> str:
+    """Join overrides into the one line that `compose_configuration` splits again."""
+    return shlex.join(overrides)
+
+
+def count_clients(configuration: DictConfig) -> int:
+    """Return the number of clients, without loading any data.
+
+    Raises
+    ------
+    ConfigurationError
+        If the partition cannot be built, or the dataset does not list its domains.
+    """
+    if "domains" not in configuration.dataset:
+        raise ConfigurationError(
+            "dataset has no key 'domains': the number of clients follows from its length"
+        )
+    from hydra.utils import instantiate
+
+    with named_part("partition"):
+        partition = instantiate(group_settings(configuration, "partition"))
+        return int(partition.num_clients(list(configuration.dataset.domains)))
+
+
+@contextmanager
+def named_part(part: str) -> Iterator[None]:
+    """Name the part of the experiment in whatever goes wrong inside.
+
+    Raises
+    ------
+    ConfigurationError
+        In place of it.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
+        cause: BaseException = error
+        while isinstance(cause, HydraException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ConfigurationError(f"{part}: {cause}") from error
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def _with_cause(error: BaseException) -> str:
+    """Return what hydra said, without its type names, and the reason where a cause hides it."""
+    said = str(error).strip().splitlines()
+    inner = ("object_type=", "reference_type=", "provider=", "Config search path:")
+    lines = ["\n".join(line for line in said if not line.strip().startswith(inner))]
+    cause = error.__cause__
+    while cause is not None:
+        text = str(cause).strip()
+        if text and text not in lines[-1]:
+            lines.append(text)
+        cause = cause.__cause__
+    return "\n".join(lines)

@@ -1,0 +1,274 @@
+"""What each setting of this package's strategies, partitions, models and data sets may be.
+
+The classes themselves check what they are given, but they stand on PyTorch and Flower, which take
+seconds to import. These rules say the same of single values without either, so that the command
+refuses ``strategy.beta=7`` at once and by its key, and a class that this package does not have.
+``tests/experiment/test_setting_rules.py`` holds them against the classes. What is not of this
+package has no rules here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["RULES", "Rule", "broken_rules"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be.
+
+    Attributes
+    ----------
+    words : str
+        Completes "it must be ...".
+    allows : Callable[[Any], bool]
+        Says whether a value may be used.
+    """
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+def broken_rules(group: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a group's settings, each with its key; empty where nothing is.
+
+    Parameters
+    ----------
+    group : str
+        Its key in the configuration.
+    settings : Mapping[str, Any]
+        What it is built from, ``_target_`` included.
+    """
+    module, _, target = str(settings.get("_target_")).rpartition(".")
+    if group not in RULES or module.split(".")[0] != "fedpw_flwr":
+        return []
+    rules = RULES[group].get(target)
+    if rules is None or not _names(module, target):
+        return [
+            f"{group}._target_={module}.{target}: this package has no such {group}: choose one of "
+            f"conf/{group}/ by its file name, or one of {', '.join(RULES[group])} in its module"
+        ]
+    given = {key: value for key, value in settings.items() if not key.startswith("_")}
+    unknown = [
+        f"{group}.{key} is no setting of {target}: leave it out. There are {', '.join(rules)}"
+        for key in given.keys() - rules.keys()
+    ]
+    return unknown + [
+        f"{group}.{key} must be {rules[key].words}, got {value!r}"
+        for key, value in given.items()
+        if key in rules and not _is_built(value) and not rules[key].allows(value)
+    ]
+
+
+def _names(module: str, name: str) -> bool:
+    """Return whether the text of one of this package's modules has a name."""
+    place = Path(__file__).parents[2].joinpath(*module.split(".")[1:])
+    files = [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+    return any(re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) for file in files)
+
+
+def _is_built(value: object) -> bool:
+    """Return whether a value only describes the object that hydra will build in its place."""
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _number(
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+    whole: bool = False,
+    infinite: bool = False,
+) -> Rule:
+    """Make the rule of a range: both ends are in it, but the least `above` and the most `below`."""
+    types = int if whole else (int, float)
+
+    def allows(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, types):
+            return False
+        # Not a number is in no range.
+        inside = least < value if above else least <= value
+        inside = inside and (value < most if below else value <= most)
+        return inside and (infinite or abs(value) < math.inf)
+
+    bounds = []
+    if least > -math.inf:
+        bounds.append(f"above {least:g}" if above else f"of at least {least:g}")
+    if most < math.inf:
+        bounds.append(f"below {most:g}" if below else f"at most {most:g}")
+    kind = "a whole number" if whole else "a number"
+    return Rule(" ".join([kind, " and ".join(bounds) or "that is finite"]), allows)
+
+
+def _one_of(*choices: str | int) -> Rule:
+    return Rule(
+        f"one of {', '.join(map(str, choices))}",
+        lambda value: not isinstance(value, bool) and value in choices,
+    )
+
+
+def _or_null(rule: Rule) -> Rule:
+    return Rule(f"{rule.words}, or null", lambda value: value is None or rule.allows(value))
+
+
+def _list_of(each: Rule) -> Rule:
+    def allows(value: Any) -> bool:
+        if not isinstance(value, list) or not value or not all(map(each.allows, value)):
+            return False
+        names = [one for one in value if isinstance(one, str)]
+        return len(names) == len(set(names))
+
+    return Rule(f"a list, in each place {each.words}, and no name twice", allows)
+
+
+def _for_each_domain(rule: Rule) -> Rule:
+    return Rule(
+        f"{rule.words}, or such a number for each domain's name",
+        lambda value: (
+            all(map(rule.allows, value.values())) if isinstance(value, dict) else rule.allows(value)
+        ),
+    )
+
+
+_ANYTHING = Rule("anything", lambda value: True)
+_SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
+_TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")
+_COUNT = _number(1, whole=True)
+_FROM_ZERO = _number(0, whole=True)
+_SHARE = _number(0, 1)
+_BELOW_ONE = _number(0, 1, below=True)
+_POSITIVE = _number(0, above=True)
+_NOT_NEGATIVE = _number(0)
+_BOUND = _or_null(_number(1))
+_RESCALE = _one_of("none", "mean")
+_NORMALISATION = _one_of("batch", "group", "none")
+
+_FEDAVG = {
+    "fraction_train": _SHARE,
+    "fraction_evaluate": _SHARE,
+    "min_train_nodes": _FROM_ZERO,
+    "min_evaluate_nodes": _FROM_ZERO,
+    "min_available_nodes": _FROM_ZERO,
+    "weighted_by_key": _TEXT,
+    "arrayrecord_key": _TEXT,
+    "configrecord_key": _TEXT,
+    "train_metrics_aggr_fn": _ANYTHING,
+    "evaluate_metrics_aggr_fn": _ANYTHING,
+    "train_loss_key": _TEXT,
+}
+_PARTITION = {"clients_per_domain": _COUNT, "test_share": _BELOW_ONE}
+_PICTURES = {
+    "image_size": _COUNT,
+    "channels": _one_of(1, 3),
+    "num_classes": _COUNT,
+    "max_test_per_domain": _or_null(_COUNT),
+    "mean": _or_null(_list_of(_number())),
+    "std": _or_null(_list_of(_POSITIVE)),
+}
+_MODEL = {"num_classes": _COUNT, "in_channels": _COUNT}
+_RESNET10 = {**_MODEL, "width": _COUNT, "normalisation": _NORMALISATION}
+
+RULES: dict[str, dict[str, dict[str, Rule]]] = {
+    "strategy": {
+        "FedPW": {
+            **_FEDAVG,
+            "avg_drop_rate": _BELOW_ONE,
+            "beta": _number(0, 1, above=True),
+            "clip_weights": _SWITCH,
+            "adjust_parameters": _SWITCH,
+            "adapt_weights": _SWITCH,
+            "max_weight": _BOUND,
+            "max_loss_ratio": _BOUND,
+            "trainable": _or_null(_list_of(_TEXT)),
+            "device": _or_null(_TEXT),
+            "adjustment": _one_of("server", "client"),
+            "upload": _one_of("dense", "packed"),
+            "upload_dtype": _one_of("float32", "float16", "bfloat16"),
+            "checkpoint_dir": _ANYTHING,
+            "checkpoint_every": _COUNT,
+            "resume": _SWITCH,
+            "wait_for_clients": _or_null(_NOT_NEGATIVE),
+            "when_missing": _one_of("stop", "continue"),
+            "seed": _or_null(_number(whole=True)),
+        },
+        "FedAvg": _FEDAVG,
+        "EqualFedAvg": _FEDAVG,
+        "FedProx": {**_FEDAVG, "proximal_mu": _NOT_NEGATIVE},
+        "AFL": {**_FEDAVG, "lambda_step": _POSITIVE},
+        "TERM": {**_FEDAVG, "t": _number()},
+        "QFedAvg": {
+            **_FEDAVG,
+            "client_learning_rate": _POSITIVE,
+            "q": _NOT_NEGATIVE,
+            "rescale": _RESCALE,
+        },
+        "FedHEAL": {**_FEDAVG, "tau": _BELOW_ONE, "beta": _SHARE},
+        "FedMGDAPlus": {
+            **_FEDAVG,
+            "epsilon": _SHARE,
+            "server_learning_rate": _POSITIVE,
+            "decay": _number(0, 1, above=True),
+            "rescale": _RESCALE,
+        },
+        "FedAvgM": {**_FEDAVG, "server_learning_rate": _POSITIVE, "server_momentum": _BELOW_ONE},
+        "FedAdam": {
+            **_FEDAVG,
+            "eta": _POSITIVE,
+            "beta_1": _BELOW_ONE,
+            "beta_2": _BELOW_ONE,
+            "tau": _POSITIVE,
+        },
+    },
+    "partition": {
+        "ByDomain": {
+            **_PARTITION,
+            "train_per_client": _or_null(_for_each_domain(_COUNT)),
+            "share": _or_null(_number(0, 1, above=True)),
+        },
+        "Dirichlet": {
+            **_PARTITION,
+            "alpha": _number(0, above=True, infinite=True),
+            "min_pictures": _COUNT,
+        },
+        "Pathological": {**_PARTITION, "classes_per_client": _COUNT},
+        "Shards": {**_PARTITION, "shards_per_client": _COUNT},
+    },
+    "model": {
+        "ResNet10": _RESNET10,
+        "ResNet": {**_RESNET10, "depth": _one_of(10, 12, 18, 20, 34)},
+        "SmallCNN": _RESNET10,
+        "McMahanCNN": {
+            **_MODEL,
+            "image_size": _number(4, whole=True),
+            "normalisation": _NORMALISATION,
+        },
+        "MLP": {**_MODEL, "image_size": _COUNT, "width": _COUNT},
+        "torchvision_resnet18": {**_MODEL, "normalisation": _NORMALISATION},
+    },
+    "dataset": {
+        "embedded_digits": {
+            "domains": _list_of(_one_of("scans", "textured", "blurred", "fonts")),
+            "image_size": _number(8, whole=True),
+        },
+        "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_PICTURES},
+        "named_set": {
+            "domains": _list_of(_TEXT),
+            "folder": _TEXT,
+            "archives_folder": _or_null(_TEXT),
+            "download": _SWITCH,
+            **_PICTURES,
+            "test_share": _number(0, 1, above=True, below=True),
+            "syn": _one_of("rendered", "folder"),
+            "syn_train": _COUNT,
+            "syn_test": _COUNT,
+        },
+    },
+}
+"""Rules by group, by the name of what is built, and of its argument."""

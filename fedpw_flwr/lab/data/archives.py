@@ -1,0 +1,235 @@
+"""Your own pictures, one compressed NumPy archive a domain.
+
+For data that are yours, and for machines that cannot reach the internet.
+
+``FOLDER/NAME.npz`` holds the domain NAME in four arrays: ``x_train`` and ``x_test``, ``uint8`` of
+shape (N, H, W), grey, or (N, H, W, 3), RGB, and ``y_train`` and ``y_test``, integers of shape (N,),
+class labels from 0. ``numpy.savez_compressed`` writes such a file.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from fedpw_flwr.lab.data.conversion import to_uint8_images
+from fedpw_flwr.lab.data.images import (
+    Domain,
+    DomainCollection,
+    ImageSet,
+    imagenet_normalisation,
+)
+from fedpw_flwr.lab.data.locations import archive_file
+from fedpw_flwr.lab.data.source import read_domain
+from fedpw_flwr.lab.data.subset import at_most
+
+__all__ = ["Archive", "archives"]
+
+_FORM = (
+    "an archive holds x_train and x_test (uint8, (N, H, W) or (N, H, W, 3)) "
+    "and y_train and y_test (integers, (N,))"
+)
+
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+_MOST_BYTES = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
+"""What a byte of an archive can become at most, by the methods that NumPy writes."""
+
+
+def archives(
+    folder: str | Path,
+    domains: Sequence[str],
+    *,
+    image_size: int = 32,
+    channels: int = 3,
+    num_classes: int = 10,
+    max_test_per_domain: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> DomainCollection:
+    """Read one ``.npz`` archive a domain; decoded once a machine, mapped into memory after that.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Where the archives lie.
+    domains : sequence of str
+        Names of the domains, which are the archives' names without ``.npz``, in client order.
+    image_size : int, default 32
+        Height and width every picture is brought to, in pixels.
+    channels : int, default 3
+        1 or 3; grey pictures become RGB by repetition.
+    num_classes : int, default 10
+        Labels must lie in ``range(num_classes)``.
+    max_test_per_domain : int or None, default None
+        Keep at most so many test pictures of a domain: the same random ones in every run.
+    mean, std : sequence of float, optional
+        Normalisation, one number a channel in the 0-1 scale. Default: ImageNet's, as in the paper.
+
+    Returns
+    -------
+    DomainCollection
+        The domains in the order of `domains`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder or an archive is missing; the message lists what is there.
+    ValueError
+        If an archive is damaged, or lacks an array, or one has another dtype, shape or range of
+        labels; the message names it.
+    """
+    default_mean, default_std = imagenet_normalisation(channels)
+    collection: list[Domain] = []
+    for name in domains:
+        domain = read_domain(
+            name,
+            Archive(Path(folder), name),
+            image_size=image_size,
+            channels=channels,
+            num_classes=num_classes,
+        )
+        collection.append(Domain(name, domain.train, at_most(domain.test, max_test_per_domain)))
+    return DomainCollection(
+        domains=tuple(collection),
+        num_classes=num_classes,
+        mean=default_mean if mean is None else tuple(mean),
+        std=default_std if std is None else tuple(std),
+    )
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it lies.
+    name : str
+        Its name without ``.npz``.
+    key : str, default "folder"
+        Which key of the configuration says `folder`, for messages.
+    """
+
+    folder: Path
+    name: str
+    key: str = field(default="folder", repr=False)
+
+    @property
+    def file(self) -> Path:
+        """The archive itself."""
+        return self.folder / f"{self.name}.npz"
+
+    def files(self) -> list[Path]:
+        """Return the archive, if it is there."""
+        return [self.file] if self.file.is_file() else []
+
+    def read(
+        self, *, image_size: int, channels: int, num_classes: int
+    ) -> tuple[ImageSet, ImageSet]:
+        """Read training and test pictures.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the folder or the archive is missing; the message lists what is there.
+        ValueError
+            As :func:`archives`.
+        """
+        file = archive_file(self.folder, self.name, self.key)
+        arrays = _read_arrays(file)
+        train, test = (
+            _image_set(file, arrays, split, image_size, channels, num_classes)
+            for split in ("train", "test")
+        )
+        return train, test
+
+
+def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(file):
+        raise ValueError(f"{file} is not an .npz archive, or is cut short: copy it again")
+    try:
+        with zipfile.ZipFile(file) as members:
+            for member in members.infolist():
+                if member.filename.removesuffix(".npy") in _ARRAYS:
+                    _check_size(members, member, file)
+        with np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files if key in _ARRAYS}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{file} is damaged ({error}): copy it again") from error
+
+
+def _check_size(members: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -> None:
+    """Check what an array says of itself, before room is made for it.
+
+    Raises
+    ------
+    ValueError
+        If it holds Python objects, or says that it is larger than its bytes can be.
+    """
+    name = member.filename.removesuffix(".npy")
+    packed = min(member.compress_size, file.stat().st_size)
+    most = packed * _MOST_BYTES.get(member.compress_type, 0)
+    if member.file_size > most:
+        raise ValueError(f"{name} in {file} claims more bytes than it can hold: {_FORM}")
+    with members.open(member) as stream:
+        try:
+            version = npy.read_magic(stream)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(stream)
+            length = stream.tell() + math.prod(shape) * dtype.itemsize
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name} in {file} is no array ({error}): {_FORM}") from error
+    if dtype.hasobject:
+        raise ValueError(f"{name} in {file} holds Python objects: {_FORM}")
+    if min(shape, default=0) < 0 or length != member.file_size:
+        raise ValueError(
+            f"{name} in {file} has {member.file_size} bytes and claims {length}: copy it again"
+        )
+
+
+def _image_set(
+    file: Path,
+    arrays: dict[str, NDArray[Any]],
+    split: str,
+    image_size: int,
+    channels: int,
+    num_classes: int,
+) -> ImageSet:
+    missing = [key for key in (f"x_{split}", f"y_{split}") if key not in arrays]
+    if missing:
+        raise ValueError(
+            f"{file} has no {' and no '.join(missing)}, only {sorted(arrays)}: {_FORM}"
+        )
+    pixels, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"x_{split} in {file} is {pixels.dtype}, not uint8 (0 to 255): {_FORM}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"y_{split} in {file} is {labels.dtype}, not an integer type: {_FORM}")
+    if labels.ndim != 1 or len(labels) != len(pixels):
+        raise ValueError(
+            f"y_{split} in {file} has shape {labels.shape} for {len(pixels)} pictures: {_FORM}"
+        )
+    if len(labels) == 0:
+        raise ValueError(f"x_{split} in {file} is empty: a domain needs at least one picture")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"y_{split} in {file} has labels from {labels.min()} to {labels.max()}, but "
+            f"dataset.num_classes={num_classes} allows 0 to {num_classes - 1}"
+        )
+    try:
+        images = to_uint8_images(pixels, image_size=image_size, channels=channels)
+    except ValueError as error:
+        raise ValueError(f"x_{split} in {file}: {error}") from error
+    return ImageSet(images, torch.from_numpy(labels.astype(np.int64)))

@@ -1,0 +1,290 @@
+"""The command `fedpw-evaluate`: test a run's saved model again, domain by domain.
+
+    fedpw-evaluate outputs/my-run --best --json
+    fedpw-evaluate outputs/my-run dataset.folder=/where/the/data/is/now
+
+Use it to look closer at an old run, or to check that a model that was copied or published still
+does what its run recorded: data and network are rebuilt from the run's own ``config.yaml``, and the
+figures of the last model are those of the last line of ``metrics.jsonl``. That file names the
+Python objects to build, so evaluate only runs whose origin you trust.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fedpw_flwr.lab.config.configuration import (
+    ConfigurationError,
+    named_part,
+    with_absolute_folders,
+)
+from fedpw_flwr.lab.launch.terminal import write_any_text
+from fedpw_flwr.lab.runs.records import Spread
+from fedpw_flwr.lab.runs.run_folder import ModelFile, RunFolder, RunFolderError
+
+if TYPE_CHECKING:
+    # A mistyped path should be reported at once, not after PyTorch's seconds of import.
+    import torch
+
+    from fedpw_flwr.lab.data.images import DomainCollection
+    from fedpw_flwr.lab.training.evaluation import Evaluation
+
+__all__ = ["RunEvaluation", "evaluate_run", "main"]
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """A saved model's results on the test pictures of every domain.
+
+    Attributes
+    ----------
+    model_file : str
+        Which of the run's models was tested.
+    round : int | None
+        The round it was saved in; None if the file does not say.
+    domains : dict[str, Evaluation]
+        Loss, accuracy (0 to 1) and number of pictures per domain.
+    recorded : dict[str, float]
+        Accuracy per domain that the run recorded in that round; empty if it is not known.
+    """
+
+    model_file: str
+    round: int | None
+    domains: dict[str, Evaluation]
+    recorded: dict[str, float]
+
+    @property
+    def spread(self) -> Spread:
+        """Mean, STD (ddof = 1) and worst accuracy over domains."""
+        return Spread.over_domains({name: result.accuracy for name, result in self.domains.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the strict JSON form, with the names that ``metrics.jsonl`` uses."""
+        spread = self.spread
+        return {
+            "model": self.model_file,
+            "round": self.round,
+            "accuracy": {name: _number(result.accuracy) for name, result in self.domains.items()},
+            "loss": {name: _number(result.loss) for name, result in self.domains.items()},
+            "num_examples": {name: result.num_examples for name, result in self.domains.items()},
+            "mean_accuracy": _number(spread.mean),
+            "std_accuracy": _number(spread.std),
+            "worst_accuracy": _number(spread.worst),
+            "recorded_accuracy": {name: _number(value) for name, value in self.recorded.items()},
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments : Sequence[str] | None (default: None)
+        Command line without the program's name; None takes the process's own.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 if the run could not be evaluated (argparse itself exits with 2).
+    """
+    write_any_text()
+    options = _parser().parse_intermixed_args(arguments)
+    try:
+        evaluation = evaluate_run(
+            RunFolder(options.run),
+            best=options.best,
+            device=options.device,
+            overrides=options.overrides,
+        )
+    except (RunFolderError, ConfigurationError) as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]fedpw-evaluate:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
+        return 1
+    if options.json:
+        # In ASCII, as JSON can be: any terminal shows it, and every name stays what it is.
+        print(json.dumps(evaluation.to_json(), allow_nan=False, indent=2))
+    else:
+        Console().print(_table(options.run, evaluation))
+    return 0
+
+
+def evaluate_run(
+    folder: RunFolder,
+    *,
+    best: bool = False,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+) -> RunEvaluation:
+    """Rebuild a run's data and network, load its model, and test it on every domain.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        The run.
+    best : bool (default: False)
+        Take the model of the round with the best worst domain instead of the last one.
+    device : str (default: "auto")
+        Where to compute; "auto" takes CUDA when there is one.
+    overrides : Sequence[str] (default: ())
+        Changes to the run's configuration, as ``key=value``; for data that moved.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds no run, or a file of it is missing, broken or does not fit.
+    ConfigurationError
+        If the configuration, an override or the device cannot be used, or the data are missing.
+    """
+    records = folder.read_rounds()
+    configuration = _configuration(folder, overrides)
+    name: ModelFile = "model_best.safetensors" if best else "model.safetensors"
+    state, metadata = folder.load_model(name)
+
+    from fedpw_flwr.device import available_device
+    from fedpw_flwr.lab.experiment import build_group
+    from fedpw_flwr.lab.training.evaluation import evaluate
+
+    with named_part("--device"):
+        target = available_device(None if device == "auto" else device)
+    data: DomainCollection = build_group("dataset", configuration)
+    model: torch.nn.Module = build_group(
+        "model", configuration, num_classes=data.num_classes, in_channels=data.in_channels
+    )
+    _load(model, state, folder.path / name)
+    saved_in = int(metadata["round"]) if metadata.get("round", "").isdecimal() else None
+    return RunEvaluation(
+        model_file=name,
+        round=saved_in,
+        domains={
+            domain.name: evaluate(model, domain.test, mean=data.mean, std=data.std, device=target)
+            for domain in data.domains
+        },
+        recorded=next(
+            (record.accuracy for record in reversed(records) if record.round == saved_in), {}
+        ),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedpw-evaluate",
+        description="Test the model that a run saved on the test pictures of every domain.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="output folder of the run")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="change the run's configuration, for example dataset.folder=... for data that moved",
+    )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="the model with the best worst domain, not the last one",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, ... (default: auto, CUDA when there is one)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def _configuration(folder: RunFolder, overrides: Sequence[str]) -> DictConfig:
+    path = folder.config_file
+    if not path.is_file():
+        raise RunFolderError(
+            f"{path} is missing: without the run's configuration its data and network cannot be "
+            "rebuilt. Copy the run's folder again, with all its files"
+        )
+    try:
+        configuration = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise RunFolderError(f"{path} is not a configuration: {error}") from error
+    if not isinstance(configuration, DictConfig):
+        raise RunFolderError(f"{path} is not a configuration: it has no keys")
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not key or not equals:
+            raise ConfigurationError(f"{override!r} is no override: write it as KEY=VALUE")
+        if OmegaConf.select(configuration, key, default=_ABSENT) is _ABSENT:
+            raise ConfigurationError(
+                f"the run's configuration has no key {key!r} to override: see {path}"
+            )
+    try:
+        configuration.merge_with_dotlist(list(overrides))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigurationError(f"the overrides cannot be used: {error}") from error
+    return with_absolute_folders(configuration, Path.cwd())
+
+
+def _load(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load a state; PyTorch's message lists all that does not fit, of which a few lines tell."""
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        said = str(error).splitlines()
+        shown = [*said[:4], f"\t... and {len(said) - 4} lines more"] if len(said) > 5 else said
+        raise RunFolderError(
+            f"{path} does not fit the network that the run's configuration describes; were the "
+            f"two files mixed from different runs?\n" + "\n".join(shown)
+        ) from error
+
+
+def _table(run: Path, evaluation: RunEvaluation) -> Table:
+    when = "" if evaluation.round is None else f", round {evaluation.round}"
+    table = Table(title=f"{escape(run.name or str(run))}: {evaluation.model_file}{when}")
+    recorded = evaluation.recorded
+    table.add_column("domain")
+    table.add_column("pictures", justify="right")
+    table.add_column("loss", justify="right")
+    table.add_column("accuracy, %", justify="right")
+    if recorded:
+        table.add_column("recorded, %", justify="right")
+    for name, result in evaluation.domains.items():
+        table.add_row(
+            escape(name),
+            str(result.num_examples),
+            f"{result.loss:.4f}",
+            _percent(result.accuracy),
+            *([_percent(recorded.get(name, math.nan))] if recorded else []),
+        )
+    table.add_section()
+    now, then = evaluation.spread, Spread.over_domains(recorded)
+    for label, value, before in (
+        ("mean (AVG)", now.mean, then.mean),
+        ("STD (ddof=1)", now.std, then.std),
+        ("worst", now.worst, then.worst),
+    ):
+        table.add_row(label, "", "", _percent(value), *([_percent(before)] if recorded else []))
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}" if math.isfinite(share) else "-"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The two networks of the paper that introduced federated averaging, which fairness papers inherit.
+
+McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks
+from Decentralized Data", AISTATS 2017, section 3: for MNIST, 1,663,370 and 199,210 parameters.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fedpw_flwr.lab.models.normalisation import Normalisation, normalisation_layer
+
+__all__ = ["MLP", "McMahanCNN"]
+
+
+class McMahanCNN(nn.Module):
+    """Two 5x5 convolutions (32 and 64 channels), each with 2x2 max pooling, and 512 dense units.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of logits.
+    in_channels : int, default 3
+        Channels of the pictures.
+    image_size : int, default 28
+        Height and width of the pictures, in pixels; the dense layer's size follows from it.
+    normalisation : "batch" | "group" | "none" (default: "none")
+        After each convolution; the published network has none.
+
+    Raises
+    ------
+    ValueError
+        If `image_size` is less than 4, or `normalisation` is unknown.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 28,
+        normalisation: Normalisation = "none",
+    ) -> None:
+        super().__init__()
+        if image_size < 4:
+            raise ValueError(f"image_size must be at least 4 pixels, got {image_size}")
+        normalised = normalisation_layer(normalisation)
+        self.image_shape = (in_channels, image_size, image_size)
+        self.features = nn.Sequential(
+            nn.Conv2d(in_channels, 32, 5, padding=2),
+            normalised(32),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding=2),
+            normalised(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+        )
+        self.classifier = nn.Sequential(
+            nn.Linear(64 * (image_size // 4) ** 2, 512),
+            nn.ReLU(inplace=True),
+            nn.Linear(512, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised pictures (B, in_channels, image_size, image_size) to logits.
+
+        Raises
+        ------
+        ValueError
+            If the pictures have another shape.
+        """
+        _check_shape(x, self.image_shape)
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+class MLP(nn.Module):
+    """Two hidden layers of 200 units with ReLU.
+
+    Parameters
+    ----------
+    num_classes : int
+        Number of logits.
+    in_channels : int, default 3
+        Channels of the pictures.
+    image_size : int, default 28
+        Height and width of the pictures, in pixels.
+    width : int, default 200
+        Units of each hidden layer.
+
+    Raises
+    ------
+    ValueError
+        If `image_size` or `width` is less than 1.
+    """
+
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, image_size: int = 28, width: int = 200
+    ) -> None:
+        super().__init__()
+        for name, value in (("image_size", image_size), ("width", width)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.image_shape = (in_channels, image_size, image_size)
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(in_channels * image_size**2, width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised pictures (B, in_channels, image_size, image_size) to logits.
+
+        Raises
+        ------
+        ValueError
+            If the pictures have another shape.
+        """
+        _check_shape(x, self.image_shape)
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def _check_shape(x: Tensor, wanted: tuple[int, int, int]) -> None:
+    if tuple(x.shape[1:]) != wanted:
+        raise ValueError(
+            f"this network was built for pictures of shape {wanted}, got {tuple(x.shape[1:])}: set "
+            "model.image_size to the data set's"
+        )

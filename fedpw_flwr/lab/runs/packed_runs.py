@@ -1,0 +1,137 @@
+"""Runs in one compressed tar file: the folders of many runs, where they are to be kept for long.
+
+Use `pack_runs` to keep the figures of many finished runs in one file, without their models, and
+`packed_runs` to read them as if each lay in a folder of its own. ``fedpw-compare`` takes such a
+file in place of a folder. ``tar -xf`` makes the folders again, ``xzcat`` shows the text, and a file
+that ``tar`` made is as good.
+"""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+from fedpw_flwr.lab.runs.run_folder import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    FAILURE_FILE,
+    METRICS_FILE,
+    PARTITION_FILE,
+    SUMMARY_FILE,
+    RunFolder,
+    RunFolderError,
+    atomic_file,
+)
+
+__all__ = ["PACKED_FILES", "PackedRun", "pack_runs", "packed_runs"]
+
+PACKED_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, FAILURE_FILE, SUMMARY_FILE)
+"""Of a run, in the order in which they are packed; one that has a summary has all it will have."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRun(RunFolder):
+    """A run whose files are at hand, not on disk; it can be read, and not written to.
+
+    Parameters
+    ----------
+    path : Path
+        Where its folder would be.
+    files : Mapping[str, bytes]
+        What its files hold, by name.
+    modified : float (default: 0.0)
+        When its summary was written, in seconds since 1970.
+    """
+
+    files: Mapping[str, bytes]
+    modified: float = 0.0
+
+    @property
+    def finished_at(self) -> float:
+        """When ``summary.json`` was written, in seconds since 1970."""
+        return self.modified
+
+    def has(self, name: str) -> bool:
+        """Tell whether a file was packed."""
+        return name in self.files
+
+    def content(self, name: str) -> bytes:
+        """Return what a file holds; FileNotFoundError if it was not packed."""
+        if name not in self.files:
+            raise FileNotFoundError(f"{self.path / name} was not packed")
+        return self.files[name]
+
+    def _check_is_run(self) -> None:
+        """No folder to look for: what is missing is said where it is read."""
+
+
+def packed_runs(path: Path) -> list[PackedRun]:
+    """Read a tar file of runs' folders, compressed in any way that Python knows.
+
+    Files that are not a run's figures are skipped, and so are folders named ``checkpoints`` and
+    hidden ones.
+
+    Parameters
+    ----------
+    path : Path
+        The file. A run's path begins where it lies, as if it had been unpacked there.
+
+    Raises
+    ------
+    RunFolderError
+        If it is missing, damaged, or no tar file.
+    """
+    files: dict[PurePosixPath, dict[str, bytes]] = {}
+    modified: dict[PurePosixPath, float] = {}
+    try:
+        with tarfile.open(path) as stream:
+            for member in stream:
+                place = PurePosixPath(member.name)
+                above = place.parent.parts
+                hidden = any(part.startswith(".") or part == CHECKPOINTS_FOLDER for part in above)
+                content = stream.extractfile(member) if place.name in PACKED_FILES else None
+                if content is None or hidden:
+                    continue
+                files.setdefault(place.parent, {})[place.name] = content.read()
+                if place.name == SUMMARY_FILE:
+                    modified[place.parent] = float(member.mtime)
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read as a tar file of runs ({error}): give a folder of runs, or a "
+            "file that tar can list"
+        ) from error
+    return [
+        PackedRun(path.parent / place, content, modified.get(place, 0.0))
+        for place, content in files.items()
+    ]
+
+
+def pack_runs(path: Path, runs: Iterable[RunFolder]) -> None:
+    """Write a tar file of runs, compressed by xz; the same runs give the same bytes.
+
+    Parameters
+    ----------
+    path : Path
+        The file, such as ``runs.tar.xz``; what is there stays until the new one is complete. Its
+        folders are named after it: ``runs/NAME``.
+    runs : Iterable[RunFolder]
+        What is packed; of two with one name, the later.
+    """
+    by_name = {run.path.name: run for run in runs}
+    above = path.name.split(".")[0]
+    with (
+        atomic_file(path) as partial,
+        tarfile.open(partial, "w:xz", preset=9) as stream,
+    ):
+        for name, run in sorted(by_name.items()):
+            for file in filter(run.has, PACKED_FILES):
+                content = run.content(file)
+                # Nothing but name and content: no date, and no owner.
+                member = tarfile.TarInfo(f"{above}/{name}/{file}")
+                member.size = len(content)
+                stream.addfile(member, BytesIO(content))

@@ -1,0 +1,214 @@
+"""Where the time of a round went, on the server's clock and in the workers' processes.
+
+The two views answer two questions. The server's phases follow each other and add up to the round:
+they say what to shorten. The workers' seconds run beside each other and add up to the number of
+workers times the round: they say whether the machine was busy, and with what.
+
+Nothing here touches a disk or imports what is slow, so the progress display can use it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from fedpw_flwr.wire.phases import CLIENT_PHASES, IDLE, SERVER_PHASES
+
+__all__ = ["MeanProfile", "MessageTimes", "RoundProfile"]
+
+
+@dataclass(frozen=True)
+class MessageTimes:
+    """What clients said about their time in a round, as parallel lists: one entry a message.
+
+    Attributes
+    ----------
+    id : list[int]
+        Who answered; a client that trains and evaluates stands here twice.
+    worker : list[int]
+        The process in which it ran, counted from 0 within the round.
+    waiting : list[float]
+        Seconds from the message's creation to the client's first line.
+    seconds : dict[str, list[float]]
+        Seconds of each of `CLIENT_PHASES`.
+
+    Raises
+    ------
+    ValueError
+        If the lists have different lengths, or a phase is missing.
+    """
+
+    id: list[int]
+    worker: list[int]
+    waiting: list[float]
+    seconds: dict[str, list[float]]
+
+    def __post_init__(self) -> None:
+        """Check that the lists are parallel and complete."""
+        lengths = {len(self.worker), len(self.waiting), *map(len, self.seconds.values())}
+        if set(self.seconds) != set(CLIENT_PHASES) or lengths != {len(self.id)}:
+            raise ValueError(
+                f"the lists of {sorted(self.seconds)} must be those of {sorted(CLIENT_PHASES)}, "
+                "with one entry a message"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, the phases beside the other lists."""
+        return {"id": self.id, "worker": self.worker, "waiting": self.waiting, **self.seconds}
+
+    @classmethod
+    def from_json(cls, lists: Mapping[str, Any]) -> Self:
+        """Rebuild from the JSON form."""
+        return cls(
+            id=[int(client) for client in lists["id"]],
+            worker=[int(worker) for worker in lists["worker"]],
+            waiting=[_seconds(value) for value in lists["waiting"]],
+            seconds={phase: [_seconds(value) for value in lists[phase]] for phase in CLIENT_PHASES},
+        )
+
+
+@dataclass(frozen=True)
+class RoundProfile:
+    """Where the time of one round went.
+
+    Attributes
+    ----------
+    server : dict[str, float]
+        Seconds of each of `SERVER_PHASES`; they add up to the round. ``send`` and ``collect`` are
+        as good as the clocks of server and clients agree. Where no client told its times, the whole
+        exchange of messages counts as ``clients``.
+    clients : MessageTimes
+        What the clients said.
+    """
+
+    server: dict[str, float]
+    clients: MessageTimes
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the round."""
+        return math.fsum(self.server.values())
+
+    @property
+    def num_workers(self) -> int:
+        """Number of processes in which clients ran."""
+        return len(set(self.clients.worker))
+
+    @property
+    def workers(self) -> dict[str, float]:
+        """Seconds of all workers together by phase, `IDLE` included."""
+        busy = {phase: math.fsum(self.clients.seconds[phase]) for phase in CLIENT_PHASES}
+        idle = self.num_workers * self.seconds - math.fsum(busy.values())
+        return {**busy, IDLE: max(0.0, idle)}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; the workers' sums stand in it for whoever reads the file."""
+        sums = {phase: round(seconds, 6) for phase, seconds in self.workers.items()}
+        return {
+            "server": {phase: self.server[phase] for phase in SERVER_PHASES},
+            "workers": {"count": self.num_workers, **sums},
+            "clients": self.clients.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, profile: Mapping[str, Any]) -> Self:
+        """Rebuild from the JSON form."""
+        return cls(
+            server={phase: _seconds(profile["server"][phase]) for phase in SERVER_PHASES},
+            clients=MessageTimes.from_json(profile["clients"]),
+        )
+
+
+@dataclass(frozen=True)
+class MeanProfile:
+    """A round of the usual kind: the mean of all rounds but the first, where there are others.
+
+    In the first round every worker starts and builds its data and model.
+
+    Attributes
+    ----------
+    first, last : int
+        The rounds it is the mean of.
+    num_workers : float
+        Mean number of workers.
+    server, workers : dict[str, float]
+        Mean seconds of each phase, as in `RoundProfile`.
+    """
+
+    first: int
+    last: int
+    num_workers: float
+    server: dict[str, float]
+    workers: dict[str, float]
+
+    @classmethod
+    def of_rounds(cls, profiles: Mapping[int, RoundProfile]) -> Self:
+        """Average the profiles of at least one round, by the number of the round.
+
+        Raises
+        ------
+        ValueError
+            If there are none.
+        """
+        if not profiles:
+            raise ValueError("no round was profiled, so there is nothing to average")
+        rounds = sorted(profiles)
+        usual = rounds[1:] or rounds
+        chosen = [profiles[number] for number in usual]
+        return cls(
+            first=usual[0],
+            last=usual[-1],
+            num_workers=math.fsum(profile.num_workers for profile in chosen) / len(chosen),
+            server=_mean([profile.server for profile in chosen]),
+            workers=_mean([profile.workers for profile in chosen]),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the round."""
+        return math.fsum(self.server.values())
+
+    @property
+    def which(self) -> str:
+        """Name the rounds."""
+        if self.first == self.last:
+            return f"round {self.first}"
+        return f"mean of rounds {self.first} to {self.last}"
+
+    def sentences(self) -> list[str]:
+        """Tell where the time went, the longest phase first: the server's view, the workers'."""
+        said = [
+            f"where a round's time went ({self.which}, {self.seconds:.2f} s): "
+            f"{_shares(self.server)}"
+        ]
+        if self.num_workers:
+            workers = "1 worker" if self.num_workers == 1 else f"{self.num_workers:.3g} workers"
+            said.append(f"what {workers} did meanwhile: {_shares(self.workers)}")
+        return said
+
+
+def _seconds(value: float) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < 1e12:
+        raise ValueError(f"{value!r} is no duration in seconds")
+    return seconds
+
+
+def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {phase: math.fsum(part[phase] for part in parts) / len(parts) for phase in parts[0]}
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    total = math.fsum(seconds.values())
+    spent = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(
+        f"{phase.replace('_', ' ')} {_percent(value / total)}"
+        for phase, value in spent
+        if value > 0
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.005 else "<1 %"

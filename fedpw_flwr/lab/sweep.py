@@ -1,0 +1,319 @@
+"""The runs of a sweep (`fedpw -m`): which there are, which are done, and what becomes of the rest.
+
+Runs are told apart by what decides their results, not by the folder's name or the place in the
+sweep: the same command, or another one that shares some of its runs, runs only what is missing. A
+run that was interrupted goes on; one that failed is marked, and tried again the next time. Two
+sweeps may share a folder: what one of them runs at the moment, the other leaves alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fedpw_flwr.lab.config.configuration import ConfigurationError, run_fingerprint
+from fedpw_flwr.lab.runs.run_folder import (
+    CHECKPOINTS_FOLDER,
+    COMMAND_FILE,
+    CONFIG_FILE,
+    FAILURE_FILE,
+    SUMMARY_FILE,
+    RunFolder,
+    RunFolderError,
+)
+
+__all__ = ["Claim", "Sweep", "count_runs", "jobs_of", "results_fingerprint", "run_name"]
+
+Ending = Literal["done before", "done", "failed", "run by another sweep"]
+
+LOCK_FILE = ".lock"
+_LONGEST_NAME = 100  # characters
+
+
+def results_fingerprint(configuration: DictConfig) -> str:
+    """Return the SHA-256 of all that decides a run's results, the number of rounds included."""
+    content = {**run_fingerprint(configuration), "rounds": int(configuration.rounds)}
+    return hashlib.sha256(json.dumps(_plain(content), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Write numbers in one way: ``beta=1`` and ``beta=1.0`` are the same run."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def run_name(configuration: DictConfig) -> str:
+    """Return the folder's name of a run: readable, and one for each fingerprint."""
+    groups = [str(configuration[group].get("name", "")) for group in ("dataset", "partition")]
+    labels = [*dict.fromkeys(groups), str(configuration.strategy.name)]
+    readable = "_".join(label for label in labels if label)[:_LONGEST_NAME]
+    safe = "".join(sign if sign.isalnum() or sign in "_-." else "-" for sign in readable)
+    return f"{safe}_seed{configuration.seed}_{results_fingerprint(configuration)[:8]}"
+
+
+def count_runs(words: Sequence[str]) -> int | None:
+    """Return how many runs a command line asks for; None where its words do not say.
+
+    Parameters
+    ----------
+    words : Sequence[str]
+        Arguments of the command, flags among them.
+    """
+    try:
+        return len(jobs_of([word for word in words if "=" in word and not word.startswith("-")]))
+    except HydraException:
+        return None
+
+
+def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:
+    """Return the overrides of each of a sweep's runs, as hydra's own sweeper divides them.
+
+    Parameters
+    ----------
+    overrides : Sequence[str]
+        The sweep's.
+    loader : ConfigLoader | None (default: None)
+        Knows the choices of groups, for ``strategy=glob(*)``.
+
+    Raises
+    ------
+    HydraException
+        If they do not say which runs there are.
+    """
+    parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return jobs
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A run of the sweep that is this process's to run.
+
+    Attributes
+    ----------
+    folder : RunFolder
+        Where.
+    resume : bool
+        Whether there is something to go on with.
+    """
+
+    folder: RunFolder
+    resume: bool
+
+
+@dataclass
+class Sweep:
+    """What became of the runs of one command, and how far it is.
+
+    Parameters
+    ----------
+    folder : Path
+        Where its runs are, and those of other sweeps.
+    total : int | None
+        Number of its runs, where known.
+    console : Console
+        Where to say it.
+    """
+
+    folder: Path
+    total: int | None
+    console: Console
+    endings: list[tuple[Path, Ending, float]] = field(default_factory=list)
+    _finished: dict[str, list[Path]] | None = None
+    _digests: dict[str, str | None] = field(default_factory=dict)
+
+    def finished(self, configuration: DictConfig) -> Path | None:
+        """Return the folder of a finished run with the same results; None where there is none."""
+        if self._finished is None:
+            self._finished = _finished_runs(self.folder)
+        wanted, place = results_fingerprint(configuration), self.folder / run_name(configuration)
+        # Another sweep may have ended it since.
+        ended = _fingerprint_of(place) == wanted and _is_finished(place)
+        found = [*self._finished.get(wanted, []), *([place] if ended else [])]
+        if not found:
+            return None
+        digest = self._data_digest(configuration)
+        return next((run for run in reversed(found) if _may_be_of(run, digest)), None)
+
+    def _data_digest(self, configuration: DictConfig) -> str | None:
+        """Return the digest of a run's pictures; None where they cannot be read."""
+        # Not at the top: PyTorch takes seconds, and the command has to start before it is needed.
+        from fedpw_flwr.lab.data.digest import pictures_digest
+        from fedpw_flwr.lab.experiment import build_group
+
+        key = json.dumps(
+            OmegaConf.to_container(configuration.dataset, resolve=True), sort_keys=True
+        )
+        if key not in self._digests:
+            try:
+                self._digests[key] = pictures_digest(build_group("dataset", configuration))
+            except ConfigurationError:
+                # It is said where the run is to start.
+                self._digests[key] = None
+        return self._digests[key]
+
+    @contextmanager
+    def claim(self, configuration: DictConfig) -> Iterator[Claim | None]:
+        """Take a run that is not finished, as long as the context lasts.
+
+        Yields
+        ------
+        Claim | None
+            The run; None where another process runs it.
+        """
+        place = self._place(configuration)
+        place.mkdir(parents=True, exist_ok=True)
+        with (place / LOCK_FILE).open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+                return
+            yield Claim(RunFolder(place), resume=(place / COMMAND_FILE).is_file())
+
+    def _place(self, configuration: DictConfig) -> Path:
+        """Return the run's folder: not one in which a run was made longer, and is another since."""
+        name, wanted = run_name(configuration), results_fingerprint(configuration)
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        for place in (self.folder / name for name in names):
+            fingerprint = _fingerprint_of(place)
+            if fingerprint is None or (
+                fingerprint == wanted and _may_be_of(place, self._data_digest(configuration))
+            ):
+                return place
+        raise AssertionError("there is always another name")
+
+    def announce(self, configuration: DictConfig) -> None:
+        """Tell which run is next, how the others went, and how long the rest may take."""
+        number = len(self.endings) + 1
+        parts = [f"run {number}" + (f" of {self.total}" if self.total else "")]
+        before, failed = self._count("done before"), self._count("failed")
+        if before:
+            parts.append(f"{before} done before")
+        if failed:
+            parts.append(f"[bold red]{failed} failed[/]")
+        seconds = [took for _, ending, took in self.endings if ending == "done"]
+        if seconds and self.total:
+            left = sum(seconds) / len(seconds) * (self.total - number + 1)
+            parts.append(f"about {timedelta(seconds=round(left))} left")
+        self.console.rule(f"[bold]{escape(run_name(configuration))}[/]", align="left")
+        self.console.print(", ".join(parts), highlight=False)
+
+    def ended(self, place: Path, ending: Ending, seconds: float = 0.0) -> None:
+        """Note how a run ended."""
+        self.endings.append((place, ending, seconds))
+
+    def look_again(self) -> None:
+        """See which of the runs that other sweeps had in hand are finished by now."""
+        for number, (place, ending, took) in enumerate(self.endings):
+            if ending == "run by another sweep" and _is_finished(place):
+                self.endings[number] = (place, "done before", took)
+
+    def runs(self) -> list[Path]:
+        """Return the folders of its runs, those that failed and are not finished among them."""
+        return [place for place, _, _ in self.endings if place.is_dir()]
+
+    @property
+    def comparison(self) -> Path:
+        """The folder of its table and pictures: the same for the same runs, in whatever order."""
+        names = sorted({place.name for place, _, _ in self.endings})
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        return self.folder / f"comparison-{digest[:8]}"
+
+    @property
+    def finished_count(self) -> int:
+        """How many runs are finished."""
+        return self._count("done") + self._count("done before")
+
+    @property
+    def in_other_hands(self) -> int:
+        """How many runs another sweep is running."""
+        return self._count("run by another sweep")
+
+    @property
+    def failed(self) -> int:
+        """How many runs failed."""
+        return self._count("failed")
+
+    def print_endings(self) -> None:
+        """Print what became of each run."""
+        table = Table(title=f"{len(self.endings)} runs in {self.folder}")
+        table.add_column("run")
+        table.add_column("")
+        table.add_column("seconds", justify="right")
+        for place, ending, seconds in self.endings:
+            style = {"failed": "bold red", "run by another sweep": "yellow"}.get(ending, "")
+            table.add_row(
+                escape(place.name),
+                f"[{style}]{ending}[/]" if style else ending,
+                f"{seconds:.0f}" if seconds else "",
+            )
+        self.console.print(table)
+
+    def _count(self, ending: Ending) -> int:
+        return sum(one == ending for _, one, _ in self.endings)
+
+
+def _may_be_of(run: Path, digest: str | None) -> bool:
+    """Return whether a run may be one on pictures of this digest: nothing says that it is not."""
+    try:
+        holdings = RunFolder(run).read_holdings()
+    except RunFolderError:
+        return True
+    return (
+        holdings is None
+        or None in (holdings.data_digest, digest)
+        or (holdings.data_digest == digest)
+    )
+
+
+def _finished_runs(folder: Path) -> dict[str, list[Path]]:
+    """Return the finished runs below a folder by fingerprint, the newest last."""
+    found: dict[str, list[Path]] = {}
+    summaries = [
+        file for file in folder.rglob(SUMMARY_FILE) if CHECKPOINTS_FOLDER not in file.parts
+    ]
+    for summary in sorted(summaries, key=lambda file: file.stat().st_mtime):
+        fingerprint = _fingerprint_of(summary.parent)
+        if fingerprint is not None and _is_finished(summary.parent):
+            found.setdefault(fingerprint, []).append(summary.parent)
+    return found
+
+
+def _is_finished(run: Path) -> bool:
+    """Return whether a run ended, and did not fail after its summary, as where plots are drawn."""
+    return (run / SUMMARY_FILE).is_file() and not (run / FAILURE_FILE).exists()
+
+
+def _fingerprint_of(run: Path) -> str | None:
+    """Return the fingerprint of the configuration in a folder; None where there is none to read."""
+    try:
+        configuration = OmegaConf.load(run / CONFIG_FILE)
+        if isinstance(configuration, DictConfig):
+            return results_fingerprint(configuration)
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError):
+        # No run of this version; it can be none of the sweep's.
+        pass
+    return None

@@ -1,0 +1,152 @@
+"""Local training: what a client does with the global model in one round.
+
+Plain SGD on the client's own pictures. The loss it returns is what FedPW weighs clients by: the
+mean over *all* local batches of the round, not the last epoch's, so that it says how hard the
+pictures were for the model that arrived.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.training.batches import Normalisation, training_batches
+from fedpw_flwr.lab.training.memory import keep_freed_memory
+from fedpw_flwr.lab.training.precision import arithmetic
+from fedpw_flwr.lab.training.settings import ClientSettings
+
+_FUSED_SGD = ("cpu", "cuda")
+
+
+def client_generator(seed: int, round_number: int, client_id: int) -> torch.Generator:
+    """Return the source of randomness of one client in one round.
+
+    It depends on nothing else, so a round is the same whatever trained before it in this process
+    and in whatever order.
+
+    Parameters
+    ----------
+    seed, round_number, client_id : int
+        Each at least 0.
+    """
+    state = np.random.SeedSequence([seed, round_number, client_id]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def train(
+    model: nn.Module,
+    pictures: ImageSet,
+    settings: ClientSettings,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    generator: torch.Generator,
+    proximal_mu: float = 0.0,
+) -> float:
+    """Train `model` in place, and leave it on `device` in training mode.
+
+    On a CPU the process keeps freed memory from then on, see
+    :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps (B, C, H, W) to logits (B, classes).
+    pictures : ImageSet
+        The client's N training pictures, N at least 1. Those of the clients met last stay on the
+        device.
+    settings : ClientSettings
+        Epochs, batch size, SGD's settings, precision and whether to compile.
+    mean, std : sequence of float
+        Normalisation, one number a channel in the 0-1 scale.
+    device : torch.device or str
+        Where to train.
+    generator : torch.Generator
+        On the CPU, see :func:`client_generator`. The global random state is neither read nor
+        changed.
+    proximal_mu : float, default 0
+        μ of FedProx (Li et al., MLSys 2020), whose clients minimise ℓ(w) + μ/2 ‖w − w_start‖² over
+        the parameters w, which arrive as w_start. 0 is plain SGD, bit by bit.
+
+    Returns
+    -------
+    float
+        Cross-entropy in nats, without FedProx's term, the mean over all batches of all epochs. Not
+        finite if training diverged.
+
+    Raises
+    ------
+    ValueError
+        If there is no picture, or `proximal_mu` is negative or not finite.
+    """
+    if len(pictures) == 0:
+        raise ValueError("cannot train on 0 pictures: give this client some, or leave it out")
+    if not 0 <= proximal_mu < math.inf:
+        raise ValueError(f"proximal_mu must be at least 0 and finite, got {proximal_mu}")
+    device = torch.device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    model.to(device).train()
+    network = _compiled(model) if settings.compile else model
+    start = [weight.detach().clone() for weight in model.parameters()] if proximal_mu > 0 else []
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        # One kernel for all weights, where there is one; the others loop over them.
+        fused=True if device.type in _FUSED_SGD else None,
+    )
+    batches = training_batches(
+        pictures,
+        Normalisation(mean, std, device),
+        batch_size=settings.batch_size,
+        crop_padding=settings.crop_padding,
+        epochs=settings.epochs,
+        generator=generator,
+        device=device,
+        horizontal_flip=settings.horizontal_flip,
+    )
+    # Summed where the losses are: reading each one would make the host wait for the device.
+    total = torch.zeros((), device=device)
+    steps = 0
+    for images, labels in batches:
+        optimizer.zero_grad(set_to_none=True)
+        with arithmetic(settings.precision, device):
+            loss = cross_entropy(network(images).float(), labels)
+        loss.backward()
+        if proximal_mu > 0:
+            _add_proximal_gradient(list(model.parameters()), start, proximal_mu)
+        optimizer.step()
+        total += loss.detach()
+        steps += 1
+    return float(total) / steps
+
+
+@torch.no_grad()
+def _add_proximal_gradient(
+    weights: Sequence[nn.Parameter], start: Sequence[Tensor], mu: float
+) -> None:
+    """Add μ (w − w_start), the gradient of FedProx's term, to the gradients of the loss.
+
+    As a gradient, because the loss that a client reports stays without the term, and no graph is
+    built for it. A weight that gets no gradient stands where it started.
+    """
+    moving = [(w, s, w.grad) for w, s in zip(weights, start, strict=True) if w.grad is not None]
+    distances = torch._foreach_sub([w for w, _, _ in moving], [s for _, s, _ in moving])
+    torch._foreach_add_([gradient for _, _, gradient in moving], distances, alpha=mu)
+
+
+@lru_cache(maxsize=1)
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Compile a worker's model once: it takes many seconds, and all its clients share it."""
+    compiled: Callable[[Tensor], Tensor] = torch.compile(model)
+    return compiled

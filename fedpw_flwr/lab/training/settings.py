@@ -1,0 +1,84 @@
+"""How a client trains, checked before any training starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedpw_flwr.lab.training.precision import PRECISIONS, Precision
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Settings of local training with SGD; the defaults are the paper's for digits.
+
+    Parameters
+    ----------
+    epochs : int, default 10
+        Passes over the client's pictures a round.
+    batch_size : int, default 64
+        Pictures a step. A last batch of one picture is joined to the one before.
+    learning_rate : float, default 0.001
+        SGD's step.
+    momentum : float, default 0.9
+        In [0, 1); its buffers start empty in each round.
+    weight_decay : float, default 1e-5
+        L2 penalty, as SGD's own option.
+    crop_padding : int, default 4
+        Black pixels added on each side before a random crop of the original size; 0 turns cropping
+        off.
+    precision : "float32" | "bfloat16" (default: "float32")
+        In which numbers the network computes while it trains; "bfloat16" is mixed precision, see
+        :func:`fedpw_flwr.lab.training.precision.arithmetic`. Evaluation is always float32.
+    compile : bool, default False
+        Compile the network with ``torch.compile``: some faster steps for a first one that takes
+        tens of seconds in each worker. On a CPU it needs a C++ compiler.
+    horizontal_flip : bool, default False
+        Mirror each training picture with probability 1/2: right for photographs, wrong for digits.
+
+    Raises
+    ------
+    ValueError
+        If a setting is outside its range or of another type; the message names the setting and
+        what it may be.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    crop_padding: int = 4
+    precision: Precision = "float32"
+    compile: bool = False
+    horizontal_flip: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"client.{name} must be an integer of at least {least}, got {value!r}"
+                )
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"client.{name} must be a number, got {value!r}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"client.learning_rate must be above 0 and finite, got {self.learning_rate}"
+            )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"client.momentum must be in [0, 1), got {self.momentum}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"client.weight_decay must be at least 0 and finite, got {self.weight_decay}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"client.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
+        for name in ("compile", "horizontal_flip"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ValueError(f"client.{name} must be true or false, got {value!r}")

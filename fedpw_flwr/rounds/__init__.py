@@ -1,0 +1,1 @@
+"""A round, whichever method and whichever of Flower's APIs: begun, finished, recorded, saved."""

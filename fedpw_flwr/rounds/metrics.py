@@ -1,0 +1,95 @@
+"""The numbers of a round: what clients report, made averageable, and what FedPW decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from flwr.app import MetricRecord, RecordDict
+
+from fedpw_flwr.algorithm import ClientResult, ServerStep
+from fedpw_flwr.rounds.faults import BadReply, Fate
+from fedpw_flwr.rounds.screening import all_finite
+
+__all__ = ["alike_metrics", "reply_counts", "round_metrics"]
+
+
+def alike_metrics(contents: Sequence[RecordDict], weighted_by_key: str) -> list[RecordDict]:
+    """Reduce replies to the metrics they all report, ready for Flower's weighted average.
+
+    Parameters
+    ----------
+    contents : Sequence[RecordDict]
+        Replies with one MetricRecord each.
+    weighted_by_key : str
+        Metric that weights the average; equal weights where not every reply has it.
+
+    Returns
+    -------
+    list[RecordDict]
+        The replies with a MetricRecord of equal keys and finite values each.
+    """
+    records = [next(iter(content.metric_records.items())) for content in contents]
+    metrics = [record for _, record in records]
+    shared = {key for record in metrics for key in record if _is_shared(key, metrics)}
+    weighted = weighted_by_key in shared
+    alike = []
+    for content, (name, record) in zip(contents, records, strict=True):
+        kept = MetricRecord({key: record[key] for key in record if key in shared})
+        if not weighted:
+            kept[weighted_by_key] = 1
+        alike.append(RecordDict({**content, name: kept}))
+    return alike
+
+
+def _is_shared(key: str, metrics: Sequence[MetricRecord]) -> bool:
+    lengths = set()
+    for record in metrics:
+        if key not in record:
+            return False
+        value = record[key]
+        if not all_finite(value):
+            return False
+        lengths.add(len(value) if isinstance(value, list) else -1)
+    return len(lengths) == 1
+
+
+def round_metrics(
+    step: ServerStep | None, results: Sequence[ClientResult], bad: Sequence[BadReply]
+) -> MetricRecord:
+    """FedPW's own metrics of a round, lists running over the participants.
+
+    Parameters
+    ----------
+    step : ServerStep | None
+        What the server step decided; None where nothing was aggregated.
+    results : Sequence[ClientResult]
+        The participants' results.
+    bad : Sequence[BadReply]
+        Replies that were set aside.
+    """
+    metrics = MetricRecord()
+    if step is not None:
+        losses = {result.client: result.loss for result in results}
+        metrics["fedpw-client-id"] = list(step.clients)
+        metrics["fedpw-weight"] = list(step.weights.weights)
+        if step.weights.direction_term is not None and step.weights.loss_term is not None:
+            metrics["fedpw-p"] = list(step.weights.direction_term)
+            metrics["fedpw-q"] = list(step.weights.loss_term)
+        metrics["fedpw-drop-rate"] = list(step.drop_rates or (0.0,) * len(step.clients))
+        reported = [losses[client] for client in step.clients]
+        if all(loss is not None for loss in reported):
+            metrics["fedpw-loss"] = [loss for loss in reported if loss is not None]
+        metrics["fedpw-bounded"] = len(step.bounded)
+        if step.weights.loss_term_share is not None:
+            metrics["fedpw-loss-term-share"] = step.weights.loss_term_share
+        factors = step.amplification.values()
+        metrics["fedpw-amplification"] = sum(factors) / len(factors) if factors else 1.0
+    metrics.update(reply_counts(bad, "fedpw-"))
+    return metrics
+
+
+def reply_counts(bad: Sequence[BadReply], prefix: str = "") -> MetricRecord:
+    """Count what was set aside: ``quarantined``, ``failed`` at the client, ``empty`` of data."""
+    fates = [reply.fate for reply in bad]
+    return MetricRecord({f"{prefix}{fate}": fates.count(fate) for fate in get_args(Fate)})

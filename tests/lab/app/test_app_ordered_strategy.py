@@ -1,0 +1,51 @@
+"""Strategies that are not FedPW draw and add up in the order of the clients, not of nodes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import pytest
+from app_federation import AppGrid, initial_arrays
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp.strategy import FedAvg
+from model_records import payloads
+
+from fedpw_flwr.lab.app.ordered_strategy import OrderedStrategy
+from fedpw_flwr.lab.app.recording import client_metrics
+
+
+class TurnedGrid(AppGrid):
+    """Lists its nodes, and hands back its replies, the other way round."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(super().get_node_ids())[::-1]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return list(super().send_and_receive(messages, timeout=timeout))[::-1]
+
+
+def _run(grid: AppGrid, fraction: float) -> tuple[ArrayRecord, list[list[int]]]:
+    strategy = FedAvg(
+        fraction_train=fraction,
+        fraction_evaluate=0.0,
+        min_train_nodes=1,
+        min_available_nodes=8,
+        train_metrics_aggr_fn=client_metrics,
+    )
+    # Flower's heartbeats take numbers from it at any time.
+    random.seed()
+    result = OrderedStrategy(strategy, seed=5).start(grid, initial_arrays(), num_rounds=2)
+    trained = [list(metrics["client-id"]) for metrics in result.train_metrics_clientapp.values()]
+    return result.arrays, trained
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_neither_the_order_of_nodes_nor_of_replies_changes_the_model(fraction: float) -> None:
+    first, clients = _run(AppGrid(), fraction)
+    second, same_clients = _run(TurnedGrid(), fraction)
+    assert clients == same_clients
+    assert [len(of_a_round) for of_a_round in clients] == [8 * fraction] * 2
+    assert payloads(first) == payloads(second)

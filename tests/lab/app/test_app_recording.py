@@ -1,0 +1,452 @@
+"""Recording: it changes nothing the strategy decides, and writes what the round was."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from app_federation import (
+    DOMAIN_OF_CLIENT,
+    NUM_CLIENTS,
+    OVERRIDES,
+    TRAINING_PICTURES,
+    AppGrid,
+    experiment,
+    initial_arrays,
+)
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, Strategy
+from model_records import payloads
+
+from fedpw_flwr import FedPW
+from fedpw_flwr.lab.app.recording import RecordedStrategy, RunRecorder, client_metrics
+from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+
+NewStrategy = Callable[[], Strategy]
+
+
+def new_fedpw() -> Strategy:
+    return FedPW(min_available_nodes=NUM_CLIENTS, train_metrics_aggr_fn=client_metrics)
+
+
+def new_fedavg() -> Strategy:
+    return FedAvg(min_available_nodes=NUM_CLIENTS, train_metrics_aggr_fn=client_metrics)
+
+
+class Listener(logging.Handler):
+    """Keeps the lines it hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    started = RunFolder(tmp_path / "run")
+    started.start()
+    return started
+
+
+@pytest.fixture
+def recorder(folder: RunFolder) -> RunRecorder:
+    return RunRecorder(folder, experiment())
+
+
+def reply(client: int, loss: float, examples: int) -> RecordDict:
+    return RecordDict(
+        {
+            "metrics": MetricRecord({"train_loss": loss, "num-examples": examples}),
+            "identity": ConfigRecord({"client-id": client}),
+        }
+    )
+
+
+def model_that_says(digit: int) -> ArrayRecord:
+    """The model with every weight zero: it calls all pictures `digit`."""
+    state = {name: torch.zeros_like(value) for name, value in fresh_state().items()}
+    state["classifier.2.bias"][digit] = 1.0
+    return ArrayRecord(state)
+
+
+def fresh_state() -> dict[str, torch.Tensor]:
+    return dict(experiment().new_model().state_dict())
+
+
+def worst_share_of(digit: int) -> float:
+    """Share of a digit in the domain that has it least."""
+    shares = [share_of(digit, domain.test) for domain in experiment().data.domains]
+    return min(shares)
+
+
+def share_of(digit: int, pictures: ImageSet) -> float:
+    return float((pictures.labels == digit).double().mean())
+
+
+def test_client_metrics_weight_the_loss_by_examples_and_keep_each_client() -> None:
+    contents = [reply(4, 1.0, 10), reply(0, 2.0, 30)]
+
+    metrics = client_metrics(contents, "num-examples")
+
+    assert dict(metrics) == {
+        "train_loss": pytest.approx(1.75),
+        "client-id": [4, 0],
+        "client-loss": [1.0, 2.0],
+        "client-share": pytest.approx([0.25, 0.75]),
+    }
+
+
+@pytest.mark.parametrize("new_strategy", [new_fedpw, new_fedavg])
+def test_a_recorded_strategy_decides_as_the_strategy_does(
+    new_strategy: NewStrategy, recorder: RunRecorder
+) -> None:
+    plain, recorded = new_strategy(), RecordedStrategy(new_strategy(), recorder)
+    arrays = {id(plain): initial_arrays(), id(recorded): initial_arrays()}
+
+    for server_round in (1, 2):
+        asked, metrics, evaluated = [], [], []
+        for strategy in (plain, recorded):
+            grid = AppGrid()
+            random.seed(server_round)  # the same sampling of nodes
+            config = ConfigRecord({"note": 5})
+            before = arrays[id(strategy)]
+            messages = list(strategy.configure_train(server_round, before, config, grid))
+            asked.append([(m.metadata.dst_node_id, m.content.object_id) for m in messages])
+            new, train_metrics = strategy.aggregate_train(
+                server_round, grid.send_and_receive(messages)
+            )
+            assert new is not None
+            arrays[id(strategy)] = new
+            metrics.append(train_metrics)
+            messages = list(strategy.configure_evaluate(server_round, new, config, grid))
+            asked[-1] += [(m.metadata.dst_node_id, m.content.object_id) for m in messages]
+            evaluated.append(
+                strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))
+            )
+        assert len(asked[0]) == 2 * NUM_CLIENTS
+        assert asked[0] == asked[1]
+        assert metrics[0] == metrics[1]
+        assert evaluated[0] == evaluated[1]
+        assert payloads(arrays[id(plain)]) == payloads(arrays[id(recorded)])
+
+
+def test_a_recorded_strategy_logs_the_strategy_s_summary(recorder: RunRecorder) -> None:
+    said: list[list[str]] = []
+    logger = logging.getLogger("flwr")
+    for strategy in (new_fedpw(), RecordedStrategy(new_fedpw(), recorder)):
+        listener = Listener()
+        logger.addHandler(listener)
+        strategy.summary()
+        logger.removeHandler(listener)
+        said.append(listener.lines)
+
+    assert said[0] == said[1]
+    assert any("FedPW settings" in line for line in said[1])
+
+
+def test_the_initial_model_is_recorded_without_clients(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    figures = recorder.record_round(0, model_that_says(3))
+
+    (record,) = folder.read_rounds()
+    assert record.round == 0
+    assert record.accuracy == pytest.approx(
+        {domain.name: share_of(3, domain.test) for domain in experiment().data.domains}
+    )
+    assert set(record.loss) == set(record.accuracy)
+    assert (record.clients, record.train_loss, record.quarantined) == (None, None, None)
+    assert figures["mean_accuracy"] == pytest.approx(record.spread.mean)
+    assert figures["std_accuracy"] == pytest.approx(record.spread.std)
+    assert figures["worst_accuracy"] == pytest.approx(worst_share_of(3))
+
+
+def test_every_round_is_a_line_as_soon_as_it_is_recorded(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    for server_round in range(3):
+        recorder.record_round(server_round, model_that_says(server_round))
+        lines = folder.metrics_file.read_text().splitlines()
+        assert len(lines) == server_round + 1
+
+    assert [record.round for record in folder.read_rounds()] == [0, 1, 2]
+    assert all(record.seconds >= 0 for record in folder.read_rounds())
+
+
+def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.keep(
+        MetricRecord(
+            {
+                "train_loss": 1.5,
+                "fedpw-client-id": [6, 0, 3],
+                "fedpw-weight": [0.6, 0.1, 0.3],
+                "fedpw-p": [0.65, 0.05, 0.35],
+                "fedpw-q": [0.66, 0.06, 0.36],
+                "fedpw-drop-rate": [0.16, 0.1, 0.13],
+                "fedpw-loss": [1.6, 1.0, 1.3],
+                "fedpw-loss-term-share": 0.4,
+                "fedpw-amplification": 1.25,
+                "fedpw-quarantined": 2,
+                "fedpw-failed": 1,
+                "fedpw-empty": 4,
+                "fedpw-bounded": 3,
+            }
+        )
+    )
+    recorder.record_round(1, initial_arrays())
+
+    (record,) = folder.read_rounds()
+    clients = record.clients
+    assert clients is not None
+    assert clients.id == [0, 3, 6]
+    assert clients.domain == ["scans", "textured", "fonts"]
+    assert clients.weight == [0.1, 0.3, 0.6]
+    assert clients.p == [0.05, 0.35, 0.65]
+    assert clients.q == [0.06, 0.36, 0.66]
+    assert clients.drop_rate == [0.1, 0.13, 0.16]
+    assert clients.loss == [1.0, 1.3, 1.6]
+    assert record.train_loss == 1.5
+    assert (record.loss_term_share, record.amplification) == (0.4, 1.25)
+    assert (record.quarantined, record.failed, record.empty, record.bounded) == (2, 1, 4, 3)
+
+
+def test_a_round_s_metrics_are_not_those_of_the_next(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.keep(client_metrics([reply(0, 1.0, 10), reply(5, 2.0, 10)], "num-examples"))
+    recorder.record_round(1, initial_arrays())
+    recorder.record_round(2, initial_arrays())
+
+    first, second = folder.read_rounds()
+    assert first.clients is not None
+    assert first.clients.id == [0, 5]
+    assert (second.clients, second.train_loss) == (None, None)
+
+
+@pytest.mark.parametrize("new_strategy", [new_fedpw, new_fedavg])
+def test_a_real_round_records_weights_that_sum_to_one_for_every_client(
+    new_strategy: NewStrategy, folder: RunFolder, recorder: RunRecorder
+) -> None:
+    strategy = RecordedStrategy(new_strategy(), recorder)
+    strategy.start(
+        grid=AppGrid(),
+        initial_arrays=initial_arrays(),
+        num_rounds=2,
+        evaluate_fn=recorder.record_round,
+    )
+
+    initial, *trained = folder.read_rounds()
+    assert initial.clients is None
+    assert [record.round for record in trained] == [1, 2]
+    for record in trained:
+        clients = record.clients
+        assert clients is not None
+        assert clients.id == list(range(NUM_CLIENTS))
+        assert clients.domain == DOMAIN_OF_CLIENT
+        assert sum(clients.weight) == pytest.approx(1)
+        assert all(weight >= 0 for weight in clients.weight)
+        assert clients.loss is not None
+        examples = [TRAINING_PICTURES[domain] for domain in DOMAIN_OF_CLIENT]
+        mean_loss = sum(n * loss for n, loss in zip(examples, clients.loss, strict=True))
+        assert record.train_loss == pytest.approx(mean_loss / sum(examples))
+        if new_strategy is new_fedavg:
+            assert clients.weight == pytest.approx([n / sum(examples) for n in examples])
+            assert (clients.p, clients.q, clients.drop_rate) == (None, None, None)
+            assert (record.amplification, record.loss_term_share) == (None, None)
+        else:
+            assert clients.p is not None
+            assert clients.q is not None
+            assert clients.drop_rate is not None
+            assert sum(clients.p) == pytest.approx(1)
+            assert sum(clients.q) == pytest.approx(1)
+            assert record.amplification is not None
+            assert record.amplification >= 1
+            assert record.loss_term_share is not None
+            assert (record.quarantined, record.failed) == (0, 0)
+
+
+def test_the_last_model_and_the_one_with_the_best_worst_domain_are_kept(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    digit_of_share = {worst_share_of(digit): digit for digit in range(10)}
+    low, middle, *_, high = (digit_of_share[share] for share in sorted(digit_of_share))
+
+    for server_round, digit in enumerate([middle, high, low, high]):
+        recorder.record_round(server_round, model_that_says(digit))
+        last, metadata = folder.load_model("model.safetensors")
+        assert int(last["classifier.2.bias"].argmax()) == digit
+        assert metadata == {"round": str(server_round)}
+
+    best, metadata = folder.load_model("model_best.safetensors")
+    assert int(best["classifier.2.bias"].argmax()) == high
+    assert metadata == {"round": "1"}
+
+
+def test_a_saved_model_is_the_global_model_bit_for_bit(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    arrays = initial_arrays()
+    recorder.record_round(0, arrays)
+
+    saved, _ = folder.load_model("model.safetensors")
+
+    assert payloads(ArrayRecord({name: saved[name] for name in arrays})) == payloads(arrays)
+
+
+def test_recording_leaves_the_strategy_s_arrays_alone(recorder: RunRecorder) -> None:
+    arrays = initial_arrays()
+    before = payloads(arrays)
+
+    recorder.record_round(0, arrays)
+    recorder.record_round(1, model_that_says(0))
+
+    assert payloads(arrays) == before
+
+
+def test_a_diverged_model_is_recorded_in_strict_json(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    diverged = {name: torch.full_like(value, math.nan) for name, value in fresh_state().items()}
+    recorder.record_round(1, ArrayRecord(diverged))
+
+    (record,) = folder.read_rounds()
+    assert all(math.isnan(loss) for loss in record.loss.values())
+    assert "NaN" not in folder.metrics_file.read_text()
+
+
+def test_a_run_whose_last_model_is_not_usable_has_no_summary(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.keep(client_metrics([reply(0, 1.0, 10)], "num-examples"))
+    diverged = {name: torch.full_like(value, math.nan) for name, value in fresh_state().items()}
+    recorder.record_round(1, ArrayRecord(diverged))
+
+    with pytest.raises(RuntimeError, match="training diverged: after round 1"):
+        recorder.finish()
+    assert not (folder.path / "summary.json").exists()
+
+
+def test_the_summary_is_that_of_the_recorded_rounds(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    for server_round, digit in enumerate([1, 2, 3]):
+        recorder.keep(client_metrics([reply(0, 1.0, 10)], "num-examples"))
+        recorder.record_round(server_round, model_that_says(digit))
+    recorder.finish()
+
+    summary, records = folder.read_summary(), folder.read_rounds()
+    assert (summary.strategy, summary.seed, summary.rounds) == ("fedpw", 0, 2)
+    assert summary.accuracy == records[-1].accuracy
+    assert summary.final == records[-1].spread
+    assert summary.seconds == pytest.approx(sum(record.seconds for record in records))
+
+
+def test_a_run_without_any_usable_reply_fails_and_gets_no_summary(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    for server_round in range(3):
+        recorder.record_round(server_round, initial_arrays())
+
+    with pytest.raises(RuntimeError, match="none of the 2 rounds"):
+        recorder.finish()
+
+    with pytest.raises(RunFolderError, match=r"summary\.json is missing"):
+        folder.read_summary()
+
+
+def test_one_round_with_a_usable_reply_makes_a_run(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.record_round(0, initial_arrays())
+    recorder.keep(MetricRecord({"fedpw-quarantined": 6, "fedpw-failed": 2}))
+    recorder.record_round(1, initial_arrays())
+    recorder.keep(client_metrics([reply(0, 1.0, 10)], "num-examples"))
+    recorder.record_round(2, initial_arrays())
+    recorder.finish()
+
+    summary = folder.read_summary()
+    assert (summary.rounds, summary.quarantined, summary.failed) == (2, 6, 2)
+
+
+def test_seconds_are_those_of_the_round_alone(folder: RunFolder, recorder: RunRecorder) -> None:
+    time.sleep(0.2)  # waiting for the clients to connect
+    started = time.monotonic()
+    recorder.record_round(0, initial_arrays())
+    tested = time.monotonic()
+    time.sleep(0.1)  # the clients train
+    recorder.record_round(1, initial_arrays())
+    ended = time.monotonic()
+
+    initial, first = (record.seconds for record in folder.read_rounds())
+    assert 0 < initial <= tested - started
+    assert 0.1 <= first <= ended - started - initial
+
+
+def test_one_domain_has_no_spread_and_is_recorded_all_the_same(folder: RunFolder) -> None:
+    alone = OVERRIDES.split(" partition.")[0] + " dataset.domains=[scans] partition=by_domain"
+    recorder = RunRecorder(folder, experiment(alone))
+
+    recorder.keep(client_metrics([reply(0, 1.0, 10), reply(1, 2.0, 10)], "num-examples"))
+    figures = recorder.record_round(1, initial_arrays(alone))
+    recorder.finish()
+
+    assert set(figures) == {"mean_accuracy", "worst_accuracy"}
+    (record,) = folder.read_rounds()
+    assert set(record.accuracy) == {"scans"}
+    assert math.isnan(folder.read_summary().final.std)
+
+
+def test_a_round_records_each_client_s_accuracy_on_the_pictures_it_keeps(
+    folder: RunFolder,
+) -> None:
+    kept = experiment(f"{OVERRIDES} partition.test_share=0.25")
+    recorder = RunRecorder(folder, kept)
+    recorder.record_round(0, model_that_says(3))
+    (record,) = folder.read_rounds()
+    assert record.client_accuracy is not None
+    for share, accuracy in zip(kept.shares, record.client_accuracy, strict=True):
+        assert share.test is not None
+        assert accuracy == pytest.approx(share_of(3, share.test))
+
+
+def test_clients_that_keep_no_pictures_have_no_accuracy_of_their_own(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.record_round(0, model_that_says(3))
+    assert folder.read_rounds()[0].client_accuracy is None
+
+
+def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
+    folder: RunFolder, recorder: RunRecorder
+) -> None:
+    recorder.keep(
+        MetricRecord(
+            {
+                "client-id": [1, 0],
+                "client-share": [0.5, 0.5],
+                "client-weight": [0.9, 0.1],
+                "client-loss": [2.0, 1.0],
+                "quarantined": 1,
+                "failed": 2,
+                "empty": 5,
+            }
+        )
+    )
+    recorder.record_round(1, model_that_says(3))
+    (record,) = folder.read_rounds()
+    assert record.clients is not None
+    assert (record.clients.id, record.clients.weight) == ([0, 1], [0.1, 0.9])
+    assert record.clients.loss == [1.0, 2.0]
+    assert (record.quarantined, record.failed, record.empty) == (1, 2, 5)

@@ -1,0 +1,332 @@
+"""The ServerApp over a federation of real ClientApps: what a run leaves, and how it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from app_federation import (
+    DOMAIN_OF_CLIENT,
+    NUM_CLIENTS,
+    OVERRIDES,
+    RUN_ID,
+    AppGrid,
+    experiment,
+    server_context,
+)
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+from model_records import payloads
+
+from fedpw_flwr.checkpoint import CheckpointError
+from fedpw_flwr.lab.app import client_app, server_app
+from fedpw_flwr.lab.app.server_app import app
+from fedpw_flwr.lab.config.configuration import ConfigurationError
+from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
+from fedpw_flwr.lab.experiment import experiment_of
+from fedpw_flwr.lab.runs.records import best_round
+from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.lab.training.evaluation import evaluate
+from fedpw_flwr.rounds.faults import UnusableRepliesError
+
+IMPATIENT = f"{OVERRIDES} runtime.connect_timeout=0.5"
+
+raising = ClientApp()
+diverging = ClientApp()
+
+
+@raising.train()
+def _raise(message: Message, context: Context) -> Message:
+    raise RuntimeError("the disk of this site is full")
+
+
+@diverging.train()
+def _diverge(message: Message, context: Context) -> Message:
+    reply = client_app.app(message, context)
+    state = reply.content.array_records["arrays"].to_torch_state_dict()
+    reply.content["arrays"] = ArrayRecord(
+        {name: torch.full_like(tensor, torch.nan) for name, tensor in state.items()}
+    )
+    return reply
+
+
+@dataclass
+class FinishedRun:
+    strategy: str
+    overrides: str
+    folder: RunFolder
+    grid: AppGrid
+
+
+@pytest.fixture(scope="module", params=["fedpw", "fedavg"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    strategy = str(request.param)
+    overrides = f"{OVERRIDES} strategy={strategy}"
+    folder = tmp_path_factory.mktemp(strategy) / "run"
+    grid = AppGrid(overrides=overrides)
+    app(grid, server_context(folder, overrides))
+    return FinishedRun(strategy, overrides, RunFolder(folder), grid)
+
+
+def test_a_run_leaves_all_its_files_and_nothing_else(run: FinishedRun) -> None:
+    expected = {
+        "checkpoints",
+        "command.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "model.safetensors",
+        "model_best.safetensors",
+        "accuracy.png",
+        "partition.json",
+        "partition.png",
+        "weights.png",
+    }
+    if run.strategy == "fedpw":
+        expected.add("signals.png")
+    found = {path.name: path.stat().st_size for path in run.folder.path.iterdir()}
+    assert set(found) == expected
+    assert all(found.values())
+
+
+def test_every_client_trains_in_every_round(run: FinishedRun) -> None:
+    records = run.folder.read_rounds()
+    assert [record.round for record in records] == [0, 1, 2]
+    assert records[0].clients is None
+    for record in records[1:]:
+        assert record.clients is not None
+        assert record.clients.id == list(range(NUM_CLIENTS))
+        assert record.clients.domain == DOMAIN_OF_CLIENT
+        assert sum(record.clients.weight) == pytest.approx(1)
+    asked = [message.metadata.message_type for message in run.grid.sent]
+    assert asked == ["train"] * 2 * NUM_CLIENTS
+
+
+def test_the_summary_agrees_with_the_rounds(run: FinishedRun) -> None:
+    summary, records = run.folder.read_summary(), run.folder.read_rounds()
+    best = best_round(records)
+    assert best is not None
+    assert (summary.strategy, summary.seed, summary.rounds) == (run.strategy, 0, 2)
+    assert summary.accuracy == records[-1].accuracy
+    assert summary.final == records[-1].spread
+    assert (summary.best_round, summary.best) == (best.round, best.spread)
+    assert summary.seconds == pytest.approx(sum(record.seconds for record in records))
+    assert (summary.quarantined, summary.failed) == (0, 0)
+    config = run.folder.config_file.read_bytes()
+    assert summary.config_fingerprint == hashlib.sha256(config).hexdigest()
+
+
+def test_the_saved_models_have_the_accuracy_that_was_recorded(run: FinishedRun) -> None:
+    records = {record.round: record for record in run.folder.read_rounds()}
+    built = experiment(run.overrides)
+    for name in ("model.safetensors", "model_best.safetensors"):
+        state, metadata = run.folder.load_model(name)
+        model = built.new_model()
+        model.load_state_dict(state)
+        accuracy = {
+            domain.name: evaluate(
+                model, domain.test, mean=built.data.mean, std=built.data.std, device="cpu"
+            ).accuracy
+            for domain in built.data.domains
+        }
+        assert accuracy == records[int(metadata["round"])].accuracy
+    assert int(run.folder.load_model("model.safetensors")[1]["round"]) == 2
+
+
+def test_training_changes_the_model(run: FinishedRun) -> None:
+    initial = experiment(run.overrides).new_model().state_dict()
+    trained, _ = run.folder.load_model("model.safetensors")
+    assert set(trained) == set(initial)
+    assert any(not torch.equal(trained[name], initial[name]) for name in initial)
+
+
+@pytest.mark.parametrize("run", ["fedpw"], indirect=True)
+def test_a_repeated_fedpw_run_gives_the_same_model_whatever_the_order_of_its_clients(
+    run: FinishedRun, tmp_path: Path
+) -> None:
+    app(AppGrid(overrides=run.overrides), server_context(tmp_path / "again", run.overrides))
+
+    again = RunFolder(tmp_path / "again")
+    first, second = (
+        payloads(ArrayRecord(folder.load_model("model.safetensors")[0]))
+        for folder in (run.folder, again)
+    )
+    assert first == second
+    assert [record.clients for record in again.read_rounds()] == [
+        record.clients for record in run.folder.read_rounds()
+    ]
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run: FinishedRun) -> None:
+    def everything() -> dict[Path, bytes]:
+        files = (path for path in run.folder.path.rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
+
+    before = everything()
+
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        app(AppGrid(overrides=run.overrides), server_context(run.folder.path, run.overrides))
+
+    assert everything() == before
+
+
+def test_a_run_cannot_go_on_with_other_pictures_of_the_same_name(tmp_path: Path) -> None:
+    def draw(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        pictures = {
+            f"x_{split}": rng.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+            for split in ("train", "test")
+        }
+        labels = {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
+        np.savez(tmp_path / "site.npz", **pictures, **labels)
+        experiment_of.cache_clear()
+
+    overrides = (
+        f"dataset=four_domains dataset.folder={tmp_path} dataset.domains=[site] partition=iid "
+        "partition.clients_per_domain=2 model=cnn model.width=4 client.epochs=1 rounds=1 "
+        "runtime.device=cpu"
+    )
+    context = server_context(tmp_path / "run", overrides)
+    draw(1)
+    app(AppGrid(overrides=overrides, num_clients=2), context)
+    draw(2)
+    context.run_config["resume"] = True
+
+    with pytest.raises(CheckpointError, match=r"pictures: '.*' in the checkpoint, '.*' now"):
+        app(AppGrid(overrides=overrides, num_clients=2), context)
+
+
+def test_broken_clients_cost_only_their_replies_and_are_counted(tmp_path: Path) -> None:
+    grid = AppGrid(apps={1: diverging, 3: raising, 6: raising})
+    app(grid, server_context(tmp_path / "run"))
+
+    folder = RunFolder(tmp_path / "run")
+    for record in folder.read_rounds()[1:]:
+        assert (record.quarantined, record.failed) == (1, 2)
+        assert record.clients is not None
+        assert record.clients.id == [0, 2, 4, 5, 7]
+        assert record.clients.domain == ["scans", "textured", "blurred", "blurred", "fonts"]
+        assert sum(record.clients.weight) == pytest.approx(1)
+    summary = folder.read_summary()
+    assert (summary.quarantined, summary.failed) == (2, 4)
+
+
+@pytest.mark.parametrize("strategy", ["fedpw", "fedavg"])
+def test_a_run_in_which_every_client_raises_fails_and_says_so(
+    strategy: str, tmp_path: Path
+) -> None:
+    overrides = f"{OVERRIDES} strategy={strategy}"
+    grid = AppGrid(apps=dict.fromkeys(range(NUM_CLIENTS), raising), overrides=overrides)
+
+    with pytest.raises(RuntimeError, match="nothing was trained"):
+        app(grid, server_context(tmp_path / "run", overrides))
+
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_run_in_which_every_client_diverges_fails_and_says_so(tmp_path: Path) -> None:
+    grid = AppGrid(apps=dict.fromkeys(range(NUM_CLIENTS), diverging))
+
+    with pytest.raises(UnusableRepliesError, match=r"round 1 have .* not finite.*learning rate"):
+        app(grid, server_context(tmp_path / "run"))
+
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("connected", [0, NUM_CLIENTS - 1, NUM_CLIENTS + 1])
+def test_a_federation_of_another_size_is_refused_before_anything_is_sent(
+    connected: int, tmp_path: Path
+) -> None:
+    experiment(IMPATIENT)
+    grid = AppGrid(num_clients=connected)
+    since = time.monotonic()
+
+    with pytest.raises(ConfigurationError, match=f"num-supernodes={NUM_CLIENTS}") as refusal:
+        app(grid, server_context(tmp_path / "run", IMPATIENT))
+
+    assert time.monotonic() - since < 2
+    assert re.search(rf"\b{connected} clients", str(refusal.value))
+    assert grid.sent == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_server_waits_for_clients_that_connect_late(tmp_path: Path) -> None:
+    overrides = f"{OVERRIDES} rounds=1 runtime.connect_timeout=30"
+    grid = AppGrid(overrides=overrides, connected=[0, 3, NUM_CLIENTS - 1])
+
+    app(grid, server_context(tmp_path / "run", overrides))
+
+    record = RunFolder(tmp_path / "run").read_rounds()[-1]
+    assert record.clients is not None
+    assert record.clients.id == list(range(NUM_CLIENTS))
+
+
+def test_without_an_output_folder_the_run_gets_one_named_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = f"{OVERRIDES} rounds=1"
+
+    app(AppGrid(overrides=overrides), server_context("", overrides))
+
+    assert RunFolder(tmp_path / "outputs" / f"run-{RUN_ID}").read_summary().rounds == 1
+
+
+def test_a_relative_output_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigurationError, match="output-folder='runs/mine' is relative"):
+        app(AppGrid(), server_context("runs/mine"))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("override", ["rounds=0", "round=5", "strategy=fedwp"])
+def test_a_wrong_override_ends_the_run_before_it_leaves_anything(
+    override: str, tmp_path: Path
+) -> None:
+    grid = AppGrid()
+
+    with pytest.raises(ConfigurationError, match=override.split("=")[-1]):
+        app(grid, server_context(tmp_path / "run", f"{OVERRIDES} {override}"))
+
+    assert grid.sent == []
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "times"),
+    [
+        ("fpu avx2 avx512f", "bfloat16", 1),
+        ("fpu avx2 amx_bf16", "bfloat16", 0),
+        ("fpu avx2 avx512f", "float32", 0),
+    ],
+)
+def test_slow_arithmetic_is_told_once_in_the_log_of_a_run_without_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    flags: str,
+    precision: str,
+    times: int,
+) -> None:
+    processor = tmp_path / "cpuinfo"
+    processor.write_text(f"flags : {flags}\n")
+    monkeypatch.setattr(server_app, "multiplies_bfloat16", lambda: multiplies_bfloat16(processor))
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    overrides = f"{IMPATIENT} client.precision={precision}"
+    with pytest.raises(ConfigurationError, match="0 clients are connected"):
+        app(
+            AppGrid(overrides=overrides, num_clients=0), server_context(tmp_path / "run", overrides)
+        )
+    told = [one for one in caplog.records if "trains about ten times slower" in one.getMessage()]
+    assert [one.levelname for one in told] == ["WARNING"] * times

@@ -1,0 +1,340 @@
+"""The plots of a comparison are complete and legible for every shape that one can have."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+from fedpw_flwr.lab.compare.history import history_of
+from fedpw_flwr.lab.compare.plots.domains import domains_figure
+from fedpw_flwr.lab.compare.plots.draw import draw_setting, write_plots
+from fedpw_flwr.lab.compare.plots.fairness import fairness_figure
+from fedpw_flwr.lab.compare.plots.looks import give_looks
+from fedpw_flwr.lab.compare.plots.over_rounds import (
+    band_over_seeds,
+    weights_over_seeds,
+)
+from fedpw_flwr.lab.compare.plots.rounds_to_target import rounds_to_target_figure
+from fedpw_flwr.lab.compare.plots.weights import weights_figure
+from fedpw_flwr.lab.compare.runs import FinishedRun
+from fedpw_flwr.lab.compare.settings import Method, Setting
+from fedpw_flwr.lab.compare.statistics import Window, default_target, over_seeds
+from fedpw_flwr.lab.plots.panels import PALETTE
+from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary
+from fedpw_flwr.lab.runs.run_folder import RunFolder
+
+WINDOW = Window(5)
+METHODS = (
+    *("fedavg", "qfedavg", "fedpw", "afl", "term", "fedmgda", "fedheal", "fedprox"),
+    *(f"fedpw, avg_drop_rate=0.3, beta={beta}" for beta in (0.1, 0.5, 0.9)),
+    "a_method_whose_author_had_no_mercy_with_those_who_draw_it",
+    "$cheap$ a_b^c {",
+)
+
+
+def synthetic_setting(
+    methods: Sequence[str] = METHODS[:3],
+    domains: int = 4,
+    clients: int = 8,
+    tested_clients: bool = False,
+    rounds: int = 12,
+    seeds: int = 3,
+    participants: int | None = None,
+    alike: bool = False,
+    name: str = "domain",
+) -> Setting:
+    """Methods that learn faster and more evenly the later they come."""
+    names = [f"{name} {number}" for number in range(domains)]
+    made = []
+    for place, label in enumerate(methods):
+        rank = 0 if alike else place / max(1, len(methods) - 1)
+        runs = {}
+        for seed in range(seeds):
+            draw = np.random.default_rng([place * (not alike), seed])
+            skill = np.linspace(0.95, 0.4 + 0.3 * rank, domains)
+            of_clients = np.clip(draw.normal(0.75, 0.2 - 0.1 * rank, clients), 0.05, 0.98)
+            records = []
+            for number in range(rounds + 1):
+                learnt = 1 - math.exp(-(3 + 2 * rank) * number / rounds)
+                accuracy = 0.1 + (skill - 0.1) * learnt + draw.normal(0, 0.01, domains)
+                who = sorted(draw.choice(clients, participants or clients, replace=False).tolist())
+                weight = draw.uniform(0.8, 1.2, len(who))
+                records.append(
+                    RoundRecord(
+                        number,
+                        1.0,
+                        dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True)),
+                        dict.fromkeys(names, 1.0),
+                        clients=ClientFigures(
+                            who,
+                            [names[client * domains // clients] for client in who],
+                            (weight / weight.sum()).tolist(),
+                        )
+                        if number
+                        else None,
+                        client_accuracy=(0.1 + (of_clients - 0.1) * learnt).tolist()
+                        if tested_clients
+                        else None,
+                    )
+                )
+            runs[seed] = FinishedRun(
+                folder=RunFolder(Path(f"/runs/{place}_{seed}")),
+                configuration={},
+                summary=RunSummary.of_run(records, config_text="", strategy=label, seed=seed),
+                history=history_of(records),
+                finished_at=0.0,
+            )
+        made.append(Method(label, label, runs))
+    return Setting(f"{domains} domains · {rounds} rounds", "slug", tuple(names), tuple(made))
+
+
+SHAPES = {
+    "three methods, four domains": synthetic_setting(),
+    "six methods, one domain, twenty clients": synthetic_setting(
+        METHODS[:6], 1, 20, tested_clients=True
+    ),
+    "thirteen methods, four domains": synthetic_setting(METHODS, rounds=60),
+    "thirteen methods, a hundred clients, ten a round": synthetic_setting(
+        METHODS, 1, 100, tested_clients=True, participants=10, rounds=200
+    ),
+    "long names of nine domains with client tests": synthetic_setting(
+        METHODS, 9, 18, tested_clients=True, name="a hospital with a long name, number"
+    ),
+    "methods that are alike": synthetic_setting(METHODS, alike=True),
+    "one seed": synthetic_setting(METHODS[:6], seeds=1),
+    "one method, one domain, one round, one seed": synthetic_setting(
+        METHODS[:1], 1, 1, rounds=1, seeds=1
+    ),
+}
+
+
+def drawn(setting: Setting) -> dict[str, Figure]:
+    looks = give_looks([method.label for method in setting.methods])
+    plots = draw_setting(
+        setting, looks, WINDOW, default_target(setting, setting.reference(None), WINDOW)[0]
+    )
+    return {name: figure for name, (figure, _) in plots.items()}
+
+
+def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """Every text that is drawn, with its box in pixels: left, bottom, right, top."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    texts = [*figure.texts]
+    for axes in figure.axes:
+        texts += [axes.xaxis.label, axes.yaxis.label]
+        texts += [child for child in axes.get_children() if isinstance(child, Text)]
+        texts += axes.get_legend().get_texts() if axes.get_legend() else []
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            texts += [
+                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+            ]
+    return [
+        (text.get_text(), text.get_window_extent(renderer).extents)
+        for text in dict.fromkeys(texts)
+        if text.get_text() and text.get_visible()
+    ]
+
+
+def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    # Boxes include the line's ascent, so a pixel in common is no ink in common.
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return width > 1 and height > 1
+
+
+@pytest.mark.parametrize("setting", SHAPES.values(), ids=SHAPES.keys())
+def test_no_text_overlaps_or_leaves_the_picture(setting: Setting) -> None:
+    for name, figure in drawn(setting).items():
+        texts = shown_texts(figure)
+        width, height = figure.get_size_inches() * figure.dpi
+        for text, (left, bottom, right, top) in texts:
+            inside = left >= 0 and bottom >= 0 and right <= width + 1 and top <= height
+            assert inside, f"{text!r} leaves {name}"
+        for (text, box), (other, other_box) in itertools.combinations(texts, 2):
+            assert not overlap(box, other_box), f"{text!r} and {other!r} overlap in {name}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ("three methods, four domains", {"fairness", "curves", "domains"}),
+        ("six methods, one domain, twenty clients", {"fairness", "curves", "curves_test_set"}),
+        (
+            "long names of nine domains with client tests",
+            {"fairness", "fairness_domains", "curves", "curves_domains", "domains"},
+        ),
+        ("one method, one domain, one round, one seed", {"curves"}),
+    ],
+)
+def test_each_setting_has_the_plots_it_has_figures_for(shape: str, names: set[str]) -> None:
+    always = {"rounds_to_target.png", "weights.png"}
+    assert drawn(SHAPES[shape]).keys() == always | {f"{name}.png" for name in names}
+
+
+def test_fairness_shows_each_seed_and_the_mean_of_each_method() -> None:
+    setting = synthetic_setting()
+    looks = give_looks([method.label for method in setting.methods])
+    figure = fairness_figure(setting, looks, "domains", WINDOW)
+    assert figure is not None
+    (axes,) = figure.axes
+    runs = WINDOW.of(setting.rounds_of_runs)[["domains.mean", "domains.std"]]
+    means, _ = over_seeds(runs)
+    for method in setting.methods:
+        look = looks[method.label]
+        marked = [line for line in axes.lines if line.get_marker() == look.marker]
+        seeds, center, _ = marked
+        np.testing.assert_allclose(seeds.get_xydata(), runs.loc[method.label])
+        np.testing.assert_allclose(center.get_xydata(), means.loc[[method.label]])
+        assert center.get_markersize() > seeds.get_markersize()
+        said = [text.get_text() for text in axes.texts]
+        mean, std = means.loc[method.label]
+        assert f"{method.label}: {mean:.1f} %, STD {std:.1f}" in said
+
+
+def test_fairness_says_which_method_is_near_chance() -> None:
+    # In two classes guessing gets 50 %, and what is at most 75 % counts as near.
+    base = synthetic_setting(METHODS[:2])
+    for run in base.runs:
+        run.configuration["dataset"] = {"num_classes": 2}
+    looks = give_looks([method.label for method in base.methods])
+    figure = fairness_figure(base, looks, "domains", WINDOW)
+    assert figure is not None
+    said = {text.get_text() for axes in figure.axes for text in axes.texts}
+    marked = {text.partition(":")[0] for text in said if text.endswith("(near chance)")}
+    mean, _ = over_seeds(Window(1).of(base.rounds_of_runs))
+    low = set(mean.index[mean["domains.mean"] <= 75])
+    assert marked == low
+    assert len(low) == 1
+
+
+def test_a_method_keeps_its_colour_in_every_picture() -> None:
+    setting = synthetic_setting(METHODS[:6])
+    looks = give_looks([method.label for method in setting.methods])
+    figures = drawn(setting)
+    curve_colors = {
+        to_hex(line.get_color()).upper() for line in figures["curves.png"].axes[0].lines
+    }
+    bars = [to_hex(bar.get_facecolor()).upper() for bar in figures["domains.png"].axes[0].patches]
+    colors = [look.color.upper() for look in looks.values()]
+    assert bars == colors
+    assert set(colors) <= curve_colors
+
+
+@pytest.mark.parametrize("methods", [15, 22])
+def test_many_methods_differ_as_points_and_as_lines(methods: int) -> None:
+    looks = give_looks([f"method {number}" for number in range(methods)]).values()
+    assert len({(look.color, look.marker) for look in looks}) == methods
+    assert len({(look.color, look.style) for look in looks}) == methods
+    assert {look.color for look in looks} - set(PALETTE) == {"#222222"}
+
+
+def test_bands_reach_from_the_lowest_to_the_highest_seed() -> None:
+    setting = synthetic_setting()
+    method = setting.methods[0]
+    band = band_over_seeds(method, "domains.mean")
+    assert band is not None
+    table = np.array([run.history["domains.mean"] for run in method.runs.values()])
+    np.testing.assert_allclose(band["mean"], table.mean(axis=0))
+    np.testing.assert_allclose(band["min"], table.min(axis=0))
+    np.testing.assert_allclose(band["max"], table.max(axis=0))
+
+
+def test_a_seed_that_never_reached_the_target_is_crossed_in_a_column_of_its_own() -> None:
+    setting = synthetic_setting(METHODS[:2])
+    looks = give_looks([method.label for method in setting.methods])
+    figure = rounds_to_target_figure(setting, looks, 99.0)
+    assert figure is not None
+    (axes,) = figure.axes
+    crosses = [line for line in axes.lines if line.get_marker() == "x"]
+    assert len(crosses) == 6
+    assert all(cross.get_xdata()[0] > setting.rounds for cross in crosses)
+    assert [text.get_text() for text in axes.texts] == [*["0 of 3 seeds"] * 2, "not reached"]
+    assert len(axes.patches) == 1  # the column; no bar without a mean
+
+
+def test_without_a_target_there_is_no_picture_of_it() -> None:
+    setting = synthetic_setting()
+    looks = give_looks([method.label for method in setting.methods])
+    assert rounds_to_target_figure(setting, looks, math.nan) is None
+
+
+def test_bars_of_a_domain_are_its_mean_accuracies() -> None:
+    setting = synthetic_setting()
+    looks = give_looks([method.label for method in setting.methods])
+    figure = domains_figure(setting, looks, WINDOW)
+    assert figure is not None
+    mean, _ = over_seeds(WINDOW.of(setting.rounds_of_runs))
+    for axes, domain in zip(figure.axes, setting.domains, strict=True):
+        widths = [bar.get_width() for bar in axes.patches]
+        np.testing.assert_allclose(widths, mean[f"accuracy.{domain}"])
+
+
+def test_weights_are_averaged_over_the_seeds_in_which_a_domain_took_part() -> None:
+    setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30)
+    (method,) = setting.methods
+    weights = weights_over_seeds(method, of_clients=False)
+    assert weights.index.tolist() == list(range(1, 31))
+    # One participant has the whole weight, which is its equal share.
+    assert set(weights.stack().dropna()) == {1.0}
+    absent = np.all(
+        [np.isnan(run.history["domain_weight.domain 0"][1:]) for run in method.runs.values()],
+        axis=0,
+    )
+    assert absent.any()
+    np.testing.assert_array_equal(np.isnan(weights["domain 0"]), absent)
+
+
+def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
+    setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30, seeds=1)
+    figure = weights_figure(setting)
+    assert figure is not None
+    weights = weights_over_seeds(setting.methods[0], of_clients=False)
+    lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 30]
+    for line, values in zip(lines, weights.to_numpy().T, strict=True):
+        marked = set(line.get_markevery())
+        known = {place for place, value in enumerate(values) if math.isfinite(value)}
+        assert marked == {place for place in known if not {place - 1, place + 1} & known}
+        assert marked
+
+
+def test_plots_are_written_whole(tmp_path: Path) -> None:
+    setting = synthetic_setting()
+    looks = give_looks([method.label for method in setting.methods])
+    captions = write_plots(tmp_path / "new", setting, looks, WINDOW, 70.0)
+    assert {path.name for path in captions} == {path.name for path in (tmp_path / "new").iterdir()}
+    for path, caption in captions.items():
+        assert imread(path).std() > 0.05
+        assert caption
+
+
+def test_more_than_six_methods_get_a_panel_each_with_the_reference_in_grey() -> None:
+    setting = synthetic_setting(METHODS[:7])
+    figure = drawn(setting)["curves.png"]
+    assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == list(METHODS[:7])
+    reference = setting.reference(None)
+    assert reference is not None
+    band = band_over_seeds(reference, "domains.mean")
+    assert band is not None
+    for method, axes in zip(setting.methods, figure.axes, strict=True):
+        grey = [line for line in axes.lines if to_hex(line.get_color()).upper() == "#8C8C8C"]
+        assert len(grey) == (0 if method is reference else 2)
+        own = band_over_seeds(method, "domains.worst")
+        assert own is not None
+        assert axes.lines[-1].get_ydata() == pytest.approx(own["mean"].to_numpy())
+        assert f"/ {own['mean'].iloc[-1]:.1f} %" in axes.get_title(loc="left")
+        if grey:
+            assert grey[0].get_ydata() == pytest.approx(band["mean"].to_numpy())
+    assert len(drawn(synthetic_setting(METHODS[:6]))["curves.png"].axes) == 2

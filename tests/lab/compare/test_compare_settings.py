@@ -1,0 +1,357 @@
+"""Runs are put together with those that they can be compared with, and with no others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedpw_flwr.lab.compare.history import history_of
+from fedpw_flwr.lab.compare.labels import held_images, local_training
+from fedpw_flwr.lab.compare.runs import ComparisonError, FinishedRun
+from fedpw_flwr.lab.compare.settings import Setting, group_runs
+from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
+from fedpw_flwr.lab.runs.records import RoundRecord, RunSummary
+from fedpw_flwr.lab.runs.run_folder import RunFolder
+
+
+def run(
+    strategy: dict[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    domains: tuple[str, ...] = ("a", "b"),
+    rounds: int = 2,
+    client_accuracy: list[float] | None = None,
+    finished_at: float = 0.0,
+    name: str = "",
+    data_digest: str | None = None,
+    holdings: Holdings | None = None,
+    **groups: Any,
+) -> FinishedRun:
+    """A finished run whose configuration is as given."""
+    strategy = {"name": "fedavg"} if strategy is None else strategy
+    records = [
+        RoundRecord(
+            number,
+            1.0,
+            dict.fromkeys(domains, 0.5),
+            dict.fromkeys(domains, 1.0),
+            client_accuracy=client_accuracy,
+        )
+        for number in range(rounds + 1)
+    ]
+    configuration = {
+        "dataset": {"_target_": "some.pictures", "folder": "/data", "domains": list(domains)},
+        "partition": {"_target_": "some.ByDomain", "clients_per_domain": 2},
+        "model": {"_target_": "some.ResNet10", "width": 16},
+        "strategy": strategy,
+        "runtime": {"device": "cpu"},
+        "seed": seed,
+        "rounds": rounds,
+        "resume": None,
+    }
+    return FinishedRun(
+        folder=RunFolder(Path(f"/runs/{name or len(strategy)}_{seed}")),
+        configuration=configuration | groups,
+        summary=RunSummary.of_run(
+            records,
+            config_text="",
+            strategy=strategy.get("name", "mine"),
+            seed=seed,
+            data_digest=data_digest,
+        ),
+        history=history_of(records),
+        finished_at=finished_at,
+        holdings=holdings,
+    )
+
+
+def held(*clients: tuple[int, int]) -> Holdings:
+    """Clients with so many images to train and to test on, of two classes."""
+    return Holdings([ClientHolding("a", [train - 1, 1], [0, test]) for train, test in clients])
+
+
+def only_setting(*runs: FinishedRun) -> Setting:
+    (setting,), _ = group_runs(runs)
+    return setting
+
+
+def labels(setting: Setting) -> list[str]:
+    return [method.label for method in setting.methods]
+
+
+# ----------------------------------------------------------------------------------- settings
+
+
+def test_strategy_seed_machine_and_resuming_make_no_other_setting() -> None:
+    setting = only_setting(
+        run(),
+        run(seed=1, runtime={"device": "cuda"}),
+        run(seed=2, resume="/runs/before"),
+        run({"name": "fedpw"}, seed=3),
+    )
+    assert labels(setting) == ["fedavg", "fedpw"]
+    assert list(setting.methods[0].runs) == [0, 1, 2]
+
+
+def test_where_data_lie_makes_no_other_setting() -> None:
+    places = (
+        {"folder": "/data", "archives_folder": "/archives", "download": False},
+        {"folder": None, "archives_folder": "/elsewhere", "download": True},
+    )
+    setting = only_setting(
+        *(
+            run(seed=seed, dataset={"name": "digits", "root": place})
+            for seed, place in enumerate(places)
+        )
+    )
+    assert len(setting.runs) == 2
+
+
+def test_archives_in_place_of_full_sets_make_another_setting() -> None:
+    settings, _ = group_runs(
+        [
+            run(dataset={"name": "cifar10", "archives_folder": folder})
+            for folder in ("/archives", None)
+        ]
+    )
+    assert [setting.label.partition(" · ")[0] for setting in settings] == [
+        "cifar10 (archives)",
+        "cifar10",
+    ]
+
+
+def test_few_clients_a_round_make_another_setting_and_no_other_method() -> None:
+    all_clients = {"name": "fedavg", "fraction_train": 1.0}
+    some = {"name": "fedavg", "fraction_train": 0.1}
+    settings, _ = group_runs([run(all_clients), run(some)])
+    assert [labels(setting) for setting in settings] == [["fedavg"], ["fedavg"]]
+    told = ["10 % of clients a round" in setting.label for setting in settings]
+    assert sorted(told) == [False, True]
+    # Without the key, Flower's default holds: all clients.
+    assert len(only_setting(run(all_clients), run({"name": "fedpw"})).methods) == 2
+
+
+def test_a_least_number_of_clients_a_round_makes_another_setting() -> None:
+    settings, _ = group_runs([run({"name": "a", "min_train_nodes": least}) for least in (2, 5)])
+    assert [setting.label.rpartition(" · ")[2] for setting in settings] == [
+        "strategy.min_train_nodes=2",
+        "strategy.min_train_nodes=5",
+    ]
+
+
+def test_what_clients_evaluate_makes_neither_another_setting_nor_another_method() -> None:
+    setting = only_setting(
+        run({"name": "fedavg", "fraction_evaluate": 0.0}),
+        run({"name": "fedavg", "fraction_evaluate": 1.0, "min_evaluate_nodes": 3}, seed=1),
+    )
+    assert labels(setting) == ["fedavg"]
+
+
+def test_numbers_are_compared_as_numbers() -> None:
+    setting = only_setting(
+        run({"name": "fedpw", "beta": 1}, client={"weight_decay": 0, "mean": [0.5, 0.0]}),
+        run({"name": "fedpw", "beta": 1.0}, seed=1, client={"weight_decay": 0.0, "mean": [0.5, 0]}),
+    )
+    assert labels(setting) == ["fedpw"]
+    assert len(setting.runs) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": {"_target_": "some.ResNet10", "width": 64}},
+        {"client": {"epochs": 2}},
+        {"partition": {"name": "dirichlet", "alpha": 0.1}},
+        {"domains": ("a", "c")},
+        {"rounds": 3},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_anything_else_makes_another_setting(other: dict[str, Any]) -> None:
+    settings, _ = group_runs([run(), run(**other)])
+    assert len(settings) == 2
+    assert len({setting.label for setting in settings}) == 2
+    assert len({setting.slug for setting in settings}) == 2
+
+
+def test_a_label_says_data_partition_clients_model_and_rounds() -> None:
+    assert (
+        only_setting(run()).label == "a, b · ByDomain · 4 clients · ResNet10, width=16 · 2 rounds"
+    )
+    named = run(
+        rounds=1,
+        dataset={"name": "cifar10"},
+        partition={"name": "dirichlet", "alpha": 0.1, "clients_per_domain": 10},
+        model={"name": "small"},
+    )
+    assert (
+        only_setting(named).label == "cifar10 · dirichlet, alpha=0.1 · 20 clients · small · 1 round"
+    )
+
+
+def test_a_label_does_not_repeat_a_data_set_s_own_partition() -> None:
+    own = run(dataset={"name": "embedded_digits"}, partition={"name": "embedded_digits"})
+    assert only_setting(own).label == "embedded_digits · ResNet10, width=16 · 2 rounds"
+
+
+def test_a_label_says_that_data_are_archives_and_how_many_test_pictures_there_are() -> None:
+    several = {"_target_": "some.archives", "max_test_per_domain": 300}
+    label = only_setting(run(dataset=several)).label
+    assert label.startswith("a, b (archives, at most 300 test pictures a domain) · ")
+    one = {"name": "cifar10", "archives_folder": "/data", "max_test_per_domain": 300}
+    setting = only_setting(run(domains=("a",), dataset=one))
+    assert setting.label.startswith("cifar10 (archives, at most 300 test pictures) · ")
+    assert setting.slug == "cifar10-bydomain-2-clients-resnet10-width=16-2-rounds"
+
+
+def test_the_number_of_clients_is_that_of_the_partition_which_was_made() -> None:
+    of_ten = run(partition={"name": "mine"}, holdings=held(*[(4, 0)] * 10))
+    assert "mine · 10 clients" in only_setting(of_ten).label
+    assert "clients" not in only_setting(run(partition={"name": "mine"})).label
+
+
+def test_local_training_is_told_in_words_and_what_has_none_by_key() -> None:
+    client = {
+        "_target_": "some.Settings",
+        "epochs": 5,
+        "batch_size": 64,
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "crop_padding": 4,
+        "horizontal_flip": False,
+        "precision": "bfloat16",
+        "compile": True,
+        "label_smoothing": 0.1,
+    }
+    model = {"_target_": "some.ResNet10", "normalisation": "group"}
+    assert local_training(run(client=client, model=model)) == (
+        "Local training: 5 epochs, batches of 64, SGD with learning rate 0.01, momentum 0.9, "
+        "weight decay 0, crops padded by 4 pixels, bfloat16, label_smoothing=0.1. "
+        "Normalisation of the network: group."
+    )
+    assert local_training(run()) == ""
+
+
+def test_the_images_that_clients_hold_are_told_over_all_runs() -> None:
+    first, second = run(holdings=held((10, 2), (30, 5))), run(holdings=held((8, 2), (30, 3)))
+    assert held_images([first, second, run()]) == (
+        "Each client trains on 8 to 30 images, and keeps 2 to 5 for testing."
+    )
+    assert held_images([run(holdings=held((7, 0)))]) == "Each client trains on 7 images."
+    assert held_images([run()]) == ""
+
+
+def test_the_number_of_classes_is_the_configuration_s_or_the_partition_s() -> None:
+    configured = run(dataset={"name": "cifar100", "num_classes": 100}, holdings=held((3, 0)))
+    assert only_setting(configured).classes == 100
+    assert only_setting(run(holdings=held((3, 0)))).classes == 2
+    assert only_setting(run()).classes is None
+
+
+def test_settings_with_one_label_are_told_apart_by_what_differs() -> None:
+    settings, _ = group_runs([run(client={"epochs": 1}), run(client={"epochs": 10})])
+    assert [setting.label.rpartition(" · ")[2] for setting in settings] == [
+        "client.epochs=1",
+        "client.epochs=10",
+    ]
+
+
+def test_many_domains_are_counted_in_the_label() -> None:
+    domains = tuple(f"hospital {number}" for number in range(9))
+    label = only_setting(run(domains=domains)).label
+    assert label.startswith("9 domains (hospital 0, hospital 1, hospital 2, …)")
+
+
+def test_clients_are_compared_before_domains_where_they_have_tests() -> None:
+    assert only_setting(run()).bases == ("domains",)
+    assert only_setting(run(domains=("a",))).bases == ()
+    assert only_setting(run(client_accuracy=[0.5, 0.6])).bases == ("clients", "domains")
+    assert only_setting(run(domains=("a",), client_accuracy=[0.5, 0.6])).bases == ("clients",)
+
+
+def test_without_runs_there_is_nothing_to_compare() -> None:
+    with pytest.raises(ComparisonError, match="no finished run"):
+        group_runs([])
+
+
+# ------------------------------------------------------------------------------------ methods
+
+
+def test_each_value_of_a_sweep_is_a_method_of_its_own() -> None:
+    swept = [run({"name": "fedpw", "beta": beta}, seed=s) for beta in (10, 0.5) for s in (0, 1)]
+    setting = only_setting(run(), *swept)
+    assert labels(setting) == ["fedavg", "fedpw, beta=0.5", "fedpw, beta=10"]
+    assert all(list(method.runs) == [0, 1] for method in setting.methods[1:])
+
+
+def test_a_key_that_some_runs_do_not_have_is_said_to_be_absent() -> None:
+    setting = only_setting(run({"name": "fedpw"}), run({"name": "fedpw", "max_weight": None}))
+    assert labels(setting) == ["fedpw, max_weight=absent", "fedpw, max_weight=null"]
+
+
+def test_how_long_a_server_waits_makes_no_other_method() -> None:
+    setting = only_setting(
+        run({"name": "fedpw", "wait_for_clients": 1.0, "device": None}),
+        run({"name": "fedpw", "wait_for_clients": 9.0, "device": "cpu"}, seed=1),
+    )
+    assert labels(setting) == ["fedpw"]
+
+
+def test_of_runs_that_are_the_same_the_newest_counts_and_the_others_are_named() -> None:
+    older, newer = run(finished_at=1.0, name="older"), run(finished_at=2.0, name="newer")
+    for order in ((older, newer), (newer, older)):
+        (setting,), repeated = group_runs(order)
+        assert setting.runs == [newer]
+        assert [left.path for left in repeated] == [older.path]
+        assert "newer_0" in repeated[0].reason
+
+
+# ----------------------------------------------------------------------------------- same data
+
+
+def test_runs_of_one_configuration_on_different_pictures_are_not_compared() -> None:
+    settings, left_out = group_runs(
+        [
+            run(data_digest="1a2b3c4d5e6f"),
+            run({"name": "fedpw"}, seed=1, data_digest="9f8e7d6c5b4a"),
+            run({"name": "afl"}, data_digest="9f8e7d6c5b4a"),
+            run({"name": "term"}),
+        ]
+    )
+    assert {setting.label.rpartition(" · ")[2]: labels(setting) for setting in settings} == {
+        "data=1a2b3c4d": ["fedavg"],
+        "data=9f8e7d6c": ["afl", "fedpw"],
+        "data=not recorded": ["term"],
+    }
+    assert left_out == ()
+
+
+def test_runs_that_did_not_record_their_pictures_are_compared_with_those_on_the_only_ones() -> None:
+    setting = only_setting(run(), run({"name": "fedpw"}, data_digest="1a2b3c4d5e6f"))
+    assert labels(setting) == ["fedavg", "fedpw"]
+    assert "data=" not in setting.label
+
+
+# ---------------------------------------------------------------------------------- reference
+
+
+def test_the_reference_is_fedavg_or_else_the_first_method() -> None:
+    setting = only_setting(run({"name": "afl"}), run(), run({"name": "fedpw"}))
+    default, wanted = setting.reference(None), setting.reference("fedpw")
+    assert default is not None
+    assert wanted is not None
+    assert (default.label, wanted.label) == ("fedavg", "fedpw")
+    assert setting.reference("term") is None
+    without = only_setting(run({"name": "fedpw"}), run({"name": "afl"})).reference(None)
+    assert without is not None
+    assert without.label == "afl"
+
+
+def test_a_reference_in_a_sweep_is_named_by_label_or_strategy() -> None:
+    setting = only_setting(*(run({"name": "fedpw", "beta": beta}) for beta in (0.1, 0.3)))
+    by_label, by_name = setting.reference("fedpw, beta=0.3"), setting.reference("fedpw")
+    assert by_label is setting.methods[1]
+    assert by_name is setting.methods[0]

@@ -1,0 +1,269 @@
+"""What can be refused without data is refused by the real command before anything is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fedpw_flwr.lab.config.configuration import (
+    ConfigurationError,
+    compose_configuration,
+    with_absolute_folders,
+)
+from fedpw_flwr.lab.config.early_checks import check_early, warning_of_slow_arithmetic
+from fedpw_flwr.lab.config.hardware import count_gpus, multiplies_bfloat16
+
+COMMANDS = Path(sys.executable).parent
+HEAVY = ("torch", "flwr", "ray", "torchvision", "datasets")
+
+
+@dataclass
+class Typed:
+    """What became of a command line: blanks are single ones."""
+
+    line: str
+    status: int
+    said: str
+    errors: str
+    left: list[str]
+
+
+_EACH = """
+import json, os, sys
+from fedpw_flwr.lab.command import main
+
+for number, words in enumerate(json.load(sys.stdin)):
+    if os.fork() == 0:
+        os.mkdir(str(number))
+        os.chdir(str(number))
+        for stream in (1, 2):
+            os.dup2(os.open(f"../{number}-{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.argv = ["fedpw", *words]
+        sys.exit(main())
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+"""A process that imports the command once, and runs it for each line in a fork and a folder."""
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return one in which importing anything heavy, as Flower does, ends with status 77."""
+    guard = folder / "guard"
+    guard.mkdir(exist_ok=True)
+    for module in HEAVY:
+        (guard / f"{module}.py").write_text("import os; os._exit(77)")
+    path = os.pathsep.join([str(guard), *sys.path])
+    return os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _typed(folder: Path, lines: Sequence[str]) -> Iterator[Typed]:
+    """Run the command for each line of words, each in an empty folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH],
+        cwd=folder,
+        env=_environment(folder),
+        input=json.dumps([shlex.split(line) for line in lines]),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=True,
+    )
+    statuses = map(int, done.stdout.split())
+    for number, (line, status) in enumerate(zip(lines, statuses, strict=True)):
+        said, told = (" ".join((folder / f"{number}-{one}").read_text().split()) for one in (1, 2))
+        left = [path.name for path in (folder / str(number)).iterdir()]
+        yield Typed(line, status, said, told, left)
+
+
+def test_the_command_names_the_key_and_imports_and_starts_nothing(tmp_path: Path) -> None:
+    messages = {
+        "strategy.beta=1.5": "strategy.beta must be a number above 0 and at most 1, got 1.5",
+        "strategy=qfedavg strategy.q=-0.5": "strategy.q must be a number of at least 0",
+        "client.batch_size=-2": "client.batch_size must be an integer of at least 1, got -2",
+        "seed=18446744073709551616": "seed must be 0 or more and at most 2**64 - 1",
+        "runtime.gpus_per_client=0.5": "runtime.gpus_per_client=0.5, but this machine has no GPU",
+        "experiment=digits dataset.archives_folder=/nowhere": "set dataset.archives_folder to",
+        "dataset.folder=~/pictures": """Type 'dataset.folder="~/pictures"'""",
+        """rounds=0 'hydra.run.dir="run ü"'""": "rounds must be at least 1, got 0",
+        "hydra.run.dir=/proc/kept/run": "no run can be kept in the folder /proc/kept/run (No such",
+        "strategy._target_=fedpw_flwr.baselines.FedNova": "this package has no such strategy",
+        "-m seed=1,2 hydra.sweep.dir=/proc/sweep": "give another with hydra.sweep.dir=",
+    }
+    for typed in _typed(tmp_path, list(messages)):
+        assert messages[typed.line] in typed.errors, typed
+        assert "Traceback" not in typed.errors
+        assert (typed.status, typed.said, typed.left) == (1, "", []), typed
+
+
+def test_a_sweep_with_a_run_that_cannot_start_starts_none(tmp_path: Path) -> None:
+    messages = {
+        "-m strategy.beta=0.4,-2 seed=5,6": [
+            "strategy.beta=-2 seed=5; strategy.beta=-2 seed=6: strategy.beta must be a number "
+            "above 0 and at most 1, got -2",
+        ],
+        "-m seed=2,-3 rounds=1 client.epochs=1,0": [
+            "seed=2 rounds=1 client.epochs=0: client: client.epochs must be an integer",
+            "seed=-3 rounds=1 client.epochs=1; seed=-3 rounds=1 client.epochs=0: seed must be",
+        ],
+    }
+    for typed in _typed(tmp_path, list(messages)):
+        wanted = [*messages[typed.line], "none of the 4 runs was started"]
+        assert [message for message in wanted if message not in typed.errors] == [], typed
+        assert "Traceback" not in typed.errors
+        assert (typed.status, typed.said, typed.left) == (1, "", []), typed
+
+
+def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
+    lines = [
+        "strategy.beta=1.0 seed=18446744073709551615",
+        "-m strategy=fedpw,qfedavg seed=${hydra:job.num}",
+    ]
+    one, sweep = _typed(tmp_path, lines)
+    assert (one.status, sweep.status) == (77, 77), (one, sweep)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("strategy.max_weight=0.5", "strategy.max_weight must be a number of at least 1"),
+        ("strategy.upload=packed strategy.adjustment=server", "strategy.adjustment=client"),
+        ("strategy=fedadam strategy.tau=0", "strategy.tau must be a number above 0, got 0"),
+        ("strategy=fedheal strategy.tau=1", "strategy.tau must be a number of at least 0 and bel"),
+        ("strategy=fedprox strategy.proximal_mu=x", "strategy.proximal_mu must be a number"),
+        ("strategy=afl strategy.lambda_step=nan", "strategy.lambda_step must be a number"),
+        ("strategy=term strategy.t=inf", "strategy.t must be a number that is finite, got inf"),
+        ("client.learning_rate=-0.1", "client.learning_rate must be above 0"),
+        ("runtime.gpus_per_client=1.5", "runtime.gpus_per_client=1.5: above 1 it must be a whole"),
+        ("runtime.device=gpu", "runtime.device=gpu is no device: choose auto, cpu, cuda or cuda:0"),
+        ("partition=dirichlet partition.alpha=0", "partition.alpha must be a number above 0"),
+        ("partition=by_domain partition.share=0.7", "partition: share is the part of a domain"),
+        (
+            "partition=pat2 dataset=cifar10 partition.classes_per_client=11",
+            "but the data set has 10 classes: choose",
+        ),
+        (
+            "partition=pat2 partition.classes_per_client=17",
+            "but the data set has 10 classes: choos",
+        ),
+        (
+            "dataset=cifar100 dataset.archives_folder=. partition=pat1 "
+            "partition.classes_per_client=101",
+            "but the data set has 100 classes: choose",
+        ),
+        ("strategy._target_=fedpw_flwr.baselines.FedNova", "this package has no such strategy"),
+        ("strategy._target_=fedpw_flwr.baselins.FedAvg", "one of FedPW, FedAvg, EqualFedAvg"),
+        (
+            "strategy._target_=fedpw_flwr.lab.models.cnn.SmallCNN",
+            "this package has no such strategy",
+        ),
+        ("model._target_=fedpw_flwr.lab.models.resnet.SmallCNN", "this package has no such model"),
+        ("model._target_=fedpw_flwr.SmallCNN", "choose one of conf/model/ by its file name"),
+        ("dataset._target_=fedpw_flwr.lab.data.embedded_digits.digits", "no such dataset"),
+        ("partition._target_=fedpw_flwr.lab.data.partition.Dirichlets", "no such partition"),
+        ("+strategy.min_train_nodes=9", "strategy.min_train_nodes=9, but there are 8 clients"),
+        ("model.width=0", "model.width must be a whole number of at least 1, got 0"),
+        ("model=mlp model.image_size=28", "model.image_size=28, but pictures have dataset.image_"),
+        ("model._target_=my_nets.Net", "there is no module my_nets: correct the name, or add"),
+        ("experiment=four_domains dataset.folder=/nowhere", "there is no folder /nowhere"),
+        ("dataset=cifar100 partition=iid", "cifar100 is not in"),
+        ("dataset=digits partition=iid dataset.domains=[mnist,emnist]", "dataset.domains has ['em"),
+        ("dataset=cifar10 partition=iid dataset.mean=[0.5]", "dataset.mean has 1 numbers for"),
+    ],
+)
+def test_a_value_is_refused_before_any_data_are_read(
+    tmp_path: Path, words: str, message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        check_early(with_absolute_folders(compose_configuration("config", words), tmp_path))
+    assert message in str(refused.value)
+
+
+def test_the_command_that_is_installed_is_the_one_that_is_checked_here(tmp_path: Path) -> None:
+    command = [COMMANDS / "fedpw", "strategy.beta=2", "hydra.run.dir=run"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=_environment(tmp_path),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "strategy.beta must be a number above 0" in done.stderr
+
+
+def test_a_cluster_may_have_the_gpus_that_this_machine_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    check_early(
+        compose_configuration(
+            "config", "runtime.gpus_per_client=0.5 runtime.ray_address=10.0.0.3:6379"
+        )
+    )
+    with pytest.raises(ConfigurationError, match="see whether nvidia-smi lists them"):
+        check_early(compose_configuration("config", "runtime.gpus_per_client=0.5"))
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+def test_gpus_that_are_hidden_are_none(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert count_gpus() in (0, None)
+
+
+def test_gpus_are_counted_as_ray_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerators = pytest.importorskip("ray._private.accelerators.nvidia_gpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    counted = count_gpus()
+    manager = accelerators.NvidiaGPUAcceleratorManager
+    assert counted is None or counted == manager.get_current_node_num_accelerators()
+
+
+@pytest.mark.parametrize(
+    ("line", "has_it"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_vnni", True),
+        ("flags\t\t: fpu avx2 amx_tile amx_bf16 amx_int8", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", False),
+        ("Features\t: fp asimd i8mm bf16", True),
+        ("Features\t: fp asimd", False),
+        ("model name\t: bf16", None),
+    ],
+)
+def test_the_processor_says_whether_it_multiplies_bfloat16(
+    tmp_path: Path, line: str, has_it: bool | None
+) -> None:
+    description = tmp_path / "cpuinfo"
+    description.write_text(f"processor\t: 0\n{line}\nbugs\t\t: spectre\n")
+    assert multiplies_bfloat16(description) is has_it
+    assert multiplies_bfloat16(tmp_path / "no such file") is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has_it", "warned"),
+    [
+        ("client.precision=bfloat16", False, True),
+        ("client.precision=bfloat16", True, False),
+        ("client.precision=bfloat16", None, False),
+        ("client.precision=float32", False, False),
+        ("client.precision=bfloat16 runtime.gpus_per_client=0.5", False, False),
+        ("client.precision=bfloat16 runtime.gpus_per_client=1 runtime.device=cpu", False, True),
+        ("client.precision=bfloat16 runtime.ray_address=10.0.0.3:1", False, False),
+    ],
+)
+def test_slow_arithmetic_is_told_where_it_is_slow(
+    overrides: str, has_it: bool | None, warned: bool
+) -> None:
+    warning = warning_of_slow_arithmetic(compose_configuration("config", overrides), has_it)
+    assert (warning is not None) is warned
+    if warning is not None:
+        assert "client.precision=bfloat16" in warning
+        assert "Set client.precision=float32" in warning

@@ -1,0 +1,134 @@
+"""The light rules say of settings what the heavy classes say."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from typing import Any
+
+import pytest
+from hydra.utils import get_method, instantiate
+from omegaconf import OmegaConf
+
+from fedpw_flwr.lab.config.configuration import (
+    GROUPS,
+    compose_configuration,
+    config_folder,
+    group_settings,
+)
+from fedpw_flwr.lab.config.setting_rules import RULES, broken_rules
+from fedpw_flwr.strategy.screened_fedavg import FedAvgOptions
+
+STRATEGIES = sorted(path.stem for path in (config_folder() / "strategy").glob("*.yaml"))
+LARGE, SMALL = 1e6, -1e-9
+
+
+def _configured(group: str, choice: str) -> dict[str, Any]:
+    configuration = compose_configuration("config", f"{group}={choice}")
+    settings = OmegaConf.to_container(group_settings(configuration, group), resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
+def _refused_when_built(settings: dict[str, Any], **arguments: Any) -> bool:
+    try:
+        instantiate(settings, **arguments)
+    except Exception:
+        return True
+    return False
+
+
+def _parameters(target: str) -> set[str]:
+    called = get_method(target) if target.rpartition(".")[2].islower() else None
+    if called is None:
+        module, _, name = target.rpartition(".")
+        called = getattr(__import__(module, fromlist=[name]), name)
+    parameters = inspect.signature(called).parameters.values()
+    names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        names |= FedAvgOptions.__annotations__.keys() | {"train_loss_key"}
+    return names
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [
+        (group, path.stem)
+        for group in GROUPS
+        if group != "client"
+        for path in sorted((config_folder() / group).glob("*.yaml"))
+        if path.stem != "four_domains" or group != "dataset"
+    ],
+)
+def test_every_setting_of_what_is_configured_has_a_rule_and_keeps_it(
+    group: str, choice: str
+) -> None:
+    settings = _configured(group, choice)
+    target = settings["_target_"]
+    rules = RULES[group][target.rpartition(".")[2]]
+    assert _parameters(target) <= rules.keys() | {"train_loss_key"}
+    assert broken_rules(group, settings) == []
+
+
+@pytest.mark.parametrize("choice", STRATEGIES)
+def test_what_a_rule_refuses_of_a_strategy_the_strategy_refuses(choice: str) -> None:
+    settings = _configured("strategy", choice)
+    rules = RULES["strategy"][settings["_target_"].rpartition(".")[2]]
+    own = [key for key in settings if key in rules and not key.startswith(("_", "fraction_"))]
+    tried = 0
+    for key in own:
+        for value in (-1.5, SMALL, 0, 1, 1.5, LARGE, math.nan, math.inf, "word", True, None):
+            changed = {**settings, key: value}
+            if broken_rules("strategy", changed):
+                assert _refused_when_built(changed), f"{key}={value}"
+                tried += 1
+            elif key not in ("upload", "upload_dtype", "adjustment", "device"):
+                assert not _refused_when_built(changed), f"{key}={value}"
+    assert tried >= len(own)
+
+
+@pytest.mark.parametrize("choice", ["cnn", "mlp", "cnn_mcmahan", "resnet10", "resnet18"])
+def test_what_a_rule_refuses_of_a_model_the_model_refuses(choice: str) -> None:
+    settings = _configured("model", choice)
+    for key in settings.keys() - {"_target_"}:
+        for value in (-3, 0, 17.5, "word", None):
+            changed = {**settings, key: value}
+            assert broken_rules("model", changed), f"{key}={value}"
+            assert _refused_when_built(changed, num_classes=10, in_channels=3), f"{key}={value}"
+
+
+@pytest.mark.parametrize(
+    ("group", "settings", "message"),
+    [
+        ("strategy", "_target_: fedpw_flwr.baselines.TERM\nt: .nan", r"strategy\.t must be a numb"),
+        ("strategy", "_target_: fedpw_flwr.FedPW\nbetta: 1", r"strategy\.betta is no setting of F"),
+        (
+            "partition",
+            "_target_: fedpw_flwr.lab.data.partition.Shards\nshards_per_client: 1.5",
+            r"partition\.shards_per_client must be a whole number of at least 1, got 1\.5",
+        ),
+        (
+            "dataset",
+            "_target_: fedpw_flwr.lab.data.named_sets.named_set\ndomains: [mnist, mnist]",
+            r"dataset\.domains must be a list.* no name twice",
+        ),
+        (
+            "dataset",
+            "_target_: fedpw_flwr.lab.data.archives.archives\nstd: [0.2, 0.0, 0.3]",
+            r"dataset\.std must be .* above 0, .*or null, got \[0\.2, 0\.0, 0\.3\]",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_key(group: str, settings: str, message: str) -> None:
+    content = OmegaConf.to_container(OmegaConf.create(settings))
+    assert isinstance(content, dict)
+    (said,) = broken_rules(group, {str(key): value for key, value in content.items()})
+    assert re.match(message, said), said
+
+
+def test_what_is_not_of_this_package_has_no_rules() -> None:
+    foreign = {"_target_": "flwr.serverapp.strategy.FedProx", "proximal_mu": -4}
+    assert broken_rules("strategy", foreign) == []
+    built = {"_target_": "fedpw_flwr.FedPW", "beta": {"_target_": "my.schedule"}}
+    assert broken_rules("strategy", built) == []

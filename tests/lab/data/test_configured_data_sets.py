@@ -1,0 +1,98 @@
+"""Every data set and experiment of conf/ composes, fits its functions, and can be overridden."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+
+from fedpw_flwr.lab.config.configuration import compose_configuration, count_clients
+from fedpw_flwr.lab.data.named_sets import named_set
+
+CONF = Path(__file__).parents[3] / "conf"
+DATA_SETS = sorted(file.stem for file in (CONF / "dataset").glob("*.yaml"))
+NAMED = ["cifar10", "cifar100", "digits", "fashion_mnist", "office_caltech"]
+SINGLE_DOMAIN = ["fashion_mnist", "cifar10", "cifar100"]
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_keys_of_a_data_set_are_arguments_of_its_function(name: str) -> None:
+    node = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    arguments = set(inspect.signature(get_method(node["_target_"])).parameters)
+    assert set(node) - {"name", "_target_", "_convert_"} <= arguments
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_set_bears_its_name_and_can_be_read_from_archives(name: str) -> None:
+    node = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    assert node.name == name
+    assert get_method(node["_target_"]) is named_set
+    assert node.archives_folder is None
+    if name in SINGLE_DOMAIN:
+        assert list(node.domains) == [name]
+    else:
+        assert len(node.domains) == 4
+
+
+@pytest.mark.parametrize("name", SINGLE_DOMAIN)
+@pytest.mark.parametrize("partition", ["dirichlet", "pat1", "pat2", "shards", "iid"])
+def test_partition_on_the_command_line_wins_over_the_experiments(name: str, partition: str) -> None:
+    configured = compose_configuration("config", f"experiment={name}")
+    assert (configured.dataset.name, configured.partition.name) == (name, "dirichlet")
+    assert configured.partition.alpha == 0.1
+    chosen = compose_configuration("config", f"experiment={name} partition={partition}")
+    assert chosen.partition.name == partition
+    assert chosen.partition == OmegaConf.load(CONF / "partition" / f"{partition}.yaml")
+    assert count_clients(chosen) == 20
+
+
+def test_the_papers_digits_is_the_papers() -> None:
+    configured = compose_configuration("config", "experiment=paper_digits")
+    assert count_clients(configured) == 20
+    assert configured.partition.share == 0.01
+    assert configured.model.width == 64
+    assert configured.model["_target_"].endswith("ResNet10")
+    assert configured.rounds == 200
+    assert list(configured.dataset.domains) == ["mnist", "usps", "svhn", "syn"]
+    assert configured.dataset.image_size == 32
+    assert configured.dataset.max_test_per_domain is None
+    client = {
+        "epochs": 10,
+        "batch_size": 64,
+        "learning_rate": 0.001,
+        "momentum": 0.9,
+        "weight_decay": 1e-5,
+        "crop_padding": 4,
+        "horizontal_flip": False,
+        "precision": "float32",
+    }
+    assert {key: configured.client[key] for key in client} == client
+
+
+@pytest.mark.parametrize(("name", "clients"), [("digits", 20), ("office_caltech", 8)])
+def test_cross_domain_experiments_have_clients_in_every_domain(name: str, clients: int) -> None:
+    assert count_clients(compose_configuration("config", f"experiment={name}")) == clients
+
+
+def test_the_embedded_digits_are_what_runs_by_default() -> None:
+    configured = compose_configuration()
+    assert (configured.dataset.name, configured.partition.name) == ("embedded_digits",) * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("fashion_mnist", [0.2860], [0.3530]),
+        ("cifar10", [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+    ],
+)
+def test_normalisation_is_that_of_the_sets_training_images(
+    name: str, mean: list[float], std: list[float]
+) -> None:
+    # Of all pixels of the full training set, between 0 and 1, as is usually quoted.
+    node = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    assert list(node.mean) == pytest.approx(mean, abs=1e-3)
+    assert list(node.std) == pytest.approx(std, abs=1e-3)

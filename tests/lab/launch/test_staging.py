@@ -1,0 +1,88 @@
+"""What is staged is what Flower bundles: the code, the configuration, nothing else."""
+
+import io
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.config_utils import load_and_validate
+
+import fedpw_flwr
+from fedpw_flwr.lab.config.configuration import config_folder
+from fedpw_flwr.lab.launch.staging import StagingError, stage_app
+
+PACKAGE = Path(fedpw_flwr.__file__).parent
+
+
+def _files(folder: Path, pattern: str) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob(pattern)}
+
+
+def test_every_module_and_configuration_file_is_staged(tmp_path: Path) -> None:
+    app = stage_app(tmp_path / "app")
+    assert _files(app / "fedpw_flwr", "*.py") == _files(PACKAGE, "*.py")
+    assert _files(app / "conf", "*.yaml") == _files(config_folder(), "*.yaml")
+    assert {path.suffix for path in app.rglob("*") if path.is_file()} == {".py", ".yaml", ".toml"}
+
+
+def test_flowers_bundle_holds_all_that_is_staged(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "dataset"
+    mine.mkdir(parents=True)
+    (mine / "test_of_mine.yaml").write_text("x: 1\n")
+    app = stage_app(tmp_path / "app", tmp_path / "mine")
+    load_and_validate(app / "pyproject.toml", check_module=False)
+    bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app)))
+    staged = {path.relative_to(app).as_posix() for path in app.rglob("*") if path.is_file()}
+    assert staged <= set(bundle.namelist())
+
+
+def test_the_app_is_described_as_in_the_repositorys_own_pyproject(tmp_path: Path) -> None:
+    own = PACKAGE.parent / "pyproject.toml"
+    staged = tomllib.loads((stage_app(tmp_path / "app") / "pyproject.toml").read_text())
+    assert staged["project"]["version"] == fedpw_flwr.__version__
+    staged_app = staged["tool"]["flwr"]["app"]
+    own_app = tomllib.loads(own.read_text())["tool"]["flwr"]["app"]
+    # The command's ClientApp is the same one, imported later.
+    own_app["components"]["clientapp"] = "fedpw_flwr.lab.app.deferred_client_app:app"
+    # The staged copy holds nothing that would have to be left out of the bundle.
+    del own_app["fab-include"]
+    assert staged_app == own_app
+
+
+def test_a_users_files_are_added_to_the_packages(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "dataset").mkdir(parents=True)
+    (mine / "dataset" / "mine.yaml").write_text("mine: 1\n")
+    (mine / "notes.txt").write_text("not a configuration")
+    conf = stage_app(tmp_path / "app", mine) / "conf"
+    assert (conf / "dataset" / "mine.yaml").read_text() == "mine: 1\n"
+    assert (conf / "dataset" / "digits.yaml").is_file()
+    assert not (conf / "notes.txt").exists()
+
+
+def test_a_users_file_with_a_name_of_the_packages_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "model").mkdir(parents=True)
+    (mine / "model" / "cnn.yaml").write_text("replaced: 1\n")
+    with pytest.raises(StagingError, match=r"model/cnn\.yaml.*names of their own"):
+        stage_app(tmp_path / "app", mine)
+
+
+def test_a_folder_that_hydra_would_not_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StagingError, match="does not exist"):
+        stage_app(tmp_path / "a", tmp_path / "nowhere")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(StagingError, match=r"holds no \*\.yaml file"):
+        stage_app(tmp_path / "b", empty)
+    (empty / "mine.yml").write_text("x: 1\n")
+    with pytest.raises(StagingError, match=r"rename in .*mine\.yml"):
+        stage_app(tmp_path / "c", empty)
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StagingError, match="not empty"):
+        stage_app(tmp_path)

@@ -1,0 +1,69 @@
+"""Every file of conf/model builds a network that takes the pictures of its data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fedpw_flwr.lab.config.configuration import compose_configuration
+from fedpw_flwr.lab.experiment import build_group
+
+CONF = Path(__file__).parents[3] / "conf"
+NAMES = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
+
+
+def _configured(name: str, image_size: int, **changes: Any) -> DictConfig:
+    model = OmegaConf.merge(OmegaConf.load(CONF / "model" / f"{name}.yaml"), changes)
+    whole = OmegaConf.create({"dataset": {"image_size": image_size}, "model": model})
+    node = whole.model
+    assert isinstance(node, DictConfig)
+    return node
+
+
+@pytest.mark.parametrize("size", [16, 28, 32])
+@pytest.mark.parametrize("name", NAMES)
+def test_configured_models_accept_pictures_of_any_size_and_channels(name: str, size: int) -> None:
+    for channels in (1, 3):
+        model = instantiate(_configured(name, size), num_classes=7, in_channels=channels)
+        with torch.no_grad():
+            assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mlp"])
+def test_normalisation_of_a_configured_model_can_be_chosen(name: str) -> None:
+    layers = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm}
+    for normalisation in ("batch", "group", "none"):
+        model = instantiate(
+            _configured(name, 16, normalisation=normalisation), num_classes=10, in_channels=3
+        )
+        found = {
+            kind for layer in model.modules() for kind in layers.values() if type(layer) is kind
+        }
+        assert found == {layers[normalisation]} if normalisation in layers else found == set()
+
+
+def test_the_field_s_networks_are_there() -> None:
+    assert NAMES == [
+        "cnn",
+        "cnn_mcmahan",
+        "mlp",
+        "resnet10",
+        "resnet12",
+        "resnet18",
+        "resnet20",
+        "resnet34",
+        "torchvision_resnet18",
+    ]
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn_mcmahan"])
+def test_networks_for_one_size_of_picture_get_it_from_the_data_set(name: str) -> None:
+    configured = compose_configuration("config", f"experiment=fashion_mnist model={name}")
+    model = build_group("model", configured, num_classes=10, in_channels=1)
+    assert model.image_shape == (1, 28, 28)

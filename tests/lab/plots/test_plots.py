@@ -1,0 +1,355 @@
+"""The plots are drawn, readable and complete for every shape a run can have."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+from fedpw_flwr.lab.plots.panels import PALETTE, spread_out
+from fedpw_flwr.lab.plots.run_plots import draw_plots, write_plots
+from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
+from fedpw_flwr.lab.runs.round_profile import MeanProfile, MessageTimes, RoundProfile
+from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.wire.phases import CLIENT_PHASES
+
+
+def synthetic_run(
+    domains: int = 4,
+    clients_per_domain: int = 2,
+    rounds: int = 12,
+    participants: int | None = None,
+    fedavg: bool = False,
+    name: str = "domain",
+) -> list[RoundRecord]:
+    """Rounds of the shape a run has: directions spread early, losses of the weak domains late."""
+    draw = np.random.default_rng(0)
+    names = [f"{name} {number}" for number in range(domains)]
+    skill = np.linspace(1.0, 0.4, domains)
+    total = domains * clients_per_domain
+    records = [RoundRecord(0, 0.4, dict.fromkeys(names, 0.1), dict.fromkeys(names, math.log(10)))]
+    for number in range(1, rounds + 1):
+        progress = number / rounds
+        who = sorted(draw.choice(total, participants or total, replace=False).tolist())
+        home = [names[client // clients_per_domain] for client in who]
+        strength = np.array([skill[client // clients_per_domain] for client in who])
+        p = strength ** (2 * (1 - progress)) * draw.uniform(0.9, 1.1, len(who))
+        q = strength ** (-1.5 * progress)
+        p, q = p / p.sum(), q / q.sum()
+        weight = p * (1 - progress) + q * progress
+        accuracy = (
+            0.1 + 0.85 * skill * (1 - math.exp(-4 * progress)) + draw.normal(0, 0.01, domains)
+        )
+        records.append(
+            RoundRecord(
+                round=number,
+                seconds=1.5,
+                accuracy=dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True)),
+                loss=dict(zip(names, (2.3 * (1 - accuracy)).tolist(), strict=True)),
+                train_loss=2.0 - progress,
+                clients=ClientFigures(
+                    id=who,
+                    domain=home,
+                    weight=(np.ones(len(who)) / len(who) if fedavg else weight).tolist(),
+                    p=None if fedavg else p.tolist(),
+                    q=None if fedavg else q.tolist(),
+                    loss=(2 - strength).tolist(),
+                ),
+                loss_term_share=None if fedavg else 0.6 * progress,
+            )
+        )
+    return records
+
+
+def profiled_run(
+    rounds: int = 12,
+    clients: int = 8,
+    workers: int = 2,
+    start_up: float = 15.0,
+    silent: bool = False,
+    evaluating: bool = False,
+) -> list[RoundRecord]:
+    """Rounds with a profile: workers start in the first, and the server works a third of each."""
+    draw = np.random.default_rng(1)
+    initial, *trained = synthetic_run(rounds=rounds)
+    records = [initial]
+    for record in trained:
+        train = draw.uniform(0.3, 0.5, clients)
+        seconds = {phase: np.zeros(clients) for phase in CLIENT_PHASES}
+        seconds |= {"train": train, "adjust": 0.05 * train, "download": 0.01 * train}
+        seconds |= {"upload": 0.02 * train, "evaluate": evaluating * 0.1 * train}
+        seconds["set_up"] = np.full(clients, start_up / clients if record.round == 1 else 1e-4)
+        working = float(sum(seconds.values()).sum()) / workers
+        server = {
+            **{"configure": 0.01, "send": 0.3 * start_up * (record.round == 1) + 0.02},
+            **{"clients": working, "collect": 0.05, "aggregate": 0.3 * draw.uniform(0.5, 2)},
+            **{"client_evaluation": 0.4 * evaluating, "evaluate": 0.2, "other": 0.04},
+        }
+        times = MessageTimes(
+            id=[] if silent else list(range(clients)),
+            worker=[] if silent else [client % workers for client in range(clients)],
+            waiting=[] if silent else [0.1] * clients,
+            seconds={name: [] if silent else list(map(float, s)) for name, s in seconds.items()},
+        )
+        records.append(replace(record, profile=RoundProfile(server, times)))
+    return records
+
+
+def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
+    """Every text that is drawn, with its box in pixels: left, bottom, right, top."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    texts = [*figure.texts]
+    for axes in figure.axes:
+        texts += [*axes.texts, axes.xaxis.label, axes.yaxis.label]
+        texts += [child for child in axes.get_children() if isinstance(child, Text)]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            texts += [
+                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+            ]
+    texts = list(dict.fromkeys(texts))
+    return [
+        (text.get_text(), text.get_window_extent(renderer).extents)
+        for text in texts
+        if text.get_text() and text.get_visible()
+    ]
+
+
+def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    # Boxes include the line's ascent, so a pixel in common is no ink in common.
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return width > 1 and height > 1
+
+
+SHAPES = {
+    "the default": synthetic_run(),
+    "one domain, one client, one round": synthetic_run(1, 1, 1),
+    "two clients": synthetic_run(2, 1, 40),
+    "twenty domains, a hundred clients": synthetic_run(20, 5, 30),
+    "a hundred clients, ten a round": synthetic_run(4, 25, 60, participants=10),
+    "long names": synthetic_run(7, 2, 5, name="a hospital with a very long name indeed, number"),
+    "fedavg": synthetic_run(fedavg=True),
+    "profiled": profiled_run(),
+    "profiled, one round": profiled_run(rounds=1),
+    "profiled, everything measured, long": profiled_run(200, 40, 16, 900.0, evaluating=True),
+    "profiled, without start-up": profiled_run(start_up=0.0),
+    "profiled, no client told": profiled_run(silent=True),
+}
+
+
+@pytest.mark.parametrize("records", SHAPES.values(), ids=SHAPES.keys())
+def test_no_text_overlaps_or_leaves_the_picture(records: list[RoundRecord]) -> None:
+    for name, figure in draw_plots(records).items():
+        texts = shown_texts(figure)
+        width, height = figure.get_size_inches() * figure.dpi
+        for text, (left, bottom, right, top) in texts:
+            inside = left >= 0 and bottom >= 0 and right <= width + 1 and top <= height
+            assert inside, f"{text!r} leaves {name}"
+        for (text, box), (other, other_box) in itertools.combinations(texts, 2):
+            assert not overlap(box, other_box), f"{text!r} and {other!r} overlap in {name}"
+
+
+def test_every_domain_is_labelled_with_its_last_value() -> None:
+    records = synthetic_run()
+    said = [text for text, _ in shown_texts(draw_plots(records)["accuracy.png"])]
+    for domain, accuracy in records[-1].accuracy.items():
+        assert f"{domain}: {100 * accuracy:.1f} %" in said
+    spread = records[-1].spread
+    assert f"mean of domains: {100 * spread.mean:.1f} %" in said
+    assert f"worst domain: {100 * spread.worst:.1f} %" in said
+
+
+def test_every_client_has_a_line_in_its_domain_s_colour() -> None:
+    (axes,) = draw_plots(synthetic_run(4, 3))["weights.png"].axes
+    thin = [line for line in axes.lines if line.get_linewidth() < 1 and len(line.get_xdata()) == 12]
+    colors = [to_hex(line.get_color()).upper() for line in thin]
+    assert colors == [color for color in PALETTE[:4] for _ in range(3)]
+
+
+def test_equal_weights_lie_on_the_reference_line() -> None:
+    (axes,) = draw_plots(synthetic_run(fedavg=True))["weights.png"].axes
+    assert "1.00 ×" in " ".join(text.get_text() for text in axes.texts)
+    assert all(" 1.00 ×" in text.get_text() for text in axes.texts)
+
+
+def test_the_number_of_participants_does_not_move_equal_weights() -> None:
+    few, many = (
+        draw_plots(synthetic_run(4, 5, participants=count, fedavg=True))["weights.png"].axes[0]
+        for count in (5, 20)
+    )
+    assert {text.get_text()[-6:] for text in (*few.texts, *many.texts)} == {"1.00 ×"}
+
+
+def test_an_absent_client_counts_as_last_seen() -> None:
+    def with_weights(number: int, clients: list[int], weights: list[float]) -> RoundRecord:
+        figures = ClientFigures(id=clients, domain=["scans"] * len(clients), weight=weights)
+        return RoundRecord(number, 1.0, {"scans": 0.5}, {"scans": 1.0}, clients=figures)
+
+    records = [with_weights(1, [0, 1], [0.75, 0.25]), with_weights(2, [1, 2], [0.25, 0.75])]
+    (axes,) = draw_plots(records)["weights.png"].axes
+    # Relative to equal weight: client 0 as last seen 1.5, client 1 now 0.5, client 2 now 1.5.
+    assert [text.get_text() for text in axes.texts] == ["scans: 1.17 ×"]
+
+
+def test_rounds_without_a_figure_are_drawn_without_it() -> None:
+    records = synthetic_run(3, 2, 6, participants=4)
+    records[3].accuracy["domain 0"] = math.nan
+    records[4].accuracy.clear()
+    figures = records[5].clients
+    assert figures is not None
+    figures.weight[0] = math.nan
+    assert draw_plots(records).keys() == {"accuracy.png", "weights.png", "signals.png"}
+
+
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start()
+    for record in synthetic_run(2, 1, 2, name="$cheap$ a_b^c {"):
+        folder.append_round(record)
+    assert len(write_plots(folder)) == 3
+
+
+def test_pictures_are_written_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start()
+    for record in synthetic_run():
+        folder.append_round(record)
+    paths = write_plots(folder)
+    assert [path.name for path in paths] == ["accuracy.png", "weights.png", "signals.png"]
+    for path in paths:
+        pixels = imread(path)
+        assert pixels.shape[0] > 500
+        assert pixels.shape[1] > 1000
+        assert pixels.std() > 0.05
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".jsonl"}
+
+
+def test_a_run_without_p_and_q_has_no_signals_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start()
+    for record in synthetic_run(fedavg=True):
+        folder.append_round(record)
+    with caplog.at_level(logging.INFO):
+        paths = write_plots(folder)
+    assert [path.name for path in paths] == ["accuracy.png", "weights.png"]
+    assert "No signals.png" in caplog.text
+
+
+def test_a_profile_names_every_phase_with_its_mean_and_share() -> None:
+    records = profiled_run()
+    said = [text for text, _ in shown_texts(draw_plots(records)["profile.png"])]
+    mean = MeanProfile.of_rounds({r.round: r.profile for r in records if r.profile is not None})
+    train = mean.workers["train"]
+    share = 100 * train / sum(mean.workers.values())
+    assert f"train: {train:.2f} s, {share:.0f} %" in said
+    aggregate = mean.server["aggregate"]
+    share = 100 * aggregate / mean.seconds
+    assert f"aggregate: {aggregate:.2f} s, {share:.0f} %" in said
+    assert not any(text.startswith("clients evaluate") for text in said)
+
+
+def test_layers_of_a_profile_reach_the_round_s_seconds_and_all_of_the_workers_time() -> None:
+    records = profiled_run(rounds=5)
+    upper, lower = draw_plots(records)["profile.png"].axes
+    for axes, tops in (
+        (upper, [r.profile.seconds for r in records[1:] if r.profile is not None]),
+        (lower, [100.0] * 5),
+    ):
+        bars = [patch for layer in axes.containers for patch in layer]
+        for number, top in enumerate(tops, start=1):
+            stack = [bar for bar in bars if abs(bar.get_x() + bar.get_width() / 2 - number) < 0.1]
+            assert max(bar.get_y() + bar.get_height() for bar in stack) == pytest.approx(top)
+
+
+def test_a_long_first_round_is_cut_and_named() -> None:
+    records = profiled_run(start_up=900.0)
+    figure = draw_plots(records)["profile.png"]
+    first, *others = [r.profile.seconds for r in records[1:] if r.profile is not None]
+    assert figure.axes[0].get_ylim()[1] < 1.2 * max(others)
+    assert (
+        f"Round 1, in which workers start, took {first:.0f} s (cut)." in figure.texts[1].get_text()
+    )
+
+
+def test_a_first_round_like_the_others_is_shown_whole() -> None:
+    records = profiled_run(start_up=0.0)
+    figure = draw_plots(records)["profile.png"]
+    assert figure.axes[0].get_ylim()[1] > max(
+        r.profile.seconds for r in records if r.profile is not None
+    )
+    assert "cut" not in figure.texts[1].get_text()
+
+
+def test_a_profile_without_a_client_s_word_shows_the_server_alone() -> None:
+    (axes,) = draw_plots(profiled_run(silent=True))["profile.png"].axes
+    assert axes.get_ylabel() == "seconds"
+
+
+def test_the_same_thing_has_the_same_colour_on_both_sides() -> None:
+    upper, lower = draw_plots(profiled_run(evaluating=True))["profile.png"].axes
+
+    def color_of(axes: Axes, start: str) -> str:
+        (text,) = [text for text in axes.texts if text.get_text().startswith(start)]
+        swatches = [line for line in axes.lines if line.get_linewidth() == 7.0]
+        (swatch,) = [line for line in swatches if line.get_ydata()[0] == text.get_position()[1]]
+        return to_hex(swatch.get_color())
+
+    for server, client in (
+        ("send", "download"),
+        ("clients at work", "train"),
+        ("collect", "upload"),
+        ("clients evaluate", "evaluate"),
+    ):
+        assert color_of(upper, server) == color_of(lower, client)
+
+
+def test_a_run_with_only_its_initial_model_has_an_accuracy_plot() -> None:
+    assert draw_plots(synthetic_run()[:1]).keys() == {"accuracy.png"}
+
+
+def test_a_run_without_rounds_is_an_error(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.start()
+    with pytest.raises(RunFolderError, match="no round yet"):
+        write_plots(folder)
+
+
+def test_no_global_plotting_state_is_touched() -> None:
+    code = (
+        "import fedpw_flwr.lab.plots.run_plots, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(st.lists(st.floats(-0.2, 1.2), min_size=1, max_size=22))
+def test_labels_keep_order_and_distance_and_stay_beside_the_axes(heights: list[float]) -> None:
+    pitch = 1 / 22
+    placed = spread_out(heights, pitch)
+    order = np.argsort(heights, kind="stable")
+    assert (np.diff(placed[order]) >= pitch - 1e-9).all()
+    assert placed.min() >= -1e-9
+    assert placed.max() <= 1 + 1e-9
+
+
+def test_labels_with_room_stay_where_they_are() -> None:
+    assert spread_out([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])

@@ -1,0 +1,120 @@
+"""Packed runs are what their folders were, in a file that depends on nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from fedpw_flwr.lab.runs.packed_runs import PackedRun, pack_runs, packed_runs
+from fedpw_flwr.lab.runs.records import RoundRecord, RunSummary
+from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+
+FIGURES = ("config.yaml", "metrics.jsonl", "summary.json")
+
+
+def write_run(path: Path, accuracy: float = 0.5) -> RunFolder:
+    folder = RunFolder(path)
+    folder.start()
+    folder.write_config("seed: 3\n")
+    records = [
+        RoundRecord(number, 1.5, {"é": accuracy / (3 - number)}, {"é": 2.0}) for number in (0, 1)
+    ]
+    for record in records:
+        folder.append_round(record)
+    folder.write_summary(RunSummary.of_run(records, config_text="seed: 3\n", strategy="x", seed=3))
+    return folder
+
+
+def contents(run: RunFolder) -> dict[str, bytes]:
+    return {name: run.content(name) for name in FIGURES}
+
+
+def test_a_packed_run_reads_as_its_folder_did(tmp_path: Path) -> None:
+    there = write_run(tmp_path / "elsewhere" / "first", 0.3)
+    pack_runs(tmp_path / "kept.tar.xz", [there])
+    (run,) = packed_runs(tmp_path / "kept.tar.xz")
+    assert run.path == tmp_path / "kept" / "first"
+    assert contents(run) == contents(there)
+    assert run.read_rounds() == there.read_rounds()
+    assert run.read_summary() == there.read_summary()
+    assert run.read_holdings() is None
+
+
+def test_the_same_runs_give_the_same_bytes_whatever_their_order_date_and_folder(
+    tmp_path: Path,
+) -> None:
+    one, two = write_run(tmp_path / "a" / "one"), write_run(tmp_path / "a" / "two", 0.7)
+    pack_runs(tmp_path / "runs.tar.xz", [one, two])
+    first = (tmp_path / "runs.tar.xz").read_bytes()
+    moved = shutil.copytree(two.path, tmp_path / "b" / "two", copy_function=shutil.copyfile)
+    os.utime(moved / "summary.json", (1.0, 1.0))
+    pack_runs(tmp_path / "runs.tar.xz", [RunFolder(moved), one])
+    assert (tmp_path / "runs.tar.xz").read_bytes() == first
+    pack_runs(tmp_path / "runs.tar.xz", packed_runs(tmp_path / "runs.tar.xz"))
+    assert (tmp_path / "runs.tar.xz").read_bytes() == first
+
+
+def test_unpacking_gives_the_folders_with_nothing_but_their_figures(tmp_path: Path) -> None:
+    there = write_run(tmp_path / "elsewhere" / "first")
+    (there.path / "model.safetensors").write_bytes(b"large")
+    pack_runs(tmp_path / "runs.tar.xz", [there])
+    subprocess.run(["tar", "-xf", "runs.tar.xz"], cwd=tmp_path, check=True)
+    unpacked = RunFolder(tmp_path / "runs" / "first")
+    assert {path.name for path in unpacked.path.iterdir()} == set(FIGURES)
+    assert contents(unpacked) == contents(there)
+
+
+def test_what_tar_made_is_read_without_checkpoints_and_hidden_folders(tmp_path: Path) -> None:
+    there = write_run(tmp_path / "some" / "deep" / "first")
+    write_run(there.path / "checkpoints" / "copy")
+    write_run(tmp_path / "some" / ".hidden")
+    os.utime(there.path / "summary.json", (1234.0, 1234.0))
+    subprocess.run(["tar", "-czf", "some.tgz", "./some"], cwd=tmp_path, check=True)
+    (run,) = packed_runs(tmp_path / "some.tgz")
+    assert (run.path, run.finished_at) == (there.path, 1234.0)
+    assert contents(run) == contents(there)
+
+
+def test_a_pack_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    pack_runs(tmp_path / "runs.tar.xz", [write_run(tmp_path / "a" / "one")])
+    before = (tmp_path / "runs.tar.xz").read_bytes()
+    broken = write_run(tmp_path / "a" / "two")
+    (broken.path / "config.yaml").unlink()
+    (broken.path / "config.yaml").mkdir()
+    with pytest.raises(IsADirectoryError):
+        pack_runs(tmp_path / "runs.tar.xz", [*packed_runs(tmp_path / "runs.tar.xz"), broken])
+    assert (tmp_path / "runs.tar.xz").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["runs.tar.xz"]
+
+
+def test_a_file_that_was_not_packed_is_said_to_be_missing(tmp_path: Path) -> None:
+    run = PackedRun(tmp_path / "first", {"config.yaml": b""})
+    with pytest.raises(RunFolderError, match=r"first/metrics\.jsonl is missing"):
+        run.read_rounds()
+
+
+@pytest.mark.parametrize("kept", [0, 100, 0.5])
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, kept: float) -> None:
+    file = tmp_path / "runs.tar.xz"
+    pack_runs(
+        file, [write_run(tmp_path / "a" / f"run {number}", number / 7) for number in range(9)]
+    )
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(kept if kept > 1 else kept * len(whole))])
+    with pytest.raises(RunFolderError, match=r"runs\.tar\.xz cannot be read as a tar file of runs"):
+        packed_runs(file)
+
+
+def test_a_damaged_tar_file_that_is_not_compressed_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "a" / "one")
+    with tarfile.open(tmp_path / "runs.tar", "w") as stream:
+        stream.add(tmp_path / "a", "a")
+    whole = (tmp_path / "runs.tar").read_bytes()
+    (tmp_path / "runs.tar").write_bytes(whole[:1300])
+    with pytest.raises(RunFolderError, match=r"runs\.tar cannot be read"):
+        packed_runs(tmp_path / "runs.tar")

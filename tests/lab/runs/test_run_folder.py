@@ -1,0 +1,448 @@
+"""A run folder keeps what was written to it, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary, Spread, best_round
+from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
+from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError, atomic_file
+from fedpw_flwr.wire.phases import CLIENT_PHASES, SERVER_PHASES
+
+CLIENTS = ClientFigures(
+    id=[0, 1],
+    domain=["scans", "fonts"],
+    weight=[0.4, 0.6],
+    p=[0.5, 0.5],
+    q=[0.3, 0.7],
+    drop_rate=[0.35, 0.25],
+    loss=[0.8, 1.2],
+)
+ROUND = RoundRecord(
+    round=3,
+    seconds=2.1,
+    accuracy={"scans": 0.9, "fonts": 0.5},
+    loss={"scans": 0.3, "fonts": 1.6},
+    train_loss=1.0,
+    clients=CLIENTS,
+    loss_term_share=0.4,
+    amplification=1.3,
+    quarantined=1,
+    failed=2,
+    bounded=1,
+)
+
+
+def initial(accuracy: dict[str, float] | None = None) -> RoundRecord:
+    return RoundRecord(0, 0.5, accuracy or {"scans": 0.1, "fonts": 0.1}, {"scans": 2.3})
+
+
+def strict_json(text: str | bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "deep" / "run")
+    run.start()
+    return run
+
+
+# ------------------------------------------------------------------------------------- rounds
+
+
+def test_rounds_come_back_as_they_were_written(folder: RunFolder) -> None:
+    folder.append_round(initial())
+    folder.append_round(ROUND)
+    assert folder.read_rounds() == [initial(), ROUND]
+
+
+def test_a_line_has_the_documented_keys(folder: RunFolder) -> None:
+    folder.append_round(initial())
+    folder.append_round(ROUND)
+    first, second = (strict_json(line) for line in folder.metrics_file.read_text().splitlines())
+    assert set(first) == {
+        *("round", "seconds", "accuracy", "loss"),
+        *("mean_accuracy", "std_accuracy", "worst_accuracy"),
+    }
+    assert set(second) - set(first) == {
+        *("train_loss", "clients", "loss_term_share", "amplification", "quarantined", "failed"),
+        "bounded",
+    }
+    assert second["mean_accuracy"] == pytest.approx(0.7)
+    assert second["std_accuracy"] == pytest.approx(0.4 / math.sqrt(2))
+    assert second["worst_accuracy"] == 0.5
+    assert second["clients"]["p"] == [0.5, 0.5]
+
+
+def test_a_profile_comes_back_as_it_was_written(folder: RunFolder) -> None:
+    server = {phase: 0.25 * place for place, phase in enumerate(SERVER_PHASES)}
+    seconds = {phase: [0.5, 0.125] for phase in CLIENT_PHASES}
+    times = MessageTimes(id=[0, 1], worker=[0, 0], waiting=[0.1, 0.2], seconds=seconds)
+    profiled = replace(ROUND, profile=RoundProfile(server, times))
+    folder.append_round(profiled)
+    assert folder.read_rounds() == [profiled]
+
+
+def test_fedavg_clients_have_no_p_and_q(folder: RunFolder) -> None:
+    plain = ClientFigures(id=[0], domain=["scans"], weight=[1.0])
+    folder.append_round(replace(ROUND, clients=plain))
+    (line,) = folder.metrics_file.read_text().splitlines()
+    assert set(strict_json(line)["clients"]) == {"id", "domain", "weight"}
+    assert folder.read_rounds()[0].clients == plain
+
+
+def test_figures_that_are_not_finite_become_null_and_then_nan(folder: RunFolder) -> None:
+    folder.append_round(
+        replace(ROUND, accuracy={"scans": math.nan, "fonts": 0.5}, train_loss=math.inf)
+    )
+    line = strict_json(folder.metrics_file.read_text())
+    assert line["accuracy"]["scans"] is None
+    assert line["train_loss"] is None
+    assert line["worst_accuracy"] is None
+    (record,) = folder.read_rounds()
+    assert math.isnan(record.accuracy["scans"])
+    assert record.train_loss is not None
+    assert math.isnan(record.train_loss)
+
+
+def test_a_torn_last_line_is_left_out_and_then_replaced(folder: RunFolder) -> None:
+    folder.append_round(initial())
+    whole = folder.metrics_file.read_bytes()
+    folder.metrics_file.write_bytes(whole + b'{"round": 1, "secon')
+    assert [record.round for record in folder.read_rounds()] == [0]
+    folder.append_round(ROUND)
+    assert [record.round for record in folder.read_rounds()] == [0, 3]
+
+
+@settings(max_examples=25, deadline=None)
+@given(cut=st.integers(min_value=0))
+def test_a_reader_at_any_moment_sees_whole_rounds_only(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    run.start()
+    for number in range(3):
+        run.append_round(replace(ROUND, round=number))
+    written = run.metrics_file.read_bytes()
+    seen = written[: cut % (len(written) + 1)]
+    run.metrics_file.write_bytes(seen)
+    assert [record.round for record in run.read_rounds()] == list(range(seen.count(b"\n")))
+
+
+def test_a_broken_line_in_the_middle_is_named(folder: RunFolder) -> None:
+    folder.append_round(initial())
+    with folder.metrics_file.open("a") as stream:
+        stream.write('{"round": 1}\n')
+    folder.append_round(ROUND)
+    with pytest.raises(RunFolderError, match=r"line 2 of .*no 'seconds'"):
+        folder.read_rounds()
+
+
+def test_lists_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="one entry a client"):
+        replace(CLIENTS, weight=[1.0])
+
+
+# ------------------------------------------------------------------------------------- folder
+
+
+def test_a_second_run_in_a_folder_is_refused(folder: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match=r"already holds a run.*another output folder"):
+        RunFolder(folder.path).start()
+
+
+def test_a_folder_with_other_files_can_take_a_run(tmp_path: Path) -> None:
+    (tmp_path / "flower.log").write_text("started")
+    RunFolder(tmp_path).start()
+    assert RunFolder(tmp_path).read_rounds() == []
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunFolderError, match="is a file"):
+        RunFolder(tmp_path / "run").start()
+    with pytest.raises(RunFolderError, match="cannot write"):
+        RunFolder(tmp_path / "run" / "deeper").start()
+
+
+def test_reading_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="there is no folder"):
+        RunFolder(tmp_path / "missing").read_rounds()
+    with pytest.raises(RunFolderError, match="not a run's folder"):
+        RunFolder(tmp_path).read_rounds()
+
+
+def test_a_round_of_a_run_that_was_not_started_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="round 3 cannot be recorded"):
+        RunFolder(tmp_path).append_round(ROUND)
+
+
+def test_following_a_run_does_not_import_torch() -> None:
+    code = "import fedpw_flwr.lab.runs.run_folder, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------ atomic writing
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    path.write_text("old")
+
+    def interrupted() -> None:
+        with atomic_file(path) as partial:
+            partial.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with atomic_file(path) as partial:
+        partial.write_text("seed: 0\n")
+        assert partial.parent == tmp_path
+        assert not path.exists()
+    assert path.read_text() == "seed: 0\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_configuration_is_kept_as_it_is(folder: RunFolder) -> None:
+    folder.write_config("name: größe\n")
+    assert folder.config_file.read_text(encoding="utf-8") == "name: größe\n"
+
+
+# -------------------------------------------------------------------------------------- models
+
+
+def test_every_kind_of_tensor_comes_back(folder: RunFolder) -> None:
+    state = {
+        "weight": torch.randn(3, 4).t(),
+        "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "num_batches_tracked": torch.tensor(7),
+        "scale": torch.tensor(0.5),
+        "half": torch.randn(3).to(torch.bfloat16),
+        "flags": torch.tensor([True, False]),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(torch.randn(2)),
+        "rows": torch.randn(2, 3).expand(2, 2, 3),
+    }
+    folder.save_model(state, metadata={"round": "3"})
+    loaded, metadata = folder.load_model()
+    assert metadata == {"round": "3"}
+    assert loaded.keys() == state.keys()
+    for name, tensor in state.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor), name
+
+
+class _Recurrent(torch.nn.Module):
+    """Two steps with one set of weights, and a buffer that looks into them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = torch.nn.Conv1d(3, 3, 3)
+        self.again = self.step
+        self.register_buffer("middle", self.step.weight.detach()[:, 1:, 1])
+        self.register_buffer("bias_too", self.step.bias.detach())  # type: ignore[union-attr]
+
+
+def test_tied_weights_and_buffers_that_look_into_them_come_back(folder: RunFolder) -> None:
+    torch.manual_seed(5)
+    model = _Recurrent()
+    folder.save_model(model.state_dict())
+    loaded, _ = folder.load_model()
+    assert loaded.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
+    torch.manual_seed(6)
+    other = _Recurrent()
+    other.load_state_dict(loaded)
+    assert torch.equal(other.again.weight, model.step.weight)
+    assert torch.equal(other.get_buffer("middle"), model.step.weight[:, 1:, 1])
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_old_one(folder: RunFolder) -> None:
+    folder.save_model({"weight": torch.ones(2)})
+    with pytest.raises(RunFolderError, match=r"cannot be saved.*__metadata__"):
+        folder.save_model({"weight": torch.zeros(2), "__metadata__": torch.zeros(2)})
+    assert torch.equal(folder.load_model()[0]["weight"], torch.ones(2))
+    assert not list(folder.path.glob("*.partial"))
+
+
+def test_a_model_can_be_read_by_whoever_can_read_the_run(folder: RunFolder) -> None:
+    path = folder.save_model({"weight": torch.zeros(2)})
+    assert path.stat().st_mode == folder.metrics_file.stat().st_mode
+
+
+def test_what_safetensors_cannot_store_is_an_error_of_its_own(folder: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match="cannot be saved"):
+        folder.save_model({"sparse": torch.eye(2).to_sparse()})
+
+
+def test_last_and_best_model_are_two_files(folder: RunFolder) -> None:
+    folder.save_model({"weight": torch.zeros(2)})
+    folder.save_model({"weight": torch.ones(2)}, "model_best.safetensors")
+    assert folder.load_model()[0]["weight"].sum() == 0
+    assert folder.load_model("model_best.safetensors")[0]["weight"].sum() == 2
+
+
+def test_missing_and_truncated_models_are_named(folder: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match=r"model\.safetensors is missing"):
+        folder.load_model()
+    path = folder.save_model({"weight": torch.ones(20)})
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(RunFolderError, match="truncated"):
+        folder.load_model()
+
+
+# ------------------------------------------------------------------------------------- summary
+
+
+def run_of(worst: list[float]) -> list[RoundRecord]:
+    """Rounds of two domains, the better one always 0.2 above the worse."""
+    return [
+        replace(ROUND, round=number, accuracy={"scans": value + 0.2, "fonts": value})
+        for number, value in enumerate(worst)
+    ]
+
+
+def test_the_summary_has_the_figures_of_the_run(folder: RunFolder) -> None:
+    records = run_of([0.05, 0.1, 0.2, 0.3, 0.6, 0.4, 0.5])
+    summary = RunSummary.of_run(records, config_text="seed: 4\n", strategy="fedpw", seed=4)
+    std = 0.2 / math.sqrt(2)
+    assert summary.rounds == 6
+    assert summary.accuracy == records[-1].accuracy
+    assert summary.final == Spread(pytest.approx(0.6), pytest.approx(std), 0.5)
+    assert summary.last_3.worst == pytest.approx(0.5)
+    assert summary.last_5.worst == pytest.approx(0.4)
+    assert summary.last_5.std == pytest.approx(std)
+    assert summary.best_round == 4
+    assert summary.best.worst == 0.6
+    assert summary.seconds == pytest.approx(7 * 2.1)
+    assert summary.quarantined == 7
+    assert summary.versions.keys() == {
+        *("python", "fedpw_flwr", "flwr", "flwr-datasets", "torch", "torchvision"),
+        *("numpy", "scipy", "ray"),
+    }
+    assert len(summary.config_fingerprint) == 64
+
+    folder.write_summary(summary)
+    written = strict_json((folder.path / "summary.json").read_text())
+    assert written["worst_accuracy"] == 0.5
+    assert written["last_3_rounds"]["worst_accuracy"] == pytest.approx(0.5)
+    assert written["best_worst_round"]["round"] == 4
+    assert folder.read_summary() == summary
+
+
+def test_equal_configurations_have_equal_fingerprints() -> None:
+    first, same, other = (
+        RunSummary.of_run(run_of([0.1]), config_text=text, strategy="fedpw", seed=0)
+        for text in ("seed: 0\n", "seed: 0\n", "seed: 1\n")
+    )
+    assert first.config_fingerprint == same.config_fingerprint != other.config_fingerprint
+
+
+def test_the_initial_model_is_no_part_of_the_last_rounds() -> None:
+    summary = RunSummary.of_run(run_of([0.0, 0.4]), config_text="", strategy="fedpw", seed=0)
+    assert summary.last_5.worst == pytest.approx(0.4)
+
+
+def test_a_summary_is_missing_until_the_run_finished(folder: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match="has not finished"):
+        folder.read_summary()
+    (folder.path / "summary.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="no 'strategy'"):
+        folder.read_summary()
+
+
+def test_the_best_round_is_the_first_with_the_best_worst_domain() -> None:
+    records = run_of([0.1, 0.5, 0.5, 0.4])
+    best = best_round(records)
+    assert best is not None
+    assert best.round == 1
+    assert best_round([initial({"scans": math.nan})]) is None
+
+
+def test_one_domain_has_no_standard_deviation(folder: RunFolder) -> None:
+    records = [initial({"scans": 0.5})]
+    spread = records[0].spread
+    assert (spread.mean, spread.worst) == (0.5, 0.5)
+    assert math.isnan(spread.std)
+    folder.write_summary(RunSummary.of_run(records, config_text="", strategy="fedavg", seed=0))
+    assert strict_json((folder.path / "summary.json").read_text())["std_accuracy"] is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=20), st.randoms(use_true_random=False))
+def test_spread_does_not_depend_on_the_order_of_domains(values: list[float], random: Any) -> None:
+    shuffled = random.sample(values, len(values))
+    spread, other = (
+        Spread.over_domains({str(place): value for place, value in enumerate(order)})
+        for order in (values, shuffled)
+    )
+    assert spread == other
+    assert spread.worst <= spread.mean + 1e-12
+    assert spread.std >= 0
+
+
+def test_a_model_whose_test_loss_is_not_finite_is_never_the_best() -> None:
+    sound = initial({"scans": 0.1, "fonts": 0.1})
+    broken = replace(ROUND, loss={"scans": math.nan, "fonts": 1.0})
+    assert best_round([sound, broken]) is sound
+
+
+def test_a_run_that_goes_on_keeps_the_rounds_up_to_its_checkpoint(folder: RunFolder) -> None:
+    rounds = [initial(), *(replace(ROUND, round=number) for number in (1, 2, 3))]
+    for record in rounds:
+        folder.append_round(record)
+    with folder.metrics_file.open("ab") as stream:
+        stream.write(b'{"round": 4')
+    folder.go_on(2)
+    assert folder.read_rounds() == rounds[:3]
+    folder.append_round(replace(ROUND, round=3, failed=0))
+    assert [record.round for record in folder.read_rounds()] == [0, 1, 2, 3]
+    with pytest.raises(RunFolderError, match="lacks rounds before 7"):
+        folder.go_on(7)
+    folder.go_on(None)
+    assert folder.read_rounds() == []
+
+
+def test_only_a_run_can_go_on(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"is not a run's folder"):
+        RunFolder(tmp_path).go_on(0)
+
+
+def test_a_run_remembers_what_it_was_composed_from(folder: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match=r"command.json is missing"):
+        folder.read_command()
+    folder.write_command("config", "seed=1 'dataset.folder=/my data'")
+    assert folder.read_command() == ("config", "seed=1 'dataset.folder=/my data'")
+    (folder.path / "command.json").write_text("[]")
+    with pytest.raises(RunFolderError, match="is not what a run was composed from"):
+        folder.read_command()
+
+
+def test_a_run_killed_before_its_first_file_of_rounds_begins_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_command("config", "seed=1")
+    folder.go_on(None)
+    assert folder.read_rounds() == []

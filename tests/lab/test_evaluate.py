@@ -1,0 +1,226 @@
+"""`fedpw-evaluate` finds the figures that the run recorded, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from fedpw_flwr.lab.evaluate import evaluate_run, main
+from fedpw_flwr.lab.runs.records import RoundRecord
+from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.lab.training.evaluation import evaluate
+
+CONFIGURATION = """
+seed: 0
+dataset:
+  _target_: fedpw_flwr.lab.data.archives.archives
+  _convert_: all
+  folder: {folder}
+  domains: [bright, dark]
+  image_size: 8
+model:
+  _target_: fedpw_flwr.lab.models.cnn.SmallCNN
+  width: 4
+"""
+
+
+def write_archives(folder: Path) -> None:
+    """Two domains of noise around a level that tells the class; one is harder."""
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for name, gain in (("bright", 20), ("dark", 6)):
+        arrays = {}
+        for split, count in (("train", 60), ("test", 97)):
+            labels = draw.integers(0, 10, count)
+            levels = 30 + gain * labels[:, None, None, None]
+            pictures = levels + draw.normal(0, 10, (count, 8, 8, 3))
+            arrays[f"x_{split}"] = pictures.clip(0, 255).astype(np.uint8)
+            arrays[f"y_{split}"] = labels.astype(np.int64)
+        np.savez(folder / f"{name}.npz", **arrays)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of two rounds, written the way the server writes one."""
+    base = tmp_path_factory.mktemp("evaluate")
+    write_archives(base / "pictures")
+    text = CONFIGURATION.format(folder=base / "pictures")
+    configuration = OmegaConf.create(text)
+    data = instantiate(configuration.dataset)
+    folder = RunFolder(base / "run")
+    folder.start()
+    folder.write_config(text)
+    for number in range(2):
+        torch.manual_seed(number)
+        model = instantiate(
+            configuration.model, num_classes=data.num_classes, in_channels=data.in_channels
+        )
+        results = {
+            domain.name: evaluate(model, domain.test, mean=data.mean, std=data.std, device="cpu")
+            for domain in data.domains
+        }
+        folder.append_round(
+            RoundRecord(
+                round=number,
+                seconds=1.0,
+                accuracy={name: result.accuracy for name, result in results.items()},
+                loss={name: result.loss for name, result in results.items()},
+            )
+        )
+        name = ("model_best.safetensors", "model.safetensors")[number]
+        folder.save_model(model.state_dict(), name, {"round": str(number)})  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of the run that a test may damage."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the command, which must fail, and return what it says."""
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def test_the_last_model_has_the_figures_of_the_last_line(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run.path), "--json", "--device", "cpu"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    recorded = json.loads(run.metrics_file.read_text().splitlines()[-1])
+    for key in ("round", "accuracy", "mean_accuracy", "std_accuracy", "worst_accuracy"):
+        assert found[key] == recorded[key]
+    assert found["loss"] == pytest.approx(recorded["loss"], rel=1e-6)
+    assert found["recorded_accuracy"] == recorded["accuracy"]
+    assert found["num_examples"] == {"bright": 97, "dark": 97}
+
+
+def test_the_best_model_has_the_figures_of_its_round(run: RunFolder) -> None:
+    evaluation = evaluate_run(run, best=True, device="cpu")
+    assert evaluation.round == 0
+    assert evaluation.spread == run.read_rounds()[0].spread
+    assert evaluation.recorded == run.read_rounds()[0].accuracy
+
+
+def test_the_table_shows_every_domain_and_the_spread(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run.path), "--device", "cpu"]) == 0
+    table = capsys.readouterr().out
+    spread = run.read_rounds()[-1].spread
+    for word in ("bright", "dark", "mean (AVG)", "STD (ddof=1)", "worst", "recorded"):
+        assert word in table
+    for figure in (spread.mean, spread.std, spread.worst):
+        assert f"{100 * figure:.2f}" in table
+
+
+def test_a_model_that_does_not_say_its_round_is_tested_all_the_same(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, _ = run.load_model()
+    run.save_model(state)
+    assert main([str(run.path)]) == 0
+    assert "recorded" not in capsys.readouterr().out
+
+
+def test_data_that_moved_can_be_named(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = OmegaConf.load(run.config_file).dataset.folder
+    shutil.copytree(old, tmp_path / "moved")
+    text = run.config_file.read_text().replace(old, str(tmp_path / "gone"))
+    run.write_config(text)
+    assert str(tmp_path / "gone") in refused([str(run.path)], capsys)
+    assert main([str(run.path), "--json", f"dataset.folder={tmp_path / 'moved'}"]) == 0
+
+
+def test_the_module_is_a_command(run: RunFolder) -> None:
+    command = [sys.executable, "-m", "fedpw_flwr.lab.evaluate"]
+    done = subprocess.run([*command, run.path], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bright" in done.stdout
+    failed = subprocess.run([*command, "missing"], check=False, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "there is no folder missing" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+def test_a_missing_folder_and_a_folder_without_a_run_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no folder" in refused([str(tmp_path / "nothing")], capsys)
+    assert "not a run's folder" in refused([str(tmp_path)], capsys)
+
+
+def test_a_missing_model_is_named(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.path / "model_best.safetensors").unlink()
+    assert "model_best.safetensors is missing" in refused([str(run.path), "--best"], capsys)
+
+
+def test_a_truncated_model_is_named(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run.path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert "truncated" in refused([str(run.path)], capsys)
+
+
+def test_a_model_of_another_network_does_not_fit(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused([str(run.path), "model.width=8"], capsys)
+    assert "does not fit" in said
+    assert "size mismatch" in said
+    state, _ = run.load_model()
+    first, *_ = state
+    del state[first]
+    run.save_model(state)
+    assert "Missing key" in refused([str(run.path)], capsys)
+
+
+def test_missing_data_are_named(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused([str(run.path), "dataset.domains=[bright,sketches]"], capsys)
+    assert "dataset" in said
+    assert "sketches" in said
+
+
+def test_a_missing_or_broken_configuration_is_named(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.write_config("dataset: {")
+    assert "is not a configuration" in refused([str(run.path)], capsys)
+    run.write_config("seed: 0\n")
+    assert "dataset._target_ is missing" in refused([str(run.path)], capsys)
+    run.config_file.unlink()
+    assert "config.yaml is missing" in refused([str(run.path)], capsys)
+
+
+@pytest.mark.parametrize("override", ["dataset.fodler=here", "folder", "=3"])
+def test_a_mistyped_override_is_refused(
+    run: RunFolder, override: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "overrid" in refused([str(run.path), override], capsys)
+
+
+def test_an_unknown_device_is_refused(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "device='abacus' cannot be used" in refused(
+        [str(run.path), "--device", "abacus"], capsys
+    )

@@ -1,0 +1,242 @@
+"""Sweeps: a run is done when its settings are, whatever its folder is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from fedpw_flwr.lab.config.checked_jobs import CheckedJobs
+from fedpw_flwr.lab.config.configuration import (
+    compose_configuration,
+    config_folder,
+    resolved_yaml,
+)
+from fedpw_flwr.lab.data.digest import pictures_digest
+from fedpw_flwr.lab.experiment import build_group
+from fedpw_flwr.lab.runs.holdings import Holdings
+from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.lab.sweep import Sweep, count_runs, results_fingerprint, run_name
+
+
+def _configuration(overrides: str = "") -> DictConfig:
+    return compose_configuration(overrides=overrides)
+
+
+def _sweep(folder: Path) -> Sweep:
+    return Sweep(folder, 2, Console(record=True, width=200))
+
+
+def _finish(folder: Path, configuration: DictConfig) -> None:
+    """Leave what a finished run leaves, as far as a sweep looks at it."""
+    run = RunFolder(folder)
+    run.start("config", "rounds=3")
+    run.write_config(resolved_yaml(configuration))
+    (folder / "summary.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    "overrides", ["seed=1", "rounds=31", "strategy=fedavg", "strategy.beta=0.2", "client.epochs=3"]
+)
+def test_what_changes_results_changes_the_fingerprint_and_the_folder(overrides: str) -> None:
+    plain, changed = _configuration(), _configuration(overrides)
+    assert results_fingerprint(plain) != results_fingerprint(changed)
+    assert run_name(plain) != run_name(changed)
+
+
+@pytest.mark.parametrize(
+    "overrides", ["runtime.total_cpus=1", "runtime.profile=true", "strategy.wait_for_clients=5"]
+)
+def test_where_and_how_fast_a_run_goes_is_no_part_of_its_fingerprint(overrides: str) -> None:
+    assert results_fingerprint(_configuration()) == results_fingerprint(_configuration(overrides))
+
+
+def test_archives_in_place_of_a_full_set_are_another_run_wherever_they_lie() -> None:
+    full, here, there = (
+        results_fingerprint(_configuration(f"dataset=digits dataset.archives_folder={folder}"))
+        for folder in ("null", "here", "there")
+    )
+    assert full != here == there
+
+
+def test_the_fingerprint_is_that_of_the_configuration_a_run_leaves(tmp_path: Path) -> None:
+    configuration = _configuration("strategy.avg_drop_rate=0.25 seed=3")
+    _finish(tmp_path / "run", configuration)
+    left = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert isinstance(left, DictConfig)
+    assert results_fingerprint(left) == results_fingerprint(configuration)
+
+
+def test_a_finished_run_is_found_under_any_name(tmp_path: Path) -> None:
+    configuration = _configuration("rounds=3")
+    _finish(tmp_path / "of last week" / "called otherwise", configuration)
+    sweep = _sweep(tmp_path)
+    found = sweep.finished(configuration)
+    assert found == tmp_path / "of last week" / "called otherwise"
+    assert sweep.finished(_configuration("rounds=4")) is None
+
+
+def test_a_run_that_another_sweep_ended_meanwhile_is_seen(tmp_path: Path) -> None:
+    configuration, sweep = _configuration("rounds=3"), _sweep(tmp_path)
+    assert sweep.finished(configuration) is None
+    _finish(tmp_path / run_name(configuration), configuration)
+    assert sweep.finished(configuration) == tmp_path / run_name(configuration)
+
+
+def test_a_folder_that_is_no_run_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "summary.json").write_text("{}")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "summary.json").write_text("{}")
+    (tmp_path / "broken" / "config.yaml").write_text("a: [1")
+    assert _sweep(tmp_path).finished(_configuration()) is None
+
+
+def test_a_run_that_failed_after_its_summary_is_not_finished(tmp_path: Path) -> None:
+    configuration = _configuration("rounds=3")
+    _finish(tmp_path / run_name(configuration), configuration)
+    RunFolder(tmp_path / run_name(configuration)).mark_failed("finished:failed", "disk full")
+    assert _sweep(tmp_path).finished(configuration) is None
+
+
+def test_a_run_that_was_made_longer_is_another_and_keeps_its_folder(tmp_path: Path) -> None:
+    short, long = _configuration("rounds=3"), _configuration("rounds=9")
+    _finish(tmp_path / run_name(short), long)
+    sweep = _sweep(tmp_path)
+    assert sweep.finished(short) is None
+    assert sweep.finished(long) == tmp_path / run_name(short)
+    with sweep.claim(short) as claim:
+        assert claim is not None
+        assert claim.folder.path == tmp_path / f"{run_name(short)}_2"
+        assert not claim.resume
+
+
+def test_a_number_is_the_same_however_it_is_written() -> None:
+    assert results_fingerprint(_configuration("strategy.beta=1")) == results_fingerprint(
+        _configuration("strategy.beta=1.0")
+    )
+
+
+def test_one_run_is_claimed_by_one_sweep_at_a_time(tmp_path: Path) -> None:
+    configuration = _configuration()
+    with _sweep(tmp_path).claim(configuration) as first:
+        assert first is not None
+        assert not first.resume
+        with _sweep(tmp_path).claim(configuration) as second:
+            assert second is None
+        with _sweep(tmp_path).claim(_configuration("seed=1")) as other:
+            assert other is not None
+    with _sweep(tmp_path).claim(configuration) as again:
+        assert again is not None
+
+
+def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:
+    configuration, sweep = _configuration(), _sweep(tmp_path)
+    with sweep.claim(configuration) as claim:
+        assert claim is not None
+        claim.folder.start("config", "")
+    with sweep.claim(configuration) as claim:
+        assert claim is not None
+        assert claim.resume
+
+
+def _checked_early(folder: Path, *words: str) -> None:
+    """Check a sweep's runs as hydra does before the first of them."""
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        words = (*words, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'")
+        CheckedJobs().on_multirun_start(
+            hydra.compose_config("config", list(words), RunMode.MULTIRUN, False, False)
+        )
+
+
+def test_a_run_that_is_done_need_not_be_able_to_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    on_gpu = ("rounds=2", "runtime.gpus_per_client=0.25")
+    done = _configuration("seed=4 rounds=2")
+    _finish(tmp_path / run_name(done), done)
+    _checked_early(tmp_path, "seed=4", *on_gpu)
+    with pytest.raises(SystemExit):
+        _checked_early(tmp_path, "seed=4,9", *on_gpu)
+    said = capsys.readouterr().err
+    assert "seed=9 rounds=2 runtime.gpus_per_client=0.25: runtime.gpus_per_client=0.25, but" in said
+    assert "seed=4" not in said
+
+
+def test_hydra_says_itself_what_it_cannot_compose(tmp_path: Path) -> None:
+    _checked_early(tmp_path, "strategy=fedpw,there_is_none")
+    _checked_early(tmp_path, "strategy=glob(fedpw*)", "seed=1")
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["-m", "strategy=fedavg,fedpw", "seed=0,1,2"], 6),
+        (["-m", "seed=range(4)", "rounds=3"], 4),
+        (["--multirun", "partition.alpha=choice(0.1,1)", "--config-dir", "x"], 2),
+        (["-m", "dataset.domains=[a,b]"], 1),
+        (["-m", "seed=(("], None),
+    ],
+)
+def test_the_runs_of_a_command_line_are_counted(words: list[str], runs: int | None) -> None:
+    assert count_runs(words) == runs
+
+
+def test_a_sweep_says_how_far_it_is_and_what_failed(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, 4, Console(record=True, width=200))
+    (tmp_path / "one").mkdir()
+    sweep.ended(tmp_path / "one", "done", 60.0)
+    sweep.ended(tmp_path / "two", "failed", 3.0)
+    sweep.announce(_configuration("seed=7"))
+    said = sweep.console.export_text()
+    assert "run 3 of 4, 1 failed, about 0:02:00 left" in said
+    assert "seed7" in said
+    sweep.print_endings()
+    table = sweep.console.export_text()
+    assert "failed" in table
+    assert (sweep.runs(), sweep.failed) == ([tmp_path / "one"], 1)
+    assert sweep.finished_count == 1
+
+
+def test_a_run_on_other_pictures_is_another_and_keeps_its_folder(tmp_path: Path) -> None:
+    configuration = _configuration("rounds=3")
+    place = tmp_path / run_name(configuration)
+    _finish(place, configuration)
+    RunFolder(place).write_holdings(Holdings([], data_digest="of files that lay there before"))
+    sweep = _sweep(tmp_path)
+    assert sweep.finished(configuration) is None
+    with sweep.claim(configuration) as claim:
+        assert claim is not None
+        assert claim.folder.path == tmp_path / f"{run_name(configuration)}_2"
+    same = pictures_digest(build_group("dataset", configuration))
+    RunFolder(place).write_holdings(Holdings([], data_digest=same))
+    assert sweep.finished(configuration) == place
+
+
+def test_what_another_sweep_was_running_is_looked_at_again_at_the_end(tmp_path: Path) -> None:
+    first, second = _configuration("rounds=3"), _configuration("rounds=3 seed=1")
+    sweep = _sweep(tmp_path)
+    for configuration in (first, second):
+        sweep.ended(tmp_path / run_name(configuration), "run by another sweep")
+    _finish(tmp_path / run_name(first), first)
+    sweep.look_again()
+    assert (sweep.finished_count, sweep.in_other_hands) == (1, 1)
+
+
+def test_a_sweep_has_a_comparison_of_its_own_whatever_the_order_of_its_runs(tmp_path: Path) -> None:
+    one, other, third = (_sweep(tmp_path) for _ in range(3))
+    for place in (tmp_path / "a", tmp_path / "b"):
+        one.ended(place, "done")
+    for place in (tmp_path / "b", tmp_path / "a"):
+        other.ended(place, "failed")
+    third.ended(tmp_path / "a", "done")
+    assert one.comparison == other.comparison != third.comparison
+    assert one.comparison.parent == tmp_path
