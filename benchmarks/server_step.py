@@ -157,11 +157,13 @@ def measure(size: Size, placement: str) -> tuple[list[float], list[float]]:
     replies, strategy = third_round(size, placement)
     plain = third_round(size, "server")[0] if placement.startswith("packed") else replies
     fedavg = FedAvg(fraction_evaluate=0.0)
-    rounds = strategy.rounds
+    driver, method = strategy.driver, strategy.method
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(size.repeats + 1):
         seconds = [_seconds(lambda: fedavg.aggregate_train(3, _again(plain)))]
-        strategy.rounds = copy.copy(rounds)
+        strategy.method = copy.copy(method)
+        strategy.driver = copy.copy(driver)
+        strategy.driver.method = strategy.method
         seconds.append(_seconds(lambda: strategy.aggregate_train(3, _again(replies))))
         if turn or size.repeats == 1:
             for kept, measured in zip(times, seconds, strict=True):

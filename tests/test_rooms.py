@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def rooms_imported(room: str) -> set[str]:
     return {part[1] for part in parts if part[0] == "fedpw_flwr" and part[1:]} - {room}
 
 
-ROOMS = ("algorithm", "engines", "wire", "client", "strategy", "baselines")
+ROOMS = (
+    *("algorithm", "engines", "wire", "rounds", "strategy", "legacy", "client"),
+    *("baselines", "checkpoint", "lab"),
+)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,12 @@ ROOMS = ("algorithm", "engines", "wire", "client", "strategy", "baselines")
     [
         ("algorithm", set()),
         ("engines", {"algorithm"}),
-        ("wire", {"algorithm", "engines", "phases"}),
+        ("wire", {"algorithm", "engines"}),
+        ("rounds", {"algorithm", "wire"}),
+        ("client", {"algorithm", "device", "wire"}),
+        ("strategy", {"algorithm", "device", "engines", "rounds", "wire"}),
+        ("baselines", {"algorithm", "rounds", "strategy", "wire"}),
+        ("legacy", {"algorithm", "rounds", "strategy", "wire"}),
     ],
 )
 def test_a_room_imports_only_what_lies_below_it(room: str, allowed: set[str]) -> None:
@@ -61,3 +70,15 @@ def test_no_two_rooms_import_each_other() -> None:
     assert all(graph[room] for room in ROOMS if room != "algorithm")
     pairs = combinations(ROOMS, 2)
     assert [(one, two) for one, two in pairs if two in graph[one] and one in graph[two]] == []
+
+
+def test_the_plug_in_imports_nothing_of_the_laboratory() -> None:
+    assert [room for room in ROOMS if room != "lab" and "lab" in rooms_imported(room)] == []
+
+
+def test_the_plug_in_needs_few_packages() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if "lab" not in path.parts]
+    names = {name.split(".")[0] for path in files for name in imported(path)}
+    # SciPy is imported by the one baseline that needs it, when it does.
+    allowed = {"fedpw_flwr", "filelock", "flwr", "numba", "numpy", "safetensors", "scipy", "torch"}
+    assert names - set(sys.stdlib_module_names) - {"__future__"} <= allowed

@@ -177,7 +177,7 @@ def test_only_the_command_and_its_app_build_what_a_configuration_names() -> None
             for _, name in _imported(ast.parse(path.read_text(encoding="utf-8")))
         )
     }
-    assert named == {"experiment"}
+    assert named == {"lab"}
 
 
 # ── What is claimed is checked before room is made for it ─────────────────────────────────────────

@@ -14,9 +14,9 @@ from torch import Tensor
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
-from fedpw_flwr.baselines.screened import FedAvgOptions
 from fedpw_flwr.baselines.settings import number_in
 from fedpw_flwr.baselines.simplex import ClientShares, project_to_simplex
+from fedpw_flwr.strategy.options import FedAvgOptions
 
 __all__ = ["AFL"]
 
@@ -92,24 +92,16 @@ class AFL(LossWeightedStrategy):
 
     def remember(self, memory: ClientShares) -> None:
         """Take the weights of the next round."""
+        super().remember(memory)
         self.shares = memory
 
-    def saved_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return everything that is carried from round to round: JSON, and tensors by name."""
-        state, tensors = super().saved_state()
+    def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the weights beside the number of rounds."""
+        state, tensors = super().saved_memory()
         return {**state, "shares": self.shares.to_dict()}, tensors
 
-    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set the strategy to what `saved_state` returned.
-
-        Raises
-        ------
-        ValueError
-            If it is not such a state.
-        """
-        try:
-            shares = ClientShares.from_dict(state["shares"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a saved state of AFL: {error!r}") from error
-        super().restore_state(state, tensors)
+    def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Set them to what `saved_memory` returned."""
+        shares = ClientShares.from_dict(state["shares"])
+        super().restore_memory(state, tensors)
         self.shares = shares

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, weights_by_examples
-from fedpw_flwr.baselines.screened import FedAvgOptions, ScreenedStrategy
+from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.baselines.settings import number_in
+from fedpw_flwr.strategy.options import FedAvgOptions
 
 __all__ = ["EqualFedAvg", "FedAvg", "FedProx"]
 
@@ -36,7 +37,10 @@ class FedAvg(ScreenedStrategy):
         As in Flower's FedAvg.
     """
 
-    needs_examples = True
+    @property
+    def needs_examples(self) -> bool:
+        """Whether a reply without the number of examples is broken, where others have it."""
+        return True
 
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]

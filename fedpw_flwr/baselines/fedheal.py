@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, trainable_names, update_of
-from fedpw_flwr.baselines.screened import FedAvgOptions, ScreenedStrategy
+from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.baselines.settings import number_in
+from fedpw_flwr.strategy.options import FedAvgOptions
 
 __all__ = ["ClientHabits", "FedHEAL", "FedHEALMemory", "average_weight", "observed"]
 
@@ -245,11 +246,12 @@ class FedHEAL(ScreenedStrategy):
 
     def remember(self, memory: FedHEALMemory) -> None:
         """Take the memory of the next round."""
+        super().remember(memory)
         self.memory = memory
 
-    def saved_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return everything that is carried from round to round: JSON, and tensors by name."""
-        state, tensors = super().saved_state()
+    def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return weights, momenta and habits beside the number of rounds."""
+        state, tensors = super().saved_memory()
         memory = self.memory
         nested = {
             **state,
@@ -264,26 +266,17 @@ class FedHEAL(ScreenedStrategy):
         }
         return nested, {**tensors, **counts}
 
-    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set the strategy to what `saved_state` returned.
-
-        Raises
-        ------
-        ValueError
-            If it is not such a state.
-        """
-        try:
-            memory = FedHEALMemory(
-                habits={
-                    int(client): ClientHabits(int(rounds), _below(f"rose/{client}/", tensors))
-                    for client, rounds in state["client_rounds"].items()
-                },
-                weights={int(client): float(one) for client, one in state["weights"].items()},
-                momenta={int(client): float(one) for client, one in state["momenta"].items()},
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a saved state of FedHEAL: {error!r}") from error
-        super().restore_state(state, tensors)
+    def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Set them to what `saved_memory` returned."""
+        memory = FedHEALMemory(
+            habits={
+                int(client): ClientHabits(int(rounds), _below(f"rose/{client}/", tensors))
+                for client, rounds in state["client_rounds"].items()
+            },
+            weights={int(client): float(one) for client, one in state["weights"].items()},
+            momenta={int(client): float(one) for client, one in state["momenta"].items()},
+        )
+        super().restore_memory(state, tensors)
         self.memory = memory
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, inner_products
 from fedpw_flwr.baselines.min_norm import min_norm_weights
-from fedpw_flwr.baselines.screened import FedAvgOptions, ScreenedStrategy
+from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.baselines.settings import Rescale, checked_rescale, number_in
+from fedpw_flwr.strategy.options import FedAvgOptions
 
 __all__ = ["FedMGDAPlus"]
 
@@ -108,7 +109,7 @@ class FedMGDAPlus(ScreenedStrategy):
         cosines = products[np.ix_(moved, moved)] / np.outer(lengths, lengths)
         weights = np.zeros(len(results))
         weights[moved] = min_norm_weights(cosines, self.epsilon)
-        step_size = self.server_learning_rate * self.decay**self.rounds
+        step_size = self.server_learning_rate * self.decay**self.rounds_done
         scale = float(norms.mean()) if self.rescale == "mean" else 1.0
         step = np.zeros(len(results))
         step[moved] = step_size * scale * weights[moved] / lengths

@@ -27,7 +27,10 @@ class LossWeightedStrategy(ScreenedStrategy):
     nothing is asked, and the metric of that name is taken as the loss.
     """
 
-    needs_loss = True
+    @property
+    def needs_loss(self) -> bool:
+        """Whether a reply without the training loss is broken."""
+        return True
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

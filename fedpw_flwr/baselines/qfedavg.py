@@ -15,8 +15,8 @@ from torch import Tensor
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, squared_norms
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
-from fedpw_flwr.baselines.screened import FedAvgOptions
 from fedpw_flwr.baselines.settings import Rescale, checked_rescale, number_in
+from fedpw_flwr.strategy.options import FedAvgOptions
 
 __all__ = ["QFedAvg", "q_weights"]
 

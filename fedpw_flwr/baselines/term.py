@@ -15,8 +15,8 @@ from torch import Tensor
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, weights_by_examples
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
-from fedpw_flwr.baselines.screened import FedAvgOptions
 from fedpw_flwr.baselines.settings import number_in
+from fedpw_flwr.strategy.options import FedAvgOptions
 
 __all__ = ["TERM", "tilted_weights"]
 
@@ -53,7 +53,10 @@ class TERM(LossWeightedStrategy):
         If `t` is not finite.
     """
 
-    needs_examples = True
+    @property
+    def needs_examples(self) -> bool:
+        """Whether a reply without the number of examples is broken, where others have it."""
+        return True
 
     def __init__(
         self,

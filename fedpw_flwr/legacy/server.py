@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import timeit
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,15 @@ from flwr.server import ClientManager, History, Server
 from flwr.server.strategy import Strategy
 
 from fedpw_flwr.legacy.client_manager import OrderedClientManager
-from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointError, CheckpointStore
-from fedpw_flwr.rounds.loop import (
-    check_rounds,
-    check_same,
-    model_fingerprint,
+from fedpw_flwr.rounds.checkpoints import CheckpointStore
+from fedpw_flwr.rounds.run_state import (
+    check_checkpoint,
     newest_checkpoint,
+    put_back,
+    run_checkpoint,
+    run_identity,
 )
-from fedpw_flwr.rounds.random_state import restore_random_state, saved_random_state
-from fedpw_flwr.rounds.strategy_state import (
-    restore_strategy,
-    strategy_fingerprint,
-    strategy_state,
-)
-from fedpw_flwr.wire.arrays import ArrayTensors, array_of_npy, encode_arrays
+from fedpw_flwr.wire.arrays import array_of_npy
 
 __all__ = ["CheckpointedServer"]
 
@@ -106,17 +102,17 @@ class CheckpointedServer(Server):
     def _run(self, num_rounds: int, timeout: float | None, history: History) -> None:
         first, newest = 1, newest_checkpoint(self.checkpoints, self.resume)
         self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
-        identity = {
-            **strategy_fingerprint(self.strategy),
-            "model": model_fingerprint(_arrays(self.parameters)),
-        }
+        identity = run_identity(self.strategy, _arrays(self.parameters))
         if newest is None:
             self._evaluate_centrally(0, history)
             self._save(0, history, identity)
         else:
-            check_same(newest, identity, self.checkpoints)
-            check_rounds(newest, num_rounds)
-            self._restore(newest, history)
+            check_checkpoint(newest, identity, self.checkpoints, num_rounds)
+            arrays = put_back(newest, self.strategy, lambda state: self._take(state, history))
+            self.parameters = Parameters(
+                tensors=[array.data for array in arrays.values()],
+                tensor_type=self.parameters.tensor_type,
+            )
             first = newest.round + 1
             logger.info("Going on after round %s of %s", newest.round, num_rounds)
         for server_round in range(first, num_rounds + 1):
@@ -145,49 +141,26 @@ class CheckpointedServer(Server):
             history.add_metrics_centralized(server_round, metrics)
 
     def _save(self, server_round: int, history: History, identity: dict[str, Any]) -> None:
-        state, tensors = strategy_state(self.strategy)
-        random_state, random_tensors = saved_random_state()
         manager = self.client_manager()
-        draws = manager.saved_draws() if isinstance(manager, OrderedClientManager) else None
+        reported = {
+            "draws": manager.saved_draws() if isinstance(manager, OrderedClientManager) else None,
+            "history": {name: getattr(history, name) for name in (*_LOSSES, *_METRICS)},
+        }
+        arrays = _arrays(self.parameters)
         self.checkpoints.save(
-            Checkpoint(
-                round=server_round,
-                model=dict(ArrayTensors(_arrays(self.parameters))),
-                state={
-                    "strategy": state,
-                    "random": random_state,
-                    "draws": draws,
-                    "history": {name: getattr(history, name) for name in (*_LOSSES, *_METRICS)},
-                },
-                tensors={**tensors, **random_tensors},
-                fingerprint=identity,
-            )
+            run_checkpoint(server_round, self.strategy, arrays, reported, identity)
         )
 
-    def _restore(self, checkpoint: Checkpoint, history: History) -> None:
-        """Put everything back as it was after the checkpoint's round."""
-        arrays, state = encode_arrays(checkpoint.model), checkpoint.state
-        self.parameters = Parameters(
-            tensors=[array.data for array in arrays.values()],
-            tensor_type=self.parameters.tensor_type,
-        )
-        try:
-            restore_strategy(self.strategy, state["strategy"], checkpoint.tensors, arrays)
-            restore_random_state(state["random"], dict(checkpoint.tensors))
-            manager = self.client_manager()
-            if isinstance(manager, OrderedClientManager) and state["draws"] is not None:
-                manager.restore_draws(state["draws"])
-            for name in _LOSSES:
-                setattr(history, name, _pairs(state["history"][name]))
-            for name in _METRICS:
-                metrics = state["history"][name]
-                setattr(history, name, {key: _pairs(values) for key, values in metrics.items()})
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"the checkpoint of round {checkpoint.round} holds another version's state "
-                f"({type(error).__name__}: {error}): go on with the version that wrote it, or "
-                "begin a new run with its model.safetensors as the initial model"
-            ) from error
+    def _take(self, state: Mapping[str, Any], history: History) -> None:
+        """Go on with the draws and the history of a checkpoint."""
+        manager = self.client_manager()
+        if isinstance(manager, OrderedClientManager) and state["draws"] is not None:
+            manager.restore_draws(state["draws"])
+        for name in _LOSSES:
+            setattr(history, name, _pairs(state["history"][name]))
+        for name in _METRICS:
+            metrics = state["history"][name]
+            setattr(history, name, {key: _pairs(values) for key, values in metrics.items()})
 
 
 def _arrays(parameters: Parameters) -> ArrayRecord:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-import re
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-import torch
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from flwr.common import (
+    EvaluateIns,
     EvaluateRes,
     FitIns,
     FitRes,
@@ -25,44 +20,61 @@ from flwr.common import (
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg, FedOpt
+from torch import Tensor
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
-from fedpw_flwr.legacy.client_manager import stated_identities
-from fedpw_flwr.rounds.attendance import (
-    Attendance,
-    WhenMissing,
-    minima_of_at_most,
+from fedpw_flwr.legacy.answers import (
+    EXAMPLES_KEY,
+    answers_of_failures,
+    as_scalars,
+    evaluation_content,
+    refuse_client_app_functions,
+    shared_metrics,
 )
-from fedpw_flwr.rounds.driver import Adjustment, Aggregated, ServerRounds
-from fedpw_flwr.rounds.metrics import round_metrics
+from fedpw_flwr.legacy.client_manager import stated_identities
+from fedpw_flwr.rounds.attendance import Attendance
+from fedpw_flwr.rounds.driver import Driver, Finished
+from fedpw_flwr.rounds.metrics import reply_counts
 from fedpw_flwr.rounds.screening import Answer
 from fedpw_flwr.rounds.standstill import Standstill
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
+from fedpw_flwr.strategy.fedpw_method import FedPWMethod
+from fedpw_flwr.strategy.options import AttendanceOptions, MethodOptions, split
 from fedpw_flwr.strategy.step_on_top import StepOnTrainedFit, place_in_front
-from fedpw_flwr.wire.adjustment import REPORT_KEY, Upload
 from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.metrics import records_of_metrics
-from fedpw_flwr.wire.packing import UploadDtype
 
 __all__ = ["FedPW"]
 
-logger = logging.getLogger("flwr")
-
 _TENSOR_TYPE = "numpy.ndarray"
-_MINIMA = ("min_fit_clients", "min_evaluate_clients", "min_available_clients")
-_EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
-
-# Records that a reply or a message lacks, as exceptions, tracebacks and SuperNodes tell it, and
-# what FedPW's own bridge and mod say.
-_OF_FUNCTIONS = re.compile(
-    r"KeyError(: '|'>:<'')(arrays'|config'|fitres\.|fitins\.)|the server runs a legacy strategy"
-)
 
 EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
+
+
+class LegacyFedAvgOptions(TypedDict, total=False):
+    """Options of FedAvg in Flower's legacy API."""
+
+    fraction_fit: float
+    fraction_evaluate: float
+    min_fit_clients: int
+    min_evaluate_clients: int
+    min_available_clients: int
+    evaluate_fn: EvaluateFn | None
+    on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None
+    on_evaluate_config_fn: Callable[[int], dict[str, Scalar]] | None
+    accept_failures: bool
+    initial_parameters: Parameters | None
+    fit_metrics_aggregation_fn: MetricsAggregationFn | None
+    evaluate_metrics_aggregation_fn: MetricsAggregationFn | None
+    inplace: bool
+
+
+class LegacyFedPWOptions(LegacyFedAvgOptions, MethodOptions, AttendanceOptions, total=False):
+    """All options of `fedpw_flwr.legacy.FedPW` but `array_names`."""
 
 
 class FedPW(FedAvg):
@@ -114,80 +126,27 @@ class FedPW(FedAvg):
     def __init__(
         self,
         *,
-        fraction_fit: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_fit_clients: int = 2,
-        min_evaluate_clients: int = 2,
-        min_available_clients: int = 2,
-        evaluate_fn: EvaluateFn | None = None,
-        on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None = None,
-        on_evaluate_config_fn: Callable[[int], dict[str, Scalar]] | None = None,
-        accept_failures: bool = True,
-        initial_parameters: Parameters | None = None,
-        fit_metrics_aggregation_fn: MetricsAggregationFn | None = None,
-        evaluate_metrics_aggregation_fn: MetricsAggregationFn | None = None,
-        inplace: bool = True,
-        avg_drop_rate: float = 0.3,
-        beta: float = 0.3,
-        train_loss_key: str = "train_loss",
-        clip_weights: bool = True,
-        adjust_parameters: bool = True,
-        adapt_weights: bool = True,
-        max_weight: float | None = 3.0,
-        max_loss_ratio: float | None = 10.0,
-        trainable: Sequence[str] | None = None,
-        device: str | torch.device | None = None,
-        adjustment: Adjustment = "server",
-        upload: Upload = "dense",
-        upload_dtype: UploadDtype = "float32",
         array_names: Sequence[str] | None = None,
-        wait_for_clients: float | None = 3600.0,
-        when_missing: WhenMissing = "stop",
+        **options: Unpack[LegacyFedPWOptions],
     ) -> None:
-        if trainable is not None and array_names is None:
+        if options.get("trainable") is not None and array_names is None:
             raise ValueError(
                 "trainable names arrays, but lists of parameters have no names: give "
                 "array_names=list(model.state_dict()) with it"
             )
-        self.rounds = ServerRounds(
-            FedPWSettings(
-                avg_drop_rate=avg_drop_rate,
-                beta=beta,
-                clip_weights=clip_weights,
-                adapt_weights=adapt_weights,
-                max_weight=max_weight,
-                max_loss_ratio=max_loss_ratio,
-                adjust_parameters=adjust_parameters,
-                trainable=None if trainable is None else distinct_names(trainable),
-            ),
-            train_loss_key=train_loss_key,
-            device=device,
-            adjustment=adjustment,
-            upload=upload,
-            upload_dtype=upload_dtype,
-        )
+        of_method, rest = split(options, MethodOptions)
+        self.method = FedPWMethod(of_method)
+        self.driver = Driver(self.method)
         self.array_names = (
             None if array_names is None else distinct_names(array_names, "array_names")
         )
-        self._attendance = Attendance(wait_for_clients, when_missing)
+        self._attendance = Attendance(
+            rest.pop("wait_for_clients", 3600.0), rest.pop("when_missing", "stop")
+        )
         self._asked_who: set[int] = set()
         self._aggregate: ArrayRecord | None = None
         self._asked_to_evaluate: frozenset[int] | None = None
-        super().__init__(
-            fraction_fit=fraction_fit,
-            fraction_evaluate=fraction_evaluate,
-            min_fit_clients=min_fit_clients,
-            min_evaluate_clients=min_evaluate_clients,
-            min_available_clients=min_available_clients,
-            evaluate_fn=evaluate_fn,
-            on_fit_config_fn=on_fit_config_fn,
-            on_evaluate_config_fn=on_evaluate_config_fn,
-            accept_failures=accept_failures,
-            initial_parameters=initial_parameters,
-            fit_metrics_aggregation_fn=fit_metrics_aggregation_fn,
-            evaluate_metrics_aggregation_fn=evaluate_metrics_aggregation_fn,
-            inplace=inplace,
-        )
+        super().__init__(**rest)
 
     def __init_subclass__(cls) -> None:
         """Refuse one of Flower's strategies on top that would never let FedPW aggregate.
@@ -206,6 +165,12 @@ class FedPW(FedAvg):
                     "legacy strategies only FedAdam, FedAdagrad and FedYogi can stand on top of "
                     "FedPW"
                 )
+        for base in cls.__mro__[cls.__mro__.index(FedPW) + 1 : cls.__mro__.index(FedAvg)]:
+            if "configure_fit" in vars(base) or "aggregate_fit" in vars(base):
+                raise TypeError(
+                    f"{cls.__name__}: put {base.__name__} in front, class "
+                    f"{cls.__name__}({base.__name__}, FedPW)"
+                )
         place_in_front(StepOnTrainedFit, cls, FedOpt)
 
     def __repr__(self) -> str:
@@ -215,27 +180,27 @@ class FedPW(FedAvg):
     @property
     def settings(self) -> FedPWSettings:
         """The method's hyper-parameters."""
-        return self.rounds.settings
+        return self.method.settings
 
     @property
     def state(self) -> WeightingState:
         """The method's memory of the clients."""
-        return self.rounds.state
+        return self.method.state
 
     @state.setter
     def state(self, state: WeightingState) -> None:
-        self.rounds.state = state
+        self.method.state = state
 
     @property
     def standstill(self) -> Standstill:
         """How long the model has not changed."""
-        return self.rounds.standstill
+        return self.driver.standstill
 
-    def saved_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    def saved_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return everything the method carries from round to round: JSON, and tensors by name."""
-        return self.rounds.saved_state()
+        return self.driver.saved_state()
 
-    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set the method to what `saved_state` returned.
 
         Raises
@@ -243,11 +208,11 @@ class FedPW(FedAvg):
         ValueError
             If it is not such a state.
         """
-        self.rounds.restore_state(state, tensors)
+        self.driver.restore_state(state, tensors)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""
-        return self.rounds.fingerprint()
+        return self.method.fingerprint()
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Log the settings, then as FedAvg.
@@ -258,13 +223,13 @@ class FedPW(FedAvg):
             If the strategy stands inside a wrapper that FedPW cannot work with.
         """
         refuse_incompatible_callers()
-        self.rounds.log_settings()
+        self.method.log_settings()
         return super().initialize_parameters(client_manager)
 
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Sample clients and send them the model, as FedAvg, with what they are to do to updates.
+        """Begin a round: send the model to the clients that train, with what each is asked for.
 
         Raises
         ------
@@ -275,30 +240,30 @@ class FedPW(FedAvg):
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
         refuse_incompatible_callers()
+        config = self.on_fit_config_fn(server_round) if self.on_fit_config_fn else {}
+        if self.method.upload == "packed":
+            refuse_clipping_of_packed(config)
+        proxies: dict[int, ClientProxy] = {}
+
+        def choose() -> list[int]:
+            drawn = self._sample(client_manager, self.fraction_fit, self.min_fit_clients)
+            proxies.update((proxy.node_id, proxy) for proxy in drawn)
+            return list(proxies)
+
+        def ask(nodes: Sequence[int]) -> dict[int, int]:
+            unknown = [node for node in nodes if node not in self._asked_who]
+            self._asked_who.update(unknown)
+            stated = stated_identities([proxies[node] for node in unknown])
+            told = zip(unknown, stated, strict=True)
+            return {node: client for node, client in told if client is not None}
+
         named = self._named(parameters)
-        arrays = self.rounds.checked_model(server_round, named)
-        if arrays is not named:
-            parameters = _parameters(arrays)
-        with self._present(client_manager, self.min_fit_clients):
-            instructions = super().configure_fit(server_round, parameters, client_manager)
-        if self.rounds.upload == "packed":
-            for _, ins in instructions:
-                refuse_clipping_of_packed(ins.config)
-        nodes = [proxy.node_id for proxy, _ in instructions]
-        strangers = set(self.rounds.strangers(nodes)) - self._asked_who
-        self._asked_who |= strangers
-        unknown = [proxy for proxy, _ in instructions if proxy.node_id in strangers]
-        self.rounds.introduce(
-            {
-                proxy.node_id: client
-                for proxy, client in zip(unknown, stated_identities(unknown), strict=True)
-                if client is not None
-            }
-        )
-        entries = self.rounds.begin(arrays, nodes)
+        begun = self.driver.begin(server_round, named, choose, ask)
+        if begun.arrays is not named:
+            parameters = _parameters(begun.arrays)
         return [
-            (proxy, FitIns(ins.parameters, {**ins.config, **entries[proxy.node_id]}))
-            for proxy, ins in instructions
+            (proxies[node], FitIns(parameters, {**config, **own}))
+            for node, own in begun.entries.items()
         ]
 
     def aggregate_fit(
@@ -334,65 +299,66 @@ class FedPW(FedAvg):
             If `configure_fit` was not called before, or the clients are ClientApp functions.
         """
         if self.state.rounds == 0:
-            _refuse_client_app_functions(results, failures)
+            refuse_client_app_functions(results, failures)
         if failures and not self.accept_failures:
             return None, {}
         answered = {proxy.node_id for proxy, _ in results}
-        aggregated = self.rounds.finish(
+        finished = self.driver.finish(
             "aggregate_fit",
             server_round,
             [
                 *(Answer(proxy.node_id, self._content(result)) for proxy, result in results),
-                *_answers_of_failures(failures, self.rounds.asked_nodes - answered),
+                *answers_of_failures(failures, self.driver.asked_nodes - answered),
             ],
-            _EXAMPLES_KEY,
+            EXAMPLES_KEY,
         )
-        parameters = self._handed_on(aggregated)
-        if not aggregated.asked:
+        parameters = self._handed_on(finished)
+        if not finished.asked:
             return parameters, {}
         metrics: dict[str, Scalar] = {}
-        used = {reply.node_id for reply in aggregated.good}
-        usable = _users_metrics([result for proxy, result in results if proxy.node_id in used])
+        used = {reply.node_id for reply in finished.good}
+        usable = shared_metrics([result for proxy, result in results if proxy.node_id in used])
         if usable and self.fit_metrics_aggregation_fn is not None:
             metrics.update(self.fit_metrics_aggregation_fn(usable))
-        round_results = [reply.result for reply in aggregated.good]
-        metrics.update(_scalars(round_metrics(aggregated.step, round_results, aggregated.bad)))
+        metrics.update(as_scalars(finished.metrics))
+        metrics.update(as_scalars(reply_counts(finished.bad, "fedpw-")))
         if isinstance(self, StepOnTrainedFit):
             self.lost_round_metrics = None if parameters else metrics
         return parameters, metrics
 
-    def _handed_on(self, aggregated: Aggregated) -> Parameters | None:
+    def _handed_on(self, finished: Finished) -> Parameters | None:
         """Return the next model; to a server optimizer what it is to step on, and where from."""
         if not isinstance(self, StepOnTrainedFit):
-            return _parameters(aggregated.arrays)
-        self._aggregate = aggregated.arrays
-        if aggregated.step is None:
+            return _parameters(finished.arrays)
+        self._aggregate = finished.arrays
+        if not finished.stepped:
             return None
-        start = self.rounds.trained_start()
-        self.current_weights = [array.numpy() for array in start.values()]
-        return _parameters(self.rounds.trained(aggregated.arrays))
+        self.current_weights = [array.numpy() for array in self.driver.trained().values()]
+        return _parameters(self.driver.trained(finished.arrays))
 
-    def _after_step(self, stepped: Parameters | None) -> Parameters | None:
-        """Return the whole model, with what the optimizer made of the trained arrays."""
+    def after_step(self, stepped: Parameters | None) -> Parameters | None:
+        """Return the whole model, with what an optimizer made of the trained arrays."""
         aggregate, self._aggregate = self._aggregate, None
         if aggregate is None:
             return stepped
         if stepped is None:
             return _parameters(aggregate)
-        names = self.rounds.trained(aggregate)
+        names = self.driver.trained(aggregate)
         by_name = zip(names, map(array_of_npy, stepped.tensors), strict=True)
-        return _parameters(self.rounds.after_step_on_top(ArrayRecord(dict(by_name)), aggregate))
+        return _parameters(self.driver.after_step_on_top(ArrayRecord(dict(by_name)), aggregate))
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
-    ) -> list[tuple[ClientProxy, Any]]:
-        """Sample clients for evaluation, as FedAvg; remember whom."""
-        instructions: list[tuple[ClientProxy, Any]] = []
+    ) -> list[tuple[ClientProxy, EvaluateIns]]:
+        """Send the model to the clients that evaluate."""
+        drawn: Sequence[ClientProxy] = ()
+        config: dict[str, Scalar] = {}
         if self.fraction_evaluate > 0:
-            with self._present(client_manager, self.min_evaluate_clients):
-                instructions = super().configure_evaluate(server_round, parameters, client_manager)
-        self._asked_to_evaluate = frozenset(proxy.node_id for proxy, _ in instructions)
-        return instructions
+            if self.on_evaluate_config_fn is not None:
+                config = self.on_evaluate_config_fn(server_round)
+            drawn = self._sample(client_manager, self.fraction_evaluate, self.min_evaluate_clients)
+        self._asked_to_evaluate = frozenset(proxy.node_id for proxy in drawn)
+        return [(proxy, EvaluateIns(parameters, config)) for proxy in drawn]
 
     def aggregate_evaluate(
         self,
@@ -412,15 +378,14 @@ class FedPW(FedAvg):
             return None, {}
         asked = self._asked_to_evaluate
         missing = (asked or frozenset()) - {proxy.node_id for proxy, _ in results}
-        good, bad = self.rounds.screen_evaluation(
-            "aggregate_evaluate",
+        good, bad = self.driver.screen_evaluation(
             server_round,
             [
-                *(Answer(proxy.node_id, _evaluation(result)) for proxy, result in results),
-                *_answers_of_failures(failures, missing),
+                *(Answer(proxy.node_id, evaluation_content(result)) for proxy, result in results),
+                *answers_of_failures(failures, missing),
             ],
             asked,
-            _EXAMPLES_KEY,
+            EXAMPLES_KEY,
         )
         used = {reply.node_id for reply in good}
         usable = [(proxy, result) for proxy, result in results if proxy.node_id in used]
@@ -434,15 +399,14 @@ class FedPW(FedAvg):
                 loss = math.fsum(
                     result.loss * (result.num_examples / total) for _, result in usable
                 )
-        return loss, {**metrics, **_scalars(round_metrics(None, [], bad))}
+        return loss, {**metrics, **as_scalars(reply_counts(bad, "fedpw-"))}
 
-    @contextmanager
-    def _present(self, clients: ClientManager, least: int) -> Iterator[None]:
-        """Wait for the clients that are needed; need no more than there are."""
+    def _sample(self, clients: ClientManager, fraction: float, least: int) -> list[ClientProxy]:
+        """Wait for clients, and let the client manager draw from those that are there."""
         needed = max(self.min_available_clients, least)
-        there = self._attendance.wait(lambda: list(clients.all()), needed)
-        with minima_of_at_most(self, _MINIMA, len(there)):
-            yield
+        there = len(self._attendance.wait(lambda: list(clients.all()), needed))
+        size = min(max(int(there * fraction), least), there)
+        return clients.sample(size, min(self.min_available_clients, there))
 
     def _named(self, parameters: Parameters) -> ArrayRecord:
         """See parameters as arrays by name, without copying them."""
@@ -461,7 +425,7 @@ class FedPW(FedAvg):
 
     def _names(self) -> Sequence[str]:
         """Return the names of the model's arrays, without those that no client returns."""
-        kept = self.rounds.array_names
+        kept = self.driver.array_names
         return [name for name in self.array_names or () if not kept or name in kept]
 
     def _arrays(self, parameters: Parameters) -> Iterator[tuple[str, Any]]:
@@ -474,99 +438,10 @@ class FedPW(FedAvg):
             yield name, array_of_npy(data, parameters.tensor_type)
 
     def _content(self, result: FitRes) -> RecordDict:
-        content = records_of_metrics({**result.metrics, _EXAMPLES_KEY: result.num_examples})
+        content = records_of_metrics({**result.metrics, EXAMPLES_KEY: result.num_examples})
         content["arrays"] = ArrayRecord(dict(self._arrays(result.parameters)))
         return content
 
 
-def _evaluation(result: EvaluateRes) -> RecordDict:
-    own = {_EVALUATION_LOSS_KEY: result.loss, _EXAMPLES_KEY: result.num_examples}
-    return records_of_metrics({**result.metrics, **own})
-
-
-def _scalars(metrics: MetricRecord) -> dict[str, Scalar]:
-    return {
-        key: json.dumps(value) if isinstance(value, list) else value
-        for key, value in metrics.items()
-    }
-
-
-def _users_metrics(results: Sequence[FitRes]) -> list[tuple[int, dict[str, Scalar]]]:
-    """Reduce the metrics to those that all clients report, with finite numbers."""
-    shared = [
-        key
-        for key in (results[0].metrics if results else ())
-        if key != REPORT_KEY and all(_is_finite(result.metrics.get(key)) for result in results)
-    ]
-    return [
-        (result.num_examples, {key: result.metrics[key] for key in shared}) for result in results
-    ]
-
-
-def _is_finite(value: Scalar | None) -> bool:
-    return value is not None and (not isinstance(value, float) or math.isfinite(value))
-
-
 def _parameters(arrays: ArrayRecord) -> Parameters:
     return Parameters(tensors=[array.data for array in arrays.values()], tensor_type=_TENSOR_TYPE)
-
-
-def _answers_of_failures(
-    failures: Sequence[tuple[ClientProxy, Any] | BaseException], missing: frozenset[int]
-) -> list[Answer]:
-    """Turn failures into answers, each of the node that failed.
-
-    Flower does not say whose an exception is. Where nothing else tells, it may be any of those that
-    are missing.
-    """
-    answers, nameless = [], []
-    for failure in failures:
-        if isinstance(failure, BaseException):
-            node, reason = _node_of(failure), f"{type(failure).__name__}: {failure}"
-        else:
-            node, reason = failure[0].node_id, f"{failure[1].status.message}"
-        if node is None:
-            nameless.append(reason)
-        else:
-            answers.append(Answer(node, None, reason))
-            missing = missing - {node}
-    nodes = sorted(missing)
-    for place, reason in enumerate(nameless):
-        node = nodes[place] if place < len(nodes) else 0
-        who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
-        answers.append(Answer(node, None, f"{who}{reason}"))
-    return answers
-
-
-def _node_of(failure: BaseException) -> int | None:
-    """Return the node whose proxy an exception passed through on its way to Flower's server."""
-    for frame, _ in traceback.walk_tb(failure.__traceback__):
-        proxy = frame.f_locals.get("self")
-        if isinstance(proxy, ClientProxy):
-            return proxy.node_id
-    return None
-
-
-def _refuse_client_app_functions(
-    results: Sequence[object],
-    failures: Sequence[tuple[ClientProxy, Any] | BaseException],
-) -> None:
-    """Notice clients that a legacy server cannot talk to: ``@app.train`` functions.
-
-    Raises
-    ------
-    RuntimeError
-        If every client failed, and in the way in which those functions fail.
-    """
-    if results or not failures:
-        return
-    # A result with a status that is not OK comes from a Client of the legacy API.
-    if not all(isinstance(failure, BaseException) for failure in failures):
-        return
-    text = [f"{type(failure).__name__}: {failure}" for failure in failures]
-    if all(_OF_FUNCTIONS.search(line) for line in text):
-        raise RuntimeError(
-            "the clients are ClientApp functions (@app.train), which Flower's legacy server cannot "
-            "talk to: run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give "
-            "the clients a NumPyClient: ClientApp(client_fn=...). The first failure was: " + text[0]
-        )

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar, get_args
 
-__all__ = ["Attendance", "TooFewClientsError", "WhenMissing", "minima_of_at_most"]
+__all__ = ["Attendance", "TooFewClientsError", "WhenMissing"]
 
 logger = logging.getLogger("flwr")
 
@@ -129,26 +128,3 @@ class Attendance:
         if there == 0:
             raise TooFewClientsError(f"{found}: nobody is left to go on with")
         logger.warning("%s: going on with them", found)
-
-
-@contextmanager
-def minima_of_at_most(strategy: object, names: Iterable[str], most: int) -> Iterator[None]:
-    """Let a strategy, for a moment, need no more clients than there are.
-
-    Parameters
-    ----------
-    strategy : object
-        A strategy of Flower's.
-    names : Iterable[str]
-        Its attributes with the least numbers of clients.
-    most : int
-        How many there are.
-    """
-    needed = {name: getattr(strategy, name) for name in names}
-    for name, number in needed.items():
-        setattr(strategy, name, min(number, most))
-    try:
-        yield
-    finally:
-        for name, number in needed.items():
-            setattr(strategy, name, number)

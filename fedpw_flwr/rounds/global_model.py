@@ -6,12 +6,13 @@ import logging
 from collections.abc import Collection
 
 from flwr.app import ArrayRecord
+from torch import Tensor
 
 from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.rounds.screening import check_finite
 from fedpw_flwr.wire.arrays import ArrayTensors
 
-__all__ = ["check_model", "without_private"]
+__all__ = ["check_model", "too_large", "without_private"]
 
 logger = logging.getLogger("flwr")
 
@@ -62,3 +63,12 @@ def without_private(arrays: ArrayRecord, private: Collection[str]) -> ArrayRecor
             len(arrays) - len(names),
         )
     return ArrayRecord({name: array for name, array in arrays.items() if name not in private})
+
+
+def too_large(name: str, tensor: Tensor) -> bool:
+    """Return whether an array holds what no round could begin with."""
+    try:
+        check_finite(name, tensor)
+    except ValueError:
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""The numbers of a round: what clients report, made averageable, and what FedPW decided."""
+"""What clients report of a round, made averageable, and how many replies were set aside."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import get_args
 
 from flwr.app import MetricRecord, RecordDict
 
-from fedpw_flwr.algorithm import ClientResult, ServerStep
 from fedpw_flwr.rounds.faults import BadReply, Fate
 from fedpw_flwr.rounds.screening import all_finite
 
-__all__ = ["alike_metrics", "reply_counts", "round_metrics"]
+__all__ = ["alike_metrics", "reply_counts"]
 
 
 def alike_metrics(contents: Sequence[RecordDict], weighted_by_key: str) -> list[RecordDict]:
@@ -52,41 +51,6 @@ def _is_shared(key: str, metrics: Sequence[MetricRecord]) -> bool:
             return False
         lengths.add(len(value) if isinstance(value, list) else -1)
     return len(lengths) == 1
-
-
-def round_metrics(
-    step: ServerStep | None, results: Sequence[ClientResult], bad: Sequence[BadReply]
-) -> MetricRecord:
-    """FedPW's own metrics of a round, lists running over the participants.
-
-    Parameters
-    ----------
-    step : ServerStep | None
-        What the server step decided; None where nothing was aggregated.
-    results : Sequence[ClientResult]
-        The participants' results.
-    bad : Sequence[BadReply]
-        Replies that were set aside.
-    """
-    metrics = MetricRecord()
-    if step is not None:
-        losses = {result.client: result.loss for result in results}
-        metrics["fedpw-client-id"] = list(step.clients)
-        metrics["fedpw-weight"] = list(step.weights.weights)
-        if step.weights.direction_term is not None and step.weights.loss_term is not None:
-            metrics["fedpw-p"] = list(step.weights.direction_term)
-            metrics["fedpw-q"] = list(step.weights.loss_term)
-        metrics["fedpw-drop-rate"] = list(step.drop_rates or (0.0,) * len(step.clients))
-        reported = [losses[client] for client in step.clients]
-        if all(loss is not None for loss in reported):
-            metrics["fedpw-loss"] = [loss for loss in reported if loss is not None]
-        metrics["fedpw-bounded"] = len(step.bounded)
-        if step.weights.loss_term_share is not None:
-            metrics["fedpw-loss-term-share"] = step.weights.loss_term_share
-        factors = step.amplification.values()
-        metrics["fedpw-amplification"] = sum(factors) / len(factors) if factors else 1.0
-    metrics.update(reply_counts(bad, "fedpw-"))
-    return metrics
 
 
 def reply_counts(bad: Sequence[BadReply], prefix: str = "") -> MetricRecord:

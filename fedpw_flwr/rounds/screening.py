@@ -38,7 +38,13 @@ from fedpw_flwr.rounds.faults import (
     Project,
     refuse_shared_fault,
 )
-from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport, AdjustmentRequest
+from fedpw_flwr.wire.adjustment import (
+    HIDES_UPDATES,
+    NEEDS_DENSE,
+    REPORT_KEY,
+    AdjustmentReport,
+    AdjustmentRequest,
+)
 from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors
 from fedpw_flwr.wire.identity import identity_of
 from fedpw_flwr.wire.metrics import OTHER_METRICS_RECORD
@@ -217,7 +223,25 @@ def screen_train_replies(
         most = 2 * len(complete) >= len(asked.asked)
         shared = bad if not complete else _of_one_identity(complete) if most else []
         refuse_shared_fault(shared, asked.server_round, reported, asked.project)
+        if not unique:
+            _refuse_incompatible_clients(bad)
     return unique, bad + duplicates, private if unique else frozenset()
+
+
+def _refuse_incompatible_clients(bad: Sequence[BadReply]) -> None:
+    """Notice that no client can do to its update what it is asked for.
+
+    Raises
+    ------
+    RuntimeError
+        If every client failed because of a mod in front of FedPW's.
+    """
+    words = (NEEDS_DENSE, HIDES_UPDATES)
+    told = [reply for reply in bad if reply.fate != "empty"]
+    if told and all(
+        reply.fate == "failed" and any(word in reply.reason for word in words) for reply in told
+    ):
+        raise RuntimeError(f"no client can take part: {told[0].reason}")
 
 
 def _private_arrays(replies: Sequence[TrainReply], model: Mapping[str, Tensor]) -> frozenset[str]:

@@ -1,34 +1,37 @@
 """Which nodes take part in a phase of a round: waited for, put in order, drawn.
 
-Flower's strategies draw from the nodes in the order of their ids, which are new in every run, and
-wait for ever. Every strategy of this package takes its nodes from here, so that all methods of a
-comparison train the same clients in the same round, and a seed gives one result.
+Flower's strategies draw from the nodes in the order of their ids, which are new in every run, with
+a generator that heartbeats share, and wait for ever. Every strategy of this package takes its nodes
+from here: all methods of a comparison train the same clients in the same round, a seed gives one
+result, and a run that goes on draws what it would have drawn.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
 
-from fedpw_flwr.rounds.attendance import Attendance, WhenMissing, minima_of_at_most
-from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of, share_of
-from fedpw_flwr.strategy.listed_grid import ListedGrid
-from fedpw_flwr.strategy.roll_call import RollCall
-from fedpw_flwr.wire.identity import shows_answers
+from fedpw_flwr.rounds.attendance import Attendance, WhenMissing
+from fedpw_flwr.wire.identity import IDENTITY_QUERY, identity_of, shows_answers
 
-__all__ = ["NodeSampling"]
+__all__ = ["NodeSampling", "Phase"]
 
 logger = logging.getLogger("flwr")
 
+Phase = Literal["train", "evaluate"]
+
+_TIMEOUT = 180.0
+"""Seconds to wait for an answer, once: nodes that were lost a moment ago never give one, and on a
+busy machine the first answer of a simulation waits for Ray's workers to start."""
+
 
 class NodeSampling:
-    """Chooses the nodes of a phase for a strategy of Flower's.
+    """Chooses the nodes of a phase, and knows which client is at which node.
 
     Parameters
     ----------
@@ -43,12 +46,10 @@ class NodeSampling:
 
     Attributes
     ----------
-    draws : Draws
-        Draws the nodes.
     asks_identities : bool
-        Whether nodes are asked who they are: then some are drawn in the order of their clients'
-        identities, which another run repeats at other nodes, and not in that of node ids. False
-        until it is set, or every node that is connected has shown in a reply that it answers
+        Whether nodes are asked which client they are: then some are drawn in the order of client
+        ids, which another run repeats at other nodes, and not in that of node ids. False until it
+        is set, or every node that is connected has shown in a reply that it answers
         (`numpy_client_app` with numbered clients): a ClientApp without a function for the question
         logs an error, before any mod of its could answer.
 
@@ -64,15 +65,73 @@ class NodeSampling:
         wait_for_clients: float | None = None,
         when_missing: WhenMissing = "stop",
     ) -> None:
-        self.draws = Draws(seed)
+        self.seed = seed
         self.asks_identities = False
+        self._clients: dict[int, int | None] = {}
         self._answering: set[int] = set()
-        self._roll_call = RollCall()
         self._attendance = Attendance(wait_for_clients, when_missing)
 
-    def identities(self, grid: Grid, nodes: Iterable[int]) -> Mapping[int, int]:
-        """Return who is at those of the nodes that say it when they may be asked, each once."""
-        return self._roll_call.take(grid, nodes) if self.asks_identities else {}
+    def choose(
+        self, grid: Grid, phase: Phase, server_round: int, fraction: float, least: int, needed: int
+    ) -> list[int]:
+        """Wait for the nodes that are needed, and return those that are to take part.
+
+        Parameters
+        ----------
+        grid : Grid
+            Knows the nodes that are connected.
+        phase : "train" | "evaluate"
+            What for.
+        server_round : int
+            The round.
+        fraction : float
+            Share of the nodes that take part, above 0.
+        least : int
+            How many take part at least.
+        needed : int
+            How many have to be connected at least.
+
+        Raises
+        ------
+        TooFewClientsError
+            If too few nodes were there for too long.
+        """
+        nodes = chosen = self._attendance.wait(grid.get_node_ids, max(needed, least))
+        if fraction < 1.0:
+            self.asks_identities = self.asks_identities or self._answering.issuperset(nodes)
+            size = min(len(nodes), max(int(len(nodes) * fraction), least))
+            chosen = self.draw(phase, server_round, self._ordered(grid, nodes), size)
+        logger.info("configure_%s: Sampled %s nodes (out of %s)", phase, len(chosen), len(nodes))
+        return chosen
+
+    def draw(self, phase: Phase, server_round: int, nodes: Sequence[int], size: int) -> list[int]:
+        """Draw `size` of the nodes, which are in an order that another run repeats."""
+        if self.seed is None:
+            self.seed = random.getrandbits(64)
+        return random.Random(f"{self.seed} {phase} {server_round}").sample(list(nodes), size)
+
+    def clients_at(self, grid: Grid, nodes: Iterable[int]) -> dict[int, int]:
+        """Return the client by node for those that tell, where nodes may be asked; each once."""
+        nodes = list(nodes)
+        new = [node for node in nodes if node not in self._clients]
+        if not self.asks_identities:
+            return {}
+        if new:
+            messages = [Message(RecordDict(), node, IDENTITY_QUERY) for node in new]
+            self._clients.update(dict.fromkeys(new))
+            for reply in grid.send_and_receive(messages, timeout=_TIMEOUT):
+                if reply.has_content():
+                    self._clients[reply.metadata.src_node_id] = _stated(reply.content)
+            silent = [node for node in new if self._clients[node] is None]
+            if silent:
+                logger.info(
+                    "%s of %s new nodes do not say which client they are: they are sampled and "
+                    "remembered by node id, which another run would not repeat",
+                    len(silent),
+                    len(new),
+                )
+        known = ((node, self._clients[node]) for node in nodes)
+        return {node: client for node, client in known if client is not None}
 
     def note_replies(self, replies: Mapping[int, RecordDict]) -> None:
         """Note which nodes show in their reply that they answer who they are."""
@@ -80,55 +139,23 @@ class NodeSampling:
 
     def saved_state(self) -> dict[str, Any]:
         """Return what a run that goes on must know, as JSON can hold it."""
-        return {"seed": self.draws.seed, "asks_identities": self.asks_identities}
+        return {"seed": self.seed, "asks_identities": self.asks_identities}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Set it to what `saved_state` returned, among other keys."""
-        self.draws = Draws(state.get("seed"))
+        self.seed = state.get("seed")
         self.asks_identities = self.asks_identities or state.get("asks_identities") is True
 
-    @contextmanager
-    def taking_part(
-        self, strategy: FedAvg, phase: Phase, server_round: int, grid: Grid
-    ) -> Iterator[Grid]:
-        """Wait for the nodes that are needed, and list those that are to take part.
+    def _ordered(self, grid: Grid, nodes: Iterable[int]) -> list[int]:
+        """Order nodes by client id; those that give none last, by node id."""
+        nodes = sorted(nodes)
+        clients = self.clients_at(grid, nodes)
+        return sorted(nodes, key=lambda node: (node not in clients, clients.get(node, node)))
 
-        Parameters
-        ----------
-        strategy : FedAvg
-            Says which share of the nodes it takes and how many at least; while the context lasts it
-            takes all that are listed.
-        phase : "train" | "evaluate"
-            What for.
-        server_round : int
-            The round.
-        grid : Grid
-            Knows the nodes that are connected.
 
-        Yields
-        ------
-        Grid
-            The grid, with the nodes that are to take part alone.
-
-        Raises
-        ------
-        TooFewClientsError
-            If too few nodes were there for too long.
-        """
-        fraction, least = share_of(strategy, phase)
-        if fraction == 0.0:
-            yield grid
-            return
-        needed = max(strategy.min_available_nodes, least)
-        nodes = self._attendance.wait(grid.get_node_ids, needed)
-        if fraction == 1.0:
-            with minima_of_at_most(strategy, MINIMA, len(nodes)):
-                yield ListedGrid(grid, nodes)
-            return
-        self.asks_identities = self.asks_identities or self._answering.issuperset(nodes)
-        ordered = self._roll_call.ordered(grid, nodes) if self.asks_identities else sorted(nodes)
-        size = min(len(nodes), max(int(len(nodes) * fraction), least))
-        drawn = self.draws.draw(phase, server_round, ordered, size)
-        logger.info("configure_%s: Drew %s nodes (out of %s)", phase, size, len(nodes))
-        with all_of(grid, strategy, phase, drawn) as listed:
-            yield listed
+def _stated(content: RecordDict) -> int | None:
+    try:
+        return identity_of(content)
+    except ValueError:
+        # It will be said when the node's reply is set aside for it.
+        return None

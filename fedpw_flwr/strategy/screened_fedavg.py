@@ -1,69 +1,169 @@
-"""Flower's FedAvg on firmer ground: what FedPW and every baseline do alike in a round.
+"""Flower's FedAvg on firmer ground: what FedPW and every baseline are behind the Message API.
 
-Nodes are sampled so that another run repeats it, and an evaluation reply that cannot be used costs
-only itself. How updates are screened and weighted is each strategy's own.
+`SampledFedAvg` draws nodes so that another run repeats it. `ScreenedFedAvg` plays its rounds with a
+`Driver`: one broken client costs its own reply, and no bit depends on the order of replies.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import ClassVar, TypedDict, Unpack
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Result
+from torch import Tensor
 
-from fedpw_flwr.rounds.faults import BadReply
+from fedpw_flwr.rounds.driver import Driver, Finished
 from fedpw_flwr.rounds.metrics import alike_metrics, reply_counts
-from fedpw_flwr.rounds.screening import Answer, EvaluateReply, answers_of_messages
+from fedpw_flwr.rounds.screening import answers_of_messages
 from fedpw_flwr.rounds.standstill import Standstill
-from fedpw_flwr.strategy.sampling import NodeSampling
+from fedpw_flwr.strategy.options import FedAvgOptions
+from fedpw_flwr.strategy.sampling import NodeSampling, Phase
+from fedpw_flwr.strategy.step_on_top import StepOnTrained, place_in_front
 
-__all__ = ["FedAvgOptions", "MetricsAggregation", "ScreenedFedAvg"]
+__all__ = ["SampledFedAvg", "ScreenedFedAvg"]
 
-MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
-
-
-class FedAvgOptions(TypedDict, total=False):
-    """Options of Flower's FedAvg, which every strategy here passes on."""
-
-    fraction_train: float
-    fraction_evaluate: float
-    min_train_nodes: int
-    min_evaluate_nodes: int
-    min_available_nodes: int
-    weighted_by_key: str
-    arrayrecord_key: str
-    configrecord_key: str
-    train_metrics_aggr_fn: MetricsAggregation | None
-    evaluate_metrics_aggr_fn: MetricsAggregation | None
+_STEP_ON_TOP = (FedAdam, FedAdagrad, FedYogi, FedAvgM)
+"""Flower's strategies that take a step on the aggregate of the class behind them."""
 
 
-class ScreenedFedAvg(FedAvg):
-    """Sampling and evaluation of a strategy whose training is its own.
+class SampledFedAvg(FedAvg):
+    """Flower's FedAvg, with nodes that are waited for and drawn as `NodeSampling` does.
 
-    Parameters
+    Attributes
     ----------
     sampling : NodeSampling
         Chooses the nodes of each phase.
-    **options : FedAvgOptions
+    """
+
+    sampling: NodeSampling
+
+    def choose_nodes(self, phase: Phase, server_round: int, grid: Grid) -> list[int]:
+        """Wait for nodes, and return those that take part in a phase."""
+        fraction, least = self.fraction_evaluate, self.min_evaluate_nodes
+        if phase == "train":
+            fraction, least = self.fraction_train, self.min_train_nodes
+        if fraction == 0.0:
+            return []
+        return self.sampling.choose(
+            grid, phase, server_round, fraction, least, self.min_available_nodes
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the model to the nodes that train."""
+        nodes = self.choose_nodes("train", server_round, grid)
+        return self._messages(MessageType.TRAIN, server_round, arrays, config, dict.fromkeys(nodes))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the model to the nodes that evaluate."""
+        nodes = self.choose_nodes("evaluate", server_round, grid)
+        return self._messages(
+            MessageType.EVALUATE, server_round, arrays, config, dict.fromkeys(nodes)
+        )
+
+    def _messages(
+        self,
+        message_type: str,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        entries: Mapping[int, Mapping[str, bytes] | None],
+    ) -> tuple[Message, ...]:
+        """Write each node its message: model and configuration, with its own entries added."""
+        if entries:
+            config["server-round"] = server_round
+        alike = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        messages = []
+        for node, own in entries.items():
+            content = alike
+            if own:
+                config_of_node = ConfigRecord({**config, **own})
+                content = RecordDict({**alike, self.configrecord_key: config_of_node})
+            messages.append(Message(content, node, message_type))
+        return tuple(messages)
+
+
+class ScreenedFedAvg(SampledFedAvg):
+    """A strategy whose rounds a `Driver` plays.
+
+    Parameters
+    ----------
+    driver : Driver
+        Plays the rounds of the strategy's method.
+    sampling : NodeSampling
+        Chooses the nodes of each phase.
+    *positional, **options : FedAvgOptions
         As in Flower's FedAvg.
     """
 
     metrics_prefix: ClassVar[str] = ""
-    """Stands before the names of the strategy's own metrics."""
+    """Stands before the names of the counts in the strategy's metrics."""
 
-    def __init__(self, sampling: NodeSampling, **options: Unpack[FedAvgOptions]) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        driver: Driver,
+        sampling: NodeSampling,
+        *positional: Any,
+        **options: Unpack[FedAvgOptions],
+    ) -> None:
+        super().__init__(*positional, **options)
+        self.driver = driver
         self.sampling = sampling
         self._asked_to_train: tuple[Message, ...] = ()
         self._asked_to_evaluate: tuple[Message, ...] | None = None
+        self._aggregate: ArrayRecord | None = None
+
+    def __init_subclass__(cls) -> None:
+        """Refuse one of Flower's strategies beside this one that would keep it from working.
+
+        Raises
+        ------
+        TypeError
+            If one in front aggregates by itself, or one behind would never be called.
+        """
+        super().__init_subclass__()
+        order = cls.__mro__
+        ours = next((base.__name__ for base in order[1:] if _is_ours(base)), cls.__name__)
+        for index, base in enumerate(order[: order.index(FedAvg)]):
+            name, steps = base.__name__, issubclass(base, _STEP_ON_TOP)
+            aggregates = "aggregate_train" in vars(base) and base.__module__.startswith("flwr.")
+            behind = index > order.index(ScreenedFedAvg) and base is not SampledFedAvg
+            if behind and (steps or (not aggregates and "configure_train" in vars(base))):
+                raise TypeError(
+                    f"{cls.__name__}: put {name} in front, class {cls.__name__}({name}, {ours})"
+                )
+            if aggregates and not steps:
+                raise TypeError(
+                    f"{cls.__name__}: {name} aggregates by itself and cannot be combined with "
+                    f"{ours}; FedAdam, FedAdagrad, FedYogi and FedAvgM can stand in front of it"
+                )
+        place_in_front(StepOnTrained, cls, _STEP_ON_TOP)
 
     @property
-    @abstractmethod
     def standstill(self) -> Standstill:
         """How long the model has not changed."""
+        return self.driver.standstill
+
+    def saved_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what is carried from round to round: JSON, and tensors by name."""
+        state, tensors = self.driver.saved_state()
+        return {**state, **self.sampling.saved_state()}, tensors
+
+    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Set the strategy to what `saved_state` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is not such a state.
+        """
+        self.driver.restore_state(state, tensors)
+        self.sampling.restore_state(state)
 
     def start(
         self,
@@ -83,23 +183,83 @@ class ScreenedFedAvg(FedAvg):
         self.standstill.log_at_end()
         return result
 
-    def sampled(
+    def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Sample nodes for training, and write them Flower's message with the model."""
-        with self.sampling.taking_part(self, "train", server_round, grid) as present:
-            messages = list(super().configure_train(server_round, arrays, config, present))
-        self._asked_to_train = tuple(messages)
-        return messages
+    ) -> Iterable[Message]:
+        """Begin a round: send the model to the nodes that train, with what each is asked for.
+
+        Raises
+        ------
+        ValueError
+            If `trainable` names an array the model does not have, no array of the model is
+            floating, or one cannot be decoded or is not finite.
+        TypeError
+            If the model holds complex arrays, or `trainable` names one that is not floating.
+        """
+        begun = self.driver.begin(
+            server_round,
+            arrays,
+            lambda: self.choose_nodes("train", server_round, grid),
+            lambda nodes: self.sampling.clients_at(grid, nodes),
+        )
+        self._asked_to_train = self._messages(
+            MessageType.TRAIN, server_round, begun.arrays, config, begun.entries
+        )
+        return self._asked_to_train
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Finish a round: aggregate its training replies into the next model.
+
+        Parameters
+        ----------
+        server_round : int
+            Flower's round number, for the log.
+        replies : Iterable[Message]
+            Replies to the messages of `configure_train`, in any order.
+
+        Returns
+        -------
+        tuple[ArrayRecord | None, MetricRecord | None]
+            The next model (the current one where no reply can be used), and the clients' averaged
+            metrics, what the method records, and the counts ``quarantined``, ``failed`` and
+            ``empty``. In the first round the next model is without the arrays that no client
+            returned: see "Partial models" in the README.
+
+        Raises
+        ------
+        UnusableRepliesError
+            If all replies of the first round have the same fault (`MissingLossError`: none reports
+            the training loss), or three rounds from the start had none that can be used.
+        RuntimeError
+            If `configure_train` was not called before.
+        """
+        finished = self.driver.finish(
+            "aggregate_train",
+            server_round,
+            answers_of_messages(replies, self._asked_to_train),
+            self.weighted_by_key,
+        )
+        arrays = self._handed_on(finished)
+        if not finished.asked:
+            return arrays, None
+        self.sampling.note_replies({reply.node_id: reply.content for reply in finished.good})
+        alike = alike_metrics([reply.content for reply in finished.good], self.weighted_by_key)
+        metrics = MetricRecord()
+        if alike:
+            metrics = self.train_metrics_aggr_fn(alike, self.weighted_by_key)
+        metrics.update(finished.metrics)
+        metrics.update(reply_counts(finished.bad, self.metrics_prefix))
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample nodes for evaluation, as FedAvg; remember whom."""
-        with self.sampling.taking_part(self, "evaluate", server_round, grid) as present:
-            messages = tuple(super().configure_evaluate(server_round, arrays, config, present))
-        self._asked_to_evaluate = messages
-        return messages
+        """Send the model to the nodes that evaluate."""
+        messages = super().configure_evaluate(server_round, arrays, config, grid)
+        self._asked_to_evaluate = tuple(messages)
+        return self._asked_to_evaluate
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -115,10 +275,11 @@ class ScreenedFedAvg(FedAvg):
         asked = self._asked_to_evaluate
         if asked is not None and not asked:
             return None
-        good, bad = self._screened_evaluation(
+        good, bad = self.driver.screen_evaluation(
             server_round,
             answers_of_messages(replies, asked or ()),
             None if asked is None else {message.metadata.dst_node_id for message in asked},
+            self.weighted_by_key,
         )
         metrics = MetricRecord()
         contents = alike_metrics([reply.content for reply in good], self.weighted_by_key)
@@ -127,13 +288,23 @@ class ScreenedFedAvg(FedAvg):
         metrics.update(reply_counts(bad, self.metrics_prefix))
         return metrics
 
-    @abstractmethod
-    def _screened_evaluation(
-        self, server_round: int, answers: Iterable[Answer], asked: Collection[int] | None
-    ) -> tuple[Sequence[EvaluateReply], Sequence[BadReply]]:
-        """Separate the evaluation replies that can be used from those that cannot, and log them."""
+    def _handed_on(self, finished: Finished) -> ArrayRecord | None:
+        """Return the next model; to a server optimizer what it is to step on, and where from."""
+        if not isinstance(self, StepOnTrained):
+            return finished.arrays
+        self._aggregate = finished.arrays
+        if not finished.stepped:
+            return None
+        self.step_from(self.driver.trained())
+        return self.driver.trained(finished.arrays)
 
-    def _averaged_train_metrics(self, contents: Sequence[RecordDict]) -> MetricRecord:
-        """Average what the usable training replies report."""
-        alike = alike_metrics(contents, self.weighted_by_key)
-        return self.train_metrics_aggr_fn(alike, self.weighted_by_key) if alike else MetricRecord()
+    def after_step(self, stepped: ArrayRecord | None) -> ArrayRecord | None:
+        """Return the whole model, with what an optimizer made of the trained arrays."""
+        aggregate, self._aggregate = self._aggregate, None
+        if stepped is None or aggregate is None:
+            return aggregate if stepped is None else stepped
+        return self.driver.after_step_on_top(stepped, aggregate)
+
+
+def _is_ours(base: type) -> bool:
+    return base.__module__.startswith("fedpw_flwr.")

@@ -11,25 +11,35 @@ from abc import ABC
 from collections.abc import Callable
 from typing import Any
 
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAvgM
+
 __all__ = ["StepOnTrained", "StepOnTrainedFit", "place_in_front"]
 
 
 class StepOnTrained(ABC):
     """Stands in front of an optimizer of the Message API, behind the class that has both."""
 
-    _after_step: Callable[[Any], Any]
-    """FedPW's: from what the optimizer made of the trained arrays to the whole model."""
+    after_step: Callable[[Any], Any]
+    """The strategy's: from what the optimizer made of the trained arrays to the whole model."""
+
+    current_arrays: Any
+
+    def step_from(self, start: ArrayRecord) -> None:
+        """Tell the optimizer what it steps from."""
+        by_array = {name: array.numpy() for name, array in start.items()}
+        self.current_arrays = start if isinstance(self, FedAvgM) else by_array
 
     def aggregate_train(self, *arguments: Any, **named: Any) -> Any:
         """Aggregate and step; return the whole model."""
         stepped, metrics = super().aggregate_train(*arguments, **named)  # type: ignore[misc]
-        return self._after_step(stepped), metrics
+        return self.after_step(stepped), metrics
 
 
 class StepOnTrainedFit(ABC):
     """The same for the legacy API."""
 
-    _after_step: Callable[[Any], Any]
+    after_step: Callable[[Any], Any]
 
     lost_round_metrics: Any = None
     """Metrics of a round without a usable result: Flower's optimizers drop them."""
@@ -37,7 +47,7 @@ class StepOnTrainedFit(ABC):
     def aggregate_fit(self, *arguments: Any, **named: Any) -> Any:
         """Aggregate and step; return the whole model."""
         stepped, metrics = super().aggregate_fit(*arguments, **named)  # type: ignore[misc]
-        return self._after_step(stepped), metrics or self.lost_round_metrics or {}
+        return self.after_step(stepped), metrics or self.lost_round_metrics or {}
 
 
 def place_in_front(mixin: type, cls: type, optimizers: type | tuple[type, ...]) -> None:

@@ -14,7 +14,7 @@ from model_records import array_record
 from omegaconf import OmegaConf
 
 from fedpw_flwr.lab.config.configuration import compose_configuration, config_folder
-from fedpw_flwr.strategy.draws import Draws
+from fedpw_flwr.strategy.sampling import NodeSampling
 
 SET_OTHERWISE = {"qfedavg": {"q": 1.0, "rescale": "mean"}}
 """Where the class is the paper's, and the file what learns in many local steps."""
@@ -74,9 +74,9 @@ def test_all_methods_of_a_comparison_train_the_same_clients(name: str) -> None:
     del settings["name"]
     strategy = instantiate(settings)
     strategy.sampling.asks_identities = True
-    strategy.sampling.draws = Draws(seed=3)
+    strategy.sampling.seed = 3
     for server_round in range(1, 5):
         messages = strategy.configure_train(server_round, array_record(MODEL), ConfigRecord(), grid)
         asked = {message.metadata.dst_node_id for message in messages}
-        drawn_clients = Draws(seed=3).draw("train", server_round, range(8), 4)
+        drawn_clients = NodeSampling(seed=3).draw("train", server_round, range(8), 4)
         assert asked == {200 - 7 * one for one in drawn_clients}

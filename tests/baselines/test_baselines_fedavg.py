@@ -68,7 +68,7 @@ def test_fedprox_refuses_what_is_no_weight_of_a_term(given: object, error: type[
 def test_nobody_is_asked_where_training_is_switched_off() -> None:
     strategy, grid = FedAvg(fraction_train=0.0), grid_of([drawn(0, 1)] * 3)
     arrays = array_record(MODEL)
-    assert strategy.configure_train(1, arrays, ConfigRecord(), grid) == []
+    assert strategy.configure_train(1, arrays, ConfigRecord(), grid) == ()
     after, metrics = strategy.aggregate_train(1, [])
     assert after is not None
     assert payloads(after) == payloads(arrays)

@@ -32,7 +32,7 @@ from fedpw_flwr.checkpoint import CheckpointError, CheckpointStore
 from fedpw_flwr.lab.app.recording import client_metrics
 from fedpw_flwr.rounds.faults import MissingLossError
 from fedpw_flwr.rounds.loop import run_rounds
-from fedpw_flwr.rounds.strategy_state import Stateful
+from fedpw_flwr.rounds.run_state import Stateful
 
 Build = Callable[..., ScreenedStrategy]
 every_strategy = pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)

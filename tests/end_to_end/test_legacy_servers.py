@@ -177,12 +177,12 @@ def simulate(federation: str) -> dict[str, Any]:
         num_supernodes=CLIENTS,
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )
-    consensus = strategy.rounds.adjustment_state.consensus
+    consensus = strategy.method.adjustment_state.consensus
     return {
         "losses": losses,
         "dtypes": dtypes,
         "rounds": strategy.state.rounds,
-        "clients": sorted(strategy.rounds.adjustment_state.relative_losses),
+        "clients": sorted(strategy.method.adjustment_state.relative_losses),
         "consensus round": None if consensus is None else consensus.round,
     }
 

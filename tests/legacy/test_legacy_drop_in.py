@@ -38,6 +38,8 @@ from legacy_federation import (
 import fedpw_flwr
 from fedpw_flwr import FedPWClient
 from fedpw_flwr.legacy import FedPW, TooFewClientsError
+from fedpw_flwr.legacy.strategy import LegacyFedAvgOptions, LegacyFedPWOptions
+from fedpw_flwr.strategy.options import FedAvgOptions, FedPWOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
 
 NODES = [11, 12, 13, 14]
@@ -49,24 +51,18 @@ def test_it_is_a_fedavg() -> None:
     assert repr(FedPW(accept_failures=False)) == "FedPW(accept_failures=False)"
 
 
-def test_its_arguments_are_fedavgs_and_the_methods_in_name_and_default() -> None:
-    ours = dict(inspect.signature(FedPW).parameters)
-    flowers = dict(inspect.signature(FedAvg).parameters)
-    methods = {
-        name: parameter
-        for name, parameter in inspect.signature(fedpw_flwr.FedPW).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        # Here they are CheckpointedServer's and OrderedClientManager's.
-        and name not in ("checkpoint_dir", "checkpoint_every", "resume", "seed")
+def test_its_options_are_fedavgs_with_their_defaults_and_the_methods() -> None:
+    flowers = inspect.signature(FedAvg).parameters
+    assert LegacyFedAvgOptions.__annotations__.keys() == flowers.keys()
+    ours, theirs = FedPW(), FedAvg()
+    assert {name: getattr(ours, name) for name in flowers} == {
+        name: getattr(theirs, name) for name in flowers
     }
-    expected = {**flowers, **methods}
-    names = ours.pop("array_names")
-    assert names.default is None
-    assert list(ours) == list(expected)
-    assert {name: p.default for name, p in ours.items()} == {
-        name: p.default for name, p in expected.items()
-    }
-    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours.values())
+    # Checkpoints and draws are CheckpointedServer's and OrderedClientManager's here.
+    elsewhere = {"checkpoint_dir", "checkpoint_every", "resume", "seed"}
+    methods = FedPWOptions.__annotations__.keys() - FedAvgOptions.__annotations__.keys()
+    assert LegacyFedPWOptions.__annotations__.keys() == flowers.keys() | (methods - elsewhere)
+    assert ours.settings == fedpw_flwr.FedPW().settings
 
 
 def test_arguments_reach_fedavg() -> None:

@@ -33,7 +33,7 @@ import fedpw_flwr
 from fedpw_flwr import FedPWClient, numpy_client_app
 from fedpw_flwr.algorithm import AdjustmentState
 from fedpw_flwr.legacy import FedPW
-from fedpw_flwr.rounds.driver import ServerRounds
+from fedpw_flwr.strategy.fedpw_method import FedPWMethod
 
 COHORTS = [[1, 2, 3, 4], [1, 2, 3, 4], [2, 4], [1, 3, 4, 5], [1, 2, 3, 4, 5], [3]]
 """Who takes part in each round: everyone, some, a newcomer, one alone."""
@@ -85,8 +85,8 @@ def bits(state: AdjustmentState) -> dict[str, Any]:
     return seen
 
 
-def memory(rounds: ServerRounds) -> tuple[Any, ...]:
-    return rounds.state, bits(rounds.adjustment_state)
+def memory(method: FedPWMethod) -> tuple[Any, ...]:
+    return method.state, bits(method.adjustment_state)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -108,7 +108,7 @@ def test_both_strategies_give_the_same_models_state_and_metrics(setting: str) ->
         arrays, metrics = train_round(message, grid, arrays, server_round)
 
         assert parameters.tensors == [array.data for array in arrays.values()]
-        assert memory(legacy.rounds) == memory(message.rounds)
+        assert memory(legacy.method) == memory(message.method)
         own = {key: value for key, value in metrics.items() if key.startswith("fedpw-")}
         assert own.keys() == legacy_metrics.keys()
         for key, value in own.items():

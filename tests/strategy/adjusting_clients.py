@@ -246,7 +246,7 @@ def assert_quarantined(
     assert each.metrics["fedpw-quarantined"] == 1
     assert payloads(each.arrays) == payloads(expected.arrays)
     assert strategy.state == without.state
-    assert memory(strategy.rounds.adjustment_state) == memory(without.rounds.adjustment_state)
+    assert memory(strategy.method.adjustment_state) == memory(without.method.adjustment_state)
     told = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
     assert len(told) == 1
     assert re.search(rf"round {server_round}, node {liar} quarantined: .*({reason})", told[0])

@@ -438,6 +438,6 @@ def test_every_round_is_that_of_the_plain_reimplementation(data: st.DataObject) 
         assert each.metrics["fedpw-weight"] == pytest.approx(expected.weights.tolist(), abs=1e-9)
         for name, array in expected.model.items():
             np.testing.assert_allclose(each.model[name], array, atol=1e-9, rtol=0, err_msg=name)
-        known = strategy.rounds.adjustment_state.relative_losses
+        known = strategy.method.adjustment_state.relative_losses
         assert known == pytest.approx(reference.relative_losses, abs=1e-9)
         arrays = each.arrays

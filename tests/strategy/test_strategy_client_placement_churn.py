@@ -163,7 +163,7 @@ def test_lost_client_does_not_keep_the_others_from_a_consensus(lost: Client) -> 
     expected = play_round(without, {**steady, 2: silent}, arrays, 3)
     assert each.rates == expected.rates
     assert payloads(each.arrays) == payloads(expected.arrays)
-    assert memory(with_lost.rounds.adjustment_state) == memory(without.rounds.adjustment_state)
+    assert memory(with_lost.method.adjustment_state) == memory(without.method.adjustment_state)
     assert with_lost.state == without.state
 
 
@@ -180,10 +180,10 @@ def test_after_a_round_without_usable_replies_the_same_is_asked_again(
     arrays = array_record(MODEL)
     if skipped > 1:
         arrays = play(strategy, [steady] * (skipped - 1), arrays)[-1].arrays
-    before = memory(strategy.rounds.adjustment_state)
+    before = memory(strategy.method.adjustment_state)
     empty = play_round(strategy, dict.fromkeys((1, 2, 3), lost), arrays, skipped)
     assert payloads(empty.arrays) == payloads(arrays)
-    assert memory(strategy.rounds.adjustment_state) == before
+    assert memory(strategy.method.adjustment_state) == before
     again = play_round(strategy, steady, arrays, skipped + 1)
     for node in (1, 2, 3):
         first = empty.messages[node].content.config_records["config"]
@@ -203,7 +203,7 @@ def test_rounds_that_were_skipped_change_nothing_in_those_that_were_not() -> Non
     for number in (1, 3, 5):
         expected = play_round(steadily, steady, expected, number).arrays
     assert payloads(arrays) == payloads(expected)
-    assert memory(interrupted.rounds.adjustment_state) == memory(steadily.rounds.adjustment_state)
+    assert memory(interrupted.method.adjustment_state) == memory(steadily.method.adjustment_state)
 
 
 def test_client_that_returns_on_another_node_keeps_its_loss_from_its_second_round_on() -> None:
@@ -226,7 +226,7 @@ def test_client_that_returns_on_another_node_keeps_its_loss_from_its_second_roun
     assert rounds[1].metrics["fedpw-drop-rate"] == pytest.approx([MEAN, MEAN])
     assert rounds[2].rates == pytest.approx({1: 0.45, 52: 0.15})
     # 1 and 3 beside their mean, 2.
-    known = strategy.rounds.adjustment_state.relative_losses
+    known = strategy.method.adjustment_state.relative_losses
     assert known == pytest.approx({1001: 0.5, 1002: 1.5})
 
 

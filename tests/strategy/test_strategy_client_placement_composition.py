@@ -120,7 +120,7 @@ def test_server_optimizer_on_top_sees_no_difference_between_clients(
             (
                 [payloads(each.arrays) for each in rounds],
                 strategy.state,
-                memory(strategy.rounds.adjustment_state),
+                memory(strategy.method.adjustment_state),
             )
         )
     assert outcomes[1] == outcomes[0]

@@ -61,7 +61,7 @@ def outcome(
         [dict(each.metrics) for each in rounds],
         [each.requests for each in rounds],
         strategy.state,
-        memory(strategy.rounds.adjustment_state),
+        memory(strategy.method.adjustment_state),
     )
 
 
@@ -177,7 +177,7 @@ def test_order_of_replies_does_not_matter(order: list[int], follow: dict[int, bo
     other = play_round(shuffled, clients_at(follow), arrays, 3, arrange)
     assert payloads(other.arrays) == payloads(one.arrays)
     assert dict(other.metrics) == dict(one.metrics)
-    assert memory(shuffled.rounds.adjustment_state) == memory(plain.rounds.adjustment_state)
+    assert memory(shuffled.method.adjustment_state) == memory(plain.method.adjustment_state)
     assert shuffled.state == plain.state
 
 
@@ -186,9 +186,11 @@ def test_order_in_which_nodes_are_sampled_does_not_matter(
 ) -> None:
     # Flower samples nodes in a random order, and a float sum depends on its order.
     strategy, arrays = copy.deepcopy(before_round_3[0]), before_round_3[1]
-    expected = strategy.rounds.begin(arrays, NODES)
+    clients = {node: node for node in NODES}
+    expected = strategy.method.requests(list(arrays), clients)
     for order in itertools.permutations(NODES):
-        assert strategy.rounds.begin(arrays, order) == expected
+        shuffled = {node: clients[node] for node in order}
+        assert strategy.method.requests(list(arrays), shuffled) == expected
 
 
 def test_node_ids_do_not_matter_to_clients_that_name_themselves() -> None:
@@ -204,7 +206,7 @@ def test_node_ids_do_not_matter_to_clients_that_name_themselves() -> None:
         return (
             [payloads(each.arrays) for each in rounds],
             [dict(each.metrics) for each in rounds],
-            memory(strategy.rounds.adjustment_state),
+            memory(strategy.method.adjustment_state),
         )
 
     assert named(offset=20, sign=1) == named(offset=90, sign=-1)
@@ -387,12 +389,12 @@ def test_reply_adjusted_though_nothing_was_asked_costs_only_itself(
 
 def test_when_every_reply_lies_nothing_moves(before_round_3: tuple[FedPW, ArrayRecord]) -> None:
     strategy, arrays = copy.deepcopy(before_round_3[0]), before_round_3[1]
-    before = memory(strategy.rounds.adjustment_state)
+    before = memory(strategy.method.adjustment_state)
     liar = altered(following(), with_report(rate=0.123))
     each = play_round(strategy, dict.fromkeys(NODES, liar), arrays, 3)
     assert payloads(each.arrays) == payloads(arrays)
     assert each.metrics["fedpw-quarantined"] == len(NODES)
-    assert memory(strategy.rounds.adjustment_state) == before
+    assert memory(strategy.method.adjustment_state) == before
 
 
 def test_a_users_own_record_of_another_shape_is_no_report(

@@ -79,7 +79,7 @@ def outcome(rounds: list[Round], strategy: FedPW) -> tuple[object, WeightingStat
     return (
         [(payloads(each.arrays), dict(each.metrics)) for each in rounds],
         strategy.state,
-        memory(strategy.rounds.adjustment_state),
+        memory(strategy.method.adjustment_state),
     )
 
 
@@ -252,7 +252,7 @@ def test_round_with_halved_values_differs_by_their_rounding_and_no_more(
     packed = FedPW(**settings, upload="packed", upload_dtype=dtype)
     # The same memory, which a packed run of its own would only have to within rounding.
     packed.state = dense.state
-    packed.rounds.adjustment_state = dense.rounds.adjustment_state
+    packed.method.adjustment_state = dense.method.adjustment_state
     one = play_round(dense, clients, arrays, server_round)
     other = play_round(packed, clients, arrays, server_round)
     assert other.requests[11].upload_dtype == dtype

@@ -64,11 +64,11 @@ def test_impossible_placement_is_refused_with_what_is_allowed(
     ],
 )
 def test_possible_placement_is_what_was_chosen(chosen: dict[str, Any]) -> None:
-    rounds = FedPW(**chosen).rounds
-    assert rounds.adjustment == chosen.get("adjustment", "server")
-    assert rounds.upload == chosen.get("upload", "dense")
-    assert rounds.upload_dtype == chosen.get("upload_dtype", "float32")
-    assert rounds.on_clients == (
+    method = FedPW(**chosen).method
+    assert method.adjustment == chosen.get("adjustment", "server")
+    assert method.upload == chosen.get("upload", "dense")
+    assert method.upload_dtype == chosen.get("upload_dtype", "float32")
+    assert method.asks_by_client == (
         chosen.get("adjustment") == "client" and chosen.get("adjust_parameters", True)
     )
 

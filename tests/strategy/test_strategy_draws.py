@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import random
 
-import pytest
-from flwr.serverapp.strategy import FedAvg
-
-from fedpw_flwr.strategy.draws import Draws, Phase, all_of
+from fedpw_flwr.strategy.sampling import NodeSampling, Phase
 
 NODES = list(range(100, 120))
 PHASES: tuple[Phase, ...] = ("train", "evaluate")
 
 
 def test_a_seed_draws_the_same_nodes_whatever_else_takes_random_numbers() -> None:
-    first = Draws(seed=3).draw("train", 7, NODES, 5)
+    first = NodeSampling(seed=3).draw("train", 7, NODES, 5)
     random.seed()
-    second = Draws(seed=3)
+    second = NodeSampling(seed=3)
     second.draw("train", 1, NODES, 9)
     assert second.draw("train", 7, NODES, 5) == first
     assert len(set(first)) == 5
@@ -25,7 +22,7 @@ def test_a_seed_draws_the_same_nodes_whatever_else_takes_random_numbers() -> Non
 
 def test_rounds_phases_and_seeds_draw_differently() -> None:
     draws = [
-        Draws(seed).draw(phase, server_round, NODES, 10)
+        NodeSampling(seed).draw(phase, server_round, NODES, 10)
         for seed, server_round in ((0, 1), (0, 2), (1, 1))
         for phase in PHASES
     ]
@@ -33,7 +30,7 @@ def test_rounds_phases_and_seeds_draw_differently() -> None:
 
 
 def test_every_node_is_drawn_as_often_as_any_other() -> None:
-    draws, counts = Draws(seed=0), dict.fromkeys(NODES, 0)
+    draws, counts = NodeSampling(seed=0), dict.fromkeys(NODES, 0)
     for server_round in range(2000):
         for node in draws.draw("train", server_round, NODES, 2):
             counts[node] += 1
@@ -43,27 +40,11 @@ def test_every_node_is_drawn_as_often_as_any_other() -> None:
 
 def test_without_a_seed_the_global_generator_decides_once() -> None:
     random.seed(4)
-    first = Draws()
+    first = NodeSampling()
     one, two = (first.draw("train", server_round, NODES, 5) for server_round in (1, 2))
     random.seed(4)
-    again = Draws()
+    again = NodeSampling()
     assert again.draw("train", 1, NODES, 5) == one
     random.seed(99)
     assert again.draw("train", 2, NODES, 5) == two
     assert again.seed == first.seed
-
-
-def test_a_strategy_takes_all_it_is_shown_and_is_itself_again_afterwards() -> None:
-    strategy = FedAvg(fraction_train=0.1, min_train_nodes=3, min_available_nodes=50)
-    before = dict(vars(strategy))
-
-    def inside() -> None:
-        with all_of(object(), strategy, "train", [5, 6]) as grid:  # type: ignore[arg-type]
-            assert list(grid.get_node_ids()) == [5, 6]
-            assert (strategy.fraction_train, strategy.min_train_nodes) == (1.0, 2)
-            assert strategy.min_available_nodes == 2
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        inside()
-    assert vars(strategy) == before

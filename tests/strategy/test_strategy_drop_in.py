@@ -21,7 +21,9 @@ from flwr.serverapp.strategy import FedAvg
 from model_records import array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW, MissingLossError
+from fedpw_flwr.algorithm import FedPWSettings
 from fedpw_flwr.engines.kernels import _compiled
+from fedpw_flwr.strategy.options import FedAvgOptions, FedPWOptions
 
 NODES = [11, 12, 13, 14]
 
@@ -36,36 +38,28 @@ def test_it_is_a_fedavg() -> None:
     assert isinstance(FedPW(), FedAvg)
 
 
-def test_its_arguments_begin_with_fedavgs_in_name_order_and_default() -> None:
+def test_its_options_are_fedavgs_with_their_defaults_and_the_methods() -> None:
     flowers = inspect.signature(FedAvg).parameters
-    ours = inspect.signature(FedPW).parameters
-    for (name, theirs), mine in zip(flowers.items(), ours.values(), strict=False):
-        assert mine.name == name
-        assert mine.default == theirs.default
-        assert mine.kind == theirs.kind
-    own = [parameter for name, parameter in ours.items() if name not in flowers]
-    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in own)
-    assert {parameter.name: parameter.default for parameter in own} == {
-        "avg_drop_rate": 0.3,
-        "beta": 0.3,
-        "train_loss_key": "train_loss",
-        "clip_weights": True,
-        "adjust_parameters": True,
-        "adapt_weights": True,
-        "max_weight": 3.0,
-        "max_loss_ratio": 10.0,
-        "trainable": None,
-        "device": None,
-        "adjustment": "server",
-        "upload": "dense",
-        "upload_dtype": "float32",
-        "checkpoint_dir": None,
-        "checkpoint_every": 1,
-        "resume": False,
-        "wait_for_clients": 3600.0,
-        "when_missing": "stop",
-        "seed": None,
+    assert FedAvgOptions.__annotations__.keys() == flowers.keys()
+    ours, theirs = FedPW(), FedAvg()
+    assert {name: getattr(ours, name) for name in flowers} == {
+        name: getattr(theirs, name) for name in flowers
     }
+    assert FedPWOptions.__annotations__.keys() - flowers.keys() == {
+        *("avg_drop_rate", "beta", "train_loss_key", "clip_weights", "adjust_parameters"),
+        *("adapt_weights", "max_weight", "max_loss_ratio", "trainable", "device"),
+        *("adjustment", "upload", "upload_dtype", "checkpoint_dir", "checkpoint_every"),
+        *("resume", "wait_for_clients", "when_missing", "seed"),
+    }
+    assert ours.settings == FedPWSettings(0.3, 0.3, True, True, True, 3.0, 10.0, None)
+    method = ours.method
+    assert (method.train_loss_key, method.adjustment) == ("train_loss", "server")
+    assert (method.upload, method.upload_dtype) == ("dense", "float32")
+
+
+def test_an_option_that_it_does_not_have_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="betta"):
+        FedPW(betta=0.3)  # type: ignore[call-arg]
 
 
 def test_positional_and_keyword_arguments_reach_fedavg() -> None:

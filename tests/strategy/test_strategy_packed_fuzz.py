@@ -29,8 +29,8 @@ from model_records import (
 from tampered_replies import TAMPERED, Fate, Honest, Outcome
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.rounds.driver import Adjustment
 from fedpw_flwr.rounds.faults import UnusableRepliesError
+from fedpw_flwr.strategy.options import Adjustment
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES, UploadDtype
 
 MODEL: NDArrays = {
@@ -106,7 +106,7 @@ def assert_sound(arrays: ArrayRecord, metrics: MetricRecord | None = None) -> No
 def assert_same(first: FedPW, second: FedPW) -> None:
     """Two strategies remember the same, consensus and all."""
     assert first.state == second.state
-    one, other = first.rounds.adjustment_state, second.rounds.adjustment_state
+    one, other = first.method.adjustment_state, second.method.adjustment_state
     assert one.relative_losses == other.relative_losses
     assert (one.consensus is None) == (other.consensus is None)
     if one.consensus is not None and other.consensus is not None:
@@ -179,7 +179,7 @@ def after_two_rounds(dtype: UploadDtype, log: pytest.LogCaptureFixture) -> Feder
         federation = Federation.new(dtype, log)
         assert federation.play("nothing", 0)
         assert federation.play("nothing", 0)
-        assert federation.strategy.rounds.adjustment_state.consensus is not None
+        assert federation.strategy.method.adjustment_state.consensus is not None
         _TWO_ROUNDS[dtype] = federation
     known = _TWO_ROUNDS[dtype]
     liar = Liar(dtype, list(known.liar.earlier))

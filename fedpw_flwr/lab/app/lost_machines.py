@@ -8,13 +8,12 @@ its checkpoint, it has only workers that live.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
-from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.serverapp.strategy import Strategy
+from flwr.app import Message
 
-from fedpw_flwr.lab.app.strategy_wrapper import StrategyWrapper
+from fedpw_flwr.rounds.observers import Observer
 
 __all__ = ["LostMachineError", "MachineWatch"]
 
@@ -26,47 +25,26 @@ class LostMachineError(RuntimeError):
     """The Ray cluster lost a machine; the message says how to go on."""
 
 
-class MachineWatch(StrategyWrapper):
-    """Any strategy, in a run that ends where the Ray cluster has lost a machine.
+class MachineWatch(Observer):
+    """Ends a run where the Ray cluster has lost a machine.
 
     Parameters
     ----------
-    strategy : Strategy
-        The strategy that decides everything.
     folder : Path
         Folder of the run, for the message.
     """
 
-    def __init__(self, strategy: Strategy, folder: Path) -> None:
-        super().__init__(strategy)
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """As the strategy does.
+    def on_replies(self, phase: str, server_round: int, replies: Sequence[Message]) -> None:
+        """Look for clients that failed because their machine is gone.
 
         Raises
         ------
         LostMachineError
-            If a client failed because its machine is gone.
+            If there is one.
         """
-        return super().aggregate_train(server_round, self._checked(server_round, replies))
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """As the strategy does.
-
-        Raises
-        ------
-        LostMachineError
-            If a client failed because its machine is gone.
-        """
-        return super().aggregate_evaluate(server_round, self._checked(server_round, replies))
-
-    def _checked(self, server_round: int, replies: Iterable[Message]) -> list[Message]:
-        replies = list(replies)
         reasons = [reply.error.reason or "" for reply in replies if reply.has_error()]
         lost = sum(_DIED in reason and _LOST in reason for reason in reasons)
         if lost:
@@ -75,4 +53,3 @@ class MachineWatch(StrategyWrapper):
                 f"{len(replies)} replies with it. Go on with the machines that are there: "
                 f"fedpw resume={self._folder}"
             )
-        return replies

@@ -1,8 +1,8 @@
 """Where a round's time goes, seen from the server; only there in runs that are profiled.
 
-Flower's round is a fixed sequence of calls of the strategy, so a strategy that stands round another
-one can tell the phases apart: what lies between preparing the messages and aggregating the replies
-is the network's and the clients'. Clients tell the rest in their replies.
+A round is a fixed sequence of events, so an observer can tell the phases apart: what lies between
+preparing the messages and aggregating the replies is the network's and the clients'. Clients tell
+the rest in their replies.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
+from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
 from fedpw_flwr.wire.phases import CLIENT_PHASES, SERVER_PHASES
 from fedpw_flwr.wire.timings import TIMINGS_RECORD, ClientTimings
 
-__all__ = ["ProfiledStrategy", "RoundProfiler"]
+__all__ = ["RoundProfiler"]
 
 
 @dataclass(frozen=True)
@@ -29,35 +28,61 @@ class _Told:
     timings: ClientTimings
 
 
-class RoundProfiler:
+class RoundProfiler(Observer):
     """Collects where the time of the current round went."""
 
     def __init__(self) -> None:
         self._server: dict[str, float] = {}
         self._told: list[_Told] = []
+        self._since = time.perf_counter()
+        self._asked = 0
 
-    def spent(self, phase: str, seconds: float) -> None:
-        """Count the server's seconds in one of `SERVER_PHASES`."""
-        self._server[phase] = self._server.get(phase, 0.0) + seconds
+    def on_round(self, server_round: int) -> None:
+        """Begin to prepare the messages."""
+        self._since = time.perf_counter()
 
-    def trained(self, replies: Iterable[Message], seconds: float) -> None:
-        """Count an exchange of training messages, and keep what the clients say about their time.
+    def on_messages(self, phase: str, server_round: int, messages: Sequence[Message]) -> None:
+        """Count the preparation of training messages; evaluation begins when they are prepared."""
+        self._asked = len(messages)
+        if phase == "train":
+            self.spent("configure", self._lap())
 
-        Parameters
-        ----------
-        replies : Iterable[Message]
-            What came back. A reply without timings that can be read or be true is passed over:
-            nobody works longer than the exchange took. Nor waits longer, but clocks of different
-            machines differ, so a waiting that is too long is shortened.
-        seconds : float
-            How long the exchange took, on the server's clock.
+    def on_replies(self, phase: str, server_round: int, replies: Sequence[Message]) -> None:
+        """Count an exchange of messages, and keep what the clients say about their time."""
+        if phase == "train":
+            self.trained(replies, self._lap())
+        else:
+            self._keep(replies, time.perf_counter() - self._since)
+
+    def trained(self, replies: Sequence[Message], seconds: float) -> None:
+        """Count an exchange of training messages that took some seconds on the server's clock.
+
+        A reply without timings that can be read or be true is passed over: nobody works longer than
+        the exchange took. Nor waits longer, but clocks of different machines differ, so a waiting
+        that is too long is shortened.
         """
         for phase, part in _divide(seconds, self._keep(replies, seconds)).items():
             self.spent(phase, part)
 
-    def evaluated(self, replies: Iterable[Message], seconds: float) -> None:
-        """Keep what the clients say about their time in an exchange of evaluation messages."""
-        self._keep(replies, seconds)
+    def on_step(
+        self, server_round: int, arrays: ArrayRecord | None, metrics: MetricRecord | None
+    ) -> None:
+        """Count the aggregation."""
+        self.spent("aggregate", self._lap())
+
+    def on_evaluation(self, server_round: int, metrics: MetricRecord | None) -> None:
+        """Count the clients' evaluation, where they were asked for one."""
+        if self._asked:
+            self.spent("client_evaluation", self._lap())
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return seconds
+
+    def spent(self, phase: str, seconds: float) -> None:
+        """Count the server's seconds in one of `SERVER_PHASES`."""
+        self._server[phase] = self._server.get(phase, 0.0) + seconds
 
     def take(self, seconds: float) -> RoundProfile | None:
         """Return the profile of the round that ends now, and begin the next one's.
@@ -101,70 +126,6 @@ class RoundProfiler:
                 told.setdefault(reply.metadata.src_node_id, _Told(_client(reply), timings))
         self._told += told.values()
         return [one.timings for one in told.values()]
-
-
-class ProfiledStrategy(Strategy):
-    """Any strategy, with the time of its phases given to a profiler; decides nothing.
-
-    Parameters
-    ----------
-    strategy : Strategy
-        The strategy that decides everything.
-    profiler : RoundProfiler
-        Gets the seconds.
-    """
-
-    def __init__(self, strategy: Strategy, profiler: RoundProfiler) -> None:
-        self._strategy = strategy
-        self._profiler = profiler
-        self._sent = time.perf_counter()
-        self._asked = 0
-
-    def summary(self) -> None:
-        """Log the strategy's settings."""
-        self._strategy.summary()
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As the strategy does."""
-        since = time.perf_counter()
-        messages = list(self._strategy.configure_train(server_round, arrays, config, grid))
-        self._sent = time.perf_counter()
-        self._profiler.spent("configure", self._sent - since)
-        return messages
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """As the strategy does."""
-        replies = list(replies)
-        since = time.perf_counter()
-        self._profiler.trained(replies, since - self._sent)
-        try:
-            return self._strategy.aggregate_train(server_round, replies)
-        finally:
-            self._profiler.spent("aggregate", time.perf_counter() - since)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """As the strategy does."""
-        self._sent = time.perf_counter()
-        messages = list(self._strategy.configure_evaluate(server_round, arrays, config, grid))
-        self._asked = len(messages)
-        return messages
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """As the strategy does."""
-        replies = list(replies)
-        self._profiler.evaluated(replies, time.perf_counter() - self._sent)
-        metrics = self._strategy.aggregate_evaluate(server_round, replies)
-        if self._asked:
-            self._profiler.spent("client_evaluation", time.perf_counter() - self._sent)
-        return metrics
 
 
 def _divide(exchange: float, told: Sequence[ClientTimings]) -> dict[str, float]:

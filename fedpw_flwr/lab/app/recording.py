@@ -1,21 +1,18 @@
 """From what a strategy decides in a round to what the run folder keeps of it.
 
-Flower calls the ServerApp back only with the arrays of a round. `RecordedStrategy` stands around
-any strategy, keeps the training metrics of the round, and changes nothing.
+`RunRecorder` hears the training metrics of each round, tests the model and writes both down.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import Strategy
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedpw_flwr.lab.app.profiling import RoundProfiler
-from fedpw_flwr.lab.app.strategy_wrapper import StrategyWrapper
 from fedpw_flwr.lab.config.configuration import resolved_yaml
 from fedpw_flwr.lab.data.images import joined
 from fedpw_flwr.lab.experiment import Experiment
@@ -23,9 +20,10 @@ from fedpw_flwr.lab.runs.package_state import package_state
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary, best_round
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.lab.training.evaluation import accuracy_of_parts, evaluate
+from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.wire.identity import identity_of
 
-__all__ = ["RecordedStrategy", "RunRecorder", "client_metrics"]
+__all__ = ["RunRecorder", "client_metrics"]
 
 
 def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
@@ -67,7 +65,7 @@ def _only(content: RecordDict) -> tuple[int, Any] | None:
     return None if client is None else (client, metrics)
 
 
-class RunRecorder:
+class RunRecorder(Observer):
     """Tests the global model after every round and writes the round into the run folder.
 
     It is tested on every domain's test pictures, and on those that the clients keep.
@@ -98,15 +96,17 @@ class RunRecorder:
         self._train_metrics: MetricRecord | None = None
         self._since: float | None = None
 
-    def go_on(self) -> None:
+    def on_begin(self, after: int | None) -> None:
         """Take the rounds that the folder has already as recorded."""
         self._records = self._folder.read_rounds()
         if self._records:
             self._since = time.monotonic()
 
-    def keep(self, train_metrics: MetricRecord | None) -> None:
+    def on_step(
+        self, server_round: int, arrays: ArrayRecord | None, metrics: MetricRecord | None
+    ) -> None:
         """Keep a round's training metrics until the round is recorded."""
-        self._train_metrics = train_metrics
+        self._train_metrics = metrics
 
     def record_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Test a global model on every domain, record the round and save the model.
@@ -246,30 +246,6 @@ class RunRecorder:
             weight=_floats(weights, order),
             **optional,
         )
-
-
-class RecordedStrategy(StrategyWrapper):
-    """Any strategy, with the training metrics of every round given to a recorder.
-
-    Parameters
-    ----------
-    strategy : Strategy
-        The strategy that decides everything.
-    recorder : RunRecorder
-        Gets the training metrics of each round.
-    """
-
-    def __init__(self, strategy: Strategy, recorder: RunRecorder) -> None:
-        super().__init__(strategy)
-        self._recorder = recorder
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """As the strategy does; the recorder keeps the metrics."""
-        arrays, metrics = super().aggregate_train(server_round, replies)
-        self._recorder.keep(metrics)
-        return arrays, metrics
 
 
 def _number(metrics: MetricRecord, key: str) -> float | None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.lab.app.lost_machines import MachineWatch
-from fedpw_flwr.lab.app.ordered_strategy import OrderedStrategy
-from fedpw_flwr.lab.app.profiling import ProfiledStrategy, RoundProfiler
-from fedpw_flwr.lab.app.recording import RecordedStrategy, RunRecorder, client_metrics
+from fedpw_flwr.lab.app.profiling import RoundProfiler
+from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     resolved_yaml,
@@ -22,12 +22,14 @@ from fedpw_flwr.lab.config.configuration import (
 )
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
 from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
-from fedpw_flwr.lab.experiment import experiment_of
+from fedpw_flwr.lab.experiment import Experiment, experiment_of
 from fedpw_flwr.lab.runs.holdings import Holdings
 from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.loop import run_rounds
-from fedpw_flwr.strategy.draws import Draws
-from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
+from fedpw_flwr.rounds.observers import Observer
+from fedpw_flwr.strategy.sampling import NodeSampling
+from fedpw_flwr.strategy.screened_fedavg import SampledFedAvg
 
 __all__ = ["app"]
 
@@ -53,18 +55,7 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder(_output_folder(str(context.run_config["output-folder"]), context.run_id))
     profiler = RoundProfiler() if experiment.runtime.profile else None
     recorder = RunRecorder(folder, experiment, profiler)
-    carrier = strategy = experiment.new_strategy(client_metrics)
-    if isinstance(carrier, ScreenedFedAvg):
-        carrier.sampling.draws = Draws(experiment.seed)
-        # The clients of this app answer: a seed draws the same ones at whatever nodes.
-        carrier.sampling.asks_identities = True
-    else:
-        strategy = OrderedStrategy(strategy, experiment.seed)
-    if profiler is not None:
-        strategy = ProfiledStrategy(strategy, profiler)
-    strategy = RecordedStrategy(strategy, recorder)
-    if experiment.runtime.ray_address is not None:
-        strategy = MachineWatch(strategy, folder.path)
+    strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
     resume = context.run_config.get("resume") is True
     if not resume:
         folder.check_unused()
@@ -73,19 +64,12 @@ def main(grid: Grid, context: Context) -> None:
         logging.getLogger("flwr").warning(slow)
     _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
 
-    def begin(after: int | None) -> None:
-        if resume:
-            folder.go_on(after)
-            folder.write_command(config_name, overrides)
-        else:
-            folder.start(config_name, overrides)
-        recorder.go_on()
-        folder.write_holdings(
-            Holdings.of_shares(
-                experiment.shares, experiment.data.num_classes, experiment.data_digest
-            )
-        )
-        folder.write_config(resolved_yaml(experiment.configuration))
+    starter = _FolderStarter(folder, experiment, config_name, overrides, resume)
+    observers: list[Observer] = [starter, recorder]
+    if profiler is not None:
+        observers.append(profiler)
+    if experiment.runtime.ray_address is not None:
+        observers.append(MachineWatch(folder.path))
 
     # What else a strategy may draw by chance on the server is the same in every run.
     random.seed(experiment.seed)
@@ -102,14 +86,59 @@ def main(grid: Grid, context: Context) -> None:
             "configuration": run_fingerprint(experiment.configuration),
             "pictures": experiment.data_digest,
         },
-        carrier=carrier,
-        on_begin=begin,
+        observers=observers,
     )
     recorder.finish()
     # Not at the top: matplotlib and SciPy would keep the first round waiting for a second.
     from fedpw_flwr.lab.plots.run_plots import write_plots
 
     write_plots(folder)
+
+
+def seeded(strategy: Strategy, seed: int) -> Strategy:
+    """Let a seed decide which clients a strategy draws, at whatever nodes.
+
+    One of Flower's own on FedAvg becomes one of `SampledFedAvg`, so that all methods of a
+    comparison train the same clients in the same round; others draw as they do.
+    """
+    if not isinstance(strategy, FedAvg):
+        return strategy
+    if not isinstance(strategy, SampledFedAvg):
+        kind = type(strategy)
+        bases = (SampledFedAvg,) if kind is FedAvg else (kind, SampledFedAvg)
+        strategy.__class__ = type(kind.__name__, bases, {})
+        assert isinstance(strategy, SampledFedAvg)
+        strategy.sampling = NodeSampling()
+    strategy.sampling.seed = seed
+    # The clients of this app answer who they are.
+    strategy.sampling.asks_identities = True
+    return strategy
+
+
+@dataclass
+class _FolderStarter(Observer):
+    """Writes into the run folder what is to run, once it is clear that it can."""
+
+    folder: RunFolder
+    experiment: Experiment
+    config_name: str
+    overrides: str
+    resume: bool
+
+    def on_begin(self, after: int | None) -> None:
+        """Start the folder, or go on with it."""
+        if self.resume:
+            self.folder.go_on(after)
+            self.folder.write_command(self.config_name, self.overrides)
+        else:
+            self.folder.start(self.config_name, self.overrides)
+        data = self.experiment.data
+        self.folder.write_holdings(
+            Holdings.of_shares(
+                self.experiment.shares, data.num_classes, self.experiment.data_digest
+            )
+        )
+        self.folder.write_config(resolved_yaml(self.experiment.configuration))
 
 
 def _output_folder(requested: str, run_id: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,9 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from model_records import payloads
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.lab.app.recording import RecordedStrategy, RunRecorder, client_metrics
+from fedpw_flwr.checkpoint import CheckpointStore
+from fedpw_flwr.checkpoint.rounds import run_rounds
+from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
 from fedpw_flwr.lab.data.images import ImageSet
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 
@@ -106,54 +107,6 @@ def test_client_metrics_weight_the_loss_by_examples_and_keep_each_client() -> No
     }
 
 
-@pytest.mark.parametrize("new_strategy", [new_fedpw, new_fedavg])
-def test_a_recorded_strategy_decides_as_the_strategy_does(
-    new_strategy: NewStrategy, recorder: RunRecorder
-) -> None:
-    plain, recorded = new_strategy(), RecordedStrategy(new_strategy(), recorder)
-    arrays = {id(plain): initial_arrays(), id(recorded): initial_arrays()}
-
-    for server_round in (1, 2):
-        asked, metrics, evaluated = [], [], []
-        for strategy in (plain, recorded):
-            grid = AppGrid()
-            random.seed(server_round)  # the same sampling of nodes
-            config = ConfigRecord({"note": 5})
-            before = arrays[id(strategy)]
-            messages = list(strategy.configure_train(server_round, before, config, grid))
-            asked.append([(m.metadata.dst_node_id, m.content.object_id) for m in messages])
-            new, train_metrics = strategy.aggregate_train(
-                server_round, grid.send_and_receive(messages)
-            )
-            assert new is not None
-            arrays[id(strategy)] = new
-            metrics.append(train_metrics)
-            messages = list(strategy.configure_evaluate(server_round, new, config, grid))
-            asked[-1] += [(m.metadata.dst_node_id, m.content.object_id) for m in messages]
-            evaluated.append(
-                strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))
-            )
-        assert len(asked[0]) == 2 * NUM_CLIENTS
-        assert asked[0] == asked[1]
-        assert metrics[0] == metrics[1]
-        assert evaluated[0] == evaluated[1]
-        assert payloads(arrays[id(plain)]) == payloads(arrays[id(recorded)])
-
-
-def test_a_recorded_strategy_logs_the_strategy_s_summary(recorder: RunRecorder) -> None:
-    said: list[list[str]] = []
-    logger = logging.getLogger("flwr")
-    for strategy in (new_fedpw(), RecordedStrategy(new_fedpw(), recorder)):
-        listener = Listener()
-        logger.addHandler(listener)
-        strategy.summary()
-        logger.removeHandler(listener)
-        said.append(listener.lines)
-
-    assert said[0] == said[1]
-    assert any("FedPW settings" in line for line in said[1])
-
-
 def test_the_initial_model_is_recorded_without_clients(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
@@ -186,7 +139,9 @@ def test_every_round_is_a_line_as_soon_as_it_is_recorded(
 def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
-    recorder.keep(
+    recorder.on_step(
+        1,
+        None,
         MetricRecord(
             {
                 "train_loss": 1.5,
@@ -203,7 +158,7 @@ def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
                 "fedpw-empty": 4,
                 "fedpw-bounded": 3,
             }
-        )
+        ),
     )
     recorder.record_round(1, initial_arrays())
 
@@ -225,7 +180,9 @@ def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
 def test_a_round_s_metrics_are_not_those_of_the_next(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
-    recorder.keep(client_metrics([reply(0, 1.0, 10), reply(5, 2.0, 10)], "num-examples"))
+    recorder.on_step(
+        1, None, client_metrics([reply(0, 1.0, 10), reply(5, 2.0, 10)], "num-examples")
+    )
     recorder.record_round(1, initial_arrays())
     recorder.record_round(2, initial_arrays())
 
@@ -239,12 +196,14 @@ def test_a_round_s_metrics_are_not_those_of_the_next(
 def test_a_real_round_records_weights_that_sum_to_one_for_every_client(
     new_strategy: NewStrategy, folder: RunFolder, recorder: RunRecorder
 ) -> None:
-    strategy = RecordedStrategy(new_strategy(), recorder)
-    strategy.start(
-        grid=AppGrid(),
-        initial_arrays=initial_arrays(),
+    run_rounds(
+        new_strategy(),
+        CheckpointStore(folder.checkpoints),
+        AppGrid(),
+        initial_arrays(),
         num_rounds=2,
         evaluate_fn=recorder.record_round,
+        observers=[recorder],
     )
 
     initial, *trained = folder.read_rounds()
@@ -329,7 +288,7 @@ def test_a_diverged_model_is_recorded_in_strict_json(
 def test_a_run_whose_last_model_is_not_usable_has_no_summary(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
-    recorder.keep(client_metrics([reply(0, 1.0, 10)], "num-examples"))
+    recorder.on_step(1, None, client_metrics([reply(0, 1.0, 10)], "num-examples"))
     diverged = {name: torch.full_like(value, math.nan) for name, value in fresh_state().items()}
     recorder.record_round(1, ArrayRecord(diverged))
 
@@ -342,7 +301,7 @@ def test_the_summary_is_that_of_the_recorded_rounds(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
     for server_round, digit in enumerate([1, 2, 3]):
-        recorder.keep(client_metrics([reply(0, 1.0, 10)], "num-examples"))
+        recorder.on_step(1, None, client_metrics([reply(0, 1.0, 10)], "num-examples"))
         recorder.record_round(server_round, model_that_says(digit))
     recorder.finish()
 
@@ -370,9 +329,9 @@ def test_one_round_with_a_usable_reply_makes_a_run(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
     recorder.record_round(0, initial_arrays())
-    recorder.keep(MetricRecord({"fedpw-quarantined": 6, "fedpw-failed": 2}))
+    recorder.on_step(1, None, MetricRecord({"fedpw-quarantined": 6, "fedpw-failed": 2}))
     recorder.record_round(1, initial_arrays())
-    recorder.keep(client_metrics([reply(0, 1.0, 10)], "num-examples"))
+    recorder.on_step(1, None, client_metrics([reply(0, 1.0, 10)], "num-examples"))
     recorder.record_round(2, initial_arrays())
     recorder.finish()
 
@@ -398,7 +357,9 @@ def test_one_domain_has_no_spread_and_is_recorded_all_the_same(folder: RunFolder
     alone = OVERRIDES.split(" partition.")[0] + " dataset.domains=[scans] partition=by_domain"
     recorder = RunRecorder(folder, experiment(alone))
 
-    recorder.keep(client_metrics([reply(0, 1.0, 10), reply(1, 2.0, 10)], "num-examples"))
+    recorder.on_step(
+        1, None, client_metrics([reply(0, 1.0, 10), reply(1, 2.0, 10)], "num-examples")
+    )
     figures = recorder.record_round(1, initial_arrays(alone))
     recorder.finish()
 
@@ -431,7 +392,9 @@ def test_clients_that_keep_no_pictures_have_no_accuracy_of_their_own(
 def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
-    recorder.keep(
+    recorder.on_step(
+        1,
+        None,
         MetricRecord(
             {
                 "client-id": [1, 0],
@@ -442,7 +405,7 @@ def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
                 "failed": 2,
                 "empty": 5,
             }
-        )
+        ),
     )
     recorder.record_round(1, model_that_says(3))
     (record,) = folder.read_rounds()

@@ -18,7 +18,7 @@ from fedpw_flwr.lab.config.configuration import (
     group_settings,
 )
 from fedpw_flwr.lab.config.setting_rules import RULES, broken_rules
-from fedpw_flwr.strategy.screened_fedavg import FedAvgOptions
+from fedpw_flwr.strategy.options import FedAvgOptions
 
 STRATEGIES = sorted(path.stem for path in (config_folder() / "strategy").glob("*.yaml"))
 LARGE, SMALL = 1e6, -1e-9

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from app_federation import AppGrid, initial_arrays
 from flwr.app import ArrayRecord, Message
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 from model_records import payloads
 
-from fedpw_flwr.lab.app.ordered_strategy import OrderedStrategy
+from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.lab.app.recording import client_metrics
+from fedpw_flwr.lab.app.server_app import seeded
+from fedpw_flwr.rounds.loop import run_rounds
 
 
 class TurnedGrid(AppGrid):
@@ -27,8 +30,10 @@ class TurnedGrid(AppGrid):
         return list(super().send_and_receive(messages, timeout=timeout))[::-1]
 
 
-def _run(grid: AppGrid, fraction: float) -> tuple[ArrayRecord, list[list[int]]]:
-    strategy = FedAvg(
+def _run(
+    grid: AppGrid, kind: type[FedAvg], fraction: float, folder: Path
+) -> tuple[ArrayRecord, list[list[int]]]:
+    strategy = kind(
         fraction_train=fraction,
         fraction_evaluate=0.0,
         min_train_nodes=1,
@@ -37,15 +42,20 @@ def _run(grid: AppGrid, fraction: float) -> tuple[ArrayRecord, list[list[int]]]:
     )
     # Flower's heartbeats take numbers from it at any time.
     random.seed()
-    result = OrderedStrategy(strategy, seed=5).start(grid, initial_arrays(), num_rounds=2)
+    strategy = seeded(strategy, seed=5)
+    assert (isinstance(strategy, kind), type(strategy).__name__) == (True, kind.__name__)
+    result = run_rounds(strategy, CheckpointStore(folder), grid, initial_arrays(), num_rounds=2)
     trained = [list(metrics["client-id"]) for metrics in result.train_metrics_clientapp.values()]
     return result.arrays, trained
 
 
+@pytest.mark.parametrize("kind", [FedAvg, FedAdam, FedProx], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
-def test_neither_the_order_of_nodes_nor_of_replies_changes_the_model(fraction: float) -> None:
-    first, clients = _run(AppGrid(), fraction)
-    second, same_clients = _run(TurnedGrid(), fraction)
+def test_neither_the_order_of_nodes_nor_of_replies_changes_the_model(
+    kind: type[FedAvg], fraction: float, tmp_path: Path
+) -> None:
+    first, clients = _run(AppGrid(), kind, fraction, tmp_path / "one")
+    second, same_clients = _run(TurnedGrid(), kind, fraction, tmp_path / "other")
     assert clients == same_clients
     assert [len(of_a_round) for of_a_round in clients] == [8 * fraction] * 2
     assert payloads(first) == payloads(second)

@@ -1,0 +1,126 @@
+"""What a legacy server hands its strategy, as answers and metrics that a `Driver` takes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from flwr.app import MetricRecord, RecordDict
+from flwr.common import EvaluateRes, FitRes, Scalar
+from flwr.server.client_proxy import ClientProxy
+
+from fedpw_flwr.rounds.screening import Answer
+from fedpw_flwr.wire.adjustment import REPORT_KEY
+from fedpw_flwr.wire.metrics import records_of_metrics
+
+__all__ = [
+    "EXAMPLES_KEY",
+    "answers_of_failures",
+    "as_scalars",
+    "evaluation_content",
+    "refuse_client_app_functions",
+    "shared_metrics",
+]
+
+EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
+
+# Records that a reply or a message lacks, as exceptions, tracebacks and SuperNodes tell it, and
+# what FedPW's own bridge and mod say.
+_OF_FUNCTIONS = re.compile(
+    r"KeyError(: '|'>:<'')(arrays'|config'|fitres\.|fitins\.)|the server runs a legacy strategy"
+)
+
+
+def evaluation_content(result: EvaluateRes) -> RecordDict:
+    """Return an evaluation result as records."""
+    own = {_EVALUATION_LOSS_KEY: result.loss, EXAMPLES_KEY: result.num_examples}
+    return records_of_metrics({**result.metrics, **own})
+
+
+def as_scalars(metrics: MetricRecord) -> dict[str, Scalar]:
+    """Write lists as JSON texts: this API takes no lists."""
+    return {
+        key: json.dumps(value) if isinstance(value, list) else value
+        for key, value in metrics.items()
+    }
+
+
+def shared_metrics(results: Sequence[FitRes]) -> list[tuple[int, dict[str, Scalar]]]:
+    """Reduce the metrics to those that all clients report, with finite numbers."""
+    shared = [
+        key
+        for key in (results[0].metrics if results else ())
+        if key != REPORT_KEY and all(_is_finite(result.metrics.get(key)) for result in results)
+    ]
+    return [
+        (result.num_examples, {key: result.metrics[key] for key in shared}) for result in results
+    ]
+
+
+def _is_finite(value: Scalar | None) -> bool:
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
+
+
+def answers_of_failures(
+    failures: Sequence[tuple[ClientProxy, Any] | BaseException], missing: frozenset[int]
+) -> list[Answer]:
+    """Turn failures into answers, each of the node that failed.
+
+    Flower does not say whose an exception is. Where nothing else tells, it may be any of those that
+    are missing.
+    """
+    answers, nameless = [], []
+    for failure in failures:
+        if isinstance(failure, BaseException):
+            node, reason = _node_of(failure), f"{type(failure).__name__}: {failure}"
+        else:
+            node, reason = failure[0].node_id, f"{failure[1].status.message}"
+        if node is None:
+            nameless.append(reason)
+        else:
+            answers.append(Answer(node, None, reason))
+            missing = missing - {node}
+    nodes = sorted(missing)
+    for place, reason in enumerate(nameless):
+        node = nodes[place] if place < len(nodes) else 0
+        who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
+        answers.append(Answer(node, None, f"{who}{reason}"))
+    return answers
+
+
+def _node_of(failure: BaseException) -> int | None:
+    """Return the node whose proxy an exception passed through on its way to Flower's server."""
+    for frame, _ in traceback.walk_tb(failure.__traceback__):
+        proxy = frame.f_locals.get("self")
+        if isinstance(proxy, ClientProxy):
+            return proxy.node_id
+    return None
+
+
+def refuse_client_app_functions(
+    results: Sequence[object],
+    failures: Sequence[tuple[ClientProxy, Any] | BaseException],
+) -> None:
+    """Notice clients that a legacy server cannot talk to: ``@app.train`` functions.
+
+    Raises
+    ------
+    RuntimeError
+        If every client failed, and in the way in which those functions fail.
+    """
+    if results or not failures:
+        return
+    # A result with a status that is not OK comes from a Client of the legacy API.
+    if not all(isinstance(failure, BaseException) for failure in failures):
+        return
+    text = [f"{type(failure).__name__}: {failure}" for failure in failures]
+    if all(_OF_FUNCTIONS.search(line) for line in text):
+        raise RuntimeError(
+            "the clients are ClientApp functions (@app.train), which Flower's legacy server cannot "
+            "talk to: run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give "
+            "the clients a NumPyClient: ClientApp(client_fn=...). The first failure was: " + text[0]
+        )

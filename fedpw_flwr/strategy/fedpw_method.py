@@ -1,0 +1,428 @@
+"""FedPW as a `Method`: its memory on the server, and what it does with the replies of a round.
+
+Both FedPW strategies are this method behind one of Flower's APIs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
+
+import torch
+from flwr.app import MetricRecord
+from torch import Tensor
+
+from fedpw_flwr.algorithm import (
+    AdjustmentState,
+    FedPWSettings,
+    SentAdjustment,
+    ServerStep,
+    WeightingState,
+    server_step,
+)
+from fedpw_flwr.algorithm.adjustment import requested_rates
+from fedpw_flwr.algorithm.client_step import Consensus
+from fedpw_flwr.algorithm.settings import distinct_names
+from fedpw_flwr.algorithm.tensors import has_names
+from fedpw_flwr.device import available_device
+from fedpw_flwr.engines import engine_for
+from fedpw_flwr.engines.kernels import why_not_compiled
+from fedpw_flwr.rounds.faults import BadReply
+from fedpw_flwr.rounds.method import Method, Requests, Step
+from fedpw_flwr.rounds.screening import TrainReply
+from fedpw_flwr.strategy.options import Adjustment, MethodOptions
+from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, AdjustmentRequest, Upload, pack_consensus
+from fedpw_flwr.wire.packing import UPLOAD_DTYPES
+
+__all__ = ["FedPWMethod"]
+
+logger = logging.getLogger("flwr")
+
+_SETTINGS = tuple(FedPWSettings.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """FedPW's memory after a round; the consensus is kept where clients adjust."""
+
+    weighting: WeightingState
+    adjustment: AdjustmentState
+
+
+class FedPWMethod(Method):
+    """FedPW: updates masked and rescaled, clients weighted by direction and loss.
+
+    Parameters
+    ----------
+    options : MethodOptions
+        The options of `fedpw_flwr.FedPW` that are the method's.
+
+    Raises
+    ------
+    ValueError
+        If an option is unknown, outside its range, contradicts another, or `device` is not there.
+    TypeError
+        If an option has the wrong type.
+    """
+
+    def __init__(self, options: MethodOptions) -> None:
+        given: dict[str, Any] = dict(options)
+        if given.get("trainable") is not None:
+            given["trainable"] = distinct_names(given["trainable"])
+        self.settings = FedPWSettings(**{name: given[name] for name in _SETTINGS if name in given})
+        self.train_loss_key: str = given.get("train_loss_key", "train_loss")
+        device = given.get("device")
+        self.adjustment: Adjustment = given.get("adjustment", "server")
+        self.upload: Upload = given.get("upload", "dense")
+        self.upload_dtype = given.get("upload_dtype", "float32")
+        self._check_placement()
+        self.device = available_device("cpu" if device is None else device)
+        self._given_trainable = self.settings.trainable
+        self._state = WeightingState()
+        self.adjustment_state = AdjustmentState()
+        self._names: frozenset[str] | None = None
+        self._rates: dict[int, float] = {}
+
+    def _check_placement(self) -> None:
+        if not isinstance(self.train_loss_key, str) or not self.train_loss_key:
+            raise ValueError(f"train_loss_key must name a metric, got {self.train_loss_key!r}")
+        for name, choices in (
+            ("adjustment", get_args(Adjustment)),
+            ("upload", get_args(Upload)),
+            ("upload_dtype", tuple(UPLOAD_DTYPES)),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                allowed = " or ".join(repr(choice) for choice in choices)
+                raise ValueError(f"{name}={value!r}: choose {allowed}")
+        if self.upload == "packed" and not self.asks_by_client:
+            raise ValueError(
+                'upload="packed" sends the updates that clients masked: it needs '
+                'adjustment="client" and adjust_parameters=True'
+            )
+        if self.upload == "dense" and self.upload_dtype != "float32":
+            raise ValueError(
+                f"upload_dtype={self.upload_dtype!r} is the type of packed values: add "
+                'upload="packed"'
+            )
+
+    @property
+    def title(self) -> str:
+        """The method's name in logs and errors."""
+        return "FedPW"
+
+    @property
+    def loss_key(self) -> str:
+        """Metric under which clients report their mean training loss."""
+        return self.train_loss_key
+
+    @property
+    def asks_by_client(self) -> bool:
+        """Whether clients mask and rescale their own updates."""
+        return self.adjustment == "client" and self.settings.adjust_parameters
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether a reply without the training loss is broken."""
+        return self.settings.adapt_weights or self.settings.adjust_parameters
+
+    @property
+    def needs_examples(self) -> bool:
+        """Whether clients are weighted by their number of examples."""
+        return not self.settings.adapt_weights
+
+    @property
+    def keeps_sign(self) -> bool:
+        """Whether no array without negative entries may get one."""
+        return self.settings.clip_weights
+
+    @property
+    def trainable(self) -> tuple[str, ...] | None:
+        """Names of the trainable arrays, given or learnt from the clients."""
+        return self.settings.trainable
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds that were aggregated so far."""
+        return self.state.rounds
+
+    @property
+    def state(self) -> WeightingState:
+        """FedPW's memory of the clients. Setting it forgets what clients were asked to do."""
+        return self._state
+
+    @state.setter
+    def state(self, state: WeightingState) -> None:
+        self._state = state
+        self.adjustment_state = AdjustmentState()
+
+    # --- A round ----------------------------------------------------------------------------------
+
+    def requests(self, names: Sequence[str], clients: Mapping[int, int]) -> Requests:
+        """Ask each node to mask with the rate that suits its client, and to rescale with C."""
+        if self._names is not None and self._names != frozenset(names):
+            # C is that of another model's arrays.
+            self.adjustment_state = replace(self.adjustment_state, consensus=None)
+        self._names = frozenset(names)
+        if not self.asks_by_client:
+            return Requests()
+        # In the order of client id: the last bit of a mean depends on the order of its terms.
+        nodes = sorted(clients, key=clients.__getitem__)
+        rates = [0.0] * len(nodes)
+        if self.state.rounds > 0:
+            losses = self.adjustment_state.relative_losses
+            rates = requested_rates(
+                [losses.get(clients[node]) for node in nodes],
+                self.settings.avg_drop_rate,
+                self.settings.max_loss_ratio,
+            )
+        self._rates = dict(zip(nodes, rates, strict=True))
+        consensus = self.adjustment_state.consensus
+        indices = {name: index for index, name in enumerate(names)}
+        shared: dict[str, bytes] = {}
+        factors: dict[int, float] = {}
+        if consensus is not None and consensus.factors:
+            ordered = sorted(consensus.factors, key=indices.__getitem__)
+            factors = {indices[name]: consensus.factors[name] for name in ordered}
+            shared = {CONSENSUS_KEY: pack_consensus([consensus.members[name] for name in ordered])}
+        by_node = {
+            node: AdjustmentRequest(
+                rate=rate,
+                consensus_round=None if consensus is None else consensus.round,
+                factors=factors,
+                upload=self.upload,
+                upload_dtype=self.upload_dtype,
+                keep_sign=self.settings.clip_weights,
+            )
+            for node, rate in self._rates.items()
+        }
+        return Requests(by_node, shared)
+
+    def screen(
+        self, replies: Sequence[TrainReply], model: Mapping[str, Tensor]
+    ) -> tuple[list[TrainReply], list[BadReply]]:
+        """Learn from clients which arrays of a list are trainable; set aside who disagrees.
+
+        It is settled in the first round that is aggregated, if at least half of its clients say
+        so, and stays: the directions of all rounds are over the same arrays.
+        """
+        names = list(model)
+        if has_names(names):
+            return list(replies), []
+        floating = {index for index, name in enumerate(names) if model[name].is_floating_point()}
+        self._learn_trainable(replies, names, floating)
+        agreed = self.settings.trainable
+        expected = None if agreed is None else tuple(sorted(names.index(name) for name in agreed))
+        good, odd = [], []
+        for reply in replies:
+            told = reply.trainable
+            sound = told is None or (bool(told) and floating.issuperset(told))
+            if sound and (expected is None or told in (None, expected)):
+                good.append(reply)
+                continue
+            reason = f"it takes the arrays {list(told or ())} as trainable, "
+            if not sound:
+                reason += "which are not floating arrays of the model"
+            else:
+                reason += f"the others {list(expected or ())}"
+            odd.append(BadReply(reply.node_id, reply.client, reason))
+        return good, odd
+
+    def _learn_trainable(
+        self, replies: Sequence[TrainReply], names: Sequence[str], floating: Collection[int]
+    ) -> None:
+        told = [
+            reply.trainable
+            for reply in replies
+            if reply.trainable and set(floating).issuperset(reply.trainable)
+        ]
+        if self.settings.trainable is not None or self.state.rounds > 0 or not told:
+            return
+        common = max(sorted(set(told)), key=told.count)
+        if 2 * told.count(common) >= len(replies):
+            trainable = tuple(names[index] for index in common)
+            self.settings = replace(self.settings, trainable=trainable)
+            logger.info("\tThe clients take the arrays %s as trainable", list(common))
+        else:
+            logger.warning(
+                "fewer than half of the clients take the arrays %s as trainable: every floating "
+                "array counts; give FedPW(array_names=...)",
+                list(common),
+            )
+
+    def leave_out(self, private: Collection[str]) -> None:
+        """Forget arrays that clients keep to themselves.
+
+        Raises
+        ------
+        ValueError
+            If no trainable array is left.
+        """
+        self._names = (self._names or frozenset()) - frozenset(private)
+        if self.settings.trainable is None:
+            return
+        trainable = tuple(name for name in self.settings.trainable if name not in private)
+        if not trainable:
+            raise ValueError(
+                f"trainable names {list(self.settings.trainable)}, and no client returns any of "
+                "them: nothing would be trained. Let the clients return those arrays, or give "
+                "trainable=None"
+            )
+        self.settings = replace(self.settings, trainable=trainable)
+
+    def step(self, model: Mapping[str, Tensor], replies: Sequence[TrainReply]) -> Step:
+        """Mask, rescale, weight and aggregate."""
+        sent = None
+        if self.asks_by_client:
+            rates = {reply.client: self._rates[reply.node_id] for reply in replies}
+            sent = SentAdjustment(
+                rates=rates if self.state.rounds > 0 else None,
+                consensus=self.adjustment_state.consensus,
+            )
+        results = [reply.result for reply in replies]
+        step = server_step(
+            model, results, self.state, self.settings, engine=engine_for(self.device), sent=sent
+        )
+        adjustment = self.adjustment_state
+        if self.asks_by_client:
+            assert step.relative_losses is not None
+            losses = dict(zip(step.clients, step.relative_losses, strict=True))
+            adjustment = AdjustmentState(
+                relative_losses={**adjustment.relative_losses, **losses}, consensus=step.consensus
+            )
+        reported = {result.client: result.loss for result in results}
+        return Step(
+            step.model,
+            _Memory(step.state, adjustment),
+            _metrics(step, reported),
+            _warnings(step, reported),
+        )
+
+    def remember(self, memory: _Memory) -> None:
+        """Take the memory of the next round."""
+        self._state, self.adjustment_state = memory.weighting, memory.adjustment
+
+    # --- A run ------------------------------------------------------------------------------------
+
+    def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return everything that is carried from round to round: JSON, and tensors by name."""
+        adjustment, trainable = self.adjustment_state, self.settings.trainable
+        consensus = adjustment.consensus
+        state = {
+            "weighting": self.state.to_dict(),
+            "relative_losses": {
+                str(client): loss for client, loss in adjustment.relative_losses.items()
+            },
+            "consensus": None
+            if consensus is None
+            else {"round": consensus.round, "factors": dict(consensus.factors)},
+            "trainable": None if trainable is None else list(trainable),
+        }
+        members = {} if consensus is None else consensus.members
+        return state, {f"consensus/{name}": tensor for name, tensor in members.items()}
+
+    def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Set everything that is carried from round to round to what `saved_memory` returned.
+
+        Raises
+        ------
+        KeyError, TypeError, AttributeError, ValueError
+            If it is not such a state.
+        """
+        weighting = WeightingState.from_dict(state["weighting"])
+        saved = state["consensus"]
+        consensus = None
+        if saved is not None:
+            factors = {name: float(factor) for name, factor in saved["factors"].items()}
+            members = {name: tensors[f"consensus/{name}"] for name in factors}
+            consensus = Consensus(int(saved["round"]), members, factors)
+        losses = {int(client): float(loss) for client, loss in state["relative_losses"].items()}
+        trainable = None if state["trainable"] is None else tuple(state["trainable"])
+        self._state = weighting
+        self.adjustment_state = AdjustmentState(relative_losses=losses, consensus=consensus)
+        self.settings = replace(self.settings, trainable=trainable)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that a run must keep when it goes on."""
+        return {
+            **asdict(self.settings),
+            # Not what the clients told: that is part of the state.
+            "trainable": self._given_trainable,
+            "train_loss_key": self.train_loss_key,
+            "adjustment": self.adjustment,
+            "upload": self.upload,
+            "upload_dtype": self.upload_dtype,
+        }
+
+    def log_settings(self) -> None:
+        """Log the method's settings."""
+        settings = self.settings
+        trainable = settings.trainable
+        where = f"on the {'clients' if self.asks_by_client else 'server'}"
+        if self.upload == "packed":
+            where += f", packed uploads of {self.upload_dtype} values"
+        for line in (
+            "├──> FedPW settings:",
+            f"│\t├── Adaptive weights: {'on' if settings.adapt_weights else 'off'}"
+            f" | beta ({settings.beta:g}) | clip negative ({settings.clip_weights})",
+            f"│\t├── Parameter adjustment: {where if settings.adjust_parameters else 'off'}"
+            f" | average drop rate ({settings.avg_drop_rate:g})",
+            f"│\t├── Training loss key: '{self.train_loss_key}'",
+            "│\t├── Trainable arrays: "
+            + ("known in round 1" if trainable is None else f"{len(trainable)} named"),
+            f"│\t└── Server step on: {self.device}{_loops_on(self.device)}",
+        ):
+            logger.info("\t%s", line)
+
+
+def _metrics(step: ServerStep, reported: Mapping[int, float | None]) -> MetricRecord:
+    """Return FedPW's own metrics of a round, lists running over the participants."""
+    metrics = MetricRecord()
+    metrics["fedpw-client-id"] = list(step.clients)
+    metrics["fedpw-weight"] = list(step.weights.weights)
+    if step.weights.direction_term is not None and step.weights.loss_term is not None:
+        metrics["fedpw-p"] = list(step.weights.direction_term)
+        metrics["fedpw-q"] = list(step.weights.loss_term)
+    metrics["fedpw-drop-rate"] = list(step.drop_rates or (0.0,) * len(step.clients))
+    losses = [loss for client in step.clients if (loss := reported[client]) is not None]
+    if len(losses) == len(step.clients):
+        metrics["fedpw-loss"] = losses
+    metrics["fedpw-bounded"] = len(step.bounded)
+    if step.weights.loss_term_share is not None:
+        metrics["fedpw-loss-term-share"] = step.weights.loss_term_share
+    factors = step.amplification.values()
+    metrics["fedpw-amplification"] = sum(factors) / len(factors) if factors else 1.0
+    return metrics
+
+
+def _warnings(step: ServerStep, reported: Mapping[int, float | None]) -> list[str]:
+    """Name the clients whose loss or weight was out of bounds."""
+    found = []
+    weights = step.weights
+    for client, loss, weight, unbounded in zip(
+        step.clients, step.losses, weights.weights, weights.unbounded, strict=True
+    ):
+        told = reported[client]
+        if told is not None and told != loss:
+            found.append(
+                f"client {client} reports the loss {told:g}, which is too far from the median of "
+                f"the round and counts as {loss:g} (max_loss_ratio)"
+            )
+        if weight < unbounded:
+            found.append(
+                f"client {client} would have the weight {unbounded:.3f} and gets {weight:.3f} "
+                "(max_weight)"
+            )
+    return found
+
+
+def _loops_on(device: torch.device) -> str:
+    """Return which loops compute the server step, as the summary has it."""
+    if device.type != "cpu":
+        return ""
+    reason = why_not_compiled()
+    if reason:
+        return f"; slower than it could be for large models: {reason}"
+    return ", loops of large models compiled by Numba"

@@ -1,0 +1,86 @@
+"""The options of all strategies, typed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import torch
+from flwr.app import MetricRecord, RecordDict
+
+from fedpw_flwr.rounds.attendance import WhenMissing
+from fedpw_flwr.wire.adjustment import Upload
+from fedpw_flwr.wire.packing import UploadDtype
+
+__all__ = [
+    "Adjustment",
+    "AttendanceOptions",
+    "FedAvgOptions",
+    "FedPWOptions",
+    "MethodOptions",
+    "MetricsAggregation",
+    "split",
+]
+
+Adjustment = Literal["server", "client"]
+
+MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
+
+
+class FedAvgOptions(TypedDict, total=False):
+    """Options of Flower's FedAvg."""
+
+    fraction_train: float
+    fraction_evaluate: float
+    min_train_nodes: int
+    min_evaluate_nodes: int
+    min_available_nodes: int
+    weighted_by_key: str
+    arrayrecord_key: str
+    configrecord_key: str
+    train_metrics_aggr_fn: MetricsAggregation | None
+    evaluate_metrics_aggr_fn: MetricsAggregation | None
+
+
+class MethodOptions(TypedDict, total=False):
+    """Options of FedPW that are the method's, under both of Flower's APIs."""
+
+    avg_drop_rate: float
+    beta: float
+    train_loss_key: str
+    clip_weights: bool
+    adjust_parameters: bool
+    adapt_weights: bool
+    max_weight: float | None
+    max_loss_ratio: float | None
+    trainable: Sequence[str] | None
+    device: str | torch.device | None
+    adjustment: Adjustment
+    upload: Upload
+    upload_dtype: UploadDtype
+
+
+class AttendanceOptions(TypedDict, total=False):
+    """Options of FedPW on how long to wait for clients."""
+
+    wait_for_clients: float | None
+    when_missing: WhenMissing
+
+
+class FedPWOptions(FedAvgOptions, MethodOptions, AttendanceOptions, total=False):
+    """All options of `fedpw_flwr.FedPW`."""
+
+    checkpoint_dir: str | Path | None
+    checkpoint_every: int
+    resume: bool
+    seed: int | None
+
+
+def split(options: Mapping[str, Any], kind: type) -> tuple[Any, Any]:
+    """Return those of the options that a TypedDict has, and the others."""
+    names = kind.__annotations__
+    return (
+        {name: value for name, value in options.items() if name in names},
+        {name: value for name, value in options.items() if name not in names},
+    )
