@@ -43,7 +43,8 @@ from fedpw_flwr.lab.data.archives import archives
 from fedpw_flwr.lab.data.prepared import load_prepared
 from fedpw_flwr.rounds.faults import Project
 from fedpw_flwr.rounds.identities import Identities
-from fedpw_flwr.rounds.screening import Answer, AskedRound, screen_train_replies
+from fedpw_flwr.rounds.replies import Answer, AskedRound
+from fedpw_flwr.rounds.screening import screen_train_replies
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
     REPORT_KEY,

@@ -16,7 +16,7 @@ from fedpw_flwr.baselines.averaging import RoundWeights
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
 from fedpw_flwr.baselines.settings import number_in
 from fedpw_flwr.baselines.simplex import ClientShares, project_to_simplex
-from fedpw_flwr.strategy.options import FedAvgOptions
+from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["AFL"]
 
@@ -45,12 +45,8 @@ class AFL(LossWeightedStrategy):
     lambda_step : float (default: 0.1)
         γ_λ > 0, the step of the weights, in weight per unit of loss. The paper's follows from
         bounds that are not known in practice and is to be tuned.
-    train_loss_key : str (default: "train_loss")
-        MetricRecord key of the loss. The default is the mean over a client's local steps, which
-        any client can report; ``"initial_loss"``, the method's own, has to be reported by clients
-        that are asked for it (`LossWeightedStrategy`), as those of this package's app do.
-    **options : FedAvgOptions
-        As in Flower's FedAvg.
+    **options : BaselineOptions
+        As in `LossWeightedStrategy`.
 
     Raises
     ------
@@ -64,11 +60,10 @@ class AFL(LossWeightedStrategy):
         self,
         *,
         lambda_step: float = 0.1,
-        train_loss_key: str = "train_loss",
-        **options: Unpack[FedAvgOptions],
+        **options: Unpack[BaselineOptions],
     ) -> None:
         self.lambda_step = number_in("lambda_step", lambda_step, 0.0, above=True)
-        super().__init__(train_loss_key=train_loss_key, **options)
+        super().__init__(**options)
         self.shares = ClientShares()
 
     @property

@@ -75,15 +75,6 @@ def moved_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Compute the next model, one tensor after the other.
 
-    Parameters
-    ----------
-    global_model : Mapping[str, Tensor]
-        w.
-    results : Sequence[ClientResult]
-        The participants in the order of identity; one tensor of each is decoded at a time.
-    weights : RoundWeights
-        What each counts.
-
     Yields
     ------
     tuple[str, Tensor]

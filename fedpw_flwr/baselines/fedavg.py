@@ -31,10 +31,8 @@ class FedAvg(ScreenedStrategy):
 
     Parameters
     ----------
-    train_loss_key : str (default: "train_loss")
-        MetricRecord key of the training loss; recorded, not needed.
-    **options : FedAvgOptions
-        As in Flower's FedAvg.
+    **options : BaselineOptions
+        As in `ScreenedStrategy`.
     """
 
     @property
@@ -54,10 +52,8 @@ class EqualFedAvg(ScreenedStrategy):
 
     Parameters
     ----------
-    train_loss_key : str (default: "train_loss")
-        MetricRecord key of the training loss; recorded, not needed.
-    **options : FedAvgOptions
-        As in Flower's FedAvg.
+    **options : BaselineOptions
+        As in `ScreenedStrategy`.
     """
 
     def weigh(

@@ -19,7 +19,7 @@ from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, trainable_names, update_of
 from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.baselines.settings import number_in
-from fedpw_flwr.strategy.options import FedAvgOptions
+from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["ClientHabits", "FedHEAL", "FedHEALMemory", "average_weight", "observed"]
 
@@ -169,10 +169,8 @@ class FedHEAL(ScreenedStrategy):
         are discarded that move as often one way as the other.
     beta : float (default: 0.4)
         β in [0, 1], momentum of the weights. 0: they stay equal.
-    train_loss_key : str (default: "train_loss")
-        MetricRecord key of the training loss; recorded, not needed.
-    **options : FedAvgOptions
-        As in Flower's FedAvg.
+    **options : BaselineOptions
+        As in `ScreenedStrategy`.
 
     Raises
     ------
@@ -187,14 +185,13 @@ class FedHEAL(ScreenedStrategy):
         *,
         tau: float = 0.3,
         beta: float = 0.4,
-        train_loss_key: str = "train_loss",
-        **options: Unpack[FedAvgOptions],
+        **options: Unpack[BaselineOptions],
     ) -> None:
         self.tau = number_in("tau", tau, 0.0, 1.0)
         if self.tau == 1.0:
             raise ValueError("tau=1 would discard everything after the first round: choose less")
         self.beta = number_in("beta", beta, 0.0, 1.0)
-        super().__init__(train_loss_key=train_loss_key, **options)
+        super().__init__(**options)
         self.memory = FedHEALMemory()
 
     @property

@@ -17,7 +17,7 @@ from fedpw_flwr.baselines.averaging import RoundWeights, inner_products
 from fedpw_flwr.baselines.min_norm import min_norm_weights
 from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.baselines.settings import Rescale, checked_rescale, number_in
-from fedpw_flwr.strategy.options import FedAvgOptions
+from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["FedMGDAPlus"]
 
@@ -52,10 +52,8 @@ class FedMGDAPlus(ScreenedStrategy):
         Factor of η from one round to the next, in (0, 1].
     rescale : "none" | "mean" (default: "mean")
         Length of a step: the paper's, or that of the clients' mean step.
-    train_loss_key : str (default: "train_loss")
-        MetricRecord key of the training loss; recorded, not needed.
-    **options : FedAvgOptions
-        As in Flower's FedAvg.
+    **options : BaselineOptions
+        As in `ScreenedStrategy`.
 
     Raises
     ------
@@ -74,8 +72,7 @@ class FedMGDAPlus(ScreenedStrategy):
         server_learning_rate: float = 1.0,
         decay: float = 1.0,
         rescale: Rescale = "mean",
-        train_loss_key: str = "train_loss",
-        **options: Unpack[FedAvgOptions],
+        **options: Unpack[BaselineOptions],
     ) -> None:
         self.epsilon = number_in("epsilon", epsilon, 0.0, 1.0)
         self.server_learning_rate = number_in(
@@ -83,7 +80,7 @@ class FedMGDAPlus(ScreenedStrategy):
         )
         self.decay = number_in("decay", decay, 0.0, 1.0, above=True)
         self.rescale = checked_rescale(rescale)
-        super().__init__(train_loss_key=train_loss_key, **options)
+        super().__init__(**options)
 
     @property
     def settings(self) -> dict[str, Any]:

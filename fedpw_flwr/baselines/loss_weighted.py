@@ -24,7 +24,8 @@ class LossWeightedStrategy(ScreenedStrategy):
 
     With ``train_loss_key="initial_loss"`` the configuration of every training message holds
     ``report-initial-loss``, to which the clients of this package's app answer; with any other key
-    nothing is asked, and the metric of that name is taken as the loss.
+    nothing is asked, and the metric of that name is taken as the loss. The default is the mean over
+    a client's local steps, which any client can report; ``"initial_loss"`` is the methods' own.
     """
 
     @property

@@ -16,7 +16,7 @@ from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, squared_norms
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
 from fedpw_flwr.baselines.settings import Rescale, checked_rescale, number_in
-from fedpw_flwr.strategy.options import FedAvgOptions
+from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["QFedAvg", "q_weights"]
 
@@ -57,12 +57,8 @@ class QFedAvg(LossWeightedStrategy):
         Fairness, at least 0.
     rescale : "none" | "mean" (default: "none")
         Length of a step: the paper's, or that of a weighted mean.
-    train_loss_key : str (default: "train_loss")
-        MetricRecord key of the loss. The default is the mean over a client's local steps, which
-        any client can report; ``"initial_loss"``, the method's own, has to be reported by clients
-        that are asked for it (`LossWeightedStrategy`), as those of this package's app do.
-    **options : FedAvgOptions
-        As in Flower's FedAvg.
+    **options : BaselineOptions
+        As in `LossWeightedStrategy`.
 
     Raises
     ------
@@ -78,15 +74,14 @@ class QFedAvg(LossWeightedStrategy):
         client_learning_rate: float,
         q: float = 0.1,
         rescale: Rescale = "none",
-        train_loss_key: str = "train_loss",
-        **options: Unpack[FedAvgOptions],
+        **options: Unpack[BaselineOptions],
     ) -> None:
         self.client_learning_rate = number_in(
             "client_learning_rate", client_learning_rate, 0.0, above=True
         )
         self.q = number_in("q", q, 0.0)
         self.rescale = checked_rescale(rescale)
-        super().__init__(train_loss_key=train_loss_key, **options)
+        super().__init__(**options)
 
     @property
     def settings(self) -> dict[str, Any]:

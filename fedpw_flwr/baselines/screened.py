@@ -19,8 +19,8 @@ from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, moved_tensors
 from fedpw_flwr.rounds.driver import Driver
 from fedpw_flwr.rounds.method import Method, Step
-from fedpw_flwr.rounds.screening import TrainReply, all_finite
-from fedpw_flwr.strategy.options import FedAvgOptions
+from fedpw_flwr.rounds.replies import TrainReply, all_finite
+from fedpw_flwr.strategy.options import BaselineOptions
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
 
@@ -37,10 +37,9 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
 
     Parameters
     ----------
-    train_loss_key : str (default: "train_loss")
-        MetricRecord key under which clients report their mean training loss.
-    **options : FedAvgOptions
-        As in Flower's FedAvg.
+    **options : BaselineOptions
+        ``train_loss_key`` (default: "train_loss"), the MetricRecord key under which clients report
+        their mean training loss, and the options of Flower's FedAvg.
 
     Raises
     ------
@@ -48,9 +47,8 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
         If `train_loss_key` names nothing.
     """
 
-    def __init__(
-        self, *, train_loss_key: str = "train_loss", **options: Unpack[FedAvgOptions]
-    ) -> None:
+    def __init__(self, **options: Unpack[BaselineOptions]) -> None:
+        train_loss_key = options.pop("train_loss_key", "train_loss")
         if not isinstance(train_loss_key, str) or not train_loss_key:
             raise ValueError(f"train_loss_key must name a metric, got {train_loss_key!r}")
         super().__init__(Driver(self), NodeSampling(), **options)

@@ -32,18 +32,7 @@ def number_in(
     *,
     above: bool = False,
 ) -> float:
-    """Check that a setting is a finite number in a range, and return it.
-
-    Parameters
-    ----------
-    name : str
-        What it is called.
-    value : object
-        What was given.
-    least, most : float
-        The range, ends included.
-    above : bool (default: False)
-        Whether `least` itself is outside.
+    """Return a setting that is a number from `least` to `most`; `above`: not `least` itself.
 
     Raises
     ------

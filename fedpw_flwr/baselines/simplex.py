@@ -18,11 +18,6 @@ def project_to_simplex(values: Sequence[float]) -> tuple[float, ...]:
 
     x_k = max(v_k − θ, 0) with the θ for which they sum to 1 (Held, Wolfe, Crowder 1974; Duchi et
     al., ICML 2008): found exactly from the sorted values.
-
-    Parameters
-    ----------
-    values : Sequence[float]
-        v, any finite numbers, at least one.
     """
     # Shifting all values does not move their projection; it keeps the sums below exact.
     shifted = np.asarray(values, dtype=np.float64) - max(values)
@@ -53,15 +48,7 @@ class ClientShares:
         return normalised([self.weights.get(client, 1.0) for client in clients])
 
     def moved(self, clients: Sequence[int], shares: Sequence[float]) -> ClientShares:
-        """Return the weights with the participants' sum divided anew.
-
-        Parameters
-        ----------
-        clients : Sequence[int]
-            The participants.
-        shares : Sequence[float]
-            How their sum is divided from now on; they sum to 1.
-        """
+        """Return the weights with the participants' sum divided anew, by shares that sum to 1."""
         total = sum(self.weights.get(client, 1.0) for client in clients)
         moved = {client: total * share for client, share in zip(clients, shares, strict=True)}
         return ClientShares({**self.weights, **moved})

@@ -16,7 +16,7 @@ from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, weights_by_examples
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
 from fedpw_flwr.baselines.settings import number_in
-from fedpw_flwr.strategy.options import FedAvgOptions
+from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["TERM", "tilted_weights"]
 
@@ -38,12 +38,8 @@ class TERM(LossWeightedStrategy):
     ----------
     t : float (default: 0.1)
         The tilt, any finite number: above 0 it favours large losses, below 0 small ones.
-    train_loss_key : str (default: "train_loss")
-        MetricRecord key of the loss. The default is the mean over a client's local steps, which
-        any client can report; ``"initial_loss"``, the method's own, has to be reported by clients
-        that are asked for it (`LossWeightedStrategy`), as those of this package's app do.
-    **options : FedAvgOptions
-        As in Flower's FedAvg.
+    **options : BaselineOptions
+        As in `LossWeightedStrategy`.
 
     Raises
     ------
@@ -62,11 +58,10 @@ class TERM(LossWeightedStrategy):
         self,
         *,
         t: float = 0.1,
-        train_loss_key: str = "train_loss",
-        **options: Unpack[FedAvgOptions],
+        **options: Unpack[BaselineOptions],
     ) -> None:
         self.t = number_in("t", t)
-        super().__init__(train_loss_key=train_loss_key, **options)
+        super().__init__(**options)
 
     @property
     def settings(self) -> dict[str, Any]:

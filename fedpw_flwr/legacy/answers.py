@@ -13,7 +13,7 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.common import EvaluateRes, FitRes, Scalar
 from flwr.server.client_proxy import ClientProxy
 
-from fedpw_flwr.rounds.screening import Answer
+from fedpw_flwr.rounds.replies import Answer
 from fedpw_flwr.wire.adjustment import REPORT_KEY
 from fedpw_flwr.wire.metrics import records_of_metrics
 

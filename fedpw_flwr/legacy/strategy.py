@@ -36,7 +36,7 @@ from fedpw_flwr.legacy.client_manager import stated_identities
 from fedpw_flwr.rounds.attendance import Attendance
 from fedpw_flwr.rounds.driver import Driver, Finished
 from fedpw_flwr.rounds.metrics import reply_counts
-from fedpw_flwr.rounds.screening import Answer
+from fedpw_flwr.rounds.replies import Answer
 from fedpw_flwr.rounds.standstill import Standstill
 from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,

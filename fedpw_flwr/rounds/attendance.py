@@ -34,13 +34,6 @@ class TooFewClientsError(RuntimeError):
 class Attendance:
     """Counts the clients that are there.
 
-    Parameters
-    ----------
-    limit : float | None
-        Seconds to wait, over all rounds, since there were last enough; None waits for ever.
-    when_missing : "stop" | "continue"
-        What to do after it.
-
     Raises
     ------
     ValueError
@@ -66,13 +59,6 @@ class Attendance:
 
     def wait(self, look: Callable[[], Iterable[Client]], needed: int) -> list[Client]:
         """Wait until enough clients are there, or for long enough.
-
-        Parameters
-        ----------
-        look : Callable[[], Iterable[Client]]
-            Lists the clients that are there.
-        needed : int
-            How many are enough.
 
         Returns
         -------

@@ -24,17 +24,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-try:
-    import fcntl
-except ImportError:  # There is none on Windows.
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "differences", "save_tensors"]
 
@@ -47,7 +43,7 @@ STATE_FILE = "state.json"
 
 _NAME = re.compile(r"round-(\d{6,})")
 _PARTIAL = ".partial"
-_LOCK = ".lock"
+_LOCK, _OWNER = ".lock", ".process"
 _RESERVED = "__metadata__"
 
 _DAMAGE = (
@@ -125,24 +121,28 @@ class CheckpointStore:
         CheckpointError
             If a run that goes on elsewhere writes to it, or it cannot be made.
         """
+        owner = self.folder / _OWNER
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            stream = (self.folder / _LOCK).open("a+")
+            lock = FileLock(self.folder / _LOCK, blocking=False)
+            lock.acquire()
+            owner.write_text(f"{os.getpid()}\n")
+        except Timeout as error:
+            known = owner.read_text().strip() if owner.exists() else "unknown"
+            raise CheckpointError(
+                f"process {known} writes checkpoints to {self.folder}: wait until its run has "
+                "ended, or stop it"
+            ) from error
+        except NotImplementedError as error:
+            logger.warning("%s cannot be locked (%s): start one run at a time", self.folder, error)
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder} cannot be written to ({error.strerror}): choose another folder"
             ) from error
-        with stream:
-            if not _lock(stream):
-                stream.seek(0)
-                raise CheckpointError(
-                    f"process {stream.read().strip() or 'unknown'} writes checkpoints to "
-                    f"{self.folder}: wait until its run has ended, or stop it"
-                )
-            stream.truncate(0)
-            stream.write(f"{os.getpid()}\n")
-            stream.flush()
+        try:
             yield
+        finally:
+            lock.release()
 
     def is_due(self, server_round: int, last_round: int) -> bool:
         """Return whether a checkpoint is to be taken after a round."""
@@ -371,19 +371,6 @@ def _flush(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _lock(stream: IO[str]) -> bool:
-    """Return whether no other process has the lock; True where files cannot be locked."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): start one run at a time", stream.name, error)
-    return True
 
 
 _NOT_FINITE, _BYTES, _MAPPING = "not-finite", "bytes-hex", "mapping"

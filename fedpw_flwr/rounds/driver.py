@@ -27,11 +27,8 @@ from fedpw_flwr.rounds.faults import BadReply, Project
 from fedpw_flwr.rounds.global_model import check_model, too_large, without_private
 from fedpw_flwr.rounds.identities import Identities
 from fedpw_flwr.rounds.method import Method, Requests, Step
+from fedpw_flwr.rounds.replies import Answer, AskedRound, EvaluateReply, TrainReply
 from fedpw_flwr.rounds.screening import (
-    Answer,
-    AskedRound,
-    EvaluateReply,
-    TrainReply,
     screen_evaluate_replies,
     screen_train_replies,
     without_uncounted,
@@ -90,13 +87,7 @@ class Finished:
 
 
 class Driver:
-    """Plays the rounds of a method, and keeps what a round needs of those before it.
-
-    Parameters
-    ----------
-    method : Method
-        Says what the next model is.
-    """
+    """Plays the rounds of a method, and keeps what a round needs of those before it."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -191,17 +182,6 @@ class Driver:
         self, phase: str, server_round: int, answers: Iterable[Answer], examples_key: str
     ) -> Finished:
         """End a round: screen the answers, step with those that can be used, record.
-
-        Parameters
-        ----------
-        phase : str
-            Name of the strategy's method, for the log.
-        server_round : int
-            Flower's round number, for the log.
-        answers : Iterable[Answer]
-            Everything that came back, in any order.
-        examples_key : str
-            Metric with the number of training examples.
 
         Raises
         ------

@@ -199,17 +199,6 @@ def refuse_shared_fault(
 ) -> None:
     """Notice that no reply of a first round can be used because of one fault of all.
 
-    Parameters
-    ----------
-    bad : Sequence[BadReply]
-        What was set aside in a round without a usable reply.
-    server_round : int
-        Flower's round number.
-    reported : Collection[str]
-        Names of the metrics that arrived.
-    project : Project
-        What is to be changed.
-
     Raises
     ------
     UnusableRepliesError

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from fedpw_flwr.algorithm.tensors import has_names
-from fedpw_flwr.rounds.screening import check_finite
+from fedpw_flwr.rounds.replies import check_finite
 from fedpw_flwr.wire.arrays import ArrayTensors
 
 __all__ = ["check_model", "too_large", "without_private"]

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from fedpw_flwr.rounds.faults import BadReply
-from fedpw_flwr.rounds.screening import Answer, TrainReply
+from fedpw_flwr.rounds.replies import Answer, TrainReply
 
 __all__ = ["Identities"]
 

@@ -15,7 +15,7 @@ from flwr.app import MetricRecord
 from torch import Tensor
 
 from fedpw_flwr.rounds.faults import BadReply
-from fedpw_flwr.rounds.screening import TrainReply
+from fedpw_flwr.rounds.replies import TrainReply
 from fedpw_flwr.wire.adjustment import AdjustmentRequest
 
 __all__ = ["Method", "Requests", "Step"]

@@ -8,20 +8,13 @@ from typing import get_args
 from flwr.app import MetricRecord, RecordDict
 
 from fedpw_flwr.rounds.faults import BadReply, Fate
-from fedpw_flwr.rounds.screening import all_finite
+from fedpw_flwr.rounds.replies import all_finite
 
 __all__ = ["alike_metrics", "reply_counts"]
 
 
 def alike_metrics(contents: Sequence[RecordDict], weighted_by_key: str) -> list[RecordDict]:
     """Reduce replies to the metrics they all report, ready for Flower's weighted average.
-
-    Parameters
-    ----------
-    contents : Sequence[RecordDict]
-        Replies with one MetricRecord each.
-    weighted_by_key : str
-        Metric that weights the average; equal weights where not every reply has it.
 
     Returns
     -------

@@ -50,21 +50,6 @@ class Standstill:
     ) -> None:
         """Take note of a round without a usable reply.
 
-        Parameters
-        ----------
-        phase : str
-            Name of the strategy's method, for the log.
-        server_round : int
-            Flower's round number.
-        bad : Sequence[BadReply]
-            What was set aside.
-        silent : int
-            Number of clients that did not answer.
-        from_start : bool
-            Whether no round of the run had a usable reply so far.
-        project : Project
-            What is to be changed.
-
         Raises
         ------
         UnusableRepliesError

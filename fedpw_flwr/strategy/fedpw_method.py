@@ -31,7 +31,7 @@ from fedpw_flwr.engines import engine_for
 from fedpw_flwr.engines.kernels import why_not_compiled
 from fedpw_flwr.rounds.faults import BadReply
 from fedpw_flwr.rounds.method import Method, Requests, Step
-from fedpw_flwr.rounds.screening import TrainReply
+from fedpw_flwr.rounds.replies import TrainReply
 from fedpw_flwr.strategy.options import Adjustment, MethodOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES
@@ -53,11 +53,6 @@ class _Memory:
 
 class FedPWMethod(Method):
     """FedPW: updates masked and rescaled, clients weighted by direction and loss.
-
-    Parameters
-    ----------
-    options : MethodOptions
-        The options of `fedpw_flwr.FedPW` that are the method's.
 
     Raises
     ------

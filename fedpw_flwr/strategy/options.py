@@ -16,6 +16,7 @@ from fedpw_flwr.wire.packing import UploadDtype
 __all__ = [
     "Adjustment",
     "AttendanceOptions",
+    "BaselineOptions",
     "FedAvgOptions",
     "FedPWOptions",
     "MethodOptions",
@@ -41,6 +42,12 @@ class FedAvgOptions(TypedDict, total=False):
     configrecord_key: str
     train_metrics_aggr_fn: MetricsAggregation | None
     evaluate_metrics_aggr_fn: MetricsAggregation | None
+
+
+class BaselineOptions(FedAvgOptions, total=False):
+    """Options that all baselines have."""
+
+    train_loss_key: str
 
 
 class MethodOptions(TypedDict, total=False):

@@ -76,21 +76,6 @@ class NodeSampling:
     ) -> list[int]:
         """Wait for the nodes that are needed, and return those that are to take part.
 
-        Parameters
-        ----------
-        grid : Grid
-            Knows the nodes that are connected.
-        phase : "train" | "evaluate"
-            What for.
-        server_round : int
-            The round.
-        fraction : float
-            Share of the nodes that take part, above 0.
-        least : int
-            How many take part at least.
-        needed : int
-            How many have to be connected at least.
-
         Raises
         ------
         TooFewClientsError

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -16,9 +16,8 @@ from torch import Tensor
 
 from fedpw_flwr.rounds.driver import Driver, Finished
 from fedpw_flwr.rounds.metrics import alike_metrics, reply_counts
-from fedpw_flwr.rounds.screening import answers_of_messages
+from fedpw_flwr.rounds.replies import answers_of_messages
 from fedpw_flwr.rounds.standstill import Standstill
-from fedpw_flwr.strategy.options import FedAvgOptions
 from fedpw_flwr.strategy.sampling import NodeSampling, Phase
 from fedpw_flwr.strategy.step_on_top import StepOnTrained, place_in_front
 
@@ -89,17 +88,7 @@ class SampledFedAvg(FedAvg):
 
 
 class ScreenedFedAvg(SampledFedAvg):
-    """A strategy whose rounds a `Driver` plays.
-
-    Parameters
-    ----------
-    driver : Driver
-        Plays the rounds of the strategy's method.
-    sampling : NodeSampling
-        Chooses the nodes of each phase.
-    *positional, **options : FedAvgOptions
-        As in Flower's FedAvg.
-    """
+    """A strategy whose rounds a `Driver` plays."""
 
     metrics_prefix: ClassVar[str] = ""
     """Stands before the names of the counts in the strategy's metrics."""
@@ -109,7 +98,7 @@ class ScreenedFedAvg(SampledFedAvg):
         driver: Driver,
         sampling: NodeSampling,
         *positional: Any,
-        **options: Unpack[FedAvgOptions],
+        **options: Any,
     ) -> None:
         super().__init__(*positional, **options)
         self.driver = driver
@@ -211,13 +200,6 @@ class ScreenedFedAvg(SampledFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Finish a round: aggregate its training replies into the next model.
-
-        Parameters
-        ----------
-        server_round : int
-            Flower's round number, for the log.
-        replies : Iterable[Message]
-            Replies to the messages of `configure_train`, in any order.
 
         Returns
         -------
