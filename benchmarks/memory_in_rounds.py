@@ -1,6 +1,6 @@
 """Draw how fast the loss term finds weak clients, of which few take part in a round.
 
-    python benchmarks/memory_in_rounds.py [--out examples/pictures/memory.png]
+    python benchmarks/memory_in_rounds.py [--out examples/plots/memory.png]
 
 1000 clients, 10 of them drawn a round. 200 have three times the others' loss, so that q, the loss
 term, should give each of them three times the others' share. At round 1000 these become like the
@@ -159,7 +159,7 @@ def draw(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--out", type=Path, default=REPOSITORY / "examples" / "pictures" / "memory.png"
+        "--out", type=Path, default=REPOSITORY / "examples" / "plots" / "memory.png"
     )
     out: Path = parser.parse_args().out
     as_it_is = relative_shares(SignalAsItIs().step)

@@ -11,7 +11,7 @@ class SeparableNet(nn.Module):
     num_classes : int
         Number of logits.
     in_channels : int
-        Channels of the pictures.
+        Channels of the images.
     width : int
         Channels of the first block, a multiple of 8; the second has twice as many.
     """
@@ -29,7 +29,7 @@ class SeparableNet(nn.Module):
         self.classifier = nn.Linear(2 * width * 16, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures (B, in_channels, 16, 16) to logits (B, num_classes)."""
+        """Map images (B, in_channels, 16, 16) to logits (B, num_classes)."""
         return self.classifier(self.features(x).flatten(1))
 
 

@@ -16,13 +16,13 @@ WEAK = "site-3"
 
 
 def weak_camera(images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Show pictures (N, 1, 8, 8) as an old camera does: dark and noisy."""
+    """Show images (N, 1, 8, 8) as an old camera does: dark and noisy."""
     noise = rng.normal(scale=0.15, size=images.shape).astype(np.float32)
     return np.clip(images / 2 + noise, 0, 1)
 
 
 def main(folder: Path) -> None:
-    """Give each site its own pictures, in its own folder."""
+    """Give each site its own images, in its own folder."""
     rng = np.random.default_rng(0)
     pixels, labels = load_digits(return_X_y=True)
     order = rng.permutation(len(labels))
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
             y_test=labels[middle:end],
         )
         start = end
-        print(f"{folder / site}: {count} pictures to train on, {TEST} to test with")
+        print(f"{folder / site}: {count} images to train on, {TEST} to test with")
 
 
 if __name__ == "__main__":

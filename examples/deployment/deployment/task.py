@@ -13,7 +13,7 @@ DATA_FILE = "data.npz"
 
 
 class Net(nn.Module):
-    """A small CNN for pictures of 8×8 pixels."""
+    """A small CNN for images of 8×8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Net(nn.Module):
         self.fc2 = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures (B, 1, 8, 8) to logits (B, 10)."""
+        """Map images (B, 1, 8, 8) to logits (B, 10)."""
         x = self.pool(F.relu(self.conv1(x)))
         x = self.pool(F.relu(self.conv2(x)))
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
@@ -42,7 +42,7 @@ def set_weights(net: nn.Module, parameters: list[NDArray[np.float32]]) -> None:
 
 
 def load_data(folder: Path, part: str) -> TensorDataset:
-    """Load a site's own pictures: those to "train" on, or those to "test" with."""
+    """Load a site's own images: those to "train" on, or those to "test" with."""
     # Never pickled objects: a data file must not be able to run code.
     with np.load(folder / DATA_FILE, allow_pickle=False) as archive:
         images, labels = (torch.from_numpy(archive[f"{kind}_{part}"]) for kind in "xy")

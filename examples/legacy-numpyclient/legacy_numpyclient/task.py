@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(nn.Module):
-    """Two hidden layers for pictures of 8×8 pixels."""
+    """Two hidden layers for images of 8×8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Net(nn.Module):
         self.fc3 = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures (B, 64) to logits (B, 10)."""
+        """Map images (B, 64) to logits (B, 10)."""
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
 
 
@@ -53,7 +53,7 @@ def load_partitions(num_partitions: int) -> DirichletPartitioner:
 def load_data(
     partition_id: int, num_partitions: int, batch_size: int
 ) -> tuple[DataLoader, DataLoader]:
-    """Load a client's own pictures: 70 % to train, 30 % to test."""
+    """Load a client's own images: 70 % to train, 30 % to test."""
     partition = load_partitions(num_partitions).load_partition(partition_id).with_format("torch")
     split = partition.train_test_split(test_size=0.3, seed=42)
     trainset, testset = (

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Net(nn.Module):
-    """A small CNN for pictures of 8×8 pixels."""
+    """A small CNN for images of 8×8 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Net(nn.Module):
         self.fc2 = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures (B, 1, 8, 8) to logits (B, 10)."""
+        """Map images (B, 1, 8, 8) to logits (B, 10)."""
         x = self.pool(F.relu(self.conv1(x)))
         x = self.pool(F.relu(self.conv2(x)))
         return self.fc2(F.relu(self.fc1(x.flatten(1))))
@@ -41,7 +41,7 @@ def load_partitions(num_partitions: int) -> tuple[IidPartitioner, Dataset]:
 
 
 def camera(partition_id: int, images: Tensor) -> Tensor:
-    """Show pictures as a client sees them: one in five only has negatives, lying on their side."""
+    """Show images as a client sees them: one in five only has negatives, lying on their side."""
     return torch.rot90(1 - images, 1, (-2, -1)) if partition_id % 5 == 4 else images
 
 
@@ -49,7 +49,7 @@ def camera(partition_id: int, images: Tensor) -> Tensor:
 def load_data(
     partition_id: int, num_partitions: int, batch_size: int
 ) -> tuple[DataLoader, DataLoader]:
-    """Load a client's own training pictures, and the test pictures as its camera shows them."""
+    """Load a client's own training images, and the test images as its camera shows them."""
     partitioner, test_split = load_partitions(num_partitions)
     train_split = partitioner.load_partition(partition_id)
     trainset, testset = (
