@@ -9,23 +9,28 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from flwr.app import MetricRecord, RecordDict
-from flwr.common import EvaluateRes, FitRes, Scalar
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
 from flwr.server.client_proxy import ClientProxy
 
 from fedpw_flwr.rounds.replies import Answer
 from fedpw_flwr.wire.adjustment import REPORT_KEY
+from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.metrics import records_of_metrics
 
 __all__ = [
     "EXAMPLES_KEY",
     "answers_of_failures",
+    "as_parameters",
     "as_scalars",
     "evaluation_content",
+    "fit_content",
+    "named_model",
     "refuse_client_app_functions",
     "shared_metrics",
 ]
 
+_TENSOR_TYPE = "numpy.ndarray"
 EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
 
 # Records that a reply or a message lacks, as exceptions, tracebacks and SuperNodes tell it, and
@@ -33,6 +38,51 @@ EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
 _OF_FUNCTIONS = re.compile(
     r"KeyError(: '|'>:<'')(arrays'|config'|fitres\.|fitins\.)|the server runs a legacy strategy"
 )
+
+
+def as_parameters(arrays: ArrayRecord) -> Parameters:
+    """Return arrays as this API sends them, without copying them."""
+    return Parameters(tensors=[array.data for array in arrays.values()], tensor_type=_TENSOR_TYPE)
+
+
+def named_model(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
+    """Return the global model's parameters as arrays by name (index where there are no names).
+
+    Raises
+    ------
+    ValueError
+        If there are none, they are no NumPy arrays, or the names are not as many.
+    """
+    count = len(parameters.tensors)
+    if parameters.tensor_type != _TENSOR_TYPE or not count:
+        raise ValueError(
+            f"the global model has {count} tensors of the type {parameters.tensor_type!r}: give "
+            "FedPW(initial_parameters=ndarrays_to_parameters(arrays)), or let the clients "
+            "implement get_parameters"
+        )
+    if names and len(names) != count:
+        raise ValueError(
+            f"array_names has {len(names)} names, the model {count} arrays: name every one, in the "
+            "order of the parameters"
+        )
+    return _named(parameters, names)
+
+
+def fit_content(result: FitRes, names: Sequence[str]) -> RecordDict:
+    """Return a training result as records."""
+    content = records_of_metrics({**result.metrics, EXAMPLES_KEY: result.num_examples})
+    content["arrays"] = _named(result.parameters, names)
+    return content
+
+
+def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
+    """See parameters as arrays by name, without copying them."""
+    arrays = {}
+    for index, data in enumerate(parameters.tensors):
+        surplus = f"surplus array {index}" if names else str(index)
+        name = names[index] if index < len(names) else surplus
+        arrays[name] = array_of_npy(data, parameters.tensor_type)
+    return ArrayRecord(arrays)
 
 
 def evaluation_content(result: EvaluateRes) -> RecordDict:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord
 from flwr.common import (
     EvaluateIns,
     EvaluateRes,
     FitIns,
     FitRes,
-    MetricsAggregationFn,
-    NDArrays,
     Parameters,
     Scalar,
 )
@@ -27,12 +25,16 @@ from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.legacy.answers import (
     EXAMPLES_KEY,
     answers_of_failures,
+    as_parameters,
     as_scalars,
     evaluation_content,
+    fit_content,
+    named_model,
     refuse_client_app_functions,
     shared_metrics,
 )
 from fedpw_flwr.legacy.client_manager import stated_identities
+from fedpw_flwr.legacy.options import LegacyFedPWOptions
 from fedpw_flwr.rounds.attendance import Attendance
 from fedpw_flwr.rounds.driver import Driver, Finished
 from fedpw_flwr.rounds.metrics import reply_counts
@@ -43,38 +45,11 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_incompatible_callers,
 )
 from fedpw_flwr.strategy.fedpw_method import FedPWMethod
-from fedpw_flwr.strategy.options import AttendanceOptions, MethodOptions, split
+from fedpw_flwr.strategy.options import MethodOptions, split
 from fedpw_flwr.strategy.step_on_top import StepOnTrainedFit, place_in_front
 from fedpw_flwr.wire.arrays import array_of_npy
-from fedpw_flwr.wire.metrics import records_of_metrics
 
 __all__ = ["FedPW"]
-
-_TENSOR_TYPE = "numpy.ndarray"
-
-EvaluateFn = Callable[[int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None]
-
-
-class LegacyFedAvgOptions(TypedDict, total=False):
-    """Options of FedAvg in Flower's legacy API."""
-
-    fraction_fit: float
-    fraction_evaluate: float
-    min_fit_clients: int
-    min_evaluate_clients: int
-    min_available_clients: int
-    evaluate_fn: EvaluateFn | None
-    on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None
-    on_evaluate_config_fn: Callable[[int], dict[str, Scalar]] | None
-    accept_failures: bool
-    initial_parameters: Parameters | None
-    fit_metrics_aggregation_fn: MetricsAggregationFn | None
-    evaluate_metrics_aggregation_fn: MetricsAggregationFn | None
-    inplace: bool
-
-
-class LegacyFedPWOptions(LegacyFedAvgOptions, MethodOptions, AttendanceOptions, total=False):
-    """All options of `fedpw_flwr.legacy.FedPW` but `array_names`."""
 
 
 class FedPW(FedAvg):
@@ -257,10 +232,10 @@ class FedPW(FedAvg):
             told = zip(unknown, stated, strict=True)
             return {node: client for node, client in told if client is not None}
 
-        named = self._named(parameters)
+        named = named_model(parameters, self._names())
         begun = self.driver.begin(server_round, named, choose, ask)
         if begun.arrays is not named:
-            parameters = _parameters(begun.arrays)
+            parameters = as_parameters(begun.arrays)
         return [
             (proxies[node], FitIns(parameters, {**config, **own}))
             for node, own in begun.entries.items()
@@ -302,12 +277,13 @@ class FedPW(FedAvg):
             refuse_client_app_functions(results, failures)
         if failures and not self.accept_failures:
             return None, {}
+        names = self._names()
         answered = {proxy.node_id for proxy, _ in results}
         finished = self.driver.finish(
             "aggregate_fit",
             server_round,
             [
-                *(Answer(proxy.node_id, self._content(result)) for proxy, result in results),
+                *(Answer(proxy.node_id, fit_content(result, names)) for proxy, result in results),
                 *answers_of_failures(failures, self.driver.asked_nodes - answered),
             ],
             EXAMPLES_KEY,
@@ -329,12 +305,12 @@ class FedPW(FedAvg):
     def _handed_on(self, finished: Finished) -> Parameters | None:
         """Return the next model; to a server optimizer what it is to step on, and where from."""
         if not isinstance(self, StepOnTrainedFit):
-            return _parameters(finished.arrays)
+            return as_parameters(finished.arrays)
         self._aggregate = finished.arrays
         if not finished.stepped:
             return None
         self.current_weights = [array.numpy() for array in self.driver.trained().values()]
-        return _parameters(self.driver.trained(finished.arrays))
+        return as_parameters(self.driver.trained(finished.arrays))
 
     def after_step(self, stepped: Parameters | None) -> Parameters | None:
         """Return the whole model, with what an optimizer made of the trained arrays."""
@@ -342,10 +318,10 @@ class FedPW(FedAvg):
         if aggregate is None:
             return stepped
         if stepped is None:
-            return _parameters(aggregate)
+            return as_parameters(aggregate)
         names = self.driver.trained(aggregate)
         by_name = zip(names, map(array_of_npy, stepped.tensors), strict=True)
-        return _parameters(self.driver.after_step_on_top(ArrayRecord(dict(by_name)), aggregate))
+        return as_parameters(self.driver.after_step_on_top(ArrayRecord(dict(by_name)), aggregate))
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -408,40 +384,7 @@ class FedPW(FedAvg):
         size = min(max(int(there * fraction), least), there)
         return clients.sample(size, min(self.min_available_clients, there))
 
-    def _named(self, parameters: Parameters) -> ArrayRecord:
-        """See parameters as arrays by name, without copying them."""
-        if parameters.tensor_type != _TENSOR_TYPE or not parameters.tensors:
-            raise ValueError(
-                f"the global model has {len(parameters.tensors)} tensors of the type "
-                f"{parameters.tensor_type!r}: give FedPW(initial_parameters="
-                "ndarrays_to_parameters(arrays)), or let the clients implement get_parameters"
-            )
-        if self.array_names is not None and len(self._names()) != len(parameters.tensors):
-            raise ValueError(
-                f"array_names has {len(self._names())} names, the model "
-                f"{len(parameters.tensors)} arrays: name every one, in the order of the parameters"
-            )
-        return ArrayRecord(dict(self._arrays(parameters)))
-
     def _names(self) -> Sequence[str]:
         """Return the names of the model's arrays, without those that no client returns."""
         kept = self.driver.array_names
         return [name for name in self.array_names or () if not kept or name in kept]
-
-    def _arrays(self, parameters: Parameters) -> Iterator[tuple[str, Any]]:
-        names = self._names()
-        for place, data in enumerate(parameters.tensors):
-            if place < len(names):
-                name = names[place]
-            else:
-                name = f"surplus array {place}" if names else str(place)
-            yield name, array_of_npy(data, parameters.tensor_type)
-
-    def _content(self, result: FitRes) -> RecordDict:
-        content = records_of_metrics({**result.metrics, EXAMPLES_KEY: result.num_examples})
-        content["arrays"] = ArrayRecord(dict(self._arrays(result.parameters)))
-        return content
-
-
-def _parameters(arrays: ArrayRecord) -> Parameters:
-    return Parameters(tensors=[array.data for array in arrays.values()], tensor_type=_TENSOR_TYPE)

@@ -284,14 +284,7 @@ def save_tensors(
 ) -> None:
     """Write tensors to a safetensors file, each whole, also where several share memory.
 
-    Parameters
-    ----------
-    tensors : Mapping[str, Tensor]
-        By name, of any device and layout: tied weights, or views of each other.
-    file : Path
-        Where to.
-    metadata : Mapping[str, str] | None (default: None)
-        Kept in the file.
+    They may be of any device and layout: tied weights, or views of each other.
 
     Raises
     ------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -92,74 +93,100 @@ def run_rounds(
         "train_config": dict(train_config),
     }
     result = Result(arrays=initial_arrays)
-
-    def save(server_round: int) -> None:
-        metrics = {name: _by_round(getattr(result, name)) for name in _METRICS}
-        checkpoints.save(
-            run_checkpoint(server_round, strategy, result.arrays, {"metrics": metrics}, identity)
-        )
-        for observer in observers:
-            observer.on_checkpoint(server_round)
-
-    def exchange(phase: str, server_round: int, messages: Sequence[Message]) -> list[Message]:
-        for observer in observers:
-            observer.on_messages(phase, server_round, messages)
-        replies = list(grid.send_and_receive(messages, timeout=timeout))
-        for observer in observers:
-            observer.on_replies(phase, server_round, replies)
-        return sorted(replies, key=_client_order)
-
+    run = _Run(strategy, checkpoints, grid, timeout, evaluate_fn, identity, observers, result)
     with checkpoints.locked():
-        # Begin, or go on where another process stopped.
         newest = newest_checkpoint(checkpoints, resume)
         logger.info(
             "Starting %s strategy, checkpoints in %s", type(strategy).__name__, checkpoints.folder
         )
         strategy.summary()
+        after = None if newest is None else newest.round
         if newest is not None:
             check_checkpoint(newest, identity, checkpoints, num_rounds)
             result.arrays = put_back(newest, strategy, lambda state: _take(result, state))
         for observer in observers:
-            observer.on_begin(None if newest is None else newest.round)
-        if newest is None:
-            if evaluate_fn is not None:
-                _keep(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
-            save(0)
+            observer.on_begin(after)
+        if after is None:
+            run.evaluate_here(0)
+            run.save(0)
         else:
-            logger.info("\tGoing on after round %s of %s", newest.round, num_rounds)
-
-        for server_round in range(1 if newest is None else newest.round + 1, num_rounds + 1):
+            logger.info("\tGoing on after round %s of %s", after, num_rounds)
+        for server_round in range((after or 0) + 1, num_rounds + 1):
             logger.info("")
             logger.info("[ROUND %s/%s]", server_round, num_rounds)
-            for observer in observers:
-                observer.on_round(server_round)
-            # Train.
-            messages = strategy.configure_train(server_round, result.arrays, train_config, grid)
-            replies = exchange("train", server_round, list(messages))
-            arrays, metrics = strategy.aggregate_train(server_round, replies)
-            if arrays is not None:
-                result.arrays = arrays
-            for observer in observers:
-                observer.on_step(server_round, arrays, metrics)
-            _keep(result.train_metrics_clientapp, server_round, metrics)
-            # Evaluate, at the clients and here.
-            messages = strategy.configure_evaluate(
-                server_round, result.arrays, evaluate_config, grid
-            )
-            replies = exchange("evaluate", server_round, list(messages))
-            metrics = strategy.aggregate_evaluate(server_round, replies)
-            for observer in observers:
-                observer.on_evaluation(server_round, metrics)
-            _keep(result.evaluate_metrics_clientapp, server_round, metrics)
-            if evaluate_fn is not None:
-                metrics = evaluate_fn(server_round, result.arrays)
-                _keep(result.evaluate_metrics_serverapp, server_round, metrics)
+            run.play(server_round, train_config, evaluate_config)
             if checkpoints.is_due(server_round, num_rounds):
-                save(server_round)
+                run.save(server_round)
         standstill = getattr(strategy, "standstill", None)
         if standstill is not None:
             standstill.log_at_end()
         return result
+
+
+@dataclass
+class _Run:
+    """A run as far as it is."""
+
+    strategy: Strategy
+    checkpoints: CheckpointStore
+    grid: Grid
+    timeout: float
+    evaluate_fn: Evaluate | None
+    identity: Mapping[str, Any]
+    observers: Sequence[Observer]
+    result: Result
+
+    def play(
+        self, server_round: int, train_config: ConfigRecord, evaluate_config: ConfigRecord
+    ) -> None:
+        """Play one round."""
+        strategy, result = self.strategy, self.result
+        for observer in self.observers:
+            observer.on_round(server_round)
+        # Train.
+        messages = strategy.configure_train(server_round, result.arrays, train_config, self.grid)
+        replies = self.exchange("train", server_round, list(messages))
+        arrays, metrics = strategy.aggregate_train(server_round, replies)
+        if arrays is not None:
+            result.arrays = arrays
+        for observer in self.observers:
+            observer.on_step(server_round, arrays, metrics)
+        _keep(result.train_metrics_clientapp, server_round, metrics)
+        # Evaluate, at the clients and here.
+        messages = strategy.configure_evaluate(
+            server_round, result.arrays, evaluate_config, self.grid
+        )
+        replies = self.exchange("evaluate", server_round, list(messages))
+        metrics = strategy.aggregate_evaluate(server_round, replies)
+        for observer in self.observers:
+            observer.on_evaluation(server_round, metrics)
+        _keep(result.evaluate_metrics_clientapp, server_round, metrics)
+        self.evaluate_here(server_round)
+
+    def exchange(self, phase: str, server_round: int, messages: Sequence[Message]) -> list[Message]:
+        """Send messages, and return what came back, in the order of client id."""
+        for observer in self.observers:
+            observer.on_messages(phase, server_round, messages)
+        replies = list(self.grid.send_and_receive(messages, timeout=self.timeout))
+        for observer in self.observers:
+            observer.on_replies(phase, server_round, replies)
+        return sorted(replies, key=_client_order)
+
+    def evaluate_here(self, server_round: int) -> None:
+        """Evaluate the global model on the server, where there is a function for it."""
+        if self.evaluate_fn is not None:
+            metrics = self.evaluate_fn(server_round, self.result.arrays)
+            _keep(self.result.evaluate_metrics_serverapp, server_round, metrics)
+
+    def save(self, server_round: int) -> None:
+        """Write a checkpoint."""
+        metrics = {name: _by_round(getattr(self.result, name)) for name in _METRICS}
+        reported = {"metrics": metrics}
+        self.checkpoints.save(
+            run_checkpoint(server_round, self.strategy, self.result.arrays, reported, self.identity)
+        )
+        for observer in self.observers:
+            observer.on_checkpoint(server_round)
 
 
 def _client_order(reply: Message) -> tuple[bool, int]:

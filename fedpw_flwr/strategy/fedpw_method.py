@@ -11,14 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import torch
-from flwr.app import MetricRecord
 from torch import Tensor
 
 from fedpw_flwr.algorithm import (
     AdjustmentState,
     FedPWSettings,
     SentAdjustment,
-    ServerStep,
     WeightingState,
     server_step,
 )
@@ -32,6 +30,7 @@ from fedpw_flwr.engines.kernels import why_not_compiled
 from fedpw_flwr.rounds.faults import BadReply
 from fedpw_flwr.rounds.method import Method, Requests, Step
 from fedpw_flwr.rounds.replies import TrainReply
+from fedpw_flwr.strategy.fedpw_record import recorded, warnings_of
 from fedpw_flwr.strategy.options import Adjustment, MethodOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES
@@ -291,8 +290,8 @@ class FedPWMethod(Method):
         return Step(
             step.model,
             _Memory(step.state, adjustment),
-            _metrics(step, reported),
-            _warnings(step, reported),
+            recorded(step, reported),
+            warnings_of(step, reported),
         )
 
     def remember(self, memory: _Memory) -> None:
@@ -370,47 +369,6 @@ class FedPWMethod(Method):
             f"│\t└── Server step on: {self.device}{_loops_on(self.device)}",
         ):
             logger.info("\t%s", line)
-
-
-def _metrics(step: ServerStep, reported: Mapping[int, float | None]) -> MetricRecord:
-    """Return FedPW's own metrics of a round, lists running over the participants."""
-    metrics = MetricRecord()
-    metrics["fedpw-client-id"] = list(step.clients)
-    metrics["fedpw-weight"] = list(step.weights.weights)
-    if step.weights.direction_term is not None and step.weights.loss_term is not None:
-        metrics["fedpw-p"] = list(step.weights.direction_term)
-        metrics["fedpw-q"] = list(step.weights.loss_term)
-    metrics["fedpw-drop-rate"] = list(step.drop_rates or (0.0,) * len(step.clients))
-    losses = [loss for client in step.clients if (loss := reported[client]) is not None]
-    if len(losses) == len(step.clients):
-        metrics["fedpw-loss"] = losses
-    metrics["fedpw-bounded"] = len(step.bounded)
-    if step.weights.loss_term_share is not None:
-        metrics["fedpw-loss-term-share"] = step.weights.loss_term_share
-    factors = step.amplification.values()
-    metrics["fedpw-amplification"] = sum(factors) / len(factors) if factors else 1.0
-    return metrics
-
-
-def _warnings(step: ServerStep, reported: Mapping[int, float | None]) -> list[str]:
-    """Name the clients whose loss or weight was out of bounds."""
-    found = []
-    weights = step.weights
-    for client, loss, weight, unbounded in zip(
-        step.clients, step.losses, weights.weights, weights.unbounded, strict=True
-    ):
-        told = reported[client]
-        if told is not None and told != loss:
-            found.append(
-                f"client {client} reports the loss {told:g}, which is too far from the median of "
-                f"the round and counts as {loss:g} (max_loss_ratio)"
-            )
-        if weight < unbounded:
-            found.append(
-                f"client {client} would have the weight {unbounded:.3f} and gets {weight:.3f} "
-                "(max_weight)"
-            )
-    return found
 
 
 def _loops_on(device: torch.device) -> str:

@@ -38,7 +38,7 @@ from legacy_federation import (
 import fedpw_flwr
 from fedpw_flwr import FedPWClient
 from fedpw_flwr.legacy import FedPW, TooFewClientsError
-from fedpw_flwr.legacy.strategy import LegacyFedAvgOptions, LegacyFedPWOptions
+from fedpw_flwr.legacy.options import LegacyFedAvgOptions, LegacyFedPWOptions
 from fedpw_flwr.strategy.options import FedAvgOptions, FedPWOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
 
