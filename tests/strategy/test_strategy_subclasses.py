@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pytest
 from clients_grid import ClientsGrid, train_round
 from federation import MODEL, good_client
-from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.serverapp.strategy import FedAdam
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAdam, FedProx
 from model_records import array_record, payloads
 
 from fedpw_flwr import FedPW
@@ -72,3 +72,12 @@ def test_left_out_replies_change_a_round_as_absent_clients_do() -> None:
         for record in result.train_metrics_clientapp.values()
     ]
     assert counts == [(0, 0)] * 3
+
+
+def test_a_strategy_behind_that_sets_up_training_is_refused_with_the_order_that_works() -> None:
+    with pytest.raises(TypeError, match=r"put FedProx in front, class Behind\(FedProx, FedPW\)"):
+        type("Behind", (FedPW, FedProx), {})
+    proximal = type("Proximal", (FedProx, FedPW), {})(proximal_mu=0.5)
+    grid = ClientsGrid(dict.fromkeys(NODES, good_client))
+    messages = proximal.configure_train(1, array_record(MODEL), ConfigRecord(), grid)
+    assert [message.content["config"]["proximal-mu"] for message in messages] == [0.5] * len(NODES)
