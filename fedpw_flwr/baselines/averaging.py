@@ -41,7 +41,7 @@ KeptEntries = Callable[[int, str, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class RoundWeights:
-    """What each client counts in a round; lists run over the clients in the order of identity.
+    """What each client counts in a round; lists run over the clients in the order of client id.
 
     Attributes
     ----------

@@ -99,8 +99,8 @@ def optimality_gap(
     room = np.minimum(1.0 / count + epsilon, 1.0) - least
     best = np.full(count, least)
     left = 1.0 - best.sum()
-    for place in np.argsort(gradient, kind="stable"):
+    for index in np.argsort(gradient, kind="stable"):
         taken = min(room, left)
-        best[place] += taken
+        best[index] += taken
         left -= taken
     return float(gradient @ (weights - best))

@@ -135,8 +135,8 @@ def answers_of_failures(
             answers.append(Answer(node, None, reason))
             missing = missing - {node}
     nodes = sorted(missing)
-    for place, reason in enumerate(nameless):
-        node = nodes[place] if place < len(nodes) else 0
+    for index, reason in enumerate(nameless):
+        node = nodes[index] if index < len(nodes) else 0
         who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
         answers.append(Answer(node, None, f"{who}{reason}"))
     return answers

@@ -166,8 +166,8 @@ class CheckpointedServer(Server):
 def _arrays(parameters: Parameters) -> ArrayRecord:
     return ArrayRecord(
         {
-            str(place): array_of_npy(data, parameters.tensor_type)
-            for place, data in enumerate(parameters.tensors)
+            str(index): array_of_npy(data, parameters.tensor_type)
+            for index, data in enumerate(parameters.tensors)
         }
     )
 

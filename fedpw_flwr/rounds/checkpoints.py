@@ -7,7 +7,7 @@
 ``state.json``         all the rest, and the sizes and SHA-256 of the other two
 =====================  ==========================================================================
 
-A checkpoint is written beside its place, flushed to disk and renamed. What is read is checked
+A checkpoint is written under another name, flushed to disk, renamed. What is read is checked
 against its digests first; where the newest does not pass, the one before it is taken.
 """
 
@@ -166,17 +166,17 @@ class CheckpointStore:
         CheckpointError
             If it cannot be written; what was there before still is.
         """
-        place = self._place(checkpoint.round)
-        partial = place.with_name(f".{place.name}.{uuid4().hex[:8]}{_PARTIAL}")
+        folder = self._folder_of(checkpoint.round)
+        partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}{_PARTIAL}")
         try:
             partial.mkdir(parents=True)
             save_tensors(checkpoint.model, partial / MODEL_FILE)
             save_tensors(checkpoint.tensors, partial / TENSORS_FILE)
             _write_state(checkpoint, partial)
             _flush(partial)
-            if place.exists():
-                shutil.rmtree(place)
-            partial.rename(place)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
             _flush(self.folder)
         except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -186,7 +186,7 @@ class CheckpointStore:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         self._remove_old(checkpoint.round)
-        return place
+        return folder
 
     def newest(self) -> Checkpoint | None:
         """Read the newest checkpoint that is intact; None where there is none at all.
@@ -221,29 +221,29 @@ class CheckpointStore:
         CheckpointError
             If it is missing, torn or not a checkpoint of this version.
         """
-        place = self._place(server_round)
+        folder = self._folder_of(server_round)
         try:
-            content = _read_state(place)
+            content = _read_state(folder)
             if content["files"].keys() != {MODEL_FILE, TENSORS_FILE}:
                 raise ValueError(f"it lists the files {sorted(content['files'])}")
             for name, digest in content["files"].items():
-                _check_file(place / name, digest)
-            model = load_file(place / MODEL_FILE)
+                _check_file(folder / name, digest)
+            model = load_file(folder / MODEL_FILE)
             return Checkpoint(
                 round=content["round"],
                 model={name: model[name] for name in content["arrays"]},
                 state=_decoded(content["state"]),
-                tensors=load_file(place / TENSORS_FILE),
+                tensors=load_file(folder / TENSORS_FILE),
                 fingerprint=_decoded(content["fingerprint"]),
             )
         except _OtherFormatError:
             raise
         except _DAMAGE as error:
             raise CheckpointError(
-                f"the checkpoint {place} is not intact ({type(error).__name__}: {error})"
+                f"the checkpoint {folder} is not intact ({type(error).__name__}: {error})"
             ) from error
 
-    def _place(self, server_round: int) -> Path:
+    def _folder_of(self, server_round: int) -> Path:
         return self.folder / f"round-{server_round:06}"
 
     def _folders(self) -> Iterator[Path]:
@@ -254,19 +254,19 @@ class CheckpointStore:
         rounds = self.rounds()
         kept = [number for number in rounds if number <= newest][: self.keep]
         for number in set(rounds) - set(kept):
-            shutil.rmtree(self._place(number), ignore_errors=True)
+            shutil.rmtree(self._folder_of(number), ignore_errors=True)
         for path in self._folders():
             if path.name.startswith(".round-") and path.name.endswith(_PARTIAL):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> list[str]:
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Name what differs between two fingerprints, as "beta: 0.3 in the checkpoint, 0.4 now"."""
     # As they look after they were written and read.
     saved, now = _encoded(saved), _encoded(now)
     found = []
     for key in sorted({*saved, *now}):
-        name = f"{place}{key}"
+        name = f"{prefix}{key}"
         one, other = saved.get(key), now.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             found += differences(one, other, f"{name}.")

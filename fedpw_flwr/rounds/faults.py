@@ -145,7 +145,7 @@ class BadReply:
     node_id : int
         Flower's id of the node that sent it.
     client : int
-        The client's stable identity where it gave one, else the node id.
+        The client id where it gave one, else the node id.
     reason : str
         What is wrong with it.
     fate : "quarantined" | "failed" | "empty" (default: "quarantined")

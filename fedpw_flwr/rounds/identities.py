@@ -15,7 +15,7 @@ logger = logging.getLogger("flwr")
 
 
 class Identities:
-    """The clients of a federation, by identity.
+    """The clients of a federation, by client id.
 
     Attributes
     ----------

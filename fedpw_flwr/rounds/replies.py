@@ -115,7 +115,7 @@ def answers_of_messages(replies: Iterable[Message], asked: Sequence[Message]) ->
 class TrainReply:
     """A training reply that passed, and what the algorithm needs of it.
 
-    `trainable` are the places of the trainable arrays, where the client says it was told.
+    `trainable` are the indices of the trainable arrays, where the client says it was told.
     """
 
     node_id: int
@@ -125,7 +125,7 @@ class TrainReply:
 
     @property
     def client(self) -> int:
-        """Return the client's stable identity."""
+        """Return the client id."""
         return self.result.client
 
 
@@ -244,7 +244,7 @@ def _checked_tensors(
     model = asked.model if complete else {name: asked.model[name] for name in names}
     tensors = ArrayTensors(arrays, model)
     if request is not None and report is not None and report.packed:
-        packed = {names[place] for place in report.packed}
+        packed = {names[index] for index in report.packed}
         tensors = PackedTensors(arrays, packed, model, request.upload_dtype, report.rate)
     with np.errstate(all="ignore"):
         for name in names:

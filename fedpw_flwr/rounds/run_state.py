@@ -185,10 +185,10 @@ def _strategy_state(strategy: object) -> State:
     for attribute in _MOMENTS:
         moments = getattr(strategy, attribute, None)
         if isinstance(moments, Mapping):
-            by_place = {f"{attribute}/{name}": array for name, array in moments.items()}
+            by_index = {f"{attribute}/{name}": array for name, array in moments.items()}
         else:
-            by_place = {f"{attribute}[]/{place}": one for place, one in enumerate(moments or ())}
-        tensors |= {name: torch.from_numpy(np.array(array)) for name, array in by_place.items()}
+            by_index = {f"{attribute}[]/{index}": one for index, one in enumerate(moments or ())}
+        tensors |= {name: torch.from_numpy(np.array(array)) for name, array in by_index.items()}
     return state, tensors
 
 
@@ -213,7 +213,7 @@ def _restore_strategy(
             setattr(strategy, attribute, {name: moment.numpy() for name, moment in named.items()})
         elif listed:
             setattr(
-                strategy, attribute, [listed[place].numpy() for place in sorted(listed, key=int)]
+                strategy, attribute, [listed[index].numpy() for index in sorted(listed, key=int)]
             )
     # What server optimizers take their step from, where they are not told in every round.
     for attribute, value in (

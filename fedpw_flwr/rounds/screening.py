@@ -50,7 +50,7 @@ def screen_train_replies(
     Returns
     -------
     tuple[list[TrainReply], list[BadReply], frozenset[str]]
-        Usable replies in the order of client identity; the others; and in a first round the names
+        Usable replies in the order of client id; the others; and in a first round the names
         of the arrays that none of at least two usable replies has: they are private to the clients
         and no longer part of the global model.
 
@@ -96,7 +96,7 @@ def screen_evaluate_replies(
     Returns
     -------
     tuple[list[EvaluateReply], list[BadReply]]
-        Usable replies in the order of client identity, and the others.
+        Usable replies in the order of client id, and the others.
     """
     client_of = identities.by_node()
 

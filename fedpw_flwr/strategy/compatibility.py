@@ -62,7 +62,7 @@ def refuse_incompatible_callers() -> None:
                 f"FedPW cannot run inside {type(caller).__name__}: central differential privacy "
                 "sizes its noise for equal weights 1/N, and FedPW's weights are unequal, so the "
                 "guarantee would be wrong. Use local differential privacy on the clients "
-                "(flwr.clientapp.mod.LocalDpMod), or the wrapper round FedAvg"
+                "(flwr.clientapp.mod.LocalDpMod), or the wrapper around FedAvg"
             )
         if isinstance(caller, SecAggPlusWorkflow):
             raise ValueError(

@@ -58,6 +58,6 @@ def place_in_front(mixin: type, cls: type, optimizers: type | tuple[type, ...]) 
     as Flower's strategies are: bases can only be exchanged for such of the same layout.
     """
     bases = cls.__bases__
-    places = [place for place, base in enumerate(bases) if issubclass(base, optimizers)]
-    if places and mixin not in cls.__mro__:
-        cls.__bases__ = (*bases[: places[0]], mixin, *bases[places[0] :])
+    indices = [index for index, base in enumerate(bases) if issubclass(base, optimizers)]
+    if indices and mixin not in cls.__mro__:
+        cls.__bases__ = (*bases[: indices[0]], mixin, *bases[indices[0] :])

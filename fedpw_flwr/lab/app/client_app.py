@@ -1,4 +1,4 @@
-"""The ClientApp: one client's part of a round, trained on the pictures of its partition.
+"""The ClientApp: one client's part of a round, trained on the images of its partition.
 
 The client is an ordinary NumPyClient inside `FedPWClient`, which masks and rescales its update on
 the device it trains on when the strategy asks for that.
@@ -48,7 +48,7 @@ class DomainClient(NumPyClient):
     model : nn.Module
         The worker's model; reloaded in every message.
     share : ClientShare
-        Its pictures.
+        Its images.
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module, share: ClientShare) -> None:
@@ -59,10 +59,10 @@ class DomainClient(NumPyClient):
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Train the global model on this client's pictures; report the mean training loss.
+        """Train the global model on this client's images; report the mean training loss.
 
         Where the server asks for it, also ``initial_loss``, the loss of the global model itself
-        over all of these pictures. Training is the same bit for bit.
+        over all of these images. Training is the same bit for bit.
         """
         experiment, share = self.experiment, self.share
         overwrite_model(self.model, parameters)
@@ -88,7 +88,7 @@ class DomainClient(NumPyClient):
     def evaluate(
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate the global model on the client's own test pictures, else on its domain's."""
+        """Evaluate the global model on the client's own test images, else on its domain's."""
         domains = self.experiment.data.domains
         overwrite_model(self.model, parameters)
         own = self.share.test
@@ -96,12 +96,12 @@ class DomainClient(NumPyClient):
         result = self._evaluated_on(domain.test if own is None else own)
         return result.loss, result.num_examples, {"eval_acc": result.accuracy}
 
-    def _evaluated_on(self, pictures: ImageSet) -> Evaluation:
-        """Test the model as it is now: in evaluation mode, on pictures as they are."""
+    def _evaluated_on(self, images: ImageSet) -> Evaluation:
+        """Test the model as it is now: in evaluation mode, on images as they are."""
         experiment = self.experiment
         return evaluate_model(
             self.model,
-            pictures,
+            images,
             mean=experiment.data.mean,
             std=experiment.data.std,
             device=experiment.device,

@@ -68,7 +68,7 @@ def _only(content: RecordDict) -> tuple[int, Any] | None:
 class RunRecorder(Observer):
     """Tests the global model after every round and writes the round into the run folder.
 
-    It is tested on every domain's test pictures, and on those that the clients keep.
+    It is tested on every domain's test images, and on those that the clients keep.
 
     Parameters
     ----------
@@ -89,9 +89,9 @@ class RunRecorder(Observer):
         self._model = experiment.new_model()
         own = [share.test for share in experiment.shares]
         # Some clients without would make figures over the others look like those over all.
-        kept = [pictures for pictures in own if pictures is not None]
+        kept = [images for images in own if images is not None]
         self._own = joined(kept) if kept and len(kept) == len(own) else None
-        self._own_sizes = [len(pictures) for pictures in kept]
+        self._own_sizes = [len(images) for images in kept]
         self._records: list[RoundRecord] = []
         self._train_metrics: MetricRecord | None = None
         self._since: float | None = None
