@@ -46,8 +46,8 @@ from report import Table
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.algorithm.client_step import adjust_tensor
 from fedpw_flwr.lab.models.resnet import ResNet10
-from fedpw_flwr.wire.arrays import decode_array
-from fedpw_flwr.wire.packing import UPLOAD_DTYPES, pack_update, unpack_update
+from fedpw_flwr.wire.arrays import ArrayTensors
+from fedpw_flwr.wire.packing import UPLOAD_DTYPES, PackedUpdate, pack_update
 
 RUN_ID = 2**61 + 1
 NODES = (2**63 + 1, 2**63 + 3)
@@ -180,7 +180,7 @@ def measure_packing(width: int, drop_rate: float, dtype: str, repeats: int) -> t
     unpacking = _median_seconds(
         repeats,
         lambda: [
-            unpack_update(payload, update.numel(), dtype)
+            PackedUpdate(payload, update.numel(), dtype).unpack()
             for payload, update in zip(payloads, updates, strict=True)
         ],
     )
@@ -196,7 +196,8 @@ def measure_flower(width: int, repeats: int) -> float:
     def there_and_back() -> list[torch.Tensor]:
         record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
         reply, _ = carry_up(Message(RecordDict({"arrays": record}), reply_to=question))
-        return [decode_array(array) for array in reply.content.array_records["arrays"].values()]
+        read = ArrayTensors(reply.content.array_records["arrays"])
+        return [read[name] for name in read]
 
     return _median_seconds(repeats, there_and_back)
 

@@ -45,8 +45,8 @@ from fedpw_flwr.strategy.compatibility import (
 from fedpw_flwr.strategy.step_on_top import StepOnTrainedFit, place_in_front
 from fedpw_flwr.wire.adjustment import REPORT_KEY, Upload
 from fedpw_flwr.wire.arrays import array_of_npy
-from fedpw_flwr.wire.metrics import records_of_metrics
 from fedpw_flwr.wire.packing import UploadDtype
+from fedpw_flwr.wire.records import records_of_metrics
 
 __all__ = ["FedPW"]
 

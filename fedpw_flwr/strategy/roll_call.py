@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedpw_flwr.wire.identity import IDENTITY_QUERY, identity_of
+from fedpw_flwr.wire.records import IDENTITY_QUERY, identity_of
 
 __all__ = ["RollCall"]
 

@@ -20,7 +20,7 @@ from fedpw_flwr.rounds.attendance import Attendance, WhenMissing, minima_of_at_m
 from fedpw_flwr.strategy.draws import MINIMA, Draws, Phase, all_of, share_of
 from fedpw_flwr.strategy.listed_grid import ListedGrid
 from fedpw_flwr.strategy.roll_call import RollCall
-from fedpw_flwr.wire.identity import shows_answers
+from fedpw_flwr.wire.records import shows_answers
 
 __all__ = ["NodeSampling"]
 

@@ -19,7 +19,7 @@ from client_federation import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpw_flwr.client.reply import ReceivedRequest, adjust_reply, take_request
+from fedpw_flwr.client.masking import ReceivedRequest, adjust_reply, take_request
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
     REQUEST_KEY,

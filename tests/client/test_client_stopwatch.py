@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fedpw_flwr.client.stopwatch import Stopwatch, phase
+from fedpw_flwr.client.timings import Stopwatch, phase
 
 
 class Clock:

@@ -25,7 +25,7 @@ from flwr.clientapp import ClientApp
 from model_records import array_record, payloads
 
 from fedpw_flwr import FedPWClient, numpy_client_app
-from fedpw_flwr.client.timings_mod import TimingsMod
+from fedpw_flwr.client.timings import TimingsMod
 from fedpw_flwr.wire.timings import TIMINGS_RECORD, ClientTimings
 
 ADJUST = request_entries(rate=0.3)

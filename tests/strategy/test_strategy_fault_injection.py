@@ -36,7 +36,7 @@ from model_records import (
 from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.attendance import TooFewClientsError
 from fedpw_flwr.wire.adjustment import NEEDS_DENSE, REPORT_KEY
-from fedpw_flwr.wire.identity import IDENTITY_QUERY, identity_record
+from fedpw_flwr.wire.records import IDENTITY_QUERY, identity_record
 
 NODES = list(range(11, 17))
 BAD = 13

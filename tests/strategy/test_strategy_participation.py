@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from model_records import array_record, payloads
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
-from fedpw_flwr.wire.identity import IDENTITY_QUERY
+from fedpw_flwr.wire.records import IDENTITY_QUERY
 
 NODES = list(range(41, 49))
 

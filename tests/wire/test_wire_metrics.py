@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpw_flwr.wire.adjustment import REPORT_KEY
-from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
-from fedpw_flwr.wire.metrics import METRICS_RECORD, OTHER_METRICS_RECORD, records_of_metrics
+from fedpw_flwr.wire.records import (
+    IDENTITY_KEY,
+    IDENTITY_RECORD,
+    METRICS_RECORD,
+    OTHER_METRICS_RECORD,
+    records_of_metrics,
+)
 
 WHOLE = st.integers(-(2**63), 2**63 - 1)
 NUMBERS = WHOLE | st.floats()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpw_flwr.algorithm.adjustment import entry_count
-from fedpw_flwr.client.reply import ReceivedRequest, adjust_reply
+from fedpw_flwr.client.masking import ReceivedRequest, adjust_reply
 from fedpw_flwr.wire.adjustment import AdjustmentReport, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.arrays import PackedTensors, array_of_npy, decode_array
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES, pack_update

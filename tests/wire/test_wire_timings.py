@@ -10,8 +10,7 @@ from flwr.app import ConfigRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedpw_flwr.wire.phases import CLIENT_PHASES
-from fedpw_flwr.wire.timings import ClientTimings
+from fedpw_flwr.wire.timings import CLIENT_PHASES, ClientTimings
 
 durations = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 names = st.text(min_size=1, max_size=64)

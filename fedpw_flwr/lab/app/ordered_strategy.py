@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedpw_flwr.lab.app.strategy_wrapper import StrategyWrapper
 from fedpw_flwr.strategy.sampling import NodeSampling
-from fedpw_flwr.wire.identity import identity_of
+from fedpw_flwr.wire.records import identity_of
 
 __all__ = ["OrderedStrategy"]
 

@@ -16,9 +16,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
-from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
-from fedpw_flwr.wire.phases import CLIENT_PHASES, SERVER_PHASES
-from fedpw_flwr.wire.timings import TIMINGS_RECORD, ClientTimings
+from fedpw_flwr.wire.records import IDENTITY_KEY, IDENTITY_RECORD
+from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES, TIMINGS_RECORD, ClientTimings
 
 __all__ = ["ProfiledStrategy", "RoundProfiler"]
 
