@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from clients_grid import Client, ClientsGrid, train_round
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from model_records import NDArrays, array_record, ndarrays, train_content
+from support.grid import Client, ClientsGrid, train_round
+from support.records import NDArrays, array_record, ndarrays, train_content
 
 from fedpw_flwr import baselines
 from fedpw_flwr.baselines.screened import ScreenedStrategy

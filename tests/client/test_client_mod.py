@@ -9,7 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from client_federation import (
+from federation import MODEL
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+from support.clients import (
     NODES,
     NoisyClient,
     answer,
@@ -25,24 +39,10 @@ from client_federation import (
     train_message,
     train_metrics,
 )
-from federation import MODEL
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Error,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
-from flwr.client import NumPyClient
-from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
-from model_records import array_record, ndarrays, payloads
+from support.records import array_record, payloads
 
 from fedpw_flwr import FedPW, FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
-from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
+from fedpw_flwr.wire.adjustment import REPORT_KEY, REQUEST_KEY
 
 Config = dict[str, Any]
 
@@ -154,45 +154,27 @@ def test_arrays_may_come_back_in_any_order() -> None:
     assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
 
 
+def consumed(message: Message, reply: Message) -> Message:
+    arrays_of(message).to_torch_state_dict(keep_input=False)
+    return reply
+
+
+def written_into(message: Message, reply: Message) -> Message:
+    arrays = arrays_of(message)
+    arrays.update(arrays_of(reply))
+    return Message(RecordDict({**reply.content, "arrays": arrays}), reply_to=message)
+
+
 @asked
-def test_the_train_function_may_consume_the_arrays_it_was_sent(entries: Config) -> None:
+@pytest.mark.parametrize("use", [consumed, written_into])
+def test_the_train_function_may_use_up_the_record_it_was_sent(
+    use: Callable[[Message, Message], Message], entries: Config
+) -> None:
     def train(message: Message, context: Context) -> Message:
-        reply = noisy_train(message, context)
-        arrays_of(message).to_torch_state_dict(keep_input=False)
-        return reply
+        return use(message, noisy_train(message, context))
 
     reply = answer(mod_app(train), train_message(MODEL, entries)).content
     assert reply == answer(mod_app(), train_message(MODEL, entries)).content
-
-
-@asked
-def test_the_train_function_may_write_into_the_record_it_was_sent(entries: Config) -> None:
-    def train(message: Message, context: Context) -> Message:
-        reply = noisy_train(message, context)
-        arrays = arrays_of(message)
-        arrays.update(arrays_of(reply))
-        return Message(RecordDict({**reply.content, "arrays": arrays}), reply_to=message)
-
-    reply = answer(mod_app(train), train_message(MODEL, entries)).content
-    assert reply == answer(mod_app(), train_message(MODEL, entries)).content
-
-
-def test_an_update_masked_to_nothing_goes_to_the_server_as_trained() -> None:
-    floats = {name: array for name, array in MODEL.items() if array.dtype.kind == "f"}
-    message = train_message(floats, request_entries(1.0))
-    expected = noisy_train(message, context_of(NODES[0]))
-    reply = answer(mod_app(), message)
-    assert set(reply.content) == {"arrays", "metrics"}
-    assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
-
-
-def test_a_0d_array_is_never_adjusted() -> None:
-    model = {"weight": np.zeros(100, np.float32), "temperature": np.array(0.5, np.float32)}
-    message = train_message(model, request_entries(0.5))
-    expected = arrays_of(noisy_train(message, context_of(NODES[0])))
-    reply = arrays_of(answer(mod_app(), message))
-    assert payloads(reply)[1] == payloads(expected)[1]
-    assert np.count_nonzero(ndarrays(reply)["weight"]) == 50
 
 
 # What it leaves alone
@@ -251,14 +233,6 @@ def test_an_error_reply_passes_untouched() -> None:
     assert (reply.error.code, reply.error.reason) == (77, "no data")
 
 
-def test_what_the_train_function_raises_comes_through() -> None:
-    def train(message: Message, context: Context) -> Message:
-        raise OSError("no data")
-
-    with pytest.raises(OSError, match="no data"):
-        answer(mod_app(train), train_message(MODEL, REQUESTS["mask"]))
-
-
 # What it refuses
 
 
@@ -297,18 +271,18 @@ def test_a_request_that_cannot_be_read_is_an_error_before_training(
         answer(mod_app(never), train_message(MODEL, {REQUEST_KEY: entry}))
 
 
-def test_a_second_configuration_record_is_an_error_before_training() -> None:
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (ConfigRecord({"a": 1}), r"ConfigRecords.*config.*more"),
+        (array_record(MODEL), r"2 ArrayRecords.*arrays.*more"),
+    ],
+    ids=["configuration", "model"],
+)
+def test_a_second_record_is_an_error_before_training(more: Any, complaint: str) -> None:
     message = train_message(MODEL, REQUESTS["mask"])
-    content = RecordDict({**message.content, "more": ConfigRecord({"a": 1})})
-    with pytest.raises(ValueError, match=r"ConfigRecords.*config.*more"):
-        answer(mod_app(never), message_to(content))
-
-
-def test_a_second_model_is_an_error_before_training() -> None:
-    message = train_message(MODEL, REQUESTS["mask"])
-    content = RecordDict({**message.content, "more": array_record(MODEL)})
-    with pytest.raises(ValueError, match=r"2 ArrayRecords.*arrays.*more"):
-        answer(mod_app(never), message_to(content))
+    with pytest.raises(ValueError, match=complaint):
+        answer(mod_app(never), message_to(RecordDict({**message.content, "more": more})))
 
 
 def renamed(message: Message) -> ArrayRecord:
@@ -374,12 +348,6 @@ def test_floats_of_any_width_are_adjusted_in_the_models(dtype: Any, entries: str
     assert reply.content.config_records[REPORT_KEY] == expected.content.config_records[REPORT_KEY]
 
 
-def test_consensus_bits_of_another_model_are_an_error() -> None:
-    entries = {**REQUESTS["mask and rescale"], CONSENSUS_KEY: b"\0"}
-    with pytest.raises(ValueError, match="consensus sets take 3 bytes, 1 came"):
-        answer(mod_app(), train_message(MODEL, entries))
-
-
 @pytest.mark.parametrize("device", ["abacus", "cuda:77", "meta"])
 def test_a_device_that_is_not_there_is_refused_at_once(device: str) -> None:
     with pytest.raises(ValueError, match=f"device='{device}' cannot be used here"):
@@ -437,20 +405,14 @@ def test_a_run_with_adjustment_on_the_server_does_not_notice_the_mod() -> None:
     assert run(mod_app()) == run(plain_app())
 
 
-def test_the_mod_may_stand_round_a_numpy_client_without_wrapper() -> None:
-    def inner(context: Context) -> NumPyClient:
-        return NoisyClient(context.node_id)
-
-    app = numpy_client_app(inner, mods=[fedpw_mod])
-    arguments = {"adjustment": "client", "upload": "packed"}
-    assert run(app, **arguments) == run(mod_app(), **arguments)
-
-
 def test_whoever_takes_the_request_first_adjusts_and_nobody_else() -> None:
+    def client_app(wrap: Callable[[NumPyClient], NumPyClient]) -> ClientApp:
+        return numpy_client_app(
+            lambda context: wrap(NoisyClient(context.node_id)), mods=[fedpw_mod]
+        )
+
     arguments = {"adjustment": "client", "upload": "packed"}
     expected = run(mod_app(), **arguments)
-    wrapped = numpy_client_app(
-        lambda context: FedPWClient(NoisyClient(context.node_id)), mods=[fedpw_mod]
-    )
-    assert run(wrapped, **arguments) == expected
+    assert run(client_app(lambda client: client), **arguments) == expected
+    assert run(client_app(FedPWClient), **arguments) == expected
     assert run(functions_app([fedpw_mod, fedpw_mod]), **arguments) == expected

@@ -16,26 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from client_federation import (
-    FLOATS,
-    NODES,
-    NoisyClient,
-    answer,
-    arrays_of,
-    as_list,
-    config_of,
-    context_of,
-    functions_app,
-    message_to,
-    metrics_of,
-    noisy_train,
-    over_the_wire,
-    reference_count,
-    reference_update,
-    request_entries,
-    train_message,
-)
-from clients_grid import ClientsGrid
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.client import mod as legacy_mods
@@ -60,7 +40,27 @@ from flwr.common.secure_aggregation.secaggplus_constants import (
 from flwr.compat.common import recorddict_compat as compat
 from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
-from model_records import NDArrays, array_record, ndarrays, payloads
+from support.clients import (
+    FLOATS,
+    NODES,
+    NoisyClient,
+    answer,
+    arrays_of,
+    as_list,
+    config_of,
+    context_of,
+    functions_app,
+    message_to,
+    metrics_of,
+    noisy_train,
+    over_the_wire,
+    reference_count,
+    reference_update,
+    request_entries,
+    train_message,
+)
+from support.grid import ClientsGrid
+from support.records import NDArrays, array_record, ndarrays, payloads
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
 from fedpw_flwr.legacy import FedPW as LegacyFedPW

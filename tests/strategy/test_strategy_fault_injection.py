@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from adjusting_clients import following, silent
 from broken_replies import BROKEN_REPLIES, STRANGER, BrokenReply
-from clients_grid import Client, ClientsGrid, ask, train_round
 from federation import MODEL as SMALL_MODEL
 from federation import evaluate_reply, evaluate_round, train_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_records import (
+from support.grid import Client, ClientsGrid, ask, train_round
+from support.records import (
     NDArrays,
     array_record,
     ndarrays,

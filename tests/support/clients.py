@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from clients_grid import Client, ClientsGrid
 from federation import MODEL, trained
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
@@ -21,7 +20,6 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp.strategy import Result
-from model_records import NDArrays, array_record
 
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
@@ -29,6 +27,8 @@ from fedpw_flwr.wire.adjustment import (
     AdjustmentRequest,
     pack_consensus,
 )
+from support.grid import Client, ClientsGrid
+from support.records import NDArrays, array_record
 
 Arrays = list[npt.NDArray[Any]]
 AppOf = Callable[[int], ClientApp]
