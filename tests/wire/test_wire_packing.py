@@ -20,7 +20,6 @@ from fedpw_flwr.wire.packing import (
     PackedUpdate,
     pack_update,
     packed_size,
-    unpack_update,
 )
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -31,6 +30,12 @@ TYPE_CODE, SCALE, CHECKSUM = slice(4, 5), slice(8, 12), slice(HEADER - 4, HEADER
 """Parts of the header."""
 
 PROPERTY = settings(max_examples=150, deadline=None)
+
+
+def unpack_update(
+    payload: Payload, entries: int, dtype: str, most_kept: int | None = None, index: int = 0
+) -> torch.Tensor:
+    return PackedUpdate(payload, entries, dtype, most_kept, index).unpack()
 
 
 def unpacked(update: Floats, dtype: str) -> Floats:
@@ -71,35 +76,22 @@ def test_float64_updates_too_small_for_single_precision_arrive_as_zeros(dtype: s
     np.testing.assert_array_equal(unpacked(update, dtype), np.zeros(4))
 
 
-def test_minus_zero_is_a_masked_entry() -> None:
-    update = np.array([-0.0, 1.0, -0.0], dtype=np.float32)
-    assert pack_update(torch.from_numpy(update), "float32").size == packed_size(3, 1, "float32")
-    assert not np.signbit(unpacked(update, "float32")[[0, 2]]).any()
-
-
 @PROPERTY
 @given(updates(1e38))
 @example(np.array([1e38, 1e30, 1e-45], dtype=np.float32))
 @example(np.array([2.0**-126, 1e-45], dtype=np.float32))
-def test_float16_is_off_by_at_most_2_to_the_minus_11_of_the_largest_entry(update: Floats) -> None:
-    received = unpacked(update, "float16")
-    largest = float(np.abs(update).max(initial=0.0))
-    difference = np.abs(received.astype(np.float64) - update.astype(np.float64))
-    if largest >= 2.0**-126:
-        assert (difference <= largest * 2.0**-11).all()
-    assert not received[update == 0].any()
-
-
-@PROPERTY
-@given(updates(1e38))
 def test_float16_keeps_eleven_bits_of_every_entry_not_much_smaller_than_the_largest(
     update: Floats,
 ) -> None:
+    received = unpacked(update, "float16").astype(np.float64)
     magnitude = np.abs(update.astype(np.float64))
     largest = magnitude.max(initial=0.0)
+    difference = np.abs(received - update)
     large = (magnitude >= largest * 2.0**-13) & (magnitude >= 2.0**-100)
-    difference = np.abs(unpacked(update, "float16").astype(np.float64) - update)
     assert (difference[large] <= magnitude[large] * 2.0**-11).all()
+    if largest >= 2.0**-126:
+        assert (difference <= largest * 2.0**-11).all()
+    assert not received[update == 0].any()
 
 
 @pytest.mark.parametrize("exponent", range(-126, 127, 11))
@@ -152,10 +144,6 @@ def test_a_payload_takes_a_bit_an_entry_and_a_value_for_each_that_is_kept(
     assert payload.shape == (size,)
     assert packed_size(update.size, kept, dtype) == size
     np.testing.assert_array_equal(update, before)
-
-
-def test_the_header_is_small_beside_a_bias_of_ten_entries() -> None:
-    assert HEADER <= 32
 
 
 SPARSE = np.array([0.0, 1.5, 0.0, -2.25, 0.5, 0.0, 0.0, 3.0, -0.75, 0.0, 0.0, 1.0, 0.0])
@@ -232,38 +220,14 @@ def test_a_lie_of_one_byte_is_noticed_or_about_values_only(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_every_flipped_bit_of_the_mask_is_noticed(dtype: str) -> None:
-    for entry in range(16):
-        payload = good_payload(dtype)
-        payload[HEADER + entry // 8] ^= 128 >> entry % 8
-        refused(payload, dtype=dtype)
-        refused(sealed(payload), dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_a_kept_entry_and_a_masked_one_that_change_places_are_noticed(dtype: str) -> None:
-    payload = good_payload(dtype)
-    bits = np.unpackbits(payload[MASK])
-    bits[[0, 1]] = bits[[1, 0]]
-    payload[MASK] = np.packbits(bits)
-    refused(payload, dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_every_truncation_is_noticed(dtype: str) -> None:
+def test_every_truncation_and_extension_is_noticed(dtype: str) -> None:
     good = good_payload(dtype)
-    for size in range(good.size):
-        refused(good[:size].copy(), dtype=dtype)
-        if size >= HEADER:
-            refused(sealed(good[:size]), dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-@pytest.mark.parametrize("surplus", [1, 2, 3, 4, 8, 1000])
-def test_every_extension_is_noticed(dtype: str, surplus: int) -> None:
-    payload = np.append(good_payload(dtype), np.zeros(surplus, dtype=np.uint8))
-    refused(payload, dtype=dtype)
-    refused(sealed(payload), dtype=dtype)
+    others = [good[:size].copy() for size in range(good.size)]
+    others += [np.append(good, np.zeros(surplus, np.uint8)) for surplus in (1, 2, 3, 4, 8, 1000)]
+    for payload in others:
+        refused(payload, dtype=dtype)
+        if payload.size >= HEADER:
+            refused(sealed(payload), dtype=dtype)
 
 
 @PROPERTY
@@ -355,12 +319,12 @@ def test_payload_of_a_tensor_of_another_size_is_refused(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
 def test_payload_of_another_tensor_of_the_same_size_is_refused(dtype: str) -> None:
-    payload = pack_update(torch.from_numpy(SPARSE), dtype, place=3)
-    received = unpack_update(payload, SPARSE.size, dtype, place=3)
+    payload = pack_update(torch.from_numpy(SPARSE), dtype, index=3)
+    received = unpack_update(payload, SPARSE.size, dtype, index=3)
     np.testing.assert_array_equal(received.numpy(), unpacked(SPARSE, dtype))
-    for place in (0, 2, 4, 3 + 2**8, 3 + 2**16):
-        with pytest.raises(ValueError, match=f"array 3 with 13 entries, not of array {place} "):
-            unpack_update(payload, SPARSE.size, dtype, place=place)
+    for index in (0, 2, 4, 3 + 2**8, 3 + 2**16):
+        with pytest.raises(ValueError, match=f"array 3 with 13 entries, not of array {index} "):
+            unpack_update(payload, SPARSE.size, dtype, index=index)
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
