@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -31,17 +30,15 @@ from support.clients import (
     config_of,
     context_of,
     functions_app,
-    grid_of,
     message_to,
     metrics_of,
     noisy_train,
     request_entries,
     train_message,
-    train_metrics,
 )
 from support.records import array_record, payloads
 
-from fedpw_flwr import FedPW, FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
+from fedpw_flwr import FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
 from fedpw_flwr.wire.adjustment import REPORT_KEY, REQUEST_KEY
 
 Config = dict[str, Any]
@@ -363,56 +360,20 @@ def test_the_device_changes_nothing_about_the_result(device: Any) -> None:
     assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
 
 
-# Whole federations
+# Beside the wrapper
 
 
-def run(app: Any, **arguments: Any) -> tuple[list[Any], list[Any]]:
-    """The model after four rounds of FedPW, and the weights that led there."""
-    random.seed(0)
-    grid = grid_of(app)
-    grid.arrange = lambda replies: sorted(replies, key=lambda reply: reply.metadata.src_node_id)
-    strategy = FedPW(min_available_nodes=len(NODES), fraction_evaluate=0.0, **arguments)
-    result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=4)
-    rounds = train_metrics(result).values()
-    assert all(metrics["fedpw-quarantined"] == 0 for metrics in rounds)
-    assert all(metrics["fedpw-client-id"] == NODES for metrics in rounds)
-    return payloads(result.arrays), [metrics["fedpw-weight"] for metrics in rounds]
-
-
-def plain_app() -> ClientApp:
-    return functions_app([])
-
-
-@pytest.mark.parametrize("upload", ["dense", "packed"])
-@of_function
-def test_a_whole_run_does_not_depend_on_where_updates_were_adjusted(
-    upload: str, of_function: bool
-) -> None:
-    def wrapper_app() -> ClientApp:
-        return numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id)))
-
-    def mixed(node: int) -> ClientApp:
-        kinds = [plain_app(), wrapper_app(), mod_app(of_function=of_function)]
-        return kinds[node % 3]
-
-    arguments = {"adjustment": "client", "upload": upload}
-    expected = run(plain_app(), **arguments)
-    assert run(mod_app(of_function=of_function), **arguments) == expected
-    assert run(mixed, **arguments) == expected
-
-
-def test_a_run_with_adjustment_on_the_server_does_not_notice_the_mod() -> None:
-    assert run(mod_app()) == run(plain_app())
-
-
-def test_whoever_takes_the_request_first_adjusts_and_nobody_else() -> None:
+@asked
+def test_whoever_takes_the_request_first_adjusts_and_nobody_else(entries: Config) -> None:
     def client_app(wrap: Callable[[NumPyClient], NumPyClient]) -> ClientApp:
         return numpy_client_app(
             lambda context: wrap(NoisyClient(context.node_id)), mods=[fedpw_mod]
         )
 
-    arguments = {"adjustment": "client", "upload": "packed"}
-    expected = run(mod_app(), **arguments)
-    assert run(client_app(lambda client: client), **arguments) == expected
-    assert run(client_app(FedPWClient), **arguments) == expected
-    assert run(functions_app([fedpw_mod, fedpw_mod]), **arguments) == expected
+    expected = answer(mod_app(), train_message(MODEL, entries)).content
+    for app in (
+        client_app(lambda client: client),
+        client_app(FedPWClient),
+        functions_app([fedpw_mod, fedpw_mod]),
+    ):
+        assert answer(app, train_message(MODEL, entries)).content == expected

@@ -25,25 +25,17 @@ from flwr.common import (
 )
 from flwr.common.constant import MessageTypeLegacy
 from flwr.compat.common import recorddict_compat as compat
-from flwr.server import Server, SimpleClientManager
-from flwr.server.compat.grid_client_proxy import GridClientProxy
-from flwr.server.history import History
-from flwr.server.strategy import FedAvg as LegacyFedAvg
-from flwr.server.strategy import Strategy as LegacyStrategy
 from support.clients import (
     NODES,
     Arrays,
     NoisyClient,
     answer,
     as_list,
-    grid_of,
     message_to,
     request_entries,
 )
-from support.records import array_record, ndarrays
 
-from fedpw_flwr import FedPW, FedPWClient, numpy_client_app
-from fedpw_flwr.legacy import FedPW as LegacyFedPW
+from fedpw_flwr import FedPWClient
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY, AdjustmentReport
 
 Config = dict[str, Any]
@@ -589,76 +581,3 @@ def test_consensus_bits_of_another_model_are_an_error() -> None:
     entries = {**REQUESTS["mask and rescale"], CONSENSUS_KEY: b"\0"}
     with pytest.raises(ValueError, match="consensus sets take 4 bytes, 1 came"):
         FedPWClient(NoisyClient(11)).fit(as_list(MODEL), {**CONFIG, **entries})
-
-
-# Under Flower's legacy server
-
-
-def legacy_run(
-    strategy: LegacyStrategy, app: ClientApp | Callable[[int], ClientApp], rounds: int = 4
-) -> tuple[Arrays, History]:
-    """Flower's own server and proxies; only the network is missing."""
-    grid, manager = grid_of(app), SimpleClientManager()
-    for node in NODES:
-        manager.register(GridClientProxy(node, grid, run_id=1))
-    server = Server(client_manager=manager, strategy=strategy)
-    history, _ = server.fit(rounds, timeout=None)
-    return parameters_to_ndarrays(server.parameters), history
-
-
-def legacy_arguments(**more: Any) -> Config:
-    return {
-        "initial_parameters": ndarrays_to_parameters(as_list(MODEL)),
-        "min_available_clients": len(NODES),
-        "on_fit_config_fn": lambda server_round: {"server-round": server_round},
-        **more,
-    }
-
-
-def legacy_app(wrap: Callable[[NumPyClient], NumPyClient] = FedPWClient) -> ClientApp:
-    return ClientApp(client_fn=lambda context: wrap(NoisyClient(context.node_id)).to_client())
-
-
-def test_flowers_legacy_fedavg_averages_wrapped_clients_as_plain_ones() -> None:
-    finals = []
-    for wrap in (FedPWClient, lambda client: client):
-        strategy = LegacyFedAvg(**legacy_arguments(inplace=False))
-        arrays, history = legacy_run(strategy, legacy_app(wrap))
-        finals.append(arrays)
-        assert len(history.losses_distributed) == 4
-    for wrapped, plain in zip(*finals, strict=True):
-        # Flower sums in the order in which its threads end.
-        np.testing.assert_allclose(wrapped, plain, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"adjustment": "server"},
-        {"adjustment": "client"},
-        {"adjustment": "client", "upload": "packed"},
-        {"adjustment": "client", "upload": "packed", "upload_dtype": "bfloat16"},
-    ],
-    ids=str,
-)
-def test_wrapped_clients_train_the_same_model_under_both_of_flowers_servers(
-    arguments: Config,
-) -> None:
-    strategy = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), **arguments))
-    legacy, history = legacy_run(strategy, legacy_app())
-    grid = grid_of(numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id))))
-    result = FedPW(**arguments, min_available_nodes=len(NODES)).start(
-        grid=grid, initial_arrays=array_record(MODEL), num_rounds=4
-    )
-    assert bits(legacy) == bits(list(ndarrays(result.arrays).values()))
-    quarantined = history.metrics_distributed_fit["fedpw-quarantined"]
-    assert quarantined == [(1, 0), (2, 0), (3, 0), (4, 0)]
-
-
-def test_a_server_without_names_learns_from_the_clients_which_arrays_are_trainable() -> None:
-    named = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), adjustment="client"))
-    expected, _ = legacy_run(named, legacy_app())
-    nameless = LegacyFedPW(**legacy_arguments(adjustment="client"))
-    app = legacy_app(lambda client: FedPWClient(client, trainable=[0, 1]))
-    arrays, _ = legacy_run(nameless, app)
-    assert bits(arrays) == bits(expected)

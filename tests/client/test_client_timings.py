@@ -135,11 +135,13 @@ def test_a_training_reply_says_where_the_time_went() -> None:
 
 def test_an_evaluation_reply_says_so_too() -> None:
     reply = answer(slow_app(wanted=True), train_message(MODEL, {}, kind="evaluate"))
-
     seconds = timings_of(reply.content).seconds
     assert seconds["evaluate"] >= 0.02
-    assert seconds["download"] > 0
-    assert (seconds["train"], seconds["adjust"], seconds["upload"]) == (0, 0, 0)
+    assert {phase for phase, value in seconds.items() if value} == {
+        "set_up",
+        "download",
+        "evaluate",
+    }
 
 
 @pytest.mark.parametrize("entries", [{}, ADJUST], ids=["plain", "adjusted"])

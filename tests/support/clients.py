@@ -29,6 +29,7 @@ from fedpw_flwr.wire.adjustment import (
 )
 from support.grid import Client, ClientsGrid
 from support.records import NDArrays, array_record
+from support.reference import masked
 
 Arrays = list[npt.NDArray[Any]]
 AppOf = Callable[[int], ClientApp]
@@ -161,11 +162,6 @@ def request_entries(
     return entries
 
 
-def reference_count(entries: int, rate: float) -> int:
-    """⌊n·r + 1e-9⌋, at most n."""
-    return min(entries, int(np.floor(np.float64(entries) * np.float64(rate) + 1e-9)))
-
-
 def reference_update(
     start: npt.NDArray[Any],
     after: npt.NDArray[Any],
@@ -176,11 +172,7 @@ def reference_update(
     """Δ̃_k, flat, in the precision in which it is computed, and m_k."""
     precision = np.float64 if start.dtype == np.float64 else np.float32
     update = start.reshape(-1).astype(precision) - after.reshape(-1).astype(precision)
-    count = reference_count(update.size, rate)
-    # A stable sort leaves equal magnitudes in the order of their index.
-    masked = np.argsort(np.abs(update), kind="stable")[:count]
-    discarded = float(np.abs(update[masked]).mean(dtype=np.float64)) if count else 0.0
-    update[masked] = 0.0
+    update, discarded = masked(update, rate)
     if members is not None:
         update[members] *= precision(factor)
     return update, discarded

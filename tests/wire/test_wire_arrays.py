@@ -11,7 +11,6 @@ from broken_replies import npy
 from flwr.app import Array, ArrayRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from fedpw_flwr.wire.arrays import (
     ArrayTensors,
@@ -132,19 +131,6 @@ def test_unpickling_is_never_reached() -> None:
 def test_unknown_tensor_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         ArrayTensors(ArrayRecord({}))["layer.weight"]
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    hnp.arrays(
-        dtype=st.sampled_from([np.float16, np.float32, np.float64, np.int64, np.uint8, np.bool_]),
-        shape=hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
-    ),
-    st.booleans(),
-)
-def test_any_array_comes_through(array: np.ndarray, column_major: bool) -> None:
-    array = np.asfortranarray(array) if column_major else array
-    np.testing.assert_array_equal(decode_array(Array(np.asarray(array))), array)
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")

@@ -18,7 +18,7 @@ from fedpw_flwr.client.masking import adjust_reply
 from fedpw_flwr.client.request import ReceivedRequest
 from fedpw_flwr.wire.adjustment import AdjustmentReport, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors, array_of_npy, decode_array
-from fedpw_flwr.wire.packing import UPLOAD_DTYPES, pack_update
+from fedpw_flwr.wire.packing import pack_update
 
 NDArray = npt.NDArray[Any]
 
@@ -96,40 +96,27 @@ START = a_model(5)
 PACKED = reply_of(START, moved(START, 5), "packed")
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        Array(START["conv"]),
-        Array(START["conv"].reshape(-1)),
-        Array(np.zeros(0, dtype=np.uint8)),
-        Array(np.zeros(500, dtype=np.uint8)),
-        Array(np.asarray(7, dtype=np.uint8)),
-        Array(PACKED["conv"].numpy()[:-1]),
-        Array(PACKED["conv"].numpy()[1:]),
-        Array(PACKED["conv"].numpy().astype(np.int8)),
-        Array(PACKED["conv"].numpy().reshape(1, -1)),
-        Array("uint8", (3,), "numpy.ndarray", b"junk"),
-        PACKED["bias"],
-        PACKED["twin"],
-    ],
-    ids=[
-        "dense",
-        "dense and flat",
-        "no bytes",
-        "zeros",
-        "a number",
-        "truncated",
-        "begins too late",
-        "signed bytes",
-        "a row in a table",
-        "no npy",
-        "another tensor of another shape",
-        "another tensor of the same shape",
-    ],
-)
-def test_a_wrong_payload_is_a_value_error_that_names_the_tensor(array: Array) -> None:
+SENT = PACKED["conv"].numpy()
+WRONG = {
+    "dense": Array(START["conv"]),
+    "dense and flat": Array(START["conv"].reshape(-1)),
+    "no bytes": Array(np.zeros(0, dtype=np.uint8)),
+    "zeros": Array(np.zeros(500, dtype=np.uint8)),
+    "a number": Array(np.asarray(7, dtype=np.uint8)),
+    "truncated": Array(SENT[:-1]),
+    "begins too late": Array(SENT[1:]),
+    "signed bytes": Array(SENT.astype(np.int8)),
+    "a row in a table": Array(SENT.reshape(1, -1)),
+    "no npy": Array("uint8", (3,), "numpy.ndarray", b"junk"),
+    "another tensor of another shape": PACKED["bias"],
+    "another tensor of the same shape": PACKED["twin"],
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_payload_is_a_value_error_that_names_the_tensor(kind: str) -> None:
     with pytest.raises(ValueError, match=r"tensor 'conv': ."):
-        read(ArrayRecord({**PACKED, "conv": array}), START)["conv"]
+        read(ArrayRecord({**PACKED, "conv": WRONG[kind]}), START)["conv"]
 
 
 def test_whole_numbers_are_never_packed() -> None:
@@ -151,25 +138,6 @@ def test_a_mask_that_keeps_more_than_the_rate_leaves_is_refused(more: int) -> No
         return
     with pytest.raises(ValueError, match=rf"tensor 'conv'.*keeps {kept + 1} of 60.*leaves {kept}"):
         model["conv"]
-
-
-@pytest.mark.parametrize("precision", [torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_packed_values_that_are_not_finite_never_become_a_finite_model(
-    precision: torch.dtype, dtype: str, value: float
-) -> None:
-    # Half precision saturates at 65504: infinity would arrive as an entry like any other.
-    start = {"conv": torch.zeros(60, dtype=precision)}
-    update = torch.zeros(60)
-    update[7] = value
-    arrays = record(["conv"], [pack_update(update, dtype)])
-    model = PackedTensors(arrays, ["conv"], start, dtype, RATE)
-    try:
-        tensor = model["conv"]
-    except ValueError:
-        return
-    assert not torch.isfinite(tensor).all()
 
 
 def test_reading_changes_neither_the_model_nor_the_reply() -> None:
@@ -225,22 +193,3 @@ def test_unreadable_legacy_arrays_are_wrapped_and_refused_when_they_are_read(dat
     assert array.data is data
     with pytest.raises(ValueError, match=r"\w+ \w+ \w+"):
         decode_array(array)
-
-
-@pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=4),
-    st.integers(0, 20),
-)
-def test_legacy_arrays_with_flipped_bytes_decode_or_are_a_value_error(
-    flips: list[tuple[int, int]], cut: int
-) -> None:
-    data = bytearray(Array(START["conv"]).data)
-    for position, value in flips:
-        data[position] = value
-    try:
-        array = decode_array(array_of_npy(bytes(data[: len(data) - cut])))
-    except ValueError:
-        return
-    assert array.nbytes <= len(data)

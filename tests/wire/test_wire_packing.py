@@ -70,12 +70,6 @@ def test_float32_comes_back_bit_for_bit(update: Floats) -> None:
     assert received.tobytes() == (update + np.float32(0)).tobytes()
 
 
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_float64_updates_too_small_for_single_precision_arrive_as_zeros(dtype: str) -> None:
-    update = np.array([1e-60, -5e-324, 0.0, 1e-46])
-    np.testing.assert_array_equal(unpacked(update, dtype), np.zeros(4))
-
-
 @PROPERTY
 @given(updates(1e38))
 @example(np.array([1e38, 1e30, 1e-45], dtype=np.float32))
@@ -124,6 +118,7 @@ def test_nothing_overflows_up_to_1e38(dtype: str, precision: type[np.floating[An
 
 @PROPERTY
 @given(updates(1e38, 64))
+@example(np.array([1e-60, -5e-324, 0.0, 1e-46]))
 def test_float64_updates_arrive_in_single_precision(update: Floats) -> None:
     received = unpacked(update, "float32")
     assert received.dtype == np.float32
@@ -260,17 +255,13 @@ def test_bits_behind_the_last_entry_are_noticed(entry: int) -> None:
     assert "bits behind its 13 entries" in refused(sealed(payload))
 
 
-@pytest.mark.parametrize(("sent", "asked"), list(itertools.permutations(UPLOAD_DTYPES, 2)))
-def test_values_of_another_type_than_asked_for_are_refused(sent: str, asked: str) -> None:
-    assert f"not {asked} as asked for" in refused(good_payload(sent), dtype=asked)
-
-
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_unknown_types_are_refused(dtype: str) -> None:
-    for code in range(len(UPLOAD_DTYPES), 256):
+def test_values_of_another_type_than_asked_for_are_refused(dtype: str) -> None:
+    own = list(UPLOAD_DTYPES).index(dtype)
+    for code in {*range(256)} - {own}:
         payload = good_payload(dtype)
         payload[TYPE_CODE] = code
-        refused(sealed(payload), dtype=dtype)
+        assert f"of type {code}, not {dtype} as asked" in refused(sealed(payload), dtype=dtype)
 
 
 def scaled(dtype: str, scale: float) -> Payload:
@@ -285,12 +276,9 @@ def scaled(dtype: str, scale: float) -> Payload:
 )
 def test_scale_that_packing_never_chooses_is_refused(dtype: str, scale: float) -> None:
     refused(scaled(dtype, scale), dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("exponent", [-126, -1, 1, 127])
-def test_only_float16_values_are_scaled(dtype: str, exponent: int) -> None:
-    refused(scaled(dtype, 2.0**exponent), dtype=dtype)
+    if dtype != "float16":
+        for exponent in (-126, -1, 1, 127):
+            refused(scaled(dtype, 2.0**exponent), dtype=dtype)
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.5, 4.0])
@@ -311,20 +299,15 @@ def test_float16_values_that_overflow_with_their_scale_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_payload_of_a_tensor_of_another_size_is_refused(dtype: str) -> None:
-    for entries in range(40):
-        if entries != SPARSE.size:
-            refused(good_payload(dtype), entries, dtype)
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_payload_of_another_tensor_of_the_same_size_is_refused(dtype: str) -> None:
+def test_payload_of_another_tensor_is_refused(dtype: str) -> None:
     payload = pack_update(torch.from_numpy(SPARSE), dtype, index=3)
     received = unpack_update(payload, SPARSE.size, dtype, index=3)
     np.testing.assert_array_equal(received.numpy(), unpacked(SPARSE, dtype))
     for index in (0, 2, 4, 3 + 2**8, 3 + 2**16):
         with pytest.raises(ValueError, match=f"array 3 with 13 entries, not of array {index} "):
             unpack_update(payload, SPARSE.size, dtype, index=index)
+    for entries in {*range(40)} - {SPARSE.size}:
+        refused(good_payload(dtype), entries, dtype)
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
