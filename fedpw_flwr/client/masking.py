@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
 from fedpw_flwr.algorithm.tensors import is_nonnegative
@@ -22,12 +23,13 @@ from fedpw_flwr.wire.packing import MOST_ENTRIES, pack_update, packed_size
 
 __all__ = ["adjust_reply"]
 
+Arrays = Sequence[npt.NDArray[Any]]
 NDArrays = list[npt.NDArray[Any]]
 
 
 def adjust_reply(
-    global_arrays: Sequence[npt.NDArray[Any]],
-    trained: Sequence[npt.NDArray[Any]],
+    global_arrays: Arrays,
+    trained: Arrays,
     received: ReceivedRequest,
     device: torch.device | str,
     trainable: Sequence[int] | None = None,
@@ -105,11 +107,7 @@ def adjust_reply(
 
 
 def _packed(
-    update: torch.Tensor,
-    start: torch.Tensor,
-    trained: torch.Tensor,
-    index: int,
-    request: AdjustmentRequest,
+    update: Tensor, start: Tensor, trained: Tensor, index: int, request: AdjustmentRequest
 ) -> npt.NDArray[np.uint8] | None:
     """Pack an update; None where the array itself is no larger."""
     kept = int(torch.count_nonzero(update))
@@ -121,7 +119,7 @@ def _packed(
     return pack_update(update.cpu(), request.upload_dtype, index, most)
 
 
-def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | None:
+def _tensor(array: npt.NDArray[Any]) -> Tensor | None:
     """View an array as a tensor; None for dtypes that are not floating or unknown to PyTorch."""
     if not np.issubdtype(array.dtype, np.floating):
         return None
@@ -132,9 +130,7 @@ def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | None:
 
 
 def _alike(
-    global_arrays: Sequence[npt.NDArray[Any]],
-    trained: Sequence[npt.NDArray[Any]],
-    received: ReceivedRequest,
+    global_arrays: Arrays, trained: Arrays, received: ReceivedRequest
 ) -> tuple[NDArrays, NDArrays] | None:
     """Return w and w_k in the same dtypes; None where w_k is another model than w.
 

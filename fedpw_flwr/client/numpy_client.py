@@ -53,7 +53,7 @@ class FedPWClient(NumPyClient):
         Where the loss comes from when ``fit`` reports none under `loss_key`. "fit": nowhere, an
         error says so. "evaluate": from the inner ``evaluate``, called on the received model.
     client_id : int | None (default: None)
-        Stable identity of this client, for example its partition: FedPW's memory follows it over
+        Stable id of this client, for example its partition: FedPW's memory follows it over
         restarts and runs. None: Flower's node id.
     trainable : Sequence[int] | None (default: None)
         Indices of the trainable arrays in the list of parameters, for a server that asks clients to

@@ -38,7 +38,7 @@ def numpy_client_app(
     under the same names; every entry of the ConfigRecord reaches it, and every metric goes back:
     numbers in the MetricRecord ``metrics`` (with ``num-examples`` and, from evaluation,
     ``eval_loss``), what a MetricRecord refuses in the ConfigRecord ``other-metrics``, and the
-    client's identity ``client-id`` in the ConfigRecord ``identity``.
+    client id ``client-id`` in the ConfigRecord ``identity``.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def numpy_client_app(
         )
         with phase("upload"):
             # Fewer are the first ones, and what is too many has no name: the server judges both.
-            surplus = (f"surplus array {place}" for place in range(len(arrays), len(parameters)))
+            surplus = (f"surplus array {index}" for index in range(len(arrays), len(parameters)))
             named = zip((*arrays, *surplus), parameters, strict=False)
             content = _content({"num-examples": num_examples, **metrics})
             content["arrays"] = ArrayRecord({name: Array(np.asarray(one)) for name, one in named})

@@ -8,6 +8,7 @@ by their index in the model, because lists of parameters have no names.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -46,6 +47,7 @@ Upload = Literal["dense", "packed"]
 """w − Δ̃_k as arrays, or bit masks and kept values."""
 
 _VERSION = 1
+_INDEX = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class AdjustmentRequest(_Encodable):
         factors, upload, dtype = text["factors"], text["upload"], text["upload-dtype"]
         if upload not in get_args(Upload) or dtype not in tuple(UPLOAD_DTYPES):
             raise text.error(f"asks for the upload {upload!r} in {dtype!r}")
-        if not isinstance(factors, dict) or not all(_is_index(key) for key in factors):
+        if not isinstance(factors, dict) or not all(map(_INDEX.fullmatch, factors)):
             raise text.error(f"has no factors by index: {factors!r}")
         keep_sign = text.entries.get("keep-sign", True)  # earlier versions send none
         if not isinstance(keep_sign, bool):
@@ -227,7 +229,3 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) != len(pairs):
         raise ValueError("an entry is there twice")
     return entries
-
-
-def _is_index(text: str) -> bool:
-    return text.isdecimal() and text.isascii() and len(text) < 10

@@ -102,9 +102,7 @@ def _parse_header(header: bytes) -> _Header:
     """Parse a header; the replies of a round have the same ones, and NumPy takes its time."""
     read = npy.read_array_header_1_0 if header[6] == 1 else npy.read_array_header_2_0
     try:
-        stream = BytesIO(header)
-        stream.seek(npy.MAGIC_LEN)
-        shape, fortran_order, dtype = read(stream)
+        shape, fortran_order, dtype = read(BytesIO(header[npy.MAGIC_LEN :]))
         # NumPy lets True pass for 1.
         shape = tuple(map(int, shape))
     except Exception as error:

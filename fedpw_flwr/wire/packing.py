@@ -68,7 +68,8 @@ def pack_update(update: Tensor, dtype: str, index: int = 0, most: Tensor | None 
     entries = update.numpy()
     kept_entries = entries != 0
     kept = torch.from_numpy(np.compress(kept_entries, entries)).float()
-    scale = _float16_scale(kept) if dtype == "float16" else 1.0
+    largest = float(kept.abs().max()) if dtype == "float16" and len(kept) else 0.0
+    scale = _scale_of(largest, dtype)
     values = (kept / scale if scale != 1.0 else kept).to(UPLOAD_DTYPES[dtype])
     if most is not None:
         above = values.double() * scale > most[torch.from_numpy(kept_entries)].double()
@@ -94,12 +95,7 @@ class PackedUpdate:
     """
 
     def __init__(
-        self,
-        payload: Bytes,
-        entries: int,
-        dtype: str,
-        most_kept: int | None = None,
-        index: int = 0,
+        self, payload: Bytes, entries: int, dtype: str, most_kept: int | None = None, index: int = 0
     ) -> None:
         self._scale, largest = _checked_header(payload, entries, dtype, index)
         values_at = _values_at(entries)
@@ -120,7 +116,8 @@ class PackedUpdate:
             raise ValueError(f"{keeps}, the drop rate leaves {most_kept}")
         if not largest * self._scale <= torch.finfo(torch.float32).max:
             raise ValueError("the packed values are not finite")
-        if not _is_scale_of(self._scale, largest, dtype):
+        # Rounding may have taken the largest to 2.
+        if self._scale != _scale_of(self._scale * (1.0 if largest == 2.0 else largest), dtype):
             raise ValueError(
                 f"the packed values, up to {largest}, cannot have the scale {self._scale}"
             )
@@ -185,7 +182,6 @@ def _checked_header(payload: Bytes, entries: int, dtype: str, index: int) -> tup
         raise ValueError(
             f"{payload.size} bytes are too few for a packed update of {entries} entries"
         )
-    scale: float
     mark, code, scale, its_index, its_entries, its_checksum = _HEADER.unpack_from(payload.data)
     if mark != _MARK:
         raise ValueError(f"a packed update begins with {_MARK!r}, not {mark!r}")
@@ -234,20 +230,9 @@ def _ones_in_steps(bits: Bytes) -> npt.NDArray[np.int64]:
     return counts
 
 
-def _float16_scale(values: Tensor) -> float:
-    """Return the power of two that brings the largest magnitude into [1, 2)."""
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    if largest == 0.0:
+def _scale_of(largest: float, dtype: str) -> float:
+    """Return the power of two that brings the largest magnitude of float16 values into [1, 2)."""
+    if dtype != "float16" or largest == 0.0:
         return 1.0
     # float32 holds the scale; beyond its range the values are float64's own and stay unscaled.
     return math.ldexp(1.0, max(-126, min(127, math.frexp(largest)[1] - 1)))
-
-
-def _is_scale_of(scale: float, largest: float, dtype: str) -> bool:
-    """Return whether packing would have chosen this scale for values of this largest magnitude."""
-    if dtype != "float16" or largest == 0.0:
-        return scale == 1.0
-    if not math.isfinite(scale) or scale <= 0 or math.frexp(scale)[0] != 0.5:
-        return False
-    at_the_end = scale == math.ldexp(1.0, -126)
-    return (largest >= 1.0 or at_the_end) and largest <= 2.0

@@ -77,8 +77,7 @@ class ClientTimings:
 
 def _seconds(record: ConfigRecord, key: str) -> float:
     value = record.get(key, 0.0)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"the timings give {key} as {value!r:.80}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"the timings give {key} as {value} s")
-    return float(value)
+    is_truth = isinstance(value, bool)
+    if isinstance(value, int | float) and not is_truth and 0 <= value < math.inf:
+        return float(value)
+    raise ValueError(f"the timings give {key} as {value!r:.80}, which is no number of seconds")
