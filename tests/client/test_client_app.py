@@ -172,7 +172,7 @@ def test_numbers_travel_as_metrics_and_whatever_else_in_a_configuration_record(
     }
 
 
-def test_the_report_and_the_identity_have_records_of_their_own() -> None:
+def test_the_report_and_the_client_id_have_records_of_their_own() -> None:
     app = numpy_client_app(lambda context: FedPWClient(NoisyClient(11), client_id=4))
     reply = answer(app, train_message(MODEL, request_entries(0.3)))
     assert set(reply.content) == {"arrays", "metrics", "identity", REPORT_KEY}
@@ -198,7 +198,7 @@ def test_the_client_is_built_anew_for_every_message_from_its_nodes_context() -> 
     assert [context.node_id for context in contexts] == [12] * 4
 
 
-def test_mods_stand_round_training_and_evaluation_the_first_outermost() -> None:
+def test_mods_stand_around_training_and_evaluation_the_first_outermost() -> None:
     passed: list[str] = []
 
     def named(name: str) -> Mod:
@@ -253,7 +253,7 @@ def test_a_client_that_returns_something_else_is_told_what_to_return(
 @pytest.mark.parametrize("count", [0, 3, 6])
 @pytest.mark.parametrize("wrap", [FedPWClient, unwrapped], ids=["wrapped", "plain"])
 def test_another_number_of_arrays_is_left_to_the_server(count: int, wrap: Wrap) -> None:
-    result = ([np.full(2, place) for place in range(count)], 10, {"train_loss": 0.5})
+    result = ([np.full(2, index) for index in range(count)], 10, {"train_loss": 0.5})
     app = numpy_client_app(lambda context: wrap(Told(fit=result)))
     reply = ndarrays(arrays_of(answer(app, train_message(MODEL, {}))))
     assert list(reply) == [*MODEL, "surplus array 4", "surplus array 5"][:count]

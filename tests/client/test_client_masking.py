@@ -112,14 +112,14 @@ def test_every_array_has_its_own_mask_and_its_own_factor() -> None:
         np.zeros((2, 2), np.float64),
         np.zeros(20, np.float32),
     ]
-    afters = [noise(start.shape, place, start.dtype) for place, start in enumerate(starts)]
+    afters = [noise(start.shape, index, start.dtype) for index, start in enumerate(starts)]
     members = np.arange(20) % 2 == 0
     sent, report = adjusted(starts, afters, received(0.3, {2: (members, 1.25)}))
-    for place, (start, after) in enumerate(zip(starts, afters, strict=True)):
-        own = (members, 1.25) if place == 2 else ()
+    for index, (start, after) in enumerate(zip(starts, afters, strict=True)):
+        own = (members, 1.25) if index == 2 else ()
         update, discarded = reference_update(start, after, 0.3, *own)
-        assert_same(sent[place], reference_sent(start, update))
-        assert report.discarded[place] == pytest.approx(discarded, rel=1e-6)
+        assert_same(sent[index], reference_sent(start, update))
+        assert report.discarded[index] == pytest.approx(discarded, rel=1e-6)
 
 
 @needs_cuda

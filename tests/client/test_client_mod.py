@@ -21,7 +21,7 @@ from flwr.app import (
 )
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
+from flwr.clientapp.typing import ClientAppCallable, Mod
 from support.clients import (
     NODES,
     NoisyClient,
@@ -31,7 +31,6 @@ from support.clients import (
     context_of,
     functions_app,
     message_to,
-    metrics_of,
     noisy_train,
     request_entries,
     train_message,
@@ -53,13 +52,10 @@ REQUESTS = {
     "packed as float16": request_entries(0.3, ADJUSTMENT, "packed", "float16"),
 }
 asked = pytest.mark.parametrize("entries", REQUESTS.values(), ids=REQUESTS)
-of_function = pytest.mark.parametrize("of_function", [False, True], ids=["app", "function"])
 
 
-def mod_app(
-    train: ClientAppCallable = noisy_train, mod: FedPWMod = fedpw_mod, of_function: bool = False
-) -> ClientApp:
-    return functions_app([mod], train, of_function)
+def mod_app(train: ClientAppCallable = noisy_train, mod: FedPWMod = fedpw_mod) -> ClientApp:
+    return functions_app([mod], train)
 
 
 def replying(content: Callable[[Message], RecordDict | Error]) -> ClientAppCallable:
@@ -80,17 +76,27 @@ def trained_record(message: Message) -> ArrayRecord:
 # What it sends
 
 
+def numpy_app(wrap: Callable[[NumPyClient], NumPyClient], mods: list[Mod]) -> ClientApp:
+    return numpy_client_app(lambda context: wrap(NoisyClient(context.node_id)), mods=mods)
+
+
+APPS = {
+    "mod of the app": mod_app(),
+    "mod of the function": functions_app([fedpw_mod], of_function=True),
+    "mod around a NumPyClient": numpy_app(lambda client: client, [fedpw_mod]),
+    "mod around the wrapper": numpy_app(FedPWClient, [fedpw_mod]),
+    "mod twice": functions_app([fedpw_mod, fedpw_mod]),
+}
+
+
 @asked
-@of_function
-def test_the_mod_sends_what_the_wrapper_sends(entries: Config, of_function: bool) -> None:
-    message = train_message(MODEL, entries)
-    wrapped = numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id)))
-    expected = answer(wrapped, message)
-    reply = answer(mod_app(of_function=of_function), train_message(MODEL, entries))
-    assert set(reply.content) == {"arrays", "metrics", REPORT_KEY}
-    assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
-    assert reply.content[REPORT_KEY] == expected.content[REPORT_KEY]
-    assert metrics_of(reply) == metrics_of(expected)
+@pytest.mark.parametrize("app", APPS)
+def test_the_mod_sends_what_the_wrapper_sends_and_whoever_comes_first_adjusts_alone(
+    entries: Config, app: str
+) -> None:
+    expected = answer(numpy_app(FedPWClient, []), train_message(MODEL, entries))
+    assert set(expected.content) == {"arrays", "metrics", REPORT_KEY}
+    assert answer(APPS[app], train_message(MODEL, entries)).content == expected.content
 
 
 @asked
@@ -358,22 +364,3 @@ def test_the_device_changes_nothing_about_the_result(device: Any) -> None:
     message = train_message(MODEL, REQUESTS["mask and rescale"])
     reply = answer(mod_app(mod=FedPWMod(device=device)), message)
     assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
-
-
-# Beside the wrapper
-
-
-@asked
-def test_whoever_takes_the_request_first_adjusts_and_nobody_else(entries: Config) -> None:
-    def client_app(wrap: Callable[[NumPyClient], NumPyClient]) -> ClientApp:
-        return numpy_client_app(
-            lambda context: wrap(NoisyClient(context.node_id)), mods=[fedpw_mod]
-        )
-
-    expected = answer(mod_app(), train_message(MODEL, entries)).content
-    for app in (
-        client_app(lambda client: client),
-        client_app(FedPWClient),
-        functions_app([fedpw_mod, fedpw_mod]),
-    ):
-        assert answer(app, train_message(MODEL, entries)).content == expected

@@ -94,8 +94,8 @@ def moved_in_place(parameters: Arrays) -> Arrays:
     return parameters
 
 
-def members(place: int) -> Any:
-    size = list(MODEL.values())[place].size
+def members(index: int) -> Any:
+    size = list(MODEL.values())[index].size
     return np.arange(size) % 3 == 0
 
 

@@ -7,7 +7,7 @@ from the formulas alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,19 +77,15 @@ def context_of(node: int) -> Context:
     return Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
 
 
-def nodes_running(app: ClientApp | AppOf, nodes: Iterable[int] = NODES) -> dict[int, Client]:
-    """Nodes for a `ClientsGrid`, all with one app, or each with the one that `app(node)` gives."""
+def grid_of(app: ClientApp | AppOf) -> ClientsGrid:
+    """Nodes that all run one app, or each the one that `app(node)` gives."""
 
     def client_on(node: int) -> Client:
         own = app if isinstance(app, ClientApp) else app(node)
         context = context_of(node)
         return lambda message: [over_the_wire(own(over_the_wire(message), context))]
 
-    return {node: client_on(node) for node in nodes}
-
-
-def grid_of(app: ClientApp | AppOf, nodes: Iterable[int] = NODES) -> ClientsGrid:
-    return ClientsGrid(nodes_running(app, nodes))
+    return ClientsGrid({node: client_on(node) for node in NODES})
 
 
 def message_to(content: RecordDict, kind: str = "train", node: int = NODES[0]) -> Message:
@@ -203,7 +199,7 @@ def noisy_train(message: Message, context: Context) -> Message:
 def functions_app(
     mods: Sequence[Mod], train: ClientAppCallable = noisy_train, of_function: bool = False
 ) -> ClientApp:
-    """A ClientApp of functions, with mods round all of them or round its train function only."""
+    """A ClientApp of functions, with mods around all of them or around its train function only."""
     app = ClientApp(mods=[] if of_function else list(mods))
     app.train(mods=list(mods) if of_function else [])(train)
     return app

@@ -185,10 +185,10 @@ def test_the_checksum_is_that_of_everything_else() -> None:
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
 def test_every_changed_byte_is_noticed(dtype: str) -> None:
     good = good_payload(dtype)
-    for place, change in itertools.product(range(good.size), range(1, 256)):
+    for position, change in itertools.product(range(good.size), range(1, 256)):
         payload = good.copy()
-        payload[place] ^= change
-        assert accepted(payload, dtype) is None, f"byte {place} ^ {change}"
+        payload[position] ^= change
+        assert accepted(payload, dtype) is None, f"byte {position} ^ {change}"
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
@@ -196,20 +196,22 @@ def test_a_lie_of_one_byte_is_noticed_or_about_values_only(dtype: str) -> None:
     # What a client says of its own values cannot be known to be wrong; nothing else may pass.
     good = good_payload(dtype)
     expected = unpacked(SPARSE, dtype)
-    for place, change in itertools.product(range(good.size), range(1, 256)):
+    for position, change in itertools.product(range(good.size), range(1, 256)):
         payload = good.copy()
-        payload[place] ^= change
+        payload[position] ^= change
         update = accepted(sealed(payload), dtype)
         if update is None:
             continue
         assert np.isfinite(update).all()
-        if MASK.start <= place < MASK.stop:
+        if MASK.start <= position < MASK.stop:
             # As many entries as before, elsewhere.
             kept = np.unpackbits(payload[MASK], count=SPARSE.size).astype(bool)
             np.testing.assert_array_equal(update[kept], expected[SPARSE != 0])
             assert not update[~kept].any()
-        elif place < HEADER and not (dtype == "float16" and place in range(*SCALE.indices(99))):
-            np.testing.assert_array_equal(update, expected, f"byte {place} ^ {change}")
+        elif position < HEADER and not (
+            dtype == "float16" and position in range(*SCALE.indices(99))
+        ):
+            np.testing.assert_array_equal(update, expected, f"byte {position} ^ {change}")
         else:
             assert not update[SPARSE == 0].any()
 
@@ -235,8 +237,8 @@ def test_any_bytes_are_an_update_of_the_right_shape_or_a_value_error(
     dtype: str, changes: list[tuple[int, int]], cut: int
 ) -> None:
     payload = good_payload(dtype)
-    for place, value in changes:
-        payload[place % payload.size] = value
+    for position, value in changes:
+        payload[position % payload.size] = value
     payload = np.resize(payload, payload.size + cut)
     accepted(payload, dtype)
     accepted(sealed(payload), dtype)
