@@ -195,7 +195,7 @@ class _Text:
         return float(value)  # type: ignore[arg-type]
 
     def rate(self) -> float:
-        rate = self.number("rate", self["rate"])
+        rate = self.number("rate", self.entries.get("rate"))
         if not 0.0 <= rate <= 1.0:
             raise self.error(f"has the drop rate {rate}, outside [0, 1]")
         return rate

@@ -212,8 +212,9 @@ def test_clipping_scales_the_adjusted_update_and_leaves_masked_entries_masked(mo
 
 def test_inside_local_dp_the_update_is_sent_as_trained_and_the_server_adjusts_it() -> None:
     """FedPW's report would tell norms and magnitudes of the update without any noise."""
-    for mods in ([NO_NOISE], [NO_NOISE, fixedclipping_mod]):
-        result, without = run([*mods, fedpw_mod], TIGHT), run(list(mods), TIGHT)
+    in_front: list[list[Mod]] = [[NO_NOISE], [NO_NOISE, fixedclipping_mod]]
+    for mods in in_front:
+        result, without = run([*mods, fedpw_mod], TIGHT), run(mods, TIGHT)
         assert result.failed == [0] * 4
         assert all(REPORT_KEY not in reply.content for reply in result.replies.values())
         assert payloads(array_record(result.final)) == payloads(array_record(without.final))

@@ -139,7 +139,7 @@ def request_entries(
 ) -> dict[str, bytes]:
     """The entries of a configuration by which FedPW's server asks for an adjustment.
 
-    `consensus` gives membership of C and f by place of the array. What keeps tensors above 0 is no
+    `consensus` gives membership of C and f by index of the array. What keeps tensors above 0 is no
     part of the formulas in `reference_update`.
     """
     consensus = consensus or {}

@@ -19,7 +19,7 @@ from fedpw_flwr.wire.arrays import (
     take_as_arrays,
 )
 
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "row-major": np.arange(12, dtype=np.float32).reshape(3, 4),
     "column-major": np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)),
     "column-major, 4-d": np.asfortranarray(np.arange(24, dtype=np.float64).reshape(2, 3, 2, 2)),
