@@ -19,9 +19,11 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -40,14 +42,16 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
-from in_process import InProcessGrid
 from report import Table
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.algorithm.client_step import adjust_tensor
 from fedpw_flwr.lab.models.resnet import ResNet10
-from fedpw_flwr.wire.arrays import decode_array
-from fedpw_flwr.wire.packing import UPLOAD_DTYPES, pack_update, unpack_update
+from fedpw_flwr.wire.arrays import ArrayTensors
+from fedpw_flwr.wire.packing import UPLOAD_DTYPES, PackedUpdate, pack_update
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from support.grid import Client, ClientsGrid
 
 RUN_ID = 2**61 + 1
 NODES = (2**63 + 1, 2**63 + 3)
@@ -157,13 +161,15 @@ def fedpw(drop_rate: float, upload: str, dtype: str = "float32") -> FedPW:
 def measure_sizes(strategy: Strategy, width: int) -> Sizes:
     """Weigh the last of three rounds of a strategy; the heavier of the two clients counts."""
     _identify()
-    grid = WeighingGrid(_client_app(width))
+    app = _client_app(width)
+    sizes: dict[int, list[Sizes]] = {node: [] for node in NODES}
+    grid = ClientsGrid({node: weighed(app, sizes[node]) for node in NODES})
     arrays = ArrayRecord(_network(width).state_dict())
     strategy.start(grid, initial_arrays=arrays, num_rounds=ROUNDS)
-    if any(len(sizes) != ROUNDS for sizes in grid.sizes.values()):
+    if any(len(of_client) != ROUNDS for of_client in sizes.values()):
         raise RuntimeError("a client was left out of a round")
-    last = [sizes[-1] for sizes in grid.sizes.values()]
-    return Sizes(max(sizes.down for sizes in last), max(sizes.up for sizes in last))
+    last = [of_client[-1] for of_client in sizes.values()]
+    return Sizes(max(one.down for one in last), max(one.up for one in last))
 
 
 def measure_packing(width: int, drop_rate: float, dtype: str, repeats: int) -> tuple[float, float]:
@@ -180,7 +186,7 @@ def measure_packing(width: int, drop_rate: float, dtype: str, repeats: int) -> t
     unpacking = _median_seconds(
         repeats,
         lambda: [
-            unpack_update(payload, update.numel(), dtype)
+            PackedUpdate(payload, update.numel(), dtype).unpack()
             for payload, update in zip(payloads, updates, strict=True)
         ],
     )
@@ -196,7 +202,8 @@ def measure_flower(width: int, repeats: int) -> float:
     def there_and_back() -> list[torch.Tensor]:
         record = ArrayRecord({name: Array(array) for name, array in arrays.items()})
         reply, _ = carry_up(Message(RecordDict({"arrays": record}), reply_to=question))
-        return [decode_array(array) for array in reply.content.array_records["arrays"].values()]
+        read = ArrayTensors(reply.content.array_records["arrays"])
+        return [read[name] for name in read]
 
     return _median_seconds(repeats, there_and_back)
 
@@ -246,25 +253,18 @@ def carry_up(message: Message) -> tuple[Message, int]:
     return _read(arrived), sum(map(len, written))
 
 
-class WeighingGrid(InProcessGrid):
-    """Take each message to a ClientApp and its reply back, and note what they weigh."""
+def weighed(app: ClientApp, sizes: list[Sizes]) -> Client:
+    """A client that takes each message to an app and its reply back, and notes what they weigh."""
 
-    def __init__(self, app: ClientApp) -> None:
-        super().__init__()
-        self.app = app
-        self.sizes: dict[int, list[Sizes]] = {}
-
-    def get_node_ids(self) -> Iterable[int]:
-        return NODES
-
-    def answer(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
+    def client(message: Message) -> list[Message]:
         message.metadata.__dict__["_message_id"] = message.object_id
         received, down = carry_down(message)
-        context = Context(RUN_ID, node, {}, state=RecordDict(), run_config={})
-        reply, up = carry_up(self.app(received, context))
-        self.sizes.setdefault(node, []).append(Sizes(down, up))
-        return reply
+        node = message.metadata.dst_node_id
+        reply, up = carry_up(app(received, Context(RUN_ID, node, {}, RecordDict(), {})))
+        sizes.append(Sizes(down, up))
+        return [reply]
+
+    return client
 
 
 def _client_app(width: int) -> ClientApp:

@@ -33,11 +33,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
-from in_process import InProcessGrid
 from report import Table
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.lab.models.resnet import ResNet10
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from support.grid import ClientsGrid, running
 
 PLACEMENTS = ("server", "client", "packed float32", "packed float16")
 UPDATE_SIZE = 1e-3
@@ -174,12 +176,13 @@ def measure(size: Size, placement: str) -> tuple[list[float], list[float]]:
 def third_round(size: Size, placement: str) -> tuple[list[Message], FedPW]:
     """Run two rounds and return the replies of the third, with the strategy that waits for them."""
     strategy = fedpw(placement)
-    grid = Nodes(size.clients)
     arrays = ArrayRecord(network(size.width).state_dict())
     for round_number in (1, 2, 3):
-        grid.app = client_app(round_number, with_mod=placement != "server")
+        app = client_app(round_number, with_mod=placement != "server")
+        nodes = range(1, size.clients + 1)
+        grid = ClientsGrid({node: running(app, _context(node)) for node in nodes})
         messages = list(strategy.configure_train(round_number, arrays, ConfigRecord(), grid))
-        replies = grid.send_and_receive(messages)
+        replies = list(grid.send_and_receive(messages))
         if round_number < 3:
             aggregated, _ = strategy.aggregate_train(round_number, replies)
             assert aggregated is not None
@@ -254,22 +257,6 @@ def parameters(width: int) -> int:
 
 def network_name(width: int) -> str:
     return f"ResNet-10 of width {width} ({parameters(width):,} parameters)"
-
-
-class Nodes(InProcessGrid):
-    """So many connected nodes that run one ClientApp, in this process."""
-
-    def __init__(self, count: int, app: ClientApp | None = None) -> None:
-        super().__init__()
-        self.count = count
-        self.app = app
-
-    def get_node_ids(self) -> list[int]:
-        return list(range(1, self.count + 1))
-
-    def answer(self, message: Message) -> Message:
-        assert self.app is not None
-        return self.app(message, _context(message.metadata.dst_node_id))
 
 
 def peak_in_models(size: Size, placement: str) -> float:

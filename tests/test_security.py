@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients_grid import ClientsGrid
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -33,6 +32,7 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 from flwr.clientapp.typing import Mod
+from support.grid import ClientsGrid
 
 import fedpw_flwr
 from fedpw_flwr import FedPW, FedPWMod

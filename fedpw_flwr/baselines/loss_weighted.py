@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fedpw_flwr.baselines.screened import ScreenedStrategy
-from fedpw_flwr.wire.initial_loss import INITIAL_LOSS, REPORT_INITIAL_LOSS
+from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
 __all__ = ["LossWeightedStrategy"]
 

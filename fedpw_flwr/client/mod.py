@@ -7,15 +7,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from flwr.app.message_type import MessageType
 from flwr.clientapp.typing import ClientAppCallable
 
-from fedpw_flwr.client.outer_mods import is_inside_local_dp, refuse_outer_mods
-from fedpw_flwr.client.records import (
+from fedpw_flwr.client.masking import adjust_reply
+from fedpw_flwr.client.request import (
     only_array_record,
     only_config_record,
     refuse_legacy,
+    take_request,
 )
-from fedpw_flwr.client.reply import adjust_reply, take_request
 from fedpw_flwr.device import available_device
-from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
+from fedpw_flwr.wire.adjustment import REPORT_KEY, REQUEST_KEY
 from fedpw_flwr.wire.arrays import ArrayTensors
 
 __all__ = ["FedPWMod", "fedpw_mod"]
@@ -59,14 +59,9 @@ class FedPWMod:
         refuse_legacy(message.content)
         if not any(REQUEST_KEY in record for record in message.content.config_records.values()):
             return call_next(message, context)
-        _, global_arrays = only_array_record(message.content)
-        config = only_config_record(message.content)
-        _, received = take_request(config)
-        assert received is not None
-        refuse_outer_mods(packed=received.request.upload == "packed")
-        for key in (REQUEST_KEY, CONSENSUS_KEY):
-            config.pop(key, None)
-        if is_inside_local_dp():
+        global_arrays = only_array_record(message.content)
+        received = take_request(only_config_record(message.content))
+        if received is None:
             return call_next(message, context)
         # Training may empty or refill the record it was sent; its arrays stay as they are.
         global_arrays = ArrayRecord(dict(global_arrays))

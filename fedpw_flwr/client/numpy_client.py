@@ -12,12 +12,12 @@ import torch
 from flwr.client import Client, NumPyClient
 from flwr.common import Scalar
 
-from fedpw_flwr.client.outer_mods import is_inside_local_dp, refuse_outer_mods
-from fedpw_flwr.client.reply import adjust_reply, take_request
-from fedpw_flwr.client.stopwatch import phase
+from fedpw_flwr.client.masking import adjust_reply
+from fedpw_flwr.client.request import take_request
+from fedpw_flwr.client.timings import phase
 from fedpw_flwr.device import available_device
 from fedpw_flwr.wire.adjustment import REPORT_KEY
-from fedpw_flwr.wire.identity import IDENTITY_KEY
+from fedpw_flwr.wire.records import IDENTITY_KEY
 
 __all__ = ["LOSS_KEY", "FedPWClient", "LossSource", "can"]
 
@@ -53,10 +53,10 @@ class FedPWClient(NumPyClient):
         Where the loss comes from when ``fit`` reports none under `loss_key`. "fit": nowhere, an
         error says so. "evaluate": from the inner ``evaluate``, called on the received model.
     client_id : int | None (default: None)
-        Stable identity of this client, for example its partition: FedPW's memory follows it over
+        Stable id of this client, for example its partition: FedPW's memory follows it over
         restarts and runs. None: Flower's node id.
     trainable : Sequence[int] | None (default: None)
-        Places of the trainable arrays in the list of parameters, for a server that asks clients to
+        Indices of the trainable arrays in the list of parameters, for a server that asks clients to
         adjust their updates and does not know the arrays' names (a legacy one without
         ``array_names``). None: the server decides.
 
@@ -105,16 +105,14 @@ class FedPWClient(NumPyClient):
             )
         if not isinstance(loss_key, str) or not loss_key:
             raise TypeError(f"loss_key must name a metric, got {loss_key!r}")
-        if client_id is not None and (
-            isinstance(client_id, bool) or not isinstance(client_id, int) or client_id < 0
-        ):
+        if client_id is not None and (type(client_id) is not int or client_id < 0):
             raise TypeError(f"client_id must be a non-negative integer or None, got {client_id!r}")
         self.client = client
         self.device = available_device(device)
         self.loss_key = loss_key
         self.loss_source = loss_source
         self.client_id = client_id
-        self.trainable = _places(trainable)
+        self.trainable = _checked_indices(trainable)
 
     def __getattr__(self, name: str) -> Any:
         """Give every other attribute as the inner client has it."""
@@ -124,10 +122,7 @@ class FedPWClient(NumPyClient):
 
     def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
         """As the inner client does, with ``client-id`` where `client_id` was given."""
-        properties = self.client.get_properties(config)
-        if self.client_id is None:
-            return properties
-        return {**properties, IDENTITY_KEY: self.client_id}
+        return self._named(self.client.get_properties(config))
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """As the inner client does."""
@@ -138,13 +133,8 @@ class FedPWClient(NumPyClient):
     ) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Train the inner client, then adjust its update as the server asked.
 
-        Parameters
-        ----------
-        parameters : list[NDArray]
-            w, the global model.
-        config : dict[str, Scalar]
-            The server's configuration. FedPW's entries are taken out before the inner client
-            sees it.
+        `parameters` are w; FedPW's entries are taken out of `config` before the inner client sees
+        it.
 
         Returns
         -------
@@ -162,11 +152,8 @@ class FedPWClient(NumPyClient):
             If the inner ``fit`` returns something else than arrays, a count and metrics.
         """
         with phase("adjust"):
-            config, received = take_request(config)
-            if received is not None:
-                refuse_outer_mods(packed=received.request.upload == "packed")
-                if is_inside_local_dp():
-                    received = None
+            config = dict(config)
+            received = take_request(config)
             needs_received = received is not None or self.loss_source == "evaluate"
             # The inner client may train in place, on the very arrays it was given.
             start = [array.copy() for array in parameters] if needs_received else parameters
@@ -174,9 +161,7 @@ class FedPWClient(NumPyClient):
         if self.loss_key not in metrics and self.loss_source == "evaluate":
             # Arrays often are views of the model that evaluate is about to overwrite.
             trained = [np.array(array) for array in trained]
-        metrics = self._with_loss(metrics, start, config)
-        if self.client_id is not None:
-            metrics[IDENTITY_KEY] = self.client_id
+        metrics = self._named(self._with_loss(metrics, start, config))
         if received is None:
             return trained, num_examples, metrics
         with phase("adjust"):
@@ -190,9 +175,7 @@ class FedPWClient(NumPyClient):
     ) -> tuple[float, int, dict[str, Scalar]]:
         """As the inner client does, with ``client-id`` added where it was given."""
         loss, num_examples, metrics = self.client.evaluate(parameters, config)
-        if self.client_id is not None:
-            metrics = {**metrics, IDENTITY_KEY: self.client_id}
-        return loss, num_examples, metrics
+        return loss, num_examples, self._named(metrics)
 
     def to_client(self) -> Client:
         """Return the client for ``client_fn``; it can do what the inner client can do.
@@ -206,6 +189,10 @@ class FedPWClient(NumPyClient):
         faithful = copy.copy(self)
         faithful.__class__ = type(type(self).__name__, (type(self),), missing)
         return NumPyClient.to_client(faithful)
+
+    def _named(self, metrics: dict[str, Scalar]) -> dict[str, Scalar]:
+        """Add the client id, where it was given."""
+        return metrics if self.client_id is None else {**metrics, IDENTITY_KEY: self.client_id}
 
     def _with_loss(
         self, metrics: Mapping[str, Scalar], received: NDArrays, config: dict[str, Scalar]
@@ -233,30 +220,31 @@ def can(client: NumPyClient, method: str) -> bool:
     return own is not getattr(NumPyClient, method)
 
 
-def _checked_fit(result: Any) -> tuple[NDArrays, int, dict[str, Scalar]]:
+def checked_triple(result: Any, must: str) -> tuple[Any, Any, Any]:
+    """Return what a client's method gave back; TypeError where it is not what it must be."""
     if not (isinstance(result, tuple | list) and len(result) == 3):
-        raise TypeError(
-            "fit of the inner client must return (parameters, num_examples, metrics), got "
-            f"{type(result).__name__}"
-        )
-    trained, num_examples, metrics = result
+        raise TypeError(f"{must}, got {type(result).__name__}")
+    first, second, third = result
+    return first, second, third
+
+
+def _checked_fit(result: Any) -> tuple[NDArrays, int, dict[str, Scalar]]:
+    must = "fit of the inner client must return"
+    triple = f"{must} (parameters, num_examples, metrics)"
+    trained, num_examples, metrics = checked_triple(result, triple)
     if not isinstance(trained, list | tuple) or not isinstance(metrics, dict):
-        raise TypeError(
-            "fit of the inner client must return a list of arrays, an int and a dict, got "
-            f"{type(trained).__name__}, {type(num_examples).__name__}, {type(metrics).__name__}"
-        )
+        types = ", ".join(type(part).__name__ for part in result)
+        raise TypeError(f"{must} a list of arrays, an int and a dict, got {types}")
     return [np.asarray(array) for array in trained], num_examples, metrics
 
 
-def _places(trainable: Sequence[int] | None) -> tuple[int, ...] | None:
+def _checked_indices(trainable: Sequence[int] | None) -> tuple[int, ...] | None:
     if trainable is None:
         return None
-    places = tuple(trainable)
-    if not places or not all(
-        isinstance(place, int) and not isinstance(place, bool) and place >= 0 for place in places
-    ):
+    indices = tuple(trainable)
+    if not indices or not all(type(index) is int and index >= 0 for index in indices):
         raise TypeError(
-            "trainable must hold the places of the trainable arrays in the list of parameters, "
+            "trainable must hold the indices of the trainable arrays in the list of parameters, "
             f"counted from 0, got {trainable!r}"
         )
-    return tuple(sorted(set(places)))
+    return tuple(sorted(set(indices)))

@@ -7,28 +7,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Message,
-    RecordDict,
-)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
-from fedpw_flwr.client.numpy_client import FedPWClient, can
-from fedpw_flwr.client.records import only_array_record, only_config_record
-from fedpw_flwr.client.stopwatch import phase
-from fedpw_flwr.wire.identity import (
+from fedpw_flwr.client.numpy_client import FedPWClient, can, checked_triple
+from fedpw_flwr.client.request import only_array_record, only_config_record
+from fedpw_flwr.client.timings import phase
+from fedpw_flwr.wire.records import (
     ANSWERS_KEY,
     IDENTITY_ACTION,
     IDENTITY_RECORD,
     identity_record,
+    records_of_metrics,
 )
-from fedpw_flwr.wire.metrics import records_of_metrics
 
 __all__ = ["numpy_client_app"]
 
@@ -45,7 +38,7 @@ def numpy_client_app(
     under the same names; every entry of the ConfigRecord reaches it, and every metric goes back:
     numbers in the MetricRecord ``metrics`` (with ``num-examples`` and, from evaluation,
     ``eval_loss``), what a MetricRecord refuses in the ConfigRecord ``other-metrics``, and the
-    client's identity ``client-id`` in the ConfigRecord ``identity``.
+    client id ``client-id`` in the ConfigRecord ``identity``.
 
     Parameters
     ----------
@@ -78,12 +71,12 @@ def numpy_client_app(
             arrays, received, config = _received(message)
         with phase("train"):
             result = client.fit(received, config)
-        if not (isinstance(result, tuple) and len(result) == 3):
-            raise TypeError("fit must return (parameters, num_examples, metrics)")
-        parameters, num_examples, metrics = result
+        parameters, num_examples, metrics = checked_triple(
+            result, "fit must return (parameters, num_examples, metrics)"
+        )
         with phase("upload"):
             # Fewer are the first ones, and what is too many has no name: the server judges both.
-            surplus = (f"surplus array {place}" for place in range(len(arrays), len(parameters)))
+            surplus = (f"surplus array {index}" for index in range(len(arrays), len(parameters)))
             named = zip((*arrays, *surplus), parameters, strict=False)
             content = _content({"num-examples": num_examples, **metrics})
             content["arrays"] = ArrayRecord({name: Array(np.asarray(one)) for name, one in named})
@@ -97,9 +90,9 @@ def numpy_client_app(
             _, received, config = _received(message)
         with phase("evaluate"):
             result = client.evaluate(received, config)
-        if not (isinstance(result, tuple) and len(result) == 3):
-            raise TypeError("evaluate must return (loss, num_examples, metrics)")
-        loss, num_examples, metrics = result
+        loss, num_examples, metrics = checked_triple(
+            result, "evaluate must return (loss, num_examples, metrics)"
+        )
         content = _content({"eval_loss": loss, "num-examples": num_examples, **metrics})
         return Message(content, reply_to=message)
 
@@ -147,5 +140,5 @@ def _client(
 
 def _received(message: Message) -> tuple[ArrayRecord, NDArrays, dict[str, Any]]:
     """Return the model of a message, as it came and as arrays, and the configuration."""
-    _, arrays = only_array_record(message.content)
+    arrays = only_array_record(message.content)
     return arrays, arrays.to_numpy_ndarrays(), dict(only_config_record(message.content))

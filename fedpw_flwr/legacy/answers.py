@@ -16,7 +16,7 @@ from flwr.server.client_proxy import ClientProxy
 from fedpw_flwr.rounds.replies import Answer
 from fedpw_flwr.wire.adjustment import REPORT_KEY
 from fedpw_flwr.wire.arrays import array_of_npy
-from fedpw_flwr.wire.metrics import records_of_metrics
+from fedpw_flwr.wire.records import records_of_metrics
 
 __all__ = [
     "EXAMPLES_KEY",

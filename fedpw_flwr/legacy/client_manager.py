@@ -13,7 +13,7 @@ from flwr.server import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
 
-from fedpw_flwr.wire.identity import IDENTITY_KEY
+from fedpw_flwr.wire.records import IDENTITY_KEY
 
 __all__ = ["OrderedClientManager", "stated_identities"]
 

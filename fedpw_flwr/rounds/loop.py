@@ -24,7 +24,7 @@ from fedpw_flwr.rounds.run_state import (
     run_checkpoint,
     run_identity,
 )
-from fedpw_flwr.wire.identity import identity_of
+from fedpw_flwr.wire.records import identity_of
 
 __all__ = ["run_rounds"]
 

@@ -34,8 +34,7 @@ from fedpw_flwr.rounds.faults import (
 )
 from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport, AdjustmentRequest
 from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors
-from fedpw_flwr.wire.identity import identity_of
-from fedpw_flwr.wire.metrics import OTHER_METRICS_RECORD
+from fedpw_flwr.wire.records import OTHER_METRICS_RECORD, identity_of
 
 __all__ = [
     "Answer",

@@ -34,8 +34,7 @@ from fedpw_flwr.rounds.replies import (
     read_train_reply,
 )
 from fedpw_flwr.wire.adjustment import HIDES_UPDATES, NEEDS_DENSE
-from fedpw_flwr.wire.identity import identity_of
-from fedpw_flwr.wire.metrics import OTHER_METRICS_RECORD
+from fedpw_flwr.wire.records import OTHER_METRICS_RECORD, identity_of
 
 __all__ = ["screen_evaluate_replies", "screen_train_replies", "without_uncounted"]
 

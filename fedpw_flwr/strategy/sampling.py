@@ -17,7 +17,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpw_flwr.rounds.attendance import Attendance, WhenMissing
-from fedpw_flwr.wire.identity import IDENTITY_QUERY, identity_of, shows_answers
+from fedpw_flwr.wire.records import IDENTITY_QUERY, identity_of, shows_answers
 
 __all__ = ["NodeSampling", "Phase"]
 

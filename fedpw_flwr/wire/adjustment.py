@@ -1,18 +1,17 @@
-"""Request and report of Parameter Adjustment on the client, as entries of a configuration.
+"""What the server asks a client to do to its update, and what the client says it did.
 
-The server asks with two entries of the configuration that is there already: `REQUEST_KEY`, a small
-JSON text, and `CONSENSUS_KEY`, the consensus sets as bits, the same for every client. The
-client answers with one JSON text. Everything is bytes, because Flower's mods want exactly one
-configuration record and both of its APIs carry bytes. Arrays are named by their place in the
-model, because lists of parameters have no names.
+A request is two entries of a message's configuration, a small JSON text and the consensus sets as
+bits; a report is one JSON text. All are bytes, which both of Flower's APIs carry. Arrays are named
+by their index in the model, because lists of parameters have no names.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -45,29 +44,28 @@ HIDES_UPDATES = "hides the individual updates, by which FedPW weights clients"
 """Words by which the server knows that a client failed for its mods, whatever carried them."""
 
 Upload = Literal["dense", "packed"]
+"""w − Δ̃_k as arrays, or bit masks and kept values."""
 
 _VERSION = 1
+_INDEX = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
-class AdjustmentRequest:
+class _Encodable:
+    def encode(self) -> bytes:
+        """Return a JSON text of every field under its name, with dashes, as bytes."""
+        entries = {each.name.replace("_", "-"): getattr(self, each.name) for each in fields(self)}
+        return json.dumps({"version": _VERSION, **entries}, allow_nan=False).encode()
+
+
+@dataclass(frozen=True)
+class AdjustmentRequest(_Encodable):
     """What the server asks one client to do to its update.
 
-    Attributes
-    ----------
-    rate : float
-        Drop rate r_k, in [0, 1]; 0 in the first round.
-    consensus_round : int | None
-        The round in which C and f were measured; None where nothing is to be rescaled.
-    factors : Mapping[int, float]
-        f by place of the array, for the arrays that are rescaled.
-    upload : Upload
-        "dense": w − Δ̃_k as arrays. "packed": bit mask and kept values.
-    upload_dtype : str
-        Type of packed values.
-    keep_sign : bool
-        Whether entries that would become negative are not rescaled, and rounded towards 0, in
-        arrays without a negative entry.
+    `rate` is the drop rate r_k, 0 in the first round. `consensus_round` is the round in which C and
+    f were measured, None where nothing is rescaled; `factors` gives f by index of the array. Where
+    `keep_sign` is set, an array without a negative entry gets none: such entries are not rescaled,
+    and rounded towards 0.
     """
 
     rate: float
@@ -77,110 +75,56 @@ class AdjustmentRequest:
     upload_dtype: str = "float32"
     keep_sign: bool = True
 
-    def encode(self) -> bytes:
-        """Return the request as the bytes of `REQUEST_KEY`."""
-        return _encode(
-            {
-                "rate": self.rate,
-                "consensus-round": self.consensus_round,
-                "factors": {str(place): factor for place, factor in self.factors.items()},
-                "upload": self.upload,
-                "upload-dtype": self.upload_dtype,
-                "keep-sign": self.keep_sign,
-            }
-        )
-
     @classmethod
     def decode(cls, data: object) -> AdjustmentRequest:
-        """Read a request.
-
-        Raises
-        ------
-        ValueError
-            If the bytes are no request, or one of another version.
-        """
-        what = "the server's FedPW request"
-        entries = _decode(data, what)
-        factors = _entry(entries, "factors", what)
-        upload, dtype = _entry(entries, "upload", what), _entry(entries, "upload-dtype", what)
+        """Read a request; ValueError where it is none, or one of another version."""
+        text = _Text(data, "the server's FedPW request")
+        factors, upload, dtype = text["factors"], text["upload"], text["upload-dtype"]
         if upload not in get_args(Upload) or dtype not in tuple(UPLOAD_DTYPES):
-            raise ValueError(f"{what} asks for the upload {upload!r} in {dtype!r}")
-        if not isinstance(factors, dict) or not all(_is_place(place) for place in factors):
-            raise ValueError(f"{what} has no factors by place: {factors!r}")
+            raise text.error(f"asks for the upload {upload!r} in {dtype!r}")
+        if not isinstance(factors, dict) or not all(map(_INDEX.fullmatch, factors)):
+            raise text.error(f"has no factors by index: {factors!r}")
+        keep_sign = text.entries.get("keep-sign", True)  # earlier versions send none
+        if not isinstance(keep_sign, bool):
+            raise text.error(f"has {keep_sign!r} for 'keep-sign', not true or false")
         return cls(
-            rate=_rate(entries, what),
-            consensus_round=_round(entries, what),
-            factors={int(place): _number(factors, place, what) for place in factors},
+            rate=text.rate(),
+            consensus_round=text.consensus_round(),
+            factors={int(key): text.number(key, value) for key, value in factors.items()},
             upload=upload,
             upload_dtype=dtype,
-            keep_sign=_switch(entries, "keep-sign", what),
+            keep_sign=keep_sign,
         )
 
 
 @dataclass(frozen=True)
-class AdjustmentReport:
+class AdjustmentReport(_Encodable):
     """What a client says it did to its update.
 
-    Attributes
-    ----------
-    rate : float
-        The drop rate it masked with.
-    consensus_round : int | None
-        The round of the consensus it rescaled with.
-    discarded : tuple[float, ...]
-        m_k of every array, by place; 0 where nothing was masked.
-    packed : tuple[int, ...]
-        Places of the arrays that travel packed.
-    trainable : tuple[int, ...] | None
-        Places of the trainable arrays, where the client was told.
-    norms : tuple[float, ...]
-        ‖Δ̃_k‖ of every adjusted array, by place; 0 for the others. Empty where nothing was adjusted.
+    `rate` and `consensus_round` are those of the request. `discarded` holds m_k of every array, 0
+    where nothing was masked; `norms` ‖Δ̃_k‖ of every array, 0 where it was not adjusted, and is
+    empty where none was. `packed` and `trainable` are indices of arrays: of those that travel
+    packed, and of the trainable ones, where the client was told.
     """
 
     rate: float
     consensus_round: int | None
     discarded: tuple[float, ...]
     packed: tuple[int, ...] = ()
-    trainable: tuple[int, ...] | None = None
     norms: tuple[float, ...] = ()
-
-    def encode(self) -> bytes:
-        """Return the report as the bytes of `REPORT_KEY`."""
-        return _encode(
-            {
-                "rate": self.rate,
-                "consensus-round": self.consensus_round,
-                "discarded": list(self.discarded),
-                "packed": list(self.packed),
-                "norms": list(self.norms),
-                "trainable": None if self.trainable is None else list(self.trainable),
-            }
-        )
+    trainable: tuple[int, ...] | None = None
 
     @classmethod
     def decode(cls, data: object, arrays: int) -> AdjustmentReport:
-        """Read the report of a client that was sent a model of this many arrays.
-
-        Raises
-        ------
-        ValueError
-            If the bytes are no report on such a model, or one of another version.
-        """
-        what = "its FedPW report"
-        entries = _decode(data, what)
-        magnitudes = _magnitudes(entries, "discarded", "discarded magnitude", arrays, what)
-        norms: tuple[float, ...] = ()
-        if _entry(entries, "norms", what) != []:
-            norms = _magnitudes(entries, "norms", "norm", arrays, what)
-        trainable = _entry(entries, "trainable", what)
-        return cls(
-            rate=_rate(entries, what),
-            consensus_round=_round(entries, what),
-            discarded=magnitudes,
-            norms=norms,
-            packed=_places(_entry(entries, "packed", what), arrays, what),
-            trainable=None if trainable is None else _sorted_places(trainable, arrays, what),
-        )
+        """Read a report on a model of so many arrays; ValueError as for a request."""
+        text = _Text(data, "its FedPW report")
+        discarded = text.magnitudes("discarded", "discarded magnitude", arrays)
+        norms = () if text["norms"] == [] else text.magnitudes("norms", "norm", arrays)
+        packed = text.indices(text["packed"], arrays)
+        trainable = text["trainable"]
+        if trainable is not None:
+            trainable = tuple(sorted(set(text.indices(trainable, arrays))))
+        return cls(text.rate(), text.consensus_round(), discarded, packed, norms, trainable)
 
 
 def pack_consensus(members: Sequence[Tensor]) -> bytes:
@@ -191,67 +135,93 @@ def pack_consensus(members: Sequence[Tensor]) -> bytes:
 def consensus_members(
     request: AdjustmentRequest, bits: object, sizes: Sequence[int]
 ) -> dict[int, Tensor]:
-    """Read the consensus sets of a request.
+    """Read membership of C (bool, shape (n,)) by index of the array, of n entries each.
 
-    Parameters
-    ----------
-    request : AdjustmentRequest
-        Says which arrays have one.
-    bits : object
-        The bytes of `CONSENSUS_KEY`, or whatever stands in their place.
-    sizes : Sequence[int]
-        Entries of every array of the model.
-
-    Returns
-    -------
-    dict[int, Tensor]
-        Membership of C by place: bool, shape (n,).
-
-    Raises
-    ------
-    ValueError
-        If the bits are not those of a model of these sizes.
+    ValueError if `bits`, whatever was found under `CONSENSUS_KEY`, are not those of such a model.
     """
-    places = sorted(request.factors)
-    if places and places[-1] >= len(sizes):
-        raise ValueError(
-            f"the server rescales array {places[-1]}, but the model has {len(sizes)} arrays"
-        )
-    expected = sum((sizes[place] + 7) // 8 for place in places)
-    if not places:
+    indices = sorted(request.factors)
+    if not indices:
         return {}
-    if not isinstance(bits, bytes) or len(bits) != expected:
-        size = len(bits) if isinstance(bits, bytes) else 0
+    if indices[-1] >= len(sizes):
+        raise ValueError(
+            f"the server rescales array {indices[-1]}, but the model has {len(sizes)} arrays"
+        )
+    expected = sum((sizes[index] + 7) // 8 for index in indices)
+    size = len(bits) if isinstance(bits, bytes) else 0
+    if not isinstance(bits, bytes) or size != expected:
         raise ValueError(f"the server's consensus sets take {expected} bytes, {size} came")
-    members, offset = {}, 0
-    for place in places:
-        size = (sizes[place] + 7) // 8
-        packed = np.frombuffer(bits, dtype=np.uint8, count=size, offset=offset)
-        unpacked = np.unpackbits(packed, count=sizes[place]).view(np.bool_)
-        members[place] = torch.from_numpy(unpacked)
-        offset += size
+    members, rest = {}, np.frombuffer(bits, dtype=np.uint8)
+    for index in indices:
+        unpacked = np.unpackbits(rest[: (sizes[index] + 7) // 8], count=sizes[index])
+        members[index] = torch.from_numpy(unpacked.view(np.bool_))
+        rest = rest[(sizes[index] + 7) // 8 :]
     return members
 
 
-def _encode(entries: Mapping[str, Any]) -> bytes:
-    return json.dumps({"version": _VERSION, **entries}, allow_nan=False).encode()
+class _Text:
+    """A JSON text that came, read entry by entry; a ValueError names it and what is wrong."""
 
+    def __init__(self, data: object, name: str) -> None:
+        self._name = name
+        if not isinstance(data, bytes):
+            raise self.error(f"is {type(data).__name__}, not bytes")
+        try:
+            self.entries = json.loads(data, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:
+            raise self.error(f"cannot be read: {error}") from error
+        if not isinstance(self.entries, dict):
+            raise self.error("is no JSON object")
+        version = self.entries.get("version")
+        if version != _VERSION:
+            raise self.error(
+                f"has the version {version!r}, this fedpw_flwr speaks {_VERSION}: install the same "
+                "version on server and clients"
+            )
 
-def _decode(data: object, what: str) -> Mapping[str, Any]:
-    if not isinstance(data, bytes):
-        raise ValueError(f"{what} is {type(data).__name__}, not bytes")
-    try:
-        entries = json.loads(data, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} cannot be read: {error}") from error
-    if not isinstance(entries, dict):
-        raise ValueError(f"{what} is no JSON object")
-    if entries.get("version") != _VERSION:
-        raise ValueError(
-            f"{what} has the version {entries.get('version')!r}, this fedpw_flwr speaks "
-            f"{_VERSION}: install the same version on server and clients"
-        )
-    return entries
+    def error(self, what: str) -> ValueError:
+        return ValueError(f"{self._name} {what}")
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.entries:
+            raise self.error(f"lacks {key!r}")
+        return self.entries[key]
+
+    def number(self, key: object, value: object) -> float:
+        """Return the value found under a key as a finite float."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # JSON knows integers that no float can hold.
+        if not is_number or not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
+            raise self.error(f"has {value!r} for {key!r}, not a finite number")
+        return float(value)  # type: ignore[arg-type]
+
+    def rate(self) -> float:
+        rate = self.number("rate", self.entries.get("rate"))
+        if not 0.0 <= rate <= 1.0:
+            raise self.error(f"has the drop rate {rate}, outside [0, 1]")
+        return rate
+
+    def consensus_round(self) -> int | None:
+        number = self["consensus-round"]
+        if number is not None and type(number) is not int:
+            raise self.error(f"has the consensus round {number!r}")
+        return number
+
+    def magnitudes(self, key: str, name: str, arrays: int) -> tuple[float, ...]:
+        """Return one number, not negative, for each array."""
+        listed = self[key]
+        if not isinstance(listed, list) or len(listed) != arrays:
+            raise self.error(f"gives no {name} for each of {arrays} arrays")
+        magnitudes = tuple(self.number(index, value) for index, value in enumerate(listed))
+        if any(magnitude < 0 for magnitude in magnitudes):
+            raise self.error(f"has a negative {name}")
+        return magnitudes
+
+    def indices(self, listed: object, arrays: int) -> tuple[int, ...]:
+        if not isinstance(listed, list) or not all(
+            type(index) is int and 0 <= index < arrays for index in listed
+        ):
+            raise self.error(f"names arrays {listed!r} of a model of {arrays}")
+        return tuple(listed)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -259,76 +229,3 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) != len(pairs):
         raise ValueError("an entry is there twice")
     return entries
-
-
-def _is_place(text: str) -> bool:
-    return text.isdecimal() and text.isascii() and len(text) < 10
-
-
-def _entry(entries: Mapping[str, Any], key: str, what: str) -> Any:
-    if key not in entries:
-        raise ValueError(f"{what} lacks {key!r}")
-    return entries[key]
-
-
-def _number(entries: Mapping[Any, Any], key: Any, what: str) -> float:
-    value = entries.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
-        raise ValueError(f"{what} has {value!r} for {key!r}, not a finite number")
-    return float(value)
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _rate(entries: Mapping[str, Any], what: str) -> float:
-    rate = _number(entries, "rate", what)
-    if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"{what} has the drop rate {rate}, outside [0, 1]")
-    return rate
-
-
-def _switch(entries: Mapping[str, Any], key: str, what: str) -> bool:
-    """Read true or false; true where the entry is missing, as it is from earlier versions."""
-    value = entries.get(key, True)
-    if not isinstance(value, bool):
-        raise ValueError(f"{what} has {value!r} for {key!r}, not true or false")
-    return value
-
-
-def _round(entries: Mapping[str, Any], what: str) -> int | None:
-    number = _entry(entries, "consensus-round", what)
-    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
-        raise ValueError(f"{what} has the consensus round {number!r}")
-    return number
-
-
-def _magnitudes(
-    entries: Mapping[str, Any], key: str, name: str, arrays: int, what: str
-) -> tuple[float, ...]:
-    """Read one non-negative number for each array."""
-    listed = _entry(entries, key, what)
-    if not isinstance(listed, list) or len(listed) != arrays:
-        raise ValueError(f"{what} gives no {name} for each of {arrays} arrays")
-    by_place = dict(enumerate(listed))
-    magnitudes = tuple(_number(by_place, place, what) for place in range(arrays))
-    if any(magnitude < 0 for magnitude in magnitudes):
-        raise ValueError(f"{what} has a negative {name}")
-    return magnitudes
-
-
-def _sorted_places(places: object, arrays: int, what: str) -> tuple[int, ...]:
-    return tuple(sorted(set(_places(places, arrays, what))))
-
-
-def _places(places: object, arrays: int, what: str) -> tuple[int, ...]:
-    if not isinstance(places, list) or not all(
-        isinstance(place, int) and not isinstance(place, bool) and 0 <= place < arrays
-        for place in places
-    ):
-        raise ValueError(f"{what} names arrays {places!r} of a model of {arrays}")
-    return tuple(places)

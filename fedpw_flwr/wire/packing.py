@@ -1,7 +1,7 @@
 """Packed updates: one bit an entry says whether it was kept, then the kept values.
 
 A masked update is mostly worth sending without its zeros. One flat update becomes one array of
-bytes: a header of 24 bytes (the mark ``FPW1``, the value type, a scale, the array's place in the
+bytes: a header of 24 bytes (the mark ``FPW1``, the value type, a scale, the array's index in the
 model, its number of entries, a CRC-32 of all the rest), the bit mask, the values. Values may be
 halved to float16 or bfloat16; float16 values are scaled by a power of two first, so that small
 updates keep their precision and large ones do not overflow.
@@ -28,7 +28,6 @@ __all__ = [
     "UploadDtype",
     "pack_update",
     "packed_size",
-    "unpack_update",
 ]
 
 UploadDtype = Literal["float32", "float16", "bfloat16"]
@@ -44,142 +43,98 @@ MOST_ENTRIES = 2**32 - 1
 
 _MARK = b"FPW1"
 _HEADER = struct.Struct("<4sB3xfIII")
-_CHECKSUM = slice(_HEADER.size - 4, _HEADER.size)
+_CHECKSUM_AT = _HEADER.size - 4
 
 _SIGNED = {2: torch.int16, 4: torch.int32}
 """Integers as wide as a value, by its bytes."""
 
 _STEP = 1024
 _CHECKED = 1 << 16
-"""Values that are checked together."""
+"""Values that are checked together, while they are in the cache."""
 
 
 def packed_size(entries: int, kept: int, dtype: str) -> int:
     """Return the bytes that a packed update of `entries` entries with `kept` values takes."""
-    return _HEADER.size + (entries + 7) // 8 + kept * UPLOAD_DTYPES[dtype].itemsize
+    return _values_at(entries) + kept * UPLOAD_DTYPES[dtype].itemsize
 
 
-def pack_update(update: Tensor, dtype: str, place: int = 0, most: Tensor | None = None) -> Bytes:
-    """Pack one flat update; entries that are 0 travel as a bit only.
+def pack_update(update: Tensor, dtype: str, index: int = 0, most: Tensor | None = None) -> Bytes:
+    """Pack Δ̃_k of the model's array `index` into bytes, shape (bytes,); zeros travel as a bit only.
 
-    Parameters
-    ----------
-    update : Tensor
-        Δ̃_k of one tensor, flat, floating, on the CPU, every entry finite. Not modified.
-    dtype : str
-        Type of the values on the way: "float32", "float16" or "bfloat16".
-    place : int (default: 0)
-        Place of the array in the model.
-    most : Tensor | None (default: None)
-        What no entry exceeds, nor may after rounding, in the shape and dtype of `update`: w, where
-        w − Δ̃_k must not become negative. None: values are rounded to nearest.
-
-    Returns
-    -------
-    NDArray[np.uint8]
-        The payload, shape (bytes,).
+    `update` is flat, on the CPU, finite, and not modified. `most`, of its shape and dtype, is what
+    no entry exceeds, nor may after rounding: w, where w − Δ̃_k must not become negative. Without it
+    values are rounded to nearest.
     """
     entries = update.numpy()
     kept_entries = entries != 0
     kept = torch.from_numpy(np.compress(kept_entries, entries)).float()
-    scale = _float16_scale(kept) if dtype == "float16" else 1.0
+    largest = float(kept.abs().max()) if dtype == "float16" and len(kept) else 0.0
+    scale = _scale_of(largest, dtype)
     values = (kept / scale if scale != 1.0 else kept).to(UPLOAD_DTYPES[dtype])
     if most is not None:
         above = values.double() * scale > most[torch.from_numpy(kept_entries)].double()
         # One step towards 0: the bits of a positive float, less one.
         values.view(_SIGNED[values.itemsize])[above] -= 1
-    bits = np.packbits(kept_entries)
     payload = np.empty(packed_size(len(entries), len(kept), dtype), dtype=np.uint8)
-    code = list(UPLOAD_DTYPES).index(dtype)
-    _HEADER.pack_into(payload.data, 0, _MARK, code, scale, place, len(entries), 0)
-    payload[_HEADER.size : _HEADER.size + len(bits)] = bits
+    code, values_at = list(UPLOAD_DTYPES).index(dtype), _values_at(len(entries))
+    _HEADER.pack_into(payload.data, 0, _MARK, code, scale, index, len(entries), 0)
+    payload[_HEADER.size : values_at] = np.packbits(kept_entries)
     if len(kept):
-        payload[_HEADER.size + len(bits) :] = values.view(torch.uint8).numpy()
-    payload[_CHECKSUM] = _checksum(payload)
+        payload[values_at:] = values.view(torch.uint8).numpy()
+    # Values that begin behind all bytes: only the checksum is wanted.
+    struct.pack_into("<I", payload.data, _CHECKSUM_AT, _read_through(payload, payload.size, 1)[0])
     return payload
 
 
 class PackedUpdate:
     """A packed update that was checked, of which any block can be unpacked.
 
-    Parameters
-    ----------
-    payload : NDArray[np.uint8]
-        What `pack_update` returned, shape (bytes,); kept, not copied.
-    entries : int
-        Number of entries of the tensor it belongs to.
-    dtype : str
-        The type of values that was asked for.
-    most_kept : int | None (default: None)
-        Entries that the drop rate leaves; None where any number will do.
-    place : int (default: 0)
-        Place of the array in the model.
-
-    Attributes
-    ----------
-    most_norm : float
-        What ‖Δ̃_k‖ is at most, going by the largest value.
-
-    Raises
-    ------
-    ValueError
-        If the payload is not that of this array in this type, contradicts itself, or holds values
-        that are not finite.
+    `payload` is kept, not copied. ValueError if it is not that of the array `index` in this type,
+    contradicts itself, keeps more than `most_kept` entries (what the drop rate leaves), or holds
+    values that are not finite. `most_norm` is what ‖Δ̃_k‖ is at most, going by the largest value.
     """
 
     def __init__(
-        self,
-        payload: Bytes,
-        entries: int,
-        dtype: str,
-        most_kept: int | None = None,
-        place: int = 0,
+        self, payload: Bytes, entries: int, dtype: str, most_kept: int | None = None, index: int = 0
     ) -> None:
-        self._scale, bits = _checked_header(payload, entries, dtype, place)
-        end = _HEADER.size + (entries + 7) // 8
+        self._scale, largest = _checked_header(payload, entries, dtype, index)
+        values_at = _values_at(entries)
         self._entries = entries
-        self._bits = payload[_HEADER.size : end]
-        self._values = payload[end:]
-        self._aligned = self._values.ctypes.data % UPLOAD_DTYPES[dtype].itemsize == 0
         self._dtype = UPLOAD_DTYPES[dtype]
+        self._bits, self._values = payload[_HEADER.size : values_at], payload[values_at:]
+        self._aligned = self._values.ctypes.data % self._dtype.itemsize == 0
         # How many values precede every 1024th entry, and the end.
         self._kept_before = np.append(0, np.cumsum(_ones_in_steps(self._bits)))
         kept = int(self._kept_before[-1])
+        keeps = f"the bit mask keeps {kept} of {entries} entries"
         if entries % 8 and self._bits[-1] & (0xFF >> entries % 8):
             raise ValueError(f"the bit mask has bits behind its {entries} entries")
         if payload.size != packed_size(entries, kept, dtype):
-            raise ValueError(
-                f"the bit mask keeps {kept} of {entries} entries, which does not agree with the "
-                f"{payload.size} bytes of the payload"
-            )
+            size = payload.size
+            raise ValueError(f"{keeps}, which does not agree with the {size} bytes of the payload")
         if most_kept is not None and kept > most_kept:
+            raise ValueError(f"{keeps}, the drop rate leaves {most_kept}")
+        if not largest * self._scale <= torch.finfo(torch.float32).max:
+            raise ValueError("the packed values are not finite")
+        # Rounding may have taken the largest to 2.
+        if self._scale != _scale_of(self._scale * (1.0 if largest == 2.0 else largest), dtype):
             raise ValueError(
-                f"the bit mask keeps {kept} of {entries} entries, the drop rate leaves {most_kept}"
+                f"the packed values, up to {largest}, cannot have the scale {self._scale}"
             )
-        self._check_values(kept, bits, dtype)
+        self.most_norm = math.sqrt(kept) * largest * self._scale
 
     def subtract_from(
         self, start: Float32s, begin: int, out: Float32s, loops: Kernels = uncompiled
     ) -> None:
         """Write w − Δ̃_k to `out`, of as many entries as w has from `begin` on.
 
-        Parameters
-        ----------
-        start : NDArray[float32]
-            w of these entries, shape (n,).
-        begin : int
-            The first of them, a multiple of 1024.
-        out : NDArray[float32]
-            Shape (n,), overwritten.
-        loops : Kernels (default: those in NumPy)
-            What unpacks.
+        `start` (w of these entries) and `out` have shape (n,); `begin` is a multiple of 1024.
         """
         end = begin + len(start)
         first = int(self._kept_before[begin // _STEP])
         last = int(self._kept_before[-(-end // _STEP)])
         bits = self._bits[begin // 8 : (end + 7) // 8]
-        values = self._floats(first, last)
-        loops.unpack(bits, values, np.float32(self._scale), start, out)
+        loops.unpack(bits, self._floats(first, last), np.float32(self._scale), start, out)
 
     def unpack(self) -> Tensor:
         """Return the whole update Δ̃_k, float32, shape (n,)."""
@@ -197,86 +152,73 @@ class PackedUpdate:
             squares += float(np.square(values, dtype=np.float64).sum())
         return math.sqrt(squares) * self._scale
 
-    def _stored(self, first: int, last: int) -> Bytes:
-        """Return the bytes of the values [first:last], aligned as NumPy and PyTorch need them."""
-        size = self._dtype.itemsize
-        stored = self._values[first * size : last * size]
-        return stored if self._aligned else stored.copy()
-
     def _floats(self, first: int, last: int) -> Float32s:
         """Return the values [first:last] in float32, as they were packed, and 8 numbers more."""
+        size = self._dtype.itemsize
         if self._aligned and self._dtype is torch.float32 and 4 * (last + 8) <= len(self._values):
             view: Float32s = self._values[4 * first : 4 * (last + 8)].view(np.float32)
             return view
-        if first == last:
-            return np.zeros(8, dtype=np.float32)
-        floats = np.empty(last - first + 8, dtype=np.float32)
-        stored = torch.from_numpy(self._stored(first, last)).view(self._dtype)
-        torch.from_numpy(floats[: last - first]).copy_(stored)
-        floats[last - first :] = 0
+        floats = np.zeros(last - first + 8, dtype=np.float32)
+        if first < last:
+            stored = self._values[first * size : last * size]
+            # PyTorch and NumPy need them aligned.
+            stored = stored if self._aligned else stored.copy()
+            torch.from_numpy(floats)[:-8].copy_(torch.from_numpy(stored).view(self._dtype))
         return floats
 
-    def _check_values(self, kept: int, bits: int, dtype: str) -> None:
-        signed = np.dtype(f"i{self._dtype.itemsize}")
-        largest = float(torch.from_numpy(np.array([bits], signed)).view(self._dtype))
-        self.most_norm = math.sqrt(kept) * largest * self._scale
-        if not largest * self._scale <= torch.finfo(torch.float32).max:
-            raise ValueError("the packed values are not finite")
-        if not _is_scale_of(self._scale, largest, dtype):
-            raise ValueError(
-                f"the packed values, up to {largest}, cannot have the scale {self._scale}"
-            )
+
+def _values_at(entries: int) -> int:
+    """Return where the values begin, behind header and bit mask."""
+    return _HEADER.size + (entries + 7) // 8
 
 
-def unpack_update(
-    payload: Bytes,
-    entries: int,
-    dtype: str,
-    most_kept: int | None = None,
-    place: int = 0,
-) -> Tensor:
-    """Unpack one whole update; arguments and errors as those of `PackedUpdate`.
-
-    Returns
-    -------
-    Tensor
-        The update, float32, shape (entries,).
-    """
-    return PackedUpdate(payload, entries, dtype, most_kept, place).unpack()
-
-
-def _checked_header(payload: Bytes, entries: int, dtype: str, place: int) -> tuple[float, int]:
-    """Check what a payload says about itself.
-
-    Returns
-    -------
-    tuple[float, int]
-        The scale of its values, and the bits of the largest magnitude among them.
-    """
+def _checked_header(payload: Bytes, entries: int, dtype: str, index: int) -> tuple[float, float]:
+    """Check what a payload says about itself; return the scale and the largest of its values."""
     if payload.dtype != np.uint8 or payload.ndim != 1:
         raise ValueError(
             f"a packed update is one row of bytes, not {payload.dtype} {payload.shape}"
         )
-    if payload.size < _HEADER.size + (entries + 7) // 8:
+    if payload.size < _values_at(entries):
         raise ValueError(
             f"{payload.size} bytes are too few for a packed update of {entries} entries"
         )
-    scale: float
-    mark, code, scale, its_place, its_entries, _ = _HEADER.unpack_from(payload.data)
+    mark, code, scale, its_index, its_entries, its_checksum = _HEADER.unpack_from(payload.data)
     if mark != _MARK:
         raise ValueError(f"a packed update begins with {_MARK!r}, not {mark!r}")
-    values = _HEADER.size + (entries + 7) // 8
-    checksum, bits = _read_through(payload, values, UPLOAD_DTYPES[dtype].itemsize)
-    if not np.array_equal(payload[_CHECKSUM], checksum):
+    value = UPLOAD_DTYPES[dtype]
+    checksum, bits = _read_through(payload, _values_at(entries), value.itemsize)
+    if its_checksum != checksum:
         raise ValueError("the checksum of the packed update does not agree with its content")
     if code != list(UPLOAD_DTYPES).index(dtype):
         raise ValueError(f"the packed values are of type {code}, not {dtype} as asked for")
-    if (its_place, its_entries) != (place, entries):
+    if (its_index, its_entries) != (index, entries):
         raise ValueError(
-            f"the packed update is that of array {its_place} with {its_entries} entries, not of "
-            f"array {place} with {entries}"
+            f"the packed update is that of array {its_index} with {its_entries} entries, not of "
+            f"array {index} with {entries}"
         )
-    return scale, bits
+    return scale, float(torch.tensor(bits, dtype=_SIGNED[value.itemsize]).view(value))
+
+
+def _read_through(payload: Bytes, values_at: int, size: int) -> tuple[int, int]:
+    """Read a payload once, a part at a time that stays in the cache.
+
+    Returns the CRC-32 of everything but itself, and the bits of the largest magnitude among the
+    values of `size` bytes: but for the sign's they are in the order of magnitudes, with infinity
+    and NaN behind them all.
+    """
+    crc = zlib.crc32(payload[:_CHECKSUM_AT].data)
+    crc = zlib.crc32(payload[_HEADER.size : values_at].data, crc)
+    signed, unsigned = np.dtype(f"i{size}"), np.dtype(f"u{size}")
+    bits, sign = 0, 1 << (8 * size - 1)
+    for first in range(values_at, payload.size, _CHECKED * size):
+        part = payload[first : first + _CHECKED * size]
+        crc = zlib.crc32(part.data, crc)
+        whole = part[: part.size // size * size]
+        if whole.size:
+            # As signed numbers the largest of the positive, as unsigned ones of the negative.
+            positive, negative = whole.view(signed).max(), whole.view(unsigned).max()
+            bits = max(bits, int(positive), int(negative) - sign)
+    return crc, bits
 
 
 def _ones_in_steps(bits: Bytes) -> npt.NDArray[np.int64]:
@@ -288,57 +230,9 @@ def _ones_in_steps(bits: Bytes) -> npt.NDArray[np.int64]:
     return counts
 
 
-def _checksum(payload: Bytes) -> Bytes:
-    """Return the bytes of the CRC-32 of everything but themselves."""
-    return _read_through(payload, payload.size, 1)[0]
-
-
-def _read_through(payload: Bytes, values: int, size: int) -> tuple[Bytes, int]:
-    """Read a payload once, a part at a time that stays in the cache.
-
-    Parameters
-    ----------
-    payload : NDArray[uint8]
-        Any bytes.
-    values, size : int
-        Where the values begin, and the bytes of one.
-
-    Returns
-    -------
-    tuple[NDArray[uint8], int]
-        The bytes of the CRC-32 of everything but themselves, and the bits of the largest magnitude
-        among the values: but for the sign's they are in the order of magnitudes, with infinity and
-        NaN behind them all.
-    """
-    crc = zlib.crc32(payload[: _CHECKSUM.start].data)
-    crc = zlib.crc32(payload[_CHECKSUM.stop : values].data, crc)
-    signed, unsigned = np.dtype(f"i{size}"), np.dtype(f"u{size}")
-    bits, sign = 0, 1 << (8 * size - 1)
-    for first in range(values, payload.size, _CHECKED * size):
-        part = payload[first : first + _CHECKED * size]
-        crc = zlib.crc32(part.data, crc)
-        whole = part[: part.size // size * size]
-        if whole.size:
-            # As signed numbers the largest of the positive, as unsigned ones of the negative.
-            positive, negative = whole.view(signed).max(), whole.view(unsigned).max()
-            bits = max(bits, int(positive), int(negative) - sign)
-    return np.frombuffer(struct.pack("<I", crc), dtype=np.uint8), bits
-
-
-def _float16_scale(values: Tensor) -> float:
-    """Return the power of two that brings the largest magnitude into [1, 2)."""
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    if largest == 0.0:
+def _scale_of(largest: float, dtype: str) -> float:
+    """Return the power of two that brings the largest magnitude of float16 values into [1, 2)."""
+    if dtype != "float16" or largest == 0.0:
         return 1.0
     # float32 holds the scale; beyond its range the values are float64's own and stay unscaled.
     return math.ldexp(1.0, max(-126, min(127, math.frexp(largest)[1] - 1)))
-
-
-def _is_scale_of(scale: float, largest: float, dtype: str) -> bool:
-    """Return whether packing would have chosen this scale for values of this largest magnitude."""
-    if dtype != "float16" or largest == 0.0:
-        return scale == 1.0
-    if not math.isfinite(scale) or scale <= 0 or math.frexp(scale)[0] != 0.5:
-        return False
-    at_the_end = scale == math.ldexp(1.0, -126)
-    return (largest >= 1.0 or at_the_end) and largest <= 2.0

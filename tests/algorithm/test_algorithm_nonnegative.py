@@ -24,7 +24,7 @@ from fedpw_flwr.algorithm.tensors import is_nonnegative
 from fedpw_flwr.engines import CpuEngine
 from fedpw_flwr.engines.blocks import block_reader
 from fedpw_flwr.engines.kernels import uncompiled
-from fedpw_flwr.wire.packing import pack_update, unpack_update
+from fedpw_flwr.wire.packing import PackedUpdate, pack_update
 
 SECOND = WeightingState(rounds=1)
 ENTRIES = 40
@@ -183,7 +183,7 @@ def test_packed_values_are_rounded_so_that_none_becomes_negative(seed: int, dtyp
     start = torch.from_numpy(rng.random(200) * 10.0 ** rng.integers(-8, 4))
     trained = start * torch.from_numpy(rng.random(200) ** 6 * 1e-4)
     update = start - trained
-    restored = unpack_update(pack_update(update, dtype, most=start), 200, dtype)
+    restored = PackedUpdate(pack_update(update, dtype, most=start), 200, dtype).unpack()
     assert is_nonnegative(start - restored.double())
     # By one step of the type at most.
     step_of = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}[dtype]
@@ -195,9 +195,10 @@ def test_packed_values_are_rounded_so_that_none_becomes_negative(seed: int, dtyp
 def test_a_variance_that_half_precision_rounds_below_zero_arrives_as_one() -> None:
     start, trained = torch.tensor([0.4519, 2.0]), torch.tensor([3e-5, 1.0])
     update = start - trained
-    assert not is_nonnegative(start - unpack_update(pack_update(update, "float16"), 2, "float16"))
+    packed = pack_update(update, "float16")
+    assert not is_nonnegative(start - PackedUpdate(packed, 2, "float16").unpack())
     packed = pack_update(update, "float16", most=start)
-    assert is_nonnegative(start - unpack_update(packed, 2, "float16"))
+    assert is_nonnegative(start - PackedUpdate(packed, 2, "float16").unpack())
 
 
 def test_clients_that_agree_choose_the_lower_index() -> None:

@@ -13,8 +13,8 @@ from baselines_federation import (
     stepped,
     with_loss,
 )
-from clients_grid import ClientsGrid, train_round
-from model_records import array_record, ndarrays
+from support.grid import ClientsGrid, train_round
+from support.records import array_record, ndarrays
 
 from fedpw_flwr.baselines import AFL
 

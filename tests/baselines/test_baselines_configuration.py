@@ -6,12 +6,12 @@ import inspect
 
 import pytest
 from baselines_federation import BUILDS, MODEL, client_of, drawn
-from clients_grid import ClientsGrid
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from hydra.utils import get_class, instantiate
-from model_records import array_record
 from omegaconf import OmegaConf
+from support.grid import ClientsGrid
+from support.records import array_record
 
 from fedpw_flwr.lab.config.configuration import compose_configuration, config_folder
 from fedpw_flwr.strategy.sampling import NodeSampling

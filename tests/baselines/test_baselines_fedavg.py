@@ -14,10 +14,10 @@ from baselines_federation import (
     one_round,
     stepped,
 )
-from clients_grid import train_round
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from model_records import array_record, ndarrays, payloads
+from support.grid import train_round
+from support.records import array_record, ndarrays, payloads
 
 from fedpw_flwr.baselines import EqualFedAvg, FedAvg, FedProx
 

@@ -17,8 +17,8 @@ from baselines_federation import (
     local,
     one_round,
 )
-from clients_grid import ClientsGrid, train_round
-from model_records import array_record, ndarrays
+from support.grid import ClientsGrid, train_round
+from support.records import array_record, ndarrays
 
 from fedpw_flwr.baselines import EqualFedAvg, FedHEAL
 from fedpw_flwr.baselines.fedheal import ClientHabits, average_weight, observed

@@ -15,10 +15,10 @@ from baselines_federation import (
     one_round,
     stepped,
 )
-from clients_grid import train_round
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_records import array_record, ndarrays
+from support.grid import train_round
+from support.records import array_record, ndarrays
 
 from fedpw_flwr.baselines import EqualFedAvg, FedMGDAPlus
 from fedpw_flwr.baselines.min_norm import min_norm_weights, optimality_gap

@@ -13,9 +13,9 @@ from baselines_federation import (
     drawn,
     grid_of,
 )
-from clients_grid import Client, ClientsGrid, train_round
 from flwr.app import ConfigRecord, Message
-from model_records import array_record
+from support.grid import Client, ClientsGrid, train_round
+from support.records import array_record
 
 from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
 from fedpw_flwr.rounds.faults import MissingLossError

@@ -14,11 +14,11 @@ from baselines_federation import (
     one_round,
     stepped,
 )
-from clients_grid import train_round
 from flwr.serverapp.strategy import QFedAvg as FlowerQFedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_records import array_record, ndarrays
+from support.grid import train_round
+from support.records import array_record, ndarrays
 
 from fedpw_flwr.baselines import EqualFedAvg, QFedAvg
 from fedpw_flwr.baselines.qfedavg import q_weights

@@ -16,10 +16,10 @@ from baselines_federation import (
     grid_of,
     local,
 )
-from clients_grid import ClientsGrid, train_round
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import strategy as flower
-from model_records import array_record, ndarrays, train_content
+from support.grid import ClientsGrid, train_round
+from support.records import array_record, ndarrays, train_content
 from torch.nn.functional import cross_entropy
 
 from fedpw_flwr.baselines import FedAdam, FedAvgM

@@ -19,11 +19,11 @@ from baselines_federation import (
     grid_of,
     local,
 )
-from clients_grid import ClientsGrid, train_round
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy import Result
-from model_records import array_record, ndarrays, payloads, train_content
+from support.grid import ClientsGrid, train_round
+from support.records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.baselines import AFL, TERM, EqualFedAvg, FedHEAL, FedMGDAPlus, QFedAvg

@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from client_federation import (
-    NODES,
-    NoisyClient,
-    answer,
-    arrays_of,
-    config_of,
-    context_of,
-    functions_app,
-    grid_of,
-    message_to,
-    metrics_of,
-    noisy_train,
-    request_entries,
-    train_message,
-    train_metrics,
-)
 from federation import MODEL
 from flwr.app import (
     Array,
@@ -38,11 +21,24 @@ from flwr.app import (
 )
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
-from model_records import array_record, ndarrays, payloads
+from flwr.clientapp.typing import ClientAppCallable, Mod
+from support.clients import (
+    NODES,
+    NoisyClient,
+    answer,
+    arrays_of,
+    config_of,
+    context_of,
+    functions_app,
+    message_to,
+    noisy_train,
+    request_entries,
+    train_message,
+)
+from support.records import array_record, payloads
 
-from fedpw_flwr import FedPW, FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
-from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
+from fedpw_flwr import FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
+from fedpw_flwr.wire.adjustment import REPORT_KEY, REQUEST_KEY
 
 Config = dict[str, Any]
 
@@ -56,13 +52,10 @@ REQUESTS = {
     "packed as float16": request_entries(0.3, ADJUSTMENT, "packed", "float16"),
 }
 asked = pytest.mark.parametrize("entries", REQUESTS.values(), ids=REQUESTS)
-of_function = pytest.mark.parametrize("of_function", [False, True], ids=["app", "function"])
 
 
-def mod_app(
-    train: ClientAppCallable = noisy_train, mod: FedPWMod = fedpw_mod, of_function: bool = False
-) -> ClientApp:
-    return functions_app([mod], train, of_function)
+def mod_app(train: ClientAppCallable = noisy_train, mod: FedPWMod = fedpw_mod) -> ClientApp:
+    return functions_app([mod], train)
 
 
 def replying(content: Callable[[Message], RecordDict | Error]) -> ClientAppCallable:
@@ -83,17 +76,27 @@ def trained_record(message: Message) -> ArrayRecord:
 # What it sends
 
 
+def numpy_app(wrap: Callable[[NumPyClient], NumPyClient], mods: list[Mod]) -> ClientApp:
+    return numpy_client_app(lambda context: wrap(NoisyClient(context.node_id)), mods=mods)
+
+
+APPS = {
+    "mod of the app": mod_app(),
+    "mod of the function": functions_app([fedpw_mod], of_function=True),
+    "mod around a NumPyClient": numpy_app(lambda client: client, [fedpw_mod]),
+    "mod around the wrapper": numpy_app(FedPWClient, [fedpw_mod]),
+    "mod twice": functions_app([fedpw_mod, fedpw_mod]),
+}
+
+
 @asked
-@of_function
-def test_the_mod_sends_what_the_wrapper_sends(entries: Config, of_function: bool) -> None:
-    message = train_message(MODEL, entries)
-    wrapped = numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id)))
-    expected = answer(wrapped, message)
-    reply = answer(mod_app(of_function=of_function), train_message(MODEL, entries))
-    assert set(reply.content) == {"arrays", "metrics", REPORT_KEY}
-    assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
-    assert reply.content[REPORT_KEY] == expected.content[REPORT_KEY]
-    assert metrics_of(reply) == metrics_of(expected)
+@pytest.mark.parametrize("app", APPS)
+def test_the_mod_sends_what_the_wrapper_sends_and_whoever_comes_first_adjusts_alone(
+    entries: Config, app: str
+) -> None:
+    expected = answer(numpy_app(FedPWClient, []), train_message(MODEL, entries))
+    assert set(expected.content) == {"arrays", "metrics", REPORT_KEY}
+    assert answer(APPS[app], train_message(MODEL, entries)).content == expected.content
 
 
 @asked
@@ -154,45 +157,27 @@ def test_arrays_may_come_back_in_any_order() -> None:
     assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
 
 
+def consumed(message: Message, reply: Message) -> Message:
+    arrays_of(message).to_torch_state_dict(keep_input=False)
+    return reply
+
+
+def written_into(message: Message, reply: Message) -> Message:
+    arrays = arrays_of(message)
+    arrays.update(arrays_of(reply))
+    return Message(RecordDict({**reply.content, "arrays": arrays}), reply_to=message)
+
+
 @asked
-def test_the_train_function_may_consume_the_arrays_it_was_sent(entries: Config) -> None:
+@pytest.mark.parametrize("use", [consumed, written_into])
+def test_the_train_function_may_use_up_the_record_it_was_sent(
+    use: Callable[[Message, Message], Message], entries: Config
+) -> None:
     def train(message: Message, context: Context) -> Message:
-        reply = noisy_train(message, context)
-        arrays_of(message).to_torch_state_dict(keep_input=False)
-        return reply
+        return use(message, noisy_train(message, context))
 
     reply = answer(mod_app(train), train_message(MODEL, entries)).content
     assert reply == answer(mod_app(), train_message(MODEL, entries)).content
-
-
-@asked
-def test_the_train_function_may_write_into_the_record_it_was_sent(entries: Config) -> None:
-    def train(message: Message, context: Context) -> Message:
-        reply = noisy_train(message, context)
-        arrays = arrays_of(message)
-        arrays.update(arrays_of(reply))
-        return Message(RecordDict({**reply.content, "arrays": arrays}), reply_to=message)
-
-    reply = answer(mod_app(train), train_message(MODEL, entries)).content
-    assert reply == answer(mod_app(), train_message(MODEL, entries)).content
-
-
-def test_an_update_masked_to_nothing_goes_to_the_server_as_trained() -> None:
-    floats = {name: array for name, array in MODEL.items() if array.dtype.kind == "f"}
-    message = train_message(floats, request_entries(1.0))
-    expected = noisy_train(message, context_of(NODES[0]))
-    reply = answer(mod_app(), message)
-    assert set(reply.content) == {"arrays", "metrics"}
-    assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
-
-
-def test_a_0d_array_is_never_adjusted() -> None:
-    model = {"weight": np.zeros(100, np.float32), "temperature": np.array(0.5, np.float32)}
-    message = train_message(model, request_entries(0.5))
-    expected = arrays_of(noisy_train(message, context_of(NODES[0])))
-    reply = arrays_of(answer(mod_app(), message))
-    assert payloads(reply)[1] == payloads(expected)[1]
-    assert np.count_nonzero(ndarrays(reply)["weight"]) == 50
 
 
 # What it leaves alone
@@ -251,14 +236,6 @@ def test_an_error_reply_passes_untouched() -> None:
     assert (reply.error.code, reply.error.reason) == (77, "no data")
 
 
-def test_what_the_train_function_raises_comes_through() -> None:
-    def train(message: Message, context: Context) -> Message:
-        raise OSError("no data")
-
-    with pytest.raises(OSError, match="no data"):
-        answer(mod_app(train), train_message(MODEL, REQUESTS["mask"]))
-
-
 # What it refuses
 
 
@@ -297,18 +274,18 @@ def test_a_request_that_cannot_be_read_is_an_error_before_training(
         answer(mod_app(never), train_message(MODEL, {REQUEST_KEY: entry}))
 
 
-def test_a_second_configuration_record_is_an_error_before_training() -> None:
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (ConfigRecord({"a": 1}), r"ConfigRecords.*config.*more"),
+        (array_record(MODEL), r"2 ArrayRecords.*arrays.*more"),
+    ],
+    ids=["configuration", "model"],
+)
+def test_a_second_record_is_an_error_before_training(more: Any, complaint: str) -> None:
     message = train_message(MODEL, REQUESTS["mask"])
-    content = RecordDict({**message.content, "more": ConfigRecord({"a": 1})})
-    with pytest.raises(ValueError, match=r"ConfigRecords.*config.*more"):
-        answer(mod_app(never), message_to(content))
-
-
-def test_a_second_model_is_an_error_before_training() -> None:
-    message = train_message(MODEL, REQUESTS["mask"])
-    content = RecordDict({**message.content, "more": array_record(MODEL)})
-    with pytest.raises(ValueError, match=r"2 ArrayRecords.*arrays.*more"):
-        answer(mod_app(never), message_to(content))
+    with pytest.raises(ValueError, match=complaint):
+        answer(mod_app(never), message_to(RecordDict({**message.content, "more": more})))
 
 
 def renamed(message: Message) -> ArrayRecord:
@@ -374,12 +351,6 @@ def test_floats_of_any_width_are_adjusted_in_the_models(dtype: Any, entries: str
     assert reply.content.config_records[REPORT_KEY] == expected.content.config_records[REPORT_KEY]
 
 
-def test_consensus_bits_of_another_model_are_an_error() -> None:
-    entries = {**REQUESTS["mask and rescale"], CONSENSUS_KEY: b"\0"}
-    with pytest.raises(ValueError, match="consensus sets take 3 bytes, 1 came"):
-        answer(mod_app(), train_message(MODEL, entries))
-
-
 @pytest.mark.parametrize("device", ["abacus", "cuda:77", "meta"])
 def test_a_device_that_is_not_there_is_refused_at_once(device: str) -> None:
     with pytest.raises(ValueError, match=f"device='{device}' cannot be used here"):
@@ -393,64 +364,3 @@ def test_the_device_changes_nothing_about_the_result(device: Any) -> None:
     message = train_message(MODEL, REQUESTS["mask and rescale"])
     reply = answer(mod_app(mod=FedPWMod(device=device)), message)
     assert payloads(arrays_of(reply)) == payloads(arrays_of(expected))
-
-
-# Whole federations
-
-
-def run(app: Any, **arguments: Any) -> tuple[list[Any], list[Any]]:
-    """The model after four rounds of FedPW, and the weights that led there."""
-    random.seed(0)
-    grid = grid_of(app)
-    grid.arrange = lambda replies: sorted(replies, key=lambda reply: reply.metadata.src_node_id)
-    strategy = FedPW(min_available_nodes=len(NODES), fraction_evaluate=0.0, **arguments)
-    result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=4)
-    rounds = train_metrics(result).values()
-    assert all(metrics["fedpw-quarantined"] == 0 for metrics in rounds)
-    assert all(metrics["fedpw-client-id"] == NODES for metrics in rounds)
-    return payloads(result.arrays), [metrics["fedpw-weight"] for metrics in rounds]
-
-
-def plain_app() -> ClientApp:
-    return functions_app([])
-
-
-@pytest.mark.parametrize("upload", ["dense", "packed"])
-@of_function
-def test_a_whole_run_does_not_depend_on_where_updates_were_adjusted(
-    upload: str, of_function: bool
-) -> None:
-    def wrapper_app() -> ClientApp:
-        return numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id)))
-
-    def mixed(node: int) -> ClientApp:
-        kinds = [plain_app(), wrapper_app(), mod_app(of_function=of_function)]
-        return kinds[node % 3]
-
-    arguments = {"adjustment": "client", "upload": upload}
-    expected = run(plain_app(), **arguments)
-    assert run(mod_app(of_function=of_function), **arguments) == expected
-    assert run(mixed, **arguments) == expected
-
-
-def test_a_run_with_adjustment_on_the_server_does_not_notice_the_mod() -> None:
-    assert run(mod_app()) == run(plain_app())
-
-
-def test_the_mod_may_stand_round_a_numpy_client_without_wrapper() -> None:
-    def inner(context: Context) -> NumPyClient:
-        return NoisyClient(context.node_id)
-
-    app = numpy_client_app(inner, mods=[fedpw_mod])
-    arguments = {"adjustment": "client", "upload": "packed"}
-    assert run(app, **arguments) == run(mod_app(), **arguments)
-
-
-def test_whoever_takes_the_request_first_adjusts_and_nobody_else() -> None:
-    arguments = {"adjustment": "client", "upload": "packed"}
-    expected = run(mod_app(), **arguments)
-    wrapped = numpy_client_app(
-        lambda context: FedPWClient(NoisyClient(context.node_id)), mods=[fedpw_mod]
-    )
-    assert run(wrapped, **arguments) == expected
-    assert run(functions_app([fedpw_mod, fedpw_mod]), **arguments) == expected

@@ -7,35 +7,13 @@ cannot take.
 
 from __future__ import annotations
 
-import logging
 import random
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-from client_federation import (
-    FLOATS,
-    NODES,
-    NoisyClient,
-    answer,
-    arrays_of,
-    as_list,
-    config_of,
-    context_of,
-    functions_app,
-    message_to,
-    metrics_of,
-    noisy_train,
-    over_the_wire,
-    reference_count,
-    reference_update,
-    request_entries,
-    train_message,
-)
-from clients_grid import ClientsGrid
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.client import mod as legacy_mods
@@ -60,7 +38,26 @@ from flwr.common.secure_aggregation.secaggplus_constants import (
 from flwr.compat.common import recorddict_compat as compat
 from flwr.server import SimpleClientManager
 from flwr.server.compat.grid_client_proxy import GridClientProxy
-from model_records import NDArrays, array_record, ndarrays, payloads
+from support.clients import (
+    FLOATS,
+    NODES,
+    NoisyClient,
+    answer,
+    arrays_of,
+    as_list,
+    config_of,
+    context_of,
+    functions_app,
+    message_to,
+    noisy_train,
+    over_the_wire,
+    reference_update,
+    request_entries,
+    train_message,
+)
+from support.grid import ClientsGrid
+from support.records import NDArrays, array_record, ndarrays, payloads
+from support.reference import entry_count
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
 from fedpw_flwr.legacy import FedPW as LegacyFedPW
@@ -173,15 +170,6 @@ def test_flowers_mods_stand_in_front_of_fedpws(order: str, of_function: bool) ->
         assert list(reply.content.array_records) == ["arrays"]
 
 
-def test_one_list_may_be_the_apps_and_the_other_the_functions() -> None:
-    app = ClientApp(mods=[fixedclipping_mod])
-    app.train(mods=[fedpw_mod])(noisy_train)
-    divided = run(app, TIGHT)
-    together = run([fixedclipping_mod, fedpw_mod], TIGHT)
-    assert divided.failed == [0] * 4
-    assert payloads(array_record(divided.final)) == payloads(array_record(together.final))
-
-
 @pytest.mark.parametrize("mod", [message_size_mod, arrays_size_mod])
 @pytest.mark.parametrize("upload", ["dense", "packed"])
 def test_mods_that_only_measure_change_nothing(mod: Mod, upload: str) -> None:
@@ -193,45 +181,11 @@ def test_mods_that_only_measure_change_nothing(mod: Mod, upload: str) -> None:
         assert result.failed == [0] * 4
 
 
-@pytest.fixture
-def flower_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("flwr")
-    logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.INFO, logger="flwr"):
-        yield caplog
-    logger.removeHandler(caplog.handler)
-
-
-@pytest.mark.parametrize(
-    ("mods", "size"),
-    [([message_size_mod], 40_000), ([message_size_mod, fedpw_mod], 12 + 1_250 + 28_000)],
-    ids=["dense", "packed"],
-)
-def test_the_size_in_flowers_log_is_that_of_the_packed_update(
-    mods: list[Mod], size: int, flower_log: pytest.LogCaptureFixture
-) -> None:
-    message = train_message(
-        {"weight": np.zeros(10_000, np.float32)}, request_entries(0.3, None, "packed")
-    )
-    answer(functions_app(mods), message)
-    found = re.search(r"Outgoing message size: (\d+) bytes", flower_log.text)
-    assert found is not None
-    assert size < int(found[1]) < size + 1_000
-
-
 @clipping
 def test_a_norm_above_every_update_changes_nothing_but_roundings(mod: Mod) -> None:
     result = run([mod, fedpw_mod], FAR)
     assert result.failed == [0] * 4
     assert_close(result.final, run([fedpw_mod]).final)
-
-
-@clipping
-def test_no_update_leaves_above_the_clipping_norm(mod: Mod) -> None:
-    clipped, free = run([mod, fedpw_mod], TIGHT), run([fedpw_mod])
-    for key in clipped.replies:
-        assert np.linalg.norm(clipped.update(*key)) == pytest.approx(TIGHT, rel=1e-4)
-        assert np.linalg.norm(free.update(*key)) > TIGHT
 
 
 @clipping
@@ -253,46 +207,20 @@ def test_clipping_scales_the_adjusted_update_and_leaves_masked_entries_masked(mo
     ):
         moved = before.reshape(-1) - sent.reshape(-1)
         np.testing.assert_allclose(moved, scale * update, rtol=1e-4, atol=1e-6)
-        assert np.count_nonzero(moved == 0) == reference_count(before.size, 0.3)
-
-
-def test_adaptive_clipping_says_in_the_metrics_whether_it_clipped() -> None:
-    for norm, bit in ((TIGHT, 1), (FAR, 0)):
-        result = run([adaptiveclipping_mod, fedpw_mod], norm, rounds=2)
-        assert [metrics_of(reply)["norm_bit"] for reply in result.replies.values()] == ([bit] * 8)
+        assert np.count_nonzero(moved == 0) == entry_count(before.size, 0.3)
 
 
 def test_inside_local_dp_the_update_is_sent_as_trained_and_the_server_adjusts_it() -> None:
     """FedPW's report would tell norms and magnitudes of the update without any noise."""
-    for mods in ([NO_NOISE], [NO_NOISE, fixedclipping_mod]):
-        result, without = run([*mods, fedpw_mod], TIGHT), run(list(mods), TIGHT)
+    in_front: list[list[Mod]] = [[NO_NOISE], [NO_NOISE, fixedclipping_mod]]
+    for mods in in_front:
+        result, without = run([*mods, fedpw_mod], TIGHT), run(mods, TIGHT)
         assert result.failed == [0] * 4
         assert all(REPORT_KEY not in reply.content for reply in result.replies.values())
         assert payloads(array_record(result.final)) == payloads(array_record(without.final))
 
 
-def test_the_wrapper_inside_local_dp_does_as_the_mod() -> None:
-    app = numpy_client_app(
-        lambda context: FedPWClient(NoisyClient(context.node_id)), mods=[NO_NOISE]
-    )
-    result, expected = run(app), run([NO_NOISE, fedpw_mod])
-    assert result.failed == [0] * 4
-    assert all(REPORT_KEY not in reply.content for reply in result.replies.values())
-    assert payloads(array_record(result.final)) == payloads(array_record(expected.final))
-
-
-def test_local_dp_puts_noise_on_masked_entries_too_as_its_guarantee_needs() -> None:
-    np.random.seed(0)
-    result = run([SOME_NOISE, fedpw_mod], rounds=3)
-    masked = run([fedpw_mod], rounds=3)
-    assert result.failed == [0] * 3
-    for key in result.replies:
-        if key[0] > 1:
-            assert np.count_nonzero(masked.update(*key) == 0) >= 5
-            assert np.count_nonzero(result.update(*key) == 0) == 0
-
-
-@clipping
+@pytest.mark.parametrize("mod", [*NORM_OF_MODS.values(), NO_NOISE], ids=[*NORM_OF_MODS, "local DP"])
 def test_the_wrapper_stands_behind_flowers_mods_like_the_mod(mod: Mod) -> None:
     app = numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id)), mods=[mod])
     result, expected = run(app, TIGHT), run([mod, fedpw_mod], TIGHT)
@@ -309,16 +237,6 @@ def far_better_train(message: Message, context: Context) -> Message:
     if context.node_id == 12:
         reply.content.metric_records["metrics"]["train_loss"] = 0.001
     return reply
-
-
-def test_flowers_clipping_cannot_take_an_update_of_zeros() -> None:
-    def still(message: Message, context: Context) -> Message:
-        return Message(RecordDict({"arrays": arrays_of(message)}), reply_to=message)
-
-    with pytest.raises(ZeroDivisionError):
-        answer(
-            functions_app([fixedclipping_mod], still), train_message(FLOATS, {"clipping_norm": 1.0})
-        )
 
 
 @clipping
@@ -349,41 +267,7 @@ def test_an_update_masked_to_nothing_counts_for_nothing_with_and_without_clippin
         )
 
 
-def test_an_update_masked_to_nothing_passes_local_dp() -> None:
-    result = run(functions_app([SOME_NOISE, fedpw_mod], far_better_train))
-    assert result.failed == [0] * 4
-
-
 # The other order: FedPW changes what was clipped
-
-
-@clipping
-def test_in_front_of_clipping_rescaling_may_exceed_the_clipping_norm(mod: Mod) -> None:
-    entries = {
-        **request_entries(
-            0.1, {place: (np.ones(array.size, np.bool_), 1.9) for place, array in
-                  enumerate(FLOATS.values())}
-        ),
-        "clipping_norm": TIGHT,
-    }  # fmt: skip
-    norms = []
-    orders: list[list[Mod]] = [[fedpw_mod, mod], [mod, fedpw_mod]]
-    for mods in orders:
-        reply = answer(functions_app(mods), train_message(FLOATS, entries))
-        sent = ndarrays(arrays_of(reply))
-        update = [(FLOATS[name] - sent[name]).reshape(-1) for name in FLOATS]
-        norms.append(np.linalg.norm(np.concatenate(update)))
-    assert norms[0] > 1.5 * TIGHT
-    assert norms[1] == pytest.approx(TIGHT, rel=1e-4)
-
-
-def test_in_front_of_local_dp_masking_takes_noise_away() -> None:
-    np.random.seed(0)
-    result = run([fedpw_mod, SOME_NOISE], rounds=3)
-    assert result.failed == [0] * 3
-    for key in result.replies:
-        if key[0] > 1:
-            assert np.count_nonzero(result.update(*key) == 0) >= 5
 
 
 @clipping
@@ -418,21 +302,20 @@ PACKED: dict[str, Any] = {**request_entries(0.3, None, "packed"), "clipping_norm
 need_dense = pytest.mark.parametrize(("mods", "name"), NEED_DENSE.values(), ids=NEED_DENSE.keys())
 
 
+APPS: dict[str, Callable[[list[Mod]], ClientApp]] = {
+    "mod of the app": lambda mods: functions_app([*mods, fedpw_mod], never),
+    "mod of the function": lambda mods: functions_app([*mods, fedpw_mod], never, of_function=True),
+    "wrapper": lambda mods: numpy_client_app(lambda _: FedPWClient(NeverTrains()), mods=mods),
+}
+
+
 @need_dense
-@of_function
+@pytest.mark.parametrize("app", APPS)
 def test_a_packed_upload_behind_a_mod_that_needs_arrays_is_an_error_before_training(
-    mods: list[Mod], name: str, of_function: bool
+    mods: list[Mod], name: str, app: str
 ) -> None:
-    app = functions_app([*mods, fedpw_mod], never, of_function)
     with pytest.raises(ValueError, match=rf'{name} needs the arrays.*FedPW\(upload="dense"\)'):
-        answer(app, train_message(FLOATS, PACKED))
-
-
-@need_dense
-def test_the_wrapper_notices_mods_that_need_arrays_like_the_mod(mods: list[Mod], name: str) -> None:
-    app = numpy_client_app(lambda context: FedPWClient(NeverTrains()), mods=mods)
-    with pytest.raises(ValueError, match=rf'{name} needs the arrays.*FedPW\(upload="dense"\)'):
-        answer(app, train_message(FLOATS, PACKED))
+        answer(APPS[app](mods), train_message(FLOATS, PACKED))
 
 
 LEGACY_DP = legacy_mods.LocalDpMod(TIGHT, 0.01, 1.0, 0.1)
@@ -453,11 +336,6 @@ def test_the_wrapper_notices_the_mods_of_flowers_legacy_clients(mod: Mod, name: 
     content = compat.fitins_to_recorddict(FitIns(parameters, dict(PACKED)), keep_input=True)
     with pytest.raises(ValueError, match=rf'{name} needs the arrays.*FedPW\(upload="dense"\)'):
         answer(app, message_to(content))
-
-
-def test_a_server_that_clips_cannot_ask_for_packed_uploads() -> None:
-    with pytest.raises(ValueError, match=r'clipping_norm.*FedPW\(upload="dense"\)'):
-        run([fixedclipping_mod, fedpw_mod], TIGHT, upload="packed")
 
 
 def test_a_legacy_server_that_clips_cannot_ask_for_packed_uploads() -> None:
@@ -516,14 +394,6 @@ def test_secure_aggregation_is_an_error_before_training(mod: Mod, upload: str) -
     refused = r"secagg.*_mod hides the individual updates.*take the mod out of every client"
     with pytest.raises(ValueError, match=refused):
         app(message_to(content), context)
-
-
-@clipping
-def test_clipping_that_was_sent_no_norm_refuses_by_itself(mod: Mod) -> None:
-    app = functions_app([mod, fedpw_mod], never)
-    reply = answer(app, train_message(FLOATS, request_entries(0.3)))
-    assert reply.has_error()
-    assert "clipping_norm" in str(reply.error.reason)
 
 
 @pytest.mark.parametrize("behind", [True, False])

@@ -1,30 +1,16 @@
-"""FedPWClient: a NumPyClient round a NumPyClient, called by Flower's legacy message handler."""
+"""FedPWClient: a NumPyClient around a NumPyClient, called by Flower's legacy message handler."""
 
 from __future__ import annotations
 
 import copy
 import pickle
-import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from client_federation import (
-    NODES,
-    Arrays,
-    NoisyClient,
-    answer,
-    as_list,
-    grid_of,
-    message_to,
-    reference_sent,
-    reference_update,
-    request_entries,
-)
 from federation import MODEL
-from flwr.app import Message
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import (
@@ -39,15 +25,17 @@ from flwr.common import (
 )
 from flwr.common.constant import MessageTypeLegacy
 from flwr.compat.common import recorddict_compat as compat
-from flwr.server import Server, SimpleClientManager
-from flwr.server.compat.grid_client_proxy import GridClientProxy
-from flwr.server.history import History
-from flwr.server.strategy import FedAvg as LegacyFedAvg
-from flwr.server.strategy import Strategy as LegacyStrategy
-from model_records import array_record, ndarrays
+from support.clients import (
+    NODES,
+    Arrays,
+    NoisyClient,
+    answer,
+    as_list,
+    message_to,
+    request_entries,
+)
 
-from fedpw_flwr import FedPW, FedPWClient, numpy_client_app
-from fedpw_flwr.legacy import FedPW as LegacyFedPW
+from fedpw_flwr import FedPWClient
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY, AdjustmentReport
 
 Config = dict[str, Any]
@@ -106,8 +94,8 @@ def moved_in_place(parameters: Arrays) -> Arrays:
     return parameters
 
 
-def members(place: int) -> Any:
-    size = list(MODEL.values())[place].size
+def members(index: int) -> Any:
+    size = list(MODEL.values())[index].size
     return np.arange(size) % 3 == 0
 
 
@@ -146,35 +134,6 @@ def without_report(metrics: Config) -> Config:
 # What it does
 
 
-def test_the_update_is_masked_and_rescaled_as_the_server_asks() -> None:
-    result = fitted(app_of(lambda: FedPWClient(NoisyClient(11))), {**CONFIG, **REQUESTS["mask"]})
-    sent = parameters_to_ndarrays(result.parameters)
-    start, after = as_list(MODEL), moved(as_list(MODEL))
-    discarded = []
-    for place in range(3):
-        update, magnitude = reference_update(start[place], after[place], 0.3)
-        assert bits([sent[place]]) == bits([reference_sent(start[place], update)])
-        discarded.append(magnitude)
-    assert bits(sent[3:]) == bits(after[3:])
-    report = AdjustmentReport.decode(result.metrics[REPORT_KEY], 4)
-    assert report.rate == 0.3
-    assert report.discarded == pytest.approx([*discarded, 0.0], rel=1e-6)
-
-
-@asked
-def test_arrays_come_back_in_their_shapes_and_dtypes(entries: Config) -> None:
-    result = fitted(app_of(lambda: FedPWClient(NoisyClient(11))), {**CONFIG, **entries})
-    sent = parameters_to_ndarrays(result.parameters)
-    report = result.metrics.get(REPORT_KEY)
-    packed = () if report is None else AdjustmentReport.decode(report, 4).packed
-    assert packed == ((0,) if entries is REQUESTS["packed"] else ())
-    for place, (array, expected) in enumerate(zip(sent, MODEL.values(), strict=True)):
-        if place in packed:
-            assert array.dtype == np.uint8
-        else:
-            assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
-
-
 def test_where_the_server_asks_for_nothing_the_reply_is_the_inner_clients() -> None:
     wrapped = fitted(app_of(lambda: FedPWClient(NoisyClient(11))), CONFIG)
     assert wrapped == fitted(app_of(lambda: NoisyClient(11)), CONFIG)
@@ -200,34 +159,6 @@ def test_a_wrapper_built_for_every_message_sends_the_same_as_one_that_stays(
     assert [fitted(app_of(lambda: kept), config) for config in configs] == fresh
     assert [fitted(app_of(lambda: kept), config) for config in configs[::-1]] == fresh[::-1]
     assert vars(kept) == before
-
-
-ODD_LAYOUTS: dict[str, Callable[[Any], Any]] = {
-    "Fortran order": np.asfortranarray,
-    "every other entry": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
-    "read-only": lambda array: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape),
-}
-
-
-@asked
-@pytest.mark.parametrize("layout", ODD_LAYOUTS)
-def test_the_layout_of_what_the_inner_client_returns_does_not_matter(
-    layout: str, entries: Config
-) -> None:
-    lay = ODD_LAYOUTS[layout]
-
-    def odd(parameters: Arrays) -> Arrays:
-        return [lay(array) if array.ndim else array for array in moved(parameters)]
-
-    config = {**CONFIG, **entries}
-    results = [
-        fitted(app_of(lambda: FedPWClient(Trained(train, train_loss=0.5))), config)  # noqa: B023
-        for train in (moved, odd)
-    ]
-    assert bits(parameters_to_ndarrays(results[0].parameters)) == bits(
-        parameters_to_ndarrays(results[1].parameters)
-    )
-    assert results[0].metrics == results[1].metrics
 
 
 @asked
@@ -271,9 +202,11 @@ def test_numbers_in_place_of_0d_arrays_are_taken() -> None:
         lambda arrays: [*arrays, arrays[0]],
         lambda arrays: [arrays[0].T, *arrays[1:]],
         lambda arrays: [arrays[0].astype(np.int32), *arrays[1:]],
+        lambda arrays: [np.full((6, 4), "w"), *arrays[1:]],
         lambda arrays: arrays[::-1],
+        lambda arrays: [],
     ],
-    ids=["too few", "too many", "transposed", "integers", "another order"],
+    ids=["too few", "too many", "transposed", "integers", "text", "another order", "none"],
 )
 def test_another_model_than_was_sent_goes_to_the_server_as_trained(
     train: Callable[[Arrays], Arrays],
@@ -298,50 +231,25 @@ def test_something_else_than_arrays_count_and_metrics_is_an_error(result: Any) -
         FedPWClient(Odd()).fit(as_list(MODEL), dict(CONFIG))
 
 
-def test_what_the_inner_client_raises_comes_through() -> None:
-    class Broken(NumPyClient):
-        def fit(self, parameters: Arrays, config: Config) -> Fitted:
-            raise OSError("no data")
-
-    with pytest.raises(OSError, match="no data"):
-        FedPWClient(Broken()).fit(as_list(MODEL), {**CONFIG, **REQUESTS["mask"]})
-
-
-def test_a_diverged_model_goes_to_the_server_as_trained() -> None:
-    def diverged(parameters: Arrays) -> Arrays:
-        return [np.full_like(array, np.nan) if array.dtype.kind == "f" else array
-                for array in parameters]  # fmt: skip
-
-    for name in ("mask", "mask and rescale", "packed"):
-        app = app_of(lambda: FedPWClient(Trained(diverged, train_loss=0.5)))
-        result = fitted(app, {**CONFIG, **REQUESTS[name]})
-        assert bits(parameters_to_ndarrays(result.parameters)) == bits(diverged(as_list(MODEL)))
-        assert REPORT_KEY not in result.metrics
-
-
 # The loss
 
 
 def test_the_loss_is_the_metric_that_loss_key_names() -> None:
-    client = FedPWClient(Trained(moved, ce=0.25, accuracy=0.5), loss_key="ce")
+    client = FedPWClient(Trained(moved, ce=0.25, train_loss=9.0, accuracy=0.5), loss_key="ce")
     _, _, metrics = client.fit(as_list(MODEL), dict(CONFIG))
     assert metrics == {"train_loss": 0.25, "ce": 0.25, "accuracy": 0.5}
 
 
-def test_the_metric_that_loss_key_names_wins_over_one_called_train_loss() -> None:
-    client = FedPWClient(Trained(moved, ce=0.25, train_loss=9.0), loss_key="ce")
-    _, _, metrics = client.fit(as_list(MODEL), dict(CONFIG))
-    assert metrics["train_loss"] == 0.25
-
-
 def test_a_missing_loss_is_an_error_that_shows_both_ways_out() -> None:
-    client = FedPWClient(Trained(moved, accuracy=0.5), loss_key="ce")
-    with pytest.raises(ValueError, match=r"Trained reports.*accuracy.*'ce'") as raised:
+    inner = ModelOfItsOwn({"accuracy": 0.5})
+    client = FedPWClient(inner, loss_key="ce")
+    with pytest.raises(ValueError, match=r"ModelOfItsOwn reports.*accuracy.*'ce'") as raised:
         client.fit(as_list(MODEL), dict(CONFIG))
     message = str(raised.value)
     assert 'return parameters, num_examples, {"ce": mean_loss}' in message
     assert 'FedPWClient(client, loss_key="...")' in message
     assert 'FedPWClient(client, loss_source="evaluate")' in message
+    assert inner.evaluated == []
 
 
 class ModelOfItsOwn(NumPyClient):
@@ -363,10 +271,11 @@ class ModelOfItsOwn(NumPyClient):
     def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Config]:
         self.evaluated.append(([array.copy() for array in parameters], config))
         self._load(parameters)
-        return float(sum(np.abs(array).sum() for array in parameters)), 10, {"accuracy": 0.5}
+        size: Any = np.float32(sum(np.abs(array).sum() for array in parameters))
+        return size, 10, {"accuracy": 0.5}
 
 
-RECEIVED_LOSS = float(sum(np.abs(array).sum() for array in MODEL.values()))
+RECEIVED_LOSS = float(np.float32(sum(np.abs(array).sum() for array in MODEL.values())))
 
 
 @asked
@@ -381,26 +290,18 @@ def test_evaluate_gives_the_loss_of_the_received_model(entries: Config) -> None:
 
 
 @asked
-def test_evaluate_may_overwrite_the_arrays_that_fit_returned(entries: Config) -> None:
-    config = {**CONFIG, **entries}
-    evaluated = fitted(app_of(lambda: FedPWClient(ModelOfItsOwn(), loss_source="evaluate")), config)
-    reported = fitted(app_of(lambda: FedPWClient(ModelOfItsOwn({"train_loss": 0.5}))), config)
-    assert evaluated.parameters == reported.parameters
-    assert evaluated.metrics.get(REPORT_KEY) == reported.metrics.get(REPORT_KEY)
-
-
-@asked
-def test_evaluate_may_overwrite_the_arrays_that_it_is_given(entries: Config) -> None:
+def test_evaluate_may_overwrite_what_fit_returned_and_what_it_is_given(entries: Config) -> None:
     class Overwrites(ModelOfItsOwn):
         def evaluate(self, parameters: Arrays, config: Config) -> tuple[float, int, Config]:
+            result = super().evaluate(parameters, config)
             for array in parameters:
                 array[...] = 0
-            return 1.0, 10, {}
+            return result
 
     config = {**CONFIG, **entries}
     evaluated = fitted(app_of(lambda: FedPWClient(Overwrites(), loss_source="evaluate")), config)
-    reported = fitted(app_of(lambda: FedPWClient(ModelOfItsOwn({"train_loss": 1.0}))), config)
-    assert evaluated == reported
+    reported = ModelOfItsOwn({"train_loss": RECEIVED_LOSS})
+    assert evaluated == fitted(app_of(lambda: FedPWClient(reported)), config)
 
 
 def test_evaluate_is_not_called_where_fit_reports_the_loss() -> None:
@@ -409,22 +310,6 @@ def test_evaluate_is_not_called_where_fit_reports_the_loss() -> None:
     _, _, metrics = client.fit(as_list(MODEL), dict(CONFIG))
     assert metrics == {"train_loss": 0.5, "ce": 0.5}
     assert inner.evaluated == []
-
-
-def test_evaluate_is_not_asked_unless_the_wrapper_was_told_to() -> None:
-    inner = ModelOfItsOwn()
-    with pytest.raises(ValueError, match="loss_source"):
-        FedPWClient(inner).fit(as_list(MODEL), dict(CONFIG))
-    assert inner.evaluated == []
-
-
-def test_the_loss_of_evaluate_may_be_a_numpy_number() -> None:
-    class Numpy(ModelOfItsOwn):
-        def evaluate(self, parameters: Arrays, config: Config) -> Any:
-            return np.float32(0.5), 10, {}
-
-    app = app_of(lambda: FedPWClient(Numpy(), loss_source="evaluate"))
-    assert fitted(app, CONFIG).metrics == {"train_loss": 0.5}
 
 
 def test_a_client_that_cannot_evaluate_has_no_loss_to_give() -> None:
@@ -484,10 +369,6 @@ def test_attributes_are_the_inner_clients() -> None:
     assert client.calls is inner.calls
     inner.node = 13
     assert client.doubled == 26
-
-
-def test_an_attribute_that_the_inner_client_lacks_is_an_attribute_error() -> None:
-    client: Any = FedPWClient(FullClient())
     with pytest.raises(AttributeError, match="tripled"):
         _ = client.tripled
     assert not hasattr(client, "__array__")
@@ -610,25 +491,21 @@ class FlowerClient(Client):
     """A client of the other kind."""
 
 
-def test_a_client_of_the_other_kind_is_refused_with_the_order_that_works() -> None:
-    for other in (FlowerClient(), NoisyClient(11).to_client()):
-        with pytest.raises(TypeError, match=r"FedPWClient\(MyClient\(\)\).to_client\(\)"):
-            FedPWClient(other)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
-    "other",
-    [None, NoisyClient, object(), lambda context: None],
-    ids=["nothing", "class", "object", "function"],
+    ("other", "complaint"),
+    [
+        (FlowerClient(), r"FedPWClient\(MyClient\(\)\).to_client\(\)"),
+        (NoisyClient(11).to_client(), r"FedPWClient\(MyClient\(\)\).to_client\(\)"),
+        (None, r"inherits from flwr\.client\.NumPyClient"),
+        (NoisyClient, r"inherits from flwr\.client\.NumPyClient"),
+        (lambda context: None, r"inherits from flwr\.client\.NumPyClient"),
+        (FedPWClient(NoisyClient(11)), "wrap it once"),
+    ],
+    ids=["Client", "to_client", "nothing", "class", "function", "twice"],
 )
-def test_something_that_is_no_client_is_refused(other: Any) -> None:
-    with pytest.raises(TypeError, match=r"inherits from flwr\.client\.NumPyClient"):
+def test_only_a_numpy_client_can_be_wrapped_and_only_once(other: Any, complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
         FedPWClient(other)
-
-
-def test_wrapping_twice_is_refused() -> None:
-    with pytest.raises(TypeError, match="wrap it once"):
-        FedPWClient(FedPWClient(NoisyClient(11)))
 
 
 @pytest.mark.parametrize(
@@ -667,13 +544,10 @@ def test_the_device_is_cuda_where_there_is_one() -> None:
     assert FedPWClient(NoisyClient(11), device="cpu").device == torch.device("cpu")
 
 
-def test_without_client_id_a_client_names_no_identity() -> None:
-    client = FedPWClient(FullClient())
-    assert "client-id" not in client.fit(as_list(MODEL), dict(CONFIG))[2]
-    assert "client-id" not in client.evaluate(as_list(MODEL), dict(CONFIG))[2]
-
-
-def test_client_id_is_reported_from_training_and_evaluation() -> None:
+def test_client_id_is_reported_from_training_and_evaluation_where_it_was_given() -> None:
+    nameless = FedPWClient(FullClient())
+    assert "client-id" not in nameless.fit(as_list(MODEL), dict(CONFIG))[2]
+    assert "client-id" not in nameless.evaluate(as_list(MODEL), dict(CONFIG))[2]
     client = FedPWClient(FullClient(), client_id=0)
     assert client.fit(as_list(MODEL), dict(CONFIG))[2]["client-id"] == 0
     loss, num_examples, metrics = client.evaluate(as_list(MODEL), dict(CONFIG))
@@ -683,16 +557,16 @@ def test_client_id_is_reported_from_training_and_evaluation() -> None:
 
 
 @pytest.mark.parametrize("trainable", [[1, 0], (0, 1, 1), range(2)], ids=repr)
-def test_places_of_trainable_arrays_are_reported_in_order(trainable: Any) -> None:
+def test_indices_of_trainable_arrays_are_reported_in_order(trainable: Any) -> None:
     client = FedPWClient(NoisyClient(11), trainable=trainable)
     _, _, metrics = client.fit(as_list(MODEL), {**CONFIG, **REQUESTS["first round"]})
     assert AdjustmentReport.decode(metrics[REPORT_KEY], 4).trainable == (0, 1)
 
 
-@pytest.mark.parametrize(("place", "complaint"), [(4, "has 4 arrays"), (3, "which is int64")])
-def test_a_trainable_place_must_be_one_of_a_floating_array(place: int, complaint: str) -> None:
-    client = FedPWClient(NoisyClient(11), trainable=[0, place])
-    with pytest.raises(ValueError, match=f"trainable names array {place}.*{complaint}"):
+@pytest.mark.parametrize(("index", "complaint"), [(4, "has 4 arrays"), (3, "which is int64")])
+def test_a_trainable_array_must_be_a_floating_one(index: int, complaint: str) -> None:
+    client = FedPWClient(NoisyClient(11), trainable=[0, index])
+    with pytest.raises(ValueError, match=f"trainable names array {index}.*{complaint}"):
         client.fit(as_list(MODEL), {**CONFIG, **REQUESTS["mask"]})
 
 
@@ -707,96 +581,3 @@ def test_consensus_bits_of_another_model_are_an_error() -> None:
     entries = {**REQUESTS["mask and rescale"], CONSENSUS_KEY: b"\0"}
     with pytest.raises(ValueError, match="consensus sets take 4 bytes, 1 came"):
         FedPWClient(NoisyClient(11)).fit(as_list(MODEL), {**CONFIG, **entries})
-
-
-# Under Flower's legacy server
-
-
-def legacy_run(
-    strategy: LegacyStrategy, app: ClientApp | Callable[[int], ClientApp], rounds: int = 4
-) -> tuple[Arrays, History]:
-    """Flower's own server and proxies; only the network is missing."""
-    grid, manager = grid_of(app), SimpleClientManager()
-    for node in NODES:
-        manager.register(GridClientProxy(node, grid, run_id=1))
-    server = Server(client_manager=manager, strategy=strategy)
-    history, _ = server.fit(rounds, timeout=None)
-    return parameters_to_ndarrays(server.parameters), history
-
-
-def legacy_arguments(**more: Any) -> Config:
-    return {
-        "initial_parameters": ndarrays_to_parameters(as_list(MODEL)),
-        "min_available_clients": len(NODES),
-        "on_fit_config_fn": lambda server_round: {"server-round": server_round},
-        **more,
-    }
-
-
-def legacy_app(wrap: Callable[[NumPyClient], NumPyClient] = FedPWClient) -> ClientApp:
-    return ClientApp(client_fn=lambda context: wrap(NoisyClient(context.node_id)).to_client())
-
-
-def test_flowers_legacy_fedavg_averages_wrapped_clients_as_plain_ones() -> None:
-    finals = []
-    for wrap in (FedPWClient, lambda client: client):
-        strategy = LegacyFedAvg(**legacy_arguments(inplace=False))
-        arrays, history = legacy_run(strategy, legacy_app(wrap))
-        finals.append(arrays)
-        assert len(history.losses_distributed) == 4
-    for wrapped, plain in zip(*finals, strict=True):
-        # Flower sums in the order in which its threads end.
-        np.testing.assert_allclose(wrapped, plain, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"adjustment": "server"},
-        {"adjustment": "client"},
-        {"adjustment": "client", "upload": "packed"},
-        {"adjustment": "client", "upload": "packed", "upload_dtype": "bfloat16"},
-    ],
-    ids=str,
-)
-def test_wrapped_clients_train_the_same_model_under_both_of_flowers_servers(
-    arguments: Config,
-) -> None:
-    strategy = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), **arguments))
-    legacy, history = legacy_run(strategy, legacy_app())
-    grid = grid_of(numpy_client_app(lambda context: FedPWClient(NoisyClient(context.node_id))))
-    result = FedPW(**arguments, min_available_nodes=len(NODES)).start(
-        grid=grid, initial_arrays=array_record(MODEL), num_rounds=4
-    )
-    assert bits(legacy) == bits(list(ndarrays(result.arrays).values()))
-    quarantined = history.metrics_distributed_fit["fedpw-quarantined"]
-    assert quarantined == [(1, 0), (2, 0), (3, 0), (4, 0)]
-
-
-def test_a_client_that_returns_another_model_costs_only_itself() -> None:
-    def app_on(node: int) -> ClientApp:
-        train = (lambda arrays: arrays[:-1]) if node == 12 else moved
-        return app_of(lambda: FedPWClient(Trained(train, train_loss=0.5)))
-
-    strategy = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), adjustment="client"))
-    _, history = legacy_run(strategy, app_on, rounds=2)
-    metrics = history.metrics_distributed_fit
-    assert [failed for _, failed in metrics["fedpw-failed"]] == [0, 0]
-    assert [broken for _, broken in metrics["fedpw-quarantined"]] == [1, 1]
-    assert [clients for _, clients in metrics["fedpw-client-id"]] == ["[11, 13, 14]"] * 2
-
-
-def test_a_server_without_names_learns_from_the_clients_which_arrays_are_trainable() -> None:
-    named = LegacyFedPW(**legacy_arguments(array_names=list(MODEL), adjustment="client"))
-    expected, _ = legacy_run(named, legacy_app())
-    nameless = LegacyFedPW(**legacy_arguments(adjustment="client"))
-    app = legacy_app(lambda client: FedPWClient(client, trainable=[0, 1]))
-    arrays, _ = legacy_run(nameless, app)
-    assert bits(arrays) == bits(expected)
-
-
-def test_a_message_of_another_kind_is_flowers_error() -> None:
-    content = compat.getparametersins_to_recorddict(GetParametersIns({}))
-    message: Message = message_to(content, "query.other")
-    with pytest.raises(ValueError, match=re.escape("query.other")):
-        answer(legacy_app(), message)

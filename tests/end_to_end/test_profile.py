@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from fedpw_flwr.lab.runs.run_folder import RunFolder
-from fedpw_flwr.wire.phases import IDLE
+from fedpw_flwr.wire.timings import IDLE
 
 pytestmark = pytest.mark.long
 

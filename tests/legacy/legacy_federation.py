@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from clients_grid import ONE_AT_A_TIME, ClientsGrid, running
 from federation import MODEL, trained
 from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
@@ -40,6 +39,7 @@ from flwr.server.compat.grid_client_proxy import GridClientProxy
 from flwr.server.history import History
 from flwr.server.server import FitResultsAndFailures, evaluate_clients, fit_clients
 from flwr.server.strategy import Strategy
+from support.grid import ONE_AT_A_TIME, ClientsGrid, running
 
 Fit = Callable[[int, FitIns], FitRes]
 Evaluate = Callable[[int, EvaluateIns], EvaluateRes]

@@ -11,8 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from clients_grid import Client as GridClient
-from clients_grid import ClientsGrid
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
@@ -27,6 +25,8 @@ from legacy_federation import (
     plain_clients,
     run_server,
 )
+from support.grid import Client as GridClient
+from support.grid import ClientsGrid
 
 from fedpw_flwr import fedpw_mod, numpy_client_app
 from fedpw_flwr.legacy import FedPW

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from clients_grid import ClientsGrid
 from federation import MODEL
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common import FitIns, FitRes, ndarrays_to_parameters, parameters_to_ndarrays
@@ -26,6 +25,7 @@ from legacy_federation import (
     plain_clients,
     run_server,
 )
+from support.grid import ClientsGrid
 
 from fedpw_flwr.legacy import FedPW
 

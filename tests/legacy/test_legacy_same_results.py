@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from clients_grid import train_round
 from federation import MODEL
 from flwr.app import Context
 from flwr.client import Client, NumPyClient
@@ -27,7 +26,8 @@ from legacy_federation import (
     named,
     with_server_round,
 )
-from model_records import array_record
+from support.grid import train_round
+from support.records import array_record
 
 import fedpw_flwr
 from fedpw_flwr import FedPWClient, numpy_client_app

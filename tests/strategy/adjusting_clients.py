@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients_grid import Client, ClientsGrid
 from federation import train_reply
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from model_records import NDArrays, ndarrays, payloads, train_content
+from support.grid import Client, ClientsGrid
+from support.records import NDArrays, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.algorithm import AdjustmentState

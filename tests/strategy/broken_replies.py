@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from federation import stray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from model_records import array_record, ndarrays
+from support.records import array_record, ndarrays
 
 Break = Callable[[Message, Message], list[Message]]
 

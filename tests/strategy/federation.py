@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from clients_grid import ClientsGrid
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from model_records import NDArrays, array_record, ndarrays, train_content
+from support.grid import ClientsGrid
+from support.records import NDArrays, array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
-from model_records import NDArrays
+from support.records import NDArrays
 
 from fedpw_flwr.algorithm.adjustment import entry_count
 from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from clients_grid import ClientsGrid, train_round
 from federation import MODEL, good_client, train_reply, trained
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
-from model_records import array_record, ndarrays, payloads, train_content
+from support.grid import ClientsGrid, train_round
+from support.records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
 

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import pytest
 from adjusting_clients import following
-from clients_grid import ClientsGrid
 from federation import MODEL, evaluate_reply, good_client
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result, Strategy
-from model_records import array_record, payloads
+from support.grid import ClientsGrid
+from support.records import array_record, payloads
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.checkpoint import CheckpointError, CheckpointStore

@@ -22,12 +22,12 @@ from adjusting_clients import (
     play_round,
     report_of,
 )
-from clients_grid import Client, ClientsGrid
 from federation import MODEL, good_client, trained
 from flwr.app import ConfigRecord, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_records import NDArrays, array_record, ndarrays, payloads
+from support.grid import Client, ClientsGrid
+from support.records import NDArrays, array_record, ndarrays, payloads
 from support.reference import Reply, Server, Settings
 
 from fedpw_flwr import FedPW

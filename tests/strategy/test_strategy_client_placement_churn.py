@@ -20,10 +20,10 @@ from adjusting_clients import (
     silent,
 )
 from broken_replies import BROKEN_REPLIES
-from clients_grid import Client
 from federation import MODEL, good_client, train_reply
 from flwr.app import Message
-from model_records import array_record, payloads
+from support.grid import Client
+from support.records import array_record, payloads
 
 from fedpw_flwr import FedPW
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from adjusting_clients import following, ignoring, memory, planned, play
-from clients_grid import Client, ClientsGrid
 from federation import MODEL, evaluate_reply
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from model_records import array_record, payloads
+from support.grid import Client, ClientsGrid
+from support.records import array_record, payloads
 
 from fedpw_flwr import FedPW
 

@@ -28,12 +28,12 @@ from adjusting_clients import (
     round_of,
     with_report,
 )
-from clients_grid import Client
 from federation import MODEL, train_reply, trained
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_records import NDArrays, array_record, payloads, train_content
+from support.grid import Client
+from support.records import NDArrays, array_record, payloads, train_content
 
 from fedpw_flwr import FedPW
 

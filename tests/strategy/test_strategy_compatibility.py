@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 from adjusting_clients import following
-from clients_grid import ClientsGrid
 from federation import MODEL, good_client
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import (
@@ -19,7 +18,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
-from model_records import array_record
+from support.grid import ClientsGrid
+from support.records import array_record
 
 from fedpw_flwr import FedPW
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from clients_grid import ClientsGrid
 from federation import MODEL, evaluate_reply
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import (
@@ -16,7 +15,8 @@ from flwr.serverapp.strategy import (
     FedAvgM,
     FedYogi,
 )
-from model_records import array_record, ndarrays, payloads, train_content
+from support.grid import ClientsGrid
+from support.records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
 

@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from clients_grid import ClientsGrid, ask, train_round
 from federation import (
     MODEL,
     evaluate_reply,
@@ -18,7 +17,8 @@ from federation import (
 )
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from model_records import array_record, ndarrays, train_content
+from support.grid import ClientsGrid, ask, train_round
+from support.records import array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW, MissingLossError
 from fedpw_flwr.algorithm import FedPWSettings

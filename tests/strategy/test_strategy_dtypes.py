@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from adjusting_clients import following, ignoring, model_of, round_of
 from baselines_federation import BUILDS
-from clients_grid import Client, ClientsGrid, train_round
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
-from model_records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.grid import Client, ClientsGrid, train_round
+from support.records import NDArrays, array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.faults import UnusableRepliesError

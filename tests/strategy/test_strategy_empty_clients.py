@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from adjusting_clients import following, ignoring
 from baselines_federation import BUILDS
-from clients_grid import Client, ClientsGrid, train_round
 from federation import MODEL, evaluate_reply, evaluate_round, good_client, train_reply
 from flwr.app import ArrayRecord, Message, MetricRecord
 from legacy_federation import (
@@ -24,7 +23,8 @@ from legacy_federation import (
     run_server,
 )
 from legacy_federation import evaluate_round as legacy_evaluate_round
-from model_records import array_record, payloads, train_content
+from support.grid import Client, ClientsGrid, train_round
+from support.records import array_record, payloads, train_content
 
 from fedpw_flwr import FedPW, legacy
 

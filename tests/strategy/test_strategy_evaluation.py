@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from clients_grid import ClientsGrid, train_round
 from federation import (
     MODEL,
     evaluate_reply,
@@ -17,7 +16,8 @@ from federation import (
     train_reply,
 )
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
-from model_records import array_record
+from support.grid import ClientsGrid, train_round
+from support.records import array_record
 
 from fedpw_flwr import FedPW
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from adjusting_clients import following, silent
 from broken_replies import BROKEN_REPLIES, STRANGER, BrokenReply
-from clients_grid import Client, ClientsGrid, ask, train_round
 from federation import MODEL as SMALL_MODEL
 from federation import evaluate_reply, evaluate_round, train_reply
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_records import (
+from support.grid import Client, ClientsGrid, ask, train_round
+from support.records import (
     NDArrays,
     array_record,
     ndarrays,
@@ -36,7 +36,7 @@ from model_records import (
 from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.attendance import TooFewClientsError
 from fedpw_flwr.wire.adjustment import NEEDS_DENSE, REPORT_KEY
-from fedpw_flwr.wire.identity import IDENTITY_QUERY, identity_record
+from fedpw_flwr.wire.records import IDENTITY_QUERY, identity_record
 
 NODES = list(range(11, 17))
 BAD = 13

@@ -8,12 +8,12 @@ import random
 import numpy as np
 import pytest
 from broken_replies import BROKEN_REPLIES
-from clients_grid import Client, ClientsGrid, train_round
 from federation import MODEL, good_client, train_reply
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_records import array_record, ndarrays, payloads, train_content
+from support.grid import Client, ClientsGrid, train_round
+from support.records import array_record, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.faults import UnusableRepliesError

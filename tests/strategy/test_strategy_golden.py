@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp.strategy import FedAvg
-from model_records import array_record, ndarrays, train_content
 from support.golden import RUNS, golden_run
+from support.records import array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from clients_grid import ClientsGrid
 from federation import MODEL, good_client, train_reply
 from flwr.app import Message, MetricRecord
-from model_records import array_record
+from support.grid import ClientsGrid
+from support.records import array_record
 
 from fedpw_flwr import FedPW
 

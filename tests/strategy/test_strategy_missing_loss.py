@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from clients_grid import ClientsGrid, train_round
 from federation import (
     MODEL,
     good_client,
@@ -14,7 +13,8 @@ from federation import (
     trained,
 )
 from flwr.app import Message, RecordDict
-from model_records import array_record
+from support.grid import ClientsGrid, train_round
+from support.records import array_record
 
 import fedpw_flwr
 from fedpw_flwr import FedPW, MissingLossError

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from adjusting_clients import following
-from clients_grid import Client, ClientsGrid, ask
 from federation import evaluate_reply, train_reply
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_records import (
+from support.grid import Client, ClientsGrid, ask
+from support.records import (
     NDArrays,
     array_record,
     ndarrays,

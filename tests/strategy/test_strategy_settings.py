@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients_grid import ClientsGrid
 from federation import MODEL, good_client
 from flwr.app import ConfigRecord
-from model_records import array_record
+from support.grid import ClientsGrid
+from support.records import array_record
 
 from fedpw_flwr import FedPW
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients_grid import Client, ClientsGrid, train_round
 from federation import MODEL, evaluate_reply, good_client, stray, train_reply
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
@@ -22,7 +21,8 @@ from legacy_federation import (
     named,
     plain_clients,
 )
-from model_records import NDArrays, array_record, ndarrays, payloads
+from support.grid import Client, ClientsGrid, train_round
+from support.records import NDArrays, array_record, ndarrays, payloads
 
 from fedpw_flwr import (
     FedPW,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from clients_grid import ClientsGrid, train_round
 from federation import MODEL, good_client
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedProx
-from model_records import array_record, payloads
+from support.grid import ClientsGrid, train_round
+from support.records import array_record, payloads
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.baselines import EqualFedAvg

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 from broken_replies import BROKEN_REPLIES, STRANGER, BrokenReply
-from clients_grid import Client, ClientsGrid, ask, train_round
 from federation import MODEL, good_client, stray, train_reply
 from flwr.app import ArrayRecord, Error, Message, MetricRecord
-from model_records import array_record, payloads
+from support.grid import Client, ClientsGrid, ask, train_round
+from support.records import array_record, payloads
 
 from fedpw_flwr import FedPW
 

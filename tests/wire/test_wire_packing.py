@@ -20,7 +20,6 @@ from fedpw_flwr.wire.packing import (
     PackedUpdate,
     pack_update,
     packed_size,
-    unpack_update,
 )
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -31,6 +30,12 @@ TYPE_CODE, SCALE, CHECKSUM = slice(4, 5), slice(8, 12), slice(HEADER - 4, HEADER
 """Parts of the header."""
 
 PROPERTY = settings(max_examples=150, deadline=None)
+
+
+def unpack_update(
+    payload: Payload, entries: int, dtype: str, most_kept: int | None = None, index: int = 0
+) -> torch.Tensor:
+    return PackedUpdate(payload, entries, dtype, most_kept, index).unpack()
 
 
 def unpacked(update: Floats, dtype: str) -> Floats:
@@ -65,41 +70,22 @@ def test_float32_comes_back_bit_for_bit(update: Floats) -> None:
     assert received.tobytes() == (update + np.float32(0)).tobytes()
 
 
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_float64_updates_too_small_for_single_precision_arrive_as_zeros(dtype: str) -> None:
-    update = np.array([1e-60, -5e-324, 0.0, 1e-46])
-    np.testing.assert_array_equal(unpacked(update, dtype), np.zeros(4))
-
-
-def test_minus_zero_is_a_masked_entry() -> None:
-    update = np.array([-0.0, 1.0, -0.0], dtype=np.float32)
-    assert pack_update(torch.from_numpy(update), "float32").size == packed_size(3, 1, "float32")
-    assert not np.signbit(unpacked(update, "float32")[[0, 2]]).any()
-
-
 @PROPERTY
 @given(updates(1e38))
 @example(np.array([1e38, 1e30, 1e-45], dtype=np.float32))
 @example(np.array([2.0**-126, 1e-45], dtype=np.float32))
-def test_float16_is_off_by_at_most_2_to_the_minus_11_of_the_largest_entry(update: Floats) -> None:
-    received = unpacked(update, "float16")
-    largest = float(np.abs(update).max(initial=0.0))
-    difference = np.abs(received.astype(np.float64) - update.astype(np.float64))
-    if largest >= 2.0**-126:
-        assert (difference <= largest * 2.0**-11).all()
-    assert not received[update == 0].any()
-
-
-@PROPERTY
-@given(updates(1e38))
 def test_float16_keeps_eleven_bits_of_every_entry_not_much_smaller_than_the_largest(
     update: Floats,
 ) -> None:
+    received = unpacked(update, "float16").astype(np.float64)
     magnitude = np.abs(update.astype(np.float64))
     largest = magnitude.max(initial=0.0)
+    difference = np.abs(received - update)
     large = (magnitude >= largest * 2.0**-13) & (magnitude >= 2.0**-100)
-    difference = np.abs(unpacked(update, "float16").astype(np.float64) - update)
     assert (difference[large] <= magnitude[large] * 2.0**-11).all()
+    if largest >= 2.0**-126:
+        assert (difference <= largest * 2.0**-11).all()
+    assert not received[update == 0].any()
 
 
 @pytest.mark.parametrize("exponent", range(-126, 127, 11))
@@ -132,6 +118,7 @@ def test_nothing_overflows_up_to_1e38(dtype: str, precision: type[np.floating[An
 
 @PROPERTY
 @given(updates(1e38, 64))
+@example(np.array([1e-60, -5e-324, 0.0, 1e-46]))
 def test_float64_updates_arrive_in_single_precision(update: Floats) -> None:
     received = unpacked(update, "float32")
     assert received.dtype == np.float32
@@ -152,10 +139,6 @@ def test_a_payload_takes_a_bit_an_entry_and_a_value_for_each_that_is_kept(
     assert payload.shape == (size,)
     assert packed_size(update.size, kept, dtype) == size
     np.testing.assert_array_equal(update, before)
-
-
-def test_the_header_is_small_beside_a_bias_of_ten_entries() -> None:
-    assert HEADER <= 32
 
 
 SPARSE = np.array([0.0, 1.5, 0.0, -2.25, 0.5, 0.0, 0.0, 3.0, -0.75, 0.0, 0.0, 1.0, 0.0])
@@ -202,10 +185,10 @@ def test_the_checksum_is_that_of_everything_else() -> None:
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
 def test_every_changed_byte_is_noticed(dtype: str) -> None:
     good = good_payload(dtype)
-    for place, change in itertools.product(range(good.size), range(1, 256)):
+    for position, change in itertools.product(range(good.size), range(1, 256)):
         payload = good.copy()
-        payload[place] ^= change
-        assert accepted(payload, dtype) is None, f"byte {place} ^ {change}"
+        payload[position] ^= change
+        assert accepted(payload, dtype) is None, f"byte {position} ^ {change}"
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
@@ -213,57 +196,35 @@ def test_a_lie_of_one_byte_is_noticed_or_about_values_only(dtype: str) -> None:
     # What a client says of its own values cannot be known to be wrong; nothing else may pass.
     good = good_payload(dtype)
     expected = unpacked(SPARSE, dtype)
-    for place, change in itertools.product(range(good.size), range(1, 256)):
+    for position, change in itertools.product(range(good.size), range(1, 256)):
         payload = good.copy()
-        payload[place] ^= change
+        payload[position] ^= change
         update = accepted(sealed(payload), dtype)
         if update is None:
             continue
         assert np.isfinite(update).all()
-        if MASK.start <= place < MASK.stop:
+        if MASK.start <= position < MASK.stop:
             # As many entries as before, elsewhere.
             kept = np.unpackbits(payload[MASK], count=SPARSE.size).astype(bool)
             np.testing.assert_array_equal(update[kept], expected[SPARSE != 0])
             assert not update[~kept].any()
-        elif place < HEADER and not (dtype == "float16" and place in range(*SCALE.indices(99))):
-            np.testing.assert_array_equal(update, expected, f"byte {place} ^ {change}")
+        elif position < HEADER and not (
+            dtype == "float16" and position in range(*SCALE.indices(99))
+        ):
+            np.testing.assert_array_equal(update, expected, f"byte {position} ^ {change}")
         else:
             assert not update[SPARSE == 0].any()
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_every_flipped_bit_of_the_mask_is_noticed(dtype: str) -> None:
-    for entry in range(16):
-        payload = good_payload(dtype)
-        payload[HEADER + entry // 8] ^= 128 >> entry % 8
-        refused(payload, dtype=dtype)
-        refused(sealed(payload), dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_a_kept_entry_and_a_masked_one_that_change_places_are_noticed(dtype: str) -> None:
-    payload = good_payload(dtype)
-    bits = np.unpackbits(payload[MASK])
-    bits[[0, 1]] = bits[[1, 0]]
-    payload[MASK] = np.packbits(bits)
-    refused(payload, dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_every_truncation_is_noticed(dtype: str) -> None:
+def test_every_truncation_and_extension_is_noticed(dtype: str) -> None:
     good = good_payload(dtype)
-    for size in range(good.size):
-        refused(good[:size].copy(), dtype=dtype)
-        if size >= HEADER:
-            refused(sealed(good[:size]), dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-@pytest.mark.parametrize("surplus", [1, 2, 3, 4, 8, 1000])
-def test_every_extension_is_noticed(dtype: str, surplus: int) -> None:
-    payload = np.append(good_payload(dtype), np.zeros(surplus, dtype=np.uint8))
-    refused(payload, dtype=dtype)
-    refused(sealed(payload), dtype=dtype)
+    others = [good[:size].copy() for size in range(good.size)]
+    others += [np.append(good, np.zeros(surplus, np.uint8)) for surplus in (1, 2, 3, 4, 8, 1000)]
+    for payload in others:
+        refused(payload, dtype=dtype)
+        if payload.size >= HEADER:
+            refused(sealed(payload), dtype=dtype)
 
 
 @PROPERTY
@@ -276,8 +237,8 @@ def test_any_bytes_are_an_update_of_the_right_shape_or_a_value_error(
     dtype: str, changes: list[tuple[int, int]], cut: int
 ) -> None:
     payload = good_payload(dtype)
-    for place, value in changes:
-        payload[place % payload.size] = value
+    for position, value in changes:
+        payload[position % payload.size] = value
     payload = np.resize(payload, payload.size + cut)
     accepted(payload, dtype)
     accepted(sealed(payload), dtype)
@@ -296,17 +257,13 @@ def test_bits_behind_the_last_entry_are_noticed(entry: int) -> None:
     assert "bits behind its 13 entries" in refused(sealed(payload))
 
 
-@pytest.mark.parametrize(("sent", "asked"), list(itertools.permutations(UPLOAD_DTYPES, 2)))
-def test_values_of_another_type_than_asked_for_are_refused(sent: str, asked: str) -> None:
-    assert f"not {asked} as asked for" in refused(good_payload(sent), dtype=asked)
-
-
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_unknown_types_are_refused(dtype: str) -> None:
-    for code in range(len(UPLOAD_DTYPES), 256):
+def test_values_of_another_type_than_asked_for_are_refused(dtype: str) -> None:
+    own = list(UPLOAD_DTYPES).index(dtype)
+    for code in {*range(256)} - {own}:
         payload = good_payload(dtype)
         payload[TYPE_CODE] = code
-        refused(sealed(payload), dtype=dtype)
+        assert f"of type {code}, not {dtype} as asked" in refused(sealed(payload), dtype=dtype)
 
 
 def scaled(dtype: str, scale: float) -> Payload:
@@ -321,12 +278,9 @@ def scaled(dtype: str, scale: float) -> Payload:
 )
 def test_scale_that_packing_never_chooses_is_refused(dtype: str, scale: float) -> None:
     refused(scaled(dtype, scale), dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("exponent", [-126, -1, 1, 127])
-def test_only_float16_values_are_scaled(dtype: str, exponent: int) -> None:
-    refused(scaled(dtype, 2.0**exponent), dtype=dtype)
+    if dtype != "float16":
+        for exponent in (-126, -1, 1, 127):
+            refused(scaled(dtype, 2.0**exponent), dtype=dtype)
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.5, 4.0])
@@ -347,20 +301,15 @@ def test_float16_values_that_overflow_with_their_scale_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_payload_of_a_tensor_of_another_size_is_refused(dtype: str) -> None:
-    for entries in range(40):
-        if entries != SPARSE.size:
-            refused(good_payload(dtype), entries, dtype)
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_payload_of_another_tensor_of_the_same_size_is_refused(dtype: str) -> None:
-    payload = pack_update(torch.from_numpy(SPARSE), dtype, place=3)
-    received = unpack_update(payload, SPARSE.size, dtype, place=3)
+def test_payload_of_another_tensor_is_refused(dtype: str) -> None:
+    payload = pack_update(torch.from_numpy(SPARSE), dtype, index=3)
+    received = unpack_update(payload, SPARSE.size, dtype, index=3)
     np.testing.assert_array_equal(received.numpy(), unpacked(SPARSE, dtype))
-    for place in (0, 2, 4, 3 + 2**8, 3 + 2**16):
-        with pytest.raises(ValueError, match=f"array 3 with 13 entries, not of array {place} "):
-            unpack_update(payload, SPARSE.size, dtype, place=place)
+    for index in (0, 2, 4, 3 + 2**8, 3 + 2**16):
+        with pytest.raises(ValueError, match=f"array 3 with 13 entries, not of array {index} "):
+            unpack_update(payload, SPARSE.size, dtype, index=index)
+    for entries in {*range(40)} - {SPARSE.size}:
+        refused(good_payload(dtype), entries, dtype)
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)

@@ -20,7 +20,7 @@ from flwr.common import Scalar
 from torch import nn
 
 from fedpw_flwr.client import FedPWClient, numpy_client_app
-from fedpw_flwr.client.timings_mod import TimingsMod
+from fedpw_flwr.client.timings import TimingsMod
 from fedpw_flwr.lab.config.configuration import ConfigurationError
 from fedpw_flwr.lab.data.images import ImageSet
 from fedpw_flwr.lab.data.partition import ClientShare
@@ -31,7 +31,7 @@ from fedpw_flwr.lab.training.loop import client_generator
 from fedpw_flwr.lab.training.loop import train as train_model
 from fedpw_flwr.lab.training.model_arrays import overwrite_model, read_model
 from fedpw_flwr.lab.training.threads import use_assigned_cpus
-from fedpw_flwr.wire.initial_loss import INITIAL_LOSS, REPORT_INITIAL_LOSS
+from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
 __all__ = ["DomainClient", "app", "client_fn"]
 

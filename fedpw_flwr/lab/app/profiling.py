@@ -15,9 +15,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
 from fedpw_flwr.rounds.observers import Observer
-from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
-from fedpw_flwr.wire.phases import CLIENT_PHASES, SERVER_PHASES
-from fedpw_flwr.wire.timings import TIMINGS_RECORD, ClientTimings
+from fedpw_flwr.wire.records import IDENTITY_KEY, IDENTITY_RECORD
+from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES, TIMINGS_RECORD, ClientTimings
 
 __all__ = ["RoundProfiler"]
 

@@ -21,7 +21,7 @@ from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary, 
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.lab.training.evaluation import accuracy_of_parts, evaluate
 from fedpw_flwr.rounds.observers import Observer
-from fedpw_flwr.wire.identity import identity_of
+from fedpw_flwr.wire.records import identity_of
 
 __all__ = ["RunRecorder", "client_metrics"]
 

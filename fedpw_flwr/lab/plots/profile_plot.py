@@ -27,7 +27,7 @@ from fedpw_flwr.lab.plots.panels import (
     write_title,
 )
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile
-from fedpw_flwr.wire.phases import CLIENT_PHASES, IDLE, SERVER_PHASES
+from fedpw_flwr.wire.timings import CLIENT_PHASES, IDLE, SERVER_PHASES
 
 __all__ = ["profile_figure"]
 

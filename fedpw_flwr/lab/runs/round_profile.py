@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from fedpw_flwr.wire.phases import CLIENT_PHASES, IDLE, SERVER_PHASES
+from fedpw_flwr.wire.timings import CLIENT_PHASES, IDLE, SERVER_PHASES
 
 __all__ = ["MeanProfile", "MessageTimes", "RoundProfile"]
 

@@ -10,10 +10,10 @@ import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from clients_grid import ClientsGrid, running
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
+from support.grid import ClientsGrid, running
 
 from fedpw_flwr.lab.app import client_app
 from fedpw_flwr.lab.experiment import Experiment, experiment_of

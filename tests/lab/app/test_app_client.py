@@ -22,7 +22,7 @@ from app_federation import (
     over_the_wire,
 )
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from model_records import payloads
+from support.records import payloads
 
 from fedpw_flwr.lab.app.client_app import app
 from fedpw_flwr.lab.app.recording import client_metrics

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from app_federation import client_context, initial_arrays, message_to, over_the_wire
-from model_records import payloads
+from support.records import payloads
 
 from fedpw_flwr.lab.app.client_app import app as client_app
 from fedpw_flwr.lab.app.deferred_client_app import app

@@ -22,8 +22,7 @@ from fedpw_flwr.lab.app.profiling import RoundProfiler
 from fedpw_flwr.lab.app.server_app import app
 from fedpw_flwr.lab.runs.round_profile import RoundProfile
 from fedpw_flwr.lab.runs.run_folder import RunFolder
-from fedpw_flwr.wire.phases import CLIENT_PHASES, SERVER_PHASES
-from fedpw_flwr.wire.timings import TIMINGS_RECORD, ClientTimings
+from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES, TIMINGS_RECORD, ClientTimings
 
 PROFILED = f"{OVERRIDES} runtime.profile=true"
 

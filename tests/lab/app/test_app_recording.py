@@ -21,7 +21,7 @@ from app_federation import (
 )
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
-from model_records import payloads
+from support.records import payloads
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.checkpoint import CheckpointStore

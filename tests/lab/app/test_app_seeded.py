@@ -10,7 +10,7 @@ import pytest
 from app_federation import AppGrid, initial_arrays
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
-from model_records import payloads
+from support.records import payloads
 
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.lab.app.recording import client_metrics

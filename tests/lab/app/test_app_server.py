@@ -23,7 +23,7 @@ from app_federation import (
 )
 from flwr.app import ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
-from model_records import payloads
+from support.records import payloads
 
 from fedpw_flwr.checkpoint import CheckpointError
 from fedpw_flwr.lab.app import client_app, server_app

@@ -13,7 +13,7 @@ from rich.console import Console
 from fedpw_flwr.lab.launch.progress import RoundLines, RunProgress
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
 from fedpw_flwr.lab.runs.run_folder import RunFolder
-from fedpw_flwr.wire.phases import CLIENT_PHASES, SERVER_PHASES
+from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES
 
 
 def _record(number: int, **changes: Any) -> dict[str, Any]:

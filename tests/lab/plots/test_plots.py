@@ -26,7 +26,7 @@ from fedpw_flwr.lab.plots.run_plots import draw_plots, write_plots
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, MessageTimes, RoundProfile
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
-from fedpw_flwr.wire.phases import CLIENT_PHASES
+from fedpw_flwr.wire.timings import CLIENT_PHASES
 
 
 def synthetic_run(

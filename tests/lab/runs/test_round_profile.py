@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, MessageTimes, RoundProfile
-from fedpw_flwr.wire.phases import CLIENT_PHASES, IDLE, SERVER_PHASES
+from fedpw_flwr.wire.timings import CLIENT_PHASES, IDLE, SERVER_PHASES
 
 
 def profile(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary, Spread, best_round
 from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError, atomic_file
-from fedpw_flwr.wire.phases import CLIENT_PHASES, SERVER_PHASES
+from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES
 
 CLIENTS = ClientFigures(
     id=[0, 1],

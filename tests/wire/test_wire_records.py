@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpw_flwr.wire.adjustment import REPORT_KEY
-from fedpw_flwr.wire.identity import IDENTITY_KEY, IDENTITY_RECORD
-from fedpw_flwr.wire.metrics import METRICS_RECORD, OTHER_METRICS_RECORD, records_of_metrics
+from fedpw_flwr.wire.records import (
+    IDENTITY_KEY,
+    IDENTITY_RECORD,
+    METRICS_RECORD,
+    OTHER_METRICS_RECORD,
+    records_of_metrics,
+)
 
 WHOLE = st.integers(-(2**63), 2**63 - 1)
 NUMBERS = WHOLE | st.floats()
@@ -52,43 +57,25 @@ def test_every_metric_arrives_in_one_record_with_its_value_and_type(
 
 
 @pytest.mark.parametrize(
-    ("value", "plain"),
+    ("value", "plain", "record"),
     [
-        (np.float16(0.5), 0.5),
-        (np.float32(0.1), float(np.float32(0.1))),
-        (np.float64(0.1), 0.1),
-        (np.int8(-3), -3),
-        (np.int64(2**62), 2**62),
-        (np.uint8(3), 3),
-        (np.array(0.25), 0.25),
-        (np.array(7), 7),
+        (np.float16(0.5), 0.5, METRICS_RECORD),
+        (np.float32(0.1), float(np.float32(0.1)), METRICS_RECORD),
+        (np.int64(2**62), 2**62, METRICS_RECORD),
+        (np.uint8(3), 3, METRICS_RECORD),
+        (np.array(0.25), 0.25, METRICS_RECORD),
+        (np.array(7), 7, METRICS_RECORD),
+        ([0.5, 0.25], [0.5, 0.25], METRICS_RECORD),
+        ([1, 2], [1, 2], METRICS_RECORD),
+        (np.bool_(True), True, OTHER_METRICS_RECORD),
+        (np.array(False), False, OTHER_METRICS_RECORD),
+        (np.str_("text"), "text", OTHER_METRICS_RECORD),
+        (np.bytes_(b"bytes"), b"bytes", OTHER_METRICS_RECORD),
     ],
     ids=repr,
 )
-def test_numpy_numbers_are_numbers(value: Any, plain: float) -> None:
-    records = inflated(records_of_metrics({"value": value}))
-    assert same(records[METRICS_RECORD]["value"], plain)
-
-
-@pytest.mark.parametrize(
-    ("value", "plain"),
-    [
-        (np.bool_(True), True),
-        (np.array(False), False),
-        (np.str_("text"), "text"),
-        (np.bytes_(b"bytes"), b"bytes"),
-    ],
-    ids=repr,
-)
-def test_numpy_text_bytes_and_truth_are_what_they_are_in_python(value: Any, plain: Any) -> None:
-    records = inflated(records_of_metrics({"value": value}))
-    assert same(records[OTHER_METRICS_RECORD]["value"], plain)
-
-
-def test_truth_is_no_number() -> None:
-    content = records_of_metrics({"converged": True, "epochs": 1})
-    assert dict(content.metric_records[METRICS_RECORD]) == {"epochs": 1}
-    assert dict(content.config_records[OTHER_METRICS_RECORD]) == {"converged": True}
+def test_numpys_scalars_are_what_they_are_in_python(value: Any, plain: Any, record: str) -> None:
+    assert same(inflated(records_of_metrics({"value": value}))[record]["value"], plain)
 
 
 def test_there_is_one_metric_record_even_without_metrics() -> None:
@@ -97,18 +84,16 @@ def test_there_is_one_metric_record_even_without_metrics() -> None:
     assert dict(content.metric_records[METRICS_RECORD]) == {}
 
 
-def test_report_and_identity_have_records_of_their_own() -> None:
-    content = records_of_metrics({REPORT_KEY: b"report", IDENTITY_KEY: 3, "train_loss": 0.5})
+@pytest.mark.parametrize("client_id", [3, np.int64(3)], ids=repr)
+def test_report_and_client_id_have_records_of_their_own(client_id: Any) -> None:
+    content = records_of_metrics(
+        {REPORT_KEY: b"report", IDENTITY_KEY: client_id, "train_loss": 0.5}
+    )
     assert inflated(content) == {
         REPORT_KEY: {REPORT_KEY: b"report"},
         IDENTITY_RECORD: {IDENTITY_KEY: 3},
         METRICS_RECORD: {"train_loss": 0.5},
     }
-
-
-def test_an_identity_may_be_a_numpy_number() -> None:
-    content = records_of_metrics({IDENTITY_KEY: np.int64(3)})
-    assert same(inflated(content)[IDENTITY_RECORD][IDENTITY_KEY], 3)
 
 
 @pytest.mark.parametrize("value", [1, 0.5, "text", True])

@@ -7,13 +7,12 @@ from the formulas alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from clients_grid import Client, ClientsGrid
 from federation import MODEL, trained
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
@@ -21,7 +20,6 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp.strategy import Result
-from model_records import NDArrays, array_record
 
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
@@ -29,6 +27,9 @@ from fedpw_flwr.wire.adjustment import (
     AdjustmentRequest,
     pack_consensus,
 )
+from support.grid import Client, ClientsGrid
+from support.records import NDArrays, array_record
+from support.reference import masked
 
 Arrays = list[npt.NDArray[Any]]
 AppOf = Callable[[int], ClientApp]
@@ -76,19 +77,15 @@ def context_of(node: int) -> Context:
     return Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
 
 
-def nodes_running(app: ClientApp | AppOf, nodes: Iterable[int] = NODES) -> dict[int, Client]:
-    """Nodes for a `ClientsGrid`, all with one app, or each with the one that `app(node)` gives."""
+def grid_of(app: ClientApp | AppOf) -> ClientsGrid:
+    """Nodes that all run one app, or each the one that `app(node)` gives."""
 
     def client_on(node: int) -> Client:
         own = app if isinstance(app, ClientApp) else app(node)
         context = context_of(node)
         return lambda message: [over_the_wire(own(over_the_wire(message), context))]
 
-    return {node: client_on(node) for node in nodes}
-
-
-def grid_of(app: ClientApp | AppOf, nodes: Iterable[int] = NODES) -> ClientsGrid:
-    return ClientsGrid(nodes_running(app, nodes))
+    return ClientsGrid({node: client_on(node) for node in NODES})
 
 
 def message_to(content: RecordDict, kind: str = "train", node: int = NODES[0]) -> Message:
@@ -142,7 +139,7 @@ def request_entries(
 ) -> dict[str, bytes]:
     """The entries of a configuration by which FedPW's server asks for an adjustment.
 
-    `consensus` gives membership of C and f by place of the array. What keeps tensors above 0 is no
+    `consensus` gives membership of C and f by index of the array. What keeps tensors above 0 is no
     part of the formulas in `reference_update`.
     """
     consensus = consensus or {}
@@ -161,11 +158,6 @@ def request_entries(
     return entries
 
 
-def reference_count(entries: int, rate: float) -> int:
-    """⌊n·r + 1e-9⌋, at most n."""
-    return min(entries, int(np.floor(np.float64(entries) * np.float64(rate) + 1e-9)))
-
-
 def reference_update(
     start: npt.NDArray[Any],
     after: npt.NDArray[Any],
@@ -176,11 +168,7 @@ def reference_update(
     """Δ̃_k, flat, in the precision in which it is computed, and m_k."""
     precision = np.float64 if start.dtype == np.float64 else np.float32
     update = start.reshape(-1).astype(precision) - after.reshape(-1).astype(precision)
-    count = reference_count(update.size, rate)
-    # A stable sort leaves equal magnitudes in the order of their index.
-    masked = np.argsort(np.abs(update), kind="stable")[:count]
-    discarded = float(np.abs(update[masked]).mean(dtype=np.float64)) if count else 0.0
-    update[masked] = 0.0
+    update, discarded = masked(update, rate)
     if members is not None:
         update[members] *= precision(factor)
     return update, discarded
@@ -211,7 +199,7 @@ def noisy_train(message: Message, context: Context) -> Message:
 def functions_app(
     mods: Sequence[Mod], train: ClientAppCallable = noisy_train, of_function: bool = False
 ) -> ClientApp:
-    """A ClientApp of functions, with mods round all of them or round its train function only."""
+    """A ClientApp of functions, with mods around all of them or around its train function only."""
     app = ClientApp(mods=[] if of_function else list(mods))
     app.train(mods=list(mods) if of_function else [])(train)
     return app
