@@ -6,19 +6,15 @@ same, however many examples it has. They need NumPy alone:
 
     fairness_report([0.9, 0.8, 0.7]).worst_10
 
-The two aggregation functions put that report into the metrics of every evaluation round, beside
-the weighted averages, in strategies of either Flower API:
+Two functions put that report into the metrics of every evaluation round, beside the weighted
+averages, in strategies of either Flower API:
 
-    flwr.serverapp.strategy.FedAvg(
-        evaluate_metrics_aggr_fn=fairness.evaluate_metrics_aggr_fn("eval_acc")
-    )
-    flwr.server.strategy.FedAvg(
-        evaluate_metrics_aggregation_fn=fairness.evaluate_metrics_aggregation_fn("accuracy")
-    )
+    FedAvg(evaluate_metrics_aggr_fn=fairness.evaluate_metrics_aggr_fn("eval_acc"))
 
-For a value that is better when small, such as a loss, swap worst and best; everything else keeps
-its meaning. q-FFL is Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning",
-ICLR 2020.
+A value that is better when small, such as a loss, swaps worst and best; everything else keeps its
+meaning. ValueError where `values` is not one finite number per client, of at least one client.
+
+q-FFL is Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,23 +32,7 @@ if TYPE_CHECKING:
     from flwr.app import MetricRecord, RecordDict
     from flwr.common import Metrics
 
-__all__ = [
-    "FairnessReport",
-    "angle",
-    "best",
-    "entropy",
-    "evaluate_metrics_aggr_fn",
-    "evaluate_metrics_aggregation_fn",
-    "fairness_report",
-    "jain_index",
-    "mean",
-    "standard_deviation",
-    "worst",
-]
-
-EXAMPLES_KEY = "num-examples"
-
-logger = logging.getLogger("flwr")
+_logger = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -126,14 +106,9 @@ def fairness_report(values: ArrayLike, *, ddof: int = 1) -> FairnessReport:
 
 
 def mean(values: ArrayLike) -> float:
-    """Compute the mean over clients, x̄ = Σ x_k / n, each counting the same.
+    """Compute the mean x̄ = Σ x_k / n of one value x_k per client, shape (n,).
 
     The mean weighted by examples is another number, the one Flower reports by default.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite value per client, shape (n,), n ≥ 1.
     """
     return _mean(_ordered(values))
 
@@ -141,9 +116,8 @@ def mean(values: ArrayLike) -> float:
 def standard_deviation(values: ArrayLike, *, ddof: int = 1) -> float:
     """Compute the standard deviation over clients, √(Σ (x_k − x̄)² / (n − ddof)); 0 for one client.
 
-    The default is the STD that FedPW reports over domains. q-FFL reports the variance of the
-    accuracy over clients, the square of this; for the population's variance take ddof = 0, which is
-    NumPy's default.
+    The default is the STD that FedPW reports over domains. q-FFL reports the variance over clients,
+    the square of this; for the population's variance take ddof = 0, which is NumPy's default.
 
     Parameters
     ----------
@@ -197,17 +171,12 @@ def best(values: ArrayLike, percent: float = 0.0) -> float:
 
 
 def jain_index(values: ArrayLike) -> float:
-    """Compute Jain's index, (Σ x_k)² / (n · Σ x_k²), in [1/n, 1]; 1 where all values are equal.
+    """Compute Jain's index (Σ x_k)² / (n · Σ x_k²), the squared cosine of `angle`; x_k ≥ 0.
 
-    From Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and Discrimination for Resource
-    Allocation in Shared Computer Systems", DEC Research Report TR-301, 1984. It reads as the share
-    of clients that are served: k equal values among n − k zeros give k/n. It is the squared cosine
-    of `angle`.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite, non-negative value per client, shape (n,), n ≥ 1. All zero are equal too.
+    In [1/n, 1]; 1 where all values are equal, all zero among them. It reads as the share of clients
+    that are served: k equal values among n − k zeros give k/n. From Jain, Chiu, Hawe, "A
+    Quantitative Measure of Fairness and Discrimination for Resource Allocation in Shared Computer
+    Systems", DEC Research Report TR-301, 1984.
     """
     scaled = _relative_to_best(values, "jain_index")
     index = float(scaled.sum()) ** 2 / (len(scaled) * float(np.square(scaled).sum()))
@@ -215,16 +184,11 @@ def jain_index(values: ArrayLike) -> float:
 
 
 def entropy(values: ArrayLike) -> float:
-    """Compute the entropy of the clients' shares, −Σ s_k ln s_k with s_k = x_k / Σ x_k, in nats.
+    """Compute the entropy −Σ s_k ln s_k of the shares s_k = x_k / Σ x_k, in nats; x_k ≥ 0.
 
-    In [0, ln n]; ln n where all values are equal. One of the definitions of uniformity in q-FFL;
-    what its tables report, the divergence KL(s ‖ uniform), is ln n − entropy. The maximum grows
-    with n, so compare rounds of the same number of clients, or that divergence.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite, non-negative value per client, shape (n,), n ≥ 1. All zero are equal too.
+    In [0, ln n]; ln n where all values are equal, all zero among them. One of the definitions of
+    uniformity in q-FFL; what its tables report, the divergence KL(s ‖ uniform), is ln n − entropy.
+    The maximum grows with n, so compare rounds of the same number of clients, or that divergence.
     """
     scaled = _relative_to_best(values, "entropy")
     shares = scaled / scaled.sum()
@@ -234,15 +198,10 @@ def entropy(values: ArrayLike) -> float:
 
 
 def angle(values: ArrayLike) -> float:
-    """Compute the angle between the clients' values and the all-equal vector, in degrees.
+    """Compute the angle to the all-equal vector, arccos(Σ x_k / (√n · ‖x‖)) in degrees; x_k ≥ 0.
 
-    arccos(Σ x_k / (√n · ‖x‖)), in [0, 90); 0 where all values are equal. The cosine similarity to
-    (1, …, 1) by which q-FFL defines uniformity, and reports as this angle.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite, non-negative value per client, shape (n,), n ≥ 1. All zero are equal too.
+    In [0, 90); 0 where all values are equal, all zero among them. By its cosine, the similarity to
+    (1, …, 1), q-FFL defines uniformity, and its tables report this angle.
     """
     scaled = _relative_to_best(values, "angle")
     # By its tangent: the arccos of a cosine near 1 loses half of the digits.
@@ -259,24 +218,21 @@ def evaluate_metrics_aggr_fn(metric: str) -> Callable[[list[RecordDict], str], M
     ``fairness-std``, ``fairness-worst``, ``fairness-worst-5`` and so on: the entries of
     `FairnessReport`, over the clients that reported `metric` as a number. Clients of weight 0
     evaluated on nothing and count for nothing; there are no metrics where all of them did. A client
-    whose `metric` is not finite or is negative is left out and logged.
+    whose `metric` is not finite or is negative is left out and logged. ValueError if a weight is
+    missing or cannot weight, or if no client reported `metric` as a finite number of at least 0 in
+    the first round; later rounds get the averages alone, and a warning.
 
     Parameters
     ----------
     metric : str
         MetricRecord key to judge fairness by, such as "eval_acc".
-
-    Returns
-    -------
-    Callable[[list[RecordDict], str], MetricRecord]
-        Raises ValueError if no client reported `metric` as a finite number of at least 0 in the
-        first round (later ones get the averages alone, and a warning), or if a client's weight is
-        missing or cannot weight.
     """
-    judge = _Judge(metric, "evaluate_metrics_aggr_fn", "eval_acc")
+    judge = _Judge(metric)
 
     def averages_and_fairness(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-        return judge([_only_metric_record(content) for content in contents], weighted_by_key)
+        # Strategies let no other reply through than one with a single MetricRecord.
+        records = [record for content in contents for record in content.metric_records.values()]
+        return judge(records, weighted_by_key)
 
     return averages_and_fairness
 
@@ -284,41 +240,35 @@ def evaluate_metrics_aggr_fn(metric: str) -> Callable[[list[RecordDict], str], M
 def evaluate_metrics_aggregation_fn(metric: str) -> Callable[[list[tuple[int, Metrics]]], Metrics]:
     """Make an `evaluate_metrics_aggregation_fn` for any strategy of `flwr.server.strategy`.
 
-    The same entries as from `evaluate_metrics_aggr_fn`, and the same errors, weighted by the number
-    of examples that each client returns. Metrics that are not numbers (strings, bytes, truth
-    values) are left out.
+    The same entries and errors as from `evaluate_metrics_aggr_fn`, weighted by each client's number
+    of examples. Metrics that are not numbers (strings, bytes, truth values) are left out.
 
     Parameters
     ----------
     metric : str
         Key in the clients' metrics to judge fairness by, such as "accuracy".
     """
-    judge = _Judge(metric, "evaluate_metrics_aggregation_fn", "accuracy")
+    if not isinstance(metric, str):  # a strategy given the function itself calls it with replies
+        raise TypeError(
+            "evaluate_metrics_aggregation_fn takes the name of the metric to judge fairness by: "
+            "evaluate_metrics_aggregation_fn=fairness.evaluate_metrics_aggregation_fn('accuracy')"
+        )
+    judge = _Judge(metric)
 
     def averages_and_fairness(metrics: list[tuple[int, Metrics]]) -> Metrics:
-        records = [_numbers({**reported, EXAMPLES_KEY: count}) for count, reported in metrics]
-        aggregated = judge(records, EXAMPLES_KEY)
+        key = "num-examples"
+        aggregated = judge([_numbers({**one, key: count}) for count, one in metrics], key)
         return {key: value for key, value in aggregated.items() if not isinstance(value, list)}
 
     return averages_and_fairness
 
 
+@dataclass
 class _Judge:
-    """Averages a round's metrics and adds the fairness of one of them.
+    """Averages a round's metrics and adds the fairness of one of them."""
 
-    Nothing to judge is an error in the first round, and a warning in later ones: clients that
-    report something else from one round to the next must not end the run.
-    """
-
-    def __init__(self, metric: str, function: str, example: str) -> None:
-        # A strategy given the function itself would call it with a round's replies.
-        if not isinstance(metric, str):
-            raise TypeError(
-                f"{function} takes the name of the metric to judge fairness by and returns the "
-                f"function for the strategy: {function}=fairness.{function}({example!r})"
-            )
-        self._metric = metric
-        self._judged_before = False
+    metric: str
+    judged_before: bool = False
 
     def __call__(self, replies: list[MetricRecord], weighted_by_key: str) -> MetricRecord:
         # Imported here, because the functions on arrays need no Flower.
@@ -329,28 +279,28 @@ class _Judge:
         if not weighty:
             return MetricRecord()
         # Leave out impossible values, unless they are everyone's.
-        possible = [record for record in weighty if _possible(_number(record, self._metric))]
+        possible = [record for record in weighty if _possible(_number(record, self.metric))]
         if possible and len(possible) < len(weighty):
-            logger.warning(
+            _logger.warning(
                 f"fairness: {len(weighty) - len(possible)} of {len(weighty)} clients left out, "
-                f"whose {self._metric!r} is not a finite number of at least 0"
+                f"whose {self.metric!r} is not a finite number of at least 0"
             )
         counted = possible or weighty
         # Average what all have alike: a number, or lists of one length.
         shapes = [{key: np.shape(value) for key, value in record.items()} for record in counted]
         shared = [key for key in counted[0] if len({shape.get(key) for shape in shapes}) == 1]
-        alike = [MetricRecord({key: record[key] for key in shared}) for record in counted]
-        aggregated = aggregate_metricrecords(
-            [RecordDict({"metrics": record}) for record in alike], weighted_by_key
-        )
+        alike = (MetricRecord({key: record[key] for key in shared}) for record in counted)
+        contents = [RecordDict({"metrics": record}) for record in alike]
+        aggregated = aggregate_metricrecords(contents, weighted_by_key)
         try:
-            report = _report(counted, self._metric)
+            report = _report(counted, self.metric)
         except ValueError as error:
-            if not self._judged_before:
+            if not self.judged_before:
                 raise
-            logger.warning(f"fairness: nothing to judge in this round: {error}")
+            # Clients that report something else from one round to the next must not end the run.
+            _logger.warning(f"fairness: nothing to judge in this round: {error}")
             return aggregated
-        self._judged_before = True
+        self.judged_before = True
         for name, value in report.to_dict().items():
             aggregated[f"fairness-{name.replace('_', '-')}"] = value
         return aggregated
@@ -361,9 +311,8 @@ def _report(records: list[MetricRecord], metric: str) -> FairnessReport:
     if not values:
         numbers = {key for one in records for key in one if _number(one, key) is not None}
         raise ValueError(
-            f"no client reported {metric!r} as a number, so there is nothing to judge fairness "
-            f"by. Numbers that clients reported: {sorted(numbers)}. Name one of those in place of "
-            f"{metric!r}, or let every client's evaluation return {metric!r}"
+            f"no client reported {metric!r} as a number, so there is nothing to judge fairness by: "
+            f"let every client's evaluation return it, or name one of {sorted(numbers)}"
         )
     try:
         return fairness_report(values)
@@ -373,24 +322,12 @@ def _report(records: list[MetricRecord], metric: str) -> FairnessReport:
 
 def _ordered(values: ArrayLike) -> NDArray[np.float64]:
     """Check one value per client and sort them, so that no sum depends on the clients' order."""
-    needs = "fairness needs one number per client, shape (n,)"
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{needs}: {error}") from error
-    if array.ndim != 1:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "biuf":
         raise ValueError(
-            f"{needs}, but got the shape {array.shape}: pass one row or column at a time"
-        )
-    if array.size == 0:
-        raise ValueError(
-            "fairness needs the value of at least one client, but got none: skip rounds in which "
-            "no client was evaluated"
-        )
-    if array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"{needs}, but got entries of the type {array.dtype}: convert them with float(), and "
-            "leave out clients without a value"
+            f"fairness needs one number per client, shape (n,), n ≥ 1, but got the shape "
+            f"{array.shape} of type {array.dtype}: pass one row or column at a time, convert the "
+            "values with float(), and leave out clients without a value"
         )
     numbers = array.astype(np.float64)
     if not np.isfinite(numbers).all():
@@ -415,9 +352,8 @@ def _relative_to_best(values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 def _listed(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> str:
-    positions = np.flatnonzero(chosen)
-    shown = ", ".join(f"{values[position]} at position {position}" for position in positions[:5])
-    return shown if len(positions) <= 5 else f"{shown} and {len(positions) - 5} more"
+    shown = [f"{values[k]} at position {k}" for k in np.flatnonzero(chosen)]
+    return ", ".join(shown[:5] + ["..."] * (len(shown) > 5))
 
 
 def _mean(ordered: NDArray[np.float64]) -> float:
@@ -432,17 +368,7 @@ def _clients_in(percent: float, clients: int) -> int:
     return max(1, math.ceil(percent * clients / 100))
 
 
-def _only_metric_record(content: RecordDict) -> MetricRecord:
-    records = list(content.metric_records.values())
-    if len(records) != 1:
-        raise ValueError(
-            f"an evaluation reply holds {len(records)} MetricRecords: let every client return "
-            "exactly one, as Flower's own strategies expect"
-        )
-    return records[0]
-
-
-def _numbers(metrics: Mapping[str, object]) -> MetricRecord:
+def _numbers(metrics: Mapping[str, Any]) -> MetricRecord:
     from flwr.app import MetricRecord
 
     # In a simulation, clients' NumPy scalars arrive as they are; a record takes Python's.
@@ -451,13 +377,7 @@ def _numbers(metrics: Mapping[str, object]) -> MetricRecord:
         for key, value in metrics.items()
     }
     # A truth value is an int to Python, and no number here.
-    return MetricRecord(
-        {
-            key: value
-            for key, value in plain.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-    )
+    return MetricRecord({key: value for key, value in plain.items() if type(value) in (int, float)})
 
 
 def _number(record: MetricRecord, key: str) -> float | None:
@@ -465,21 +385,16 @@ def _number(record: MetricRecord, key: str) -> float | None:
     return None if value is None or isinstance(value, list) else float(value)
 
 
-def _possible(value: float | None) -> bool:
-    return value is None or 0 <= value < math.inf
+def _possible(number: float | None) -> bool:
+    return number is None or 0 <= number < math.inf
 
 
 def _weight(record: MetricRecord, weighted_by_key: str) -> float:
     weight = _number(record, weighted_by_key)
-    if weight is None:
+    if weight is None or not _possible(weight):
         raise ValueError(
-            f"an evaluation reply lacks the number {weighted_by_key!r} that weights the average; "
-            f"it has {sorted(record)}. Let every client report it, or name the right one: "
-            f'weighted_by_key="..." of the strategy'
-        )
-    if not _possible(weight):
-        raise ValueError(
-            f"an evaluation reply has {weighted_by_key!r} = {weight}, which cannot weight an "
-            "average: let every client report a finite number of at least 0"
+            f"an evaluation reply has {weighted_by_key!r} = {record.get(weighted_by_key)} among "
+            f"{sorted(record)}, which cannot weight an average: let every client report a finite "
+            'number of at least 0, or name the right one: weighted_by_key="..." of the strategy'
         )
     return weight
