@@ -34,20 +34,10 @@ _VERSIONED = (
 
 @dataclass(frozen=True)
 class Spread(StrictJson):
-    """How accuracy is spread over domains, on the 0 to 1 scale.
+    """How accuracy is spread over domains, on the 0 to 1 scale."""
 
-    Attributes
-    ----------
-    mean : float
-        Mean over domains (the paper's AVG).
-    std : float
-        Standard deviation over domains with ddof = 1 (the paper's STD); NaN for one domain.
-    worst : float
-        Lowest accuracy of any domain.
-    """
-
-    mean: float
-    std: float
+    mean: float  # the paper's AVG
+    std: float  # with ddof = 1, the paper's STD; NaN for one domain
     worst: float
 
     @classmethod
@@ -86,28 +76,16 @@ class Spread(StrictJson):
 class ClientFigures(StrictJson):
     """What one round knows of each client that took part, as parallel lists.
 
-    Attributes
-    ----------
-    id, domain : list[int], list[str]
-        Who the client is and which domain its data come from.
-    weight : list[float]
-        Aggregation weights, as the strategy reports them. They sum to 1, except where they also say
-        how far the server steps (FedMGDA+, q-FedAvg); `weight_shares` always do.
-    p, q : list[float] | None (default: None)
-        Direction and loss terms; None where the strategy has none (FedAvg).
-    drop_rate : list[float] | None (default: None)
-        Share of entries masked, 0 to 1.
-    loss : list[float] | None (default: None)
-        Mean training loss reported by the client.
+    A list that the strategy has no figures for is None, such as FedAvg's p and q.
     """
 
     id: list[int]
     domain: list[str]
-    weight: list[float]
-    p: list[float] | None = None
-    q: list[float] | None = None
-    drop_rate: list[float] | None = None
-    loss: list[float] | None = None
+    weight: list[float]  # as the strategy reports it: FedMGDA+ and q-FedAvg also step by it
+    p: list[float] | None = None  # direction terms
+    q: list[float] | None = None  # loss terms
+    drop_rate: list[float] | None = None  # share of entries masked, 0 to 1
+    loss: list[float] | None = None  # mean training loss that the client reports
 
     def __post_init__(self) -> None:
         """Check that the lists are parallel; ValueError if not."""
@@ -126,48 +104,24 @@ class ClientFigures(StrictJson):
 
 @dataclass(frozen=True)
 class RoundRecord(StrictJson):
-    """One line of ``metrics.jsonl``: what a round did to the global model.
+    """One line of ``metrics.jsonl``: what a round did to the global model."""
 
-    Attributes
-    ----------
-    round : int
-        Round number; 0 is the initial model.
-    seconds : float
-        Wall-clock seconds the round took.
-    accuracy, loss : dict[str, float]
-        Test accuracy (0 to 1) and test loss per domain.
-    train_loss : float | None (default: None)
-        Mean training loss over the round's clients.
-    clients : ClientFigures | None (default: None)
-        What each participant contributed.
-    loss_term_share : float | None (default: None)
-        Share of the loss term in the weights, 0 (direction alone) to 1 (loss alone).
-    amplification : float | None (default: None)
-        Mean factor by which the consensus entries were amplified.
-    quarantined, failed, empty, bounded : int | None (default: None)
-        Replies that could not be used, clients that raised or were lost, clients left out because
-        they hold no data, and clients whose loss or weight was out of FedPW's bounds.
-    client_accuracy : list[float] | None (default: None)
-        Accuracy (0 to 1) of the global model on each client's own test images, in the order of the
-        client ids, whether it took part or not; None where clients keep no test images.
-    profile : RoundProfile | None (default: None)
-        Where the round's time went, in runs that are profiled.
-    """
-
-    round: int
-    seconds: float
-    accuracy: dict[str, float]
-    loss: dict[str, float]
-    train_loss: float | None = None
+    round: int  # 0 is the initial model
+    seconds: float  # wall-clock
+    accuracy: dict[str, float]  # on the test images, 0 to 1, by domain
+    loss: dict[str, float]  # on the test images, by domain
+    train_loss: float | None = None  # mean over the round's clients
     clients: ClientFigures | None = None
-    loss_term_share: float | None = None
-    amplification: float | None = None
-    quarantined: int | None = None
-    failed: int | None = None
-    empty: int | None = None
-    bounded: int | None = None
+    loss_term_share: float | None = None  # in the weights: 0 is direction alone, 1 loss alone
+    amplification: float | None = None  # mean factor of the consensus entries
+    quarantined: int | None = None  # replies that could not be used
+    failed: int | None = None  # clients that raised or were lost
+    empty: int | None = None  # clients that were left out because they hold no data
+    bounded: int | None = None  # clients whose loss or weight was out of FedPW's bounds
     client_accuracy: list[float] | None = None
-    profile: RoundProfile | None = None
+    """Of the global model on every client's own test images, 0 to 1, in the order of the client
+    ids, whether a client took part or not; None where clients keep no test images."""
+    profile: RoundProfile | None = None  # in runs that are profiled
 
     @property
     def spread(self) -> Spread:
@@ -183,60 +137,29 @@ class RoundRecord(StrictJson):
 
 @dataclass(frozen=True)
 class RunSummary(StrictJson):
-    """The figures of a finished run that a table of runs needs.
+    """The figures of a finished run that a table of runs needs."""
 
-    Attributes
-    ----------
-    strategy : str
-        Name of the strategy, as the user types it.
-    seed, rounds : int
-        The run's seed and the number of the last round.
-    config_fingerprint : str
-        SHA-256 of ``config.yaml``: runs with the same one were asked to do the same.
-    accuracy : dict[str, float]
-        Final accuracy per domain, 0 to 1.
-    final, last_3, last_5 : Spread
-        Mean, STD and worst of the last round, and their means over the last 3 and 5 rounds
-        (over all trained rounds where there are fewer).
-    best_round : int | None
-        First round with the highest worst-domain accuracy; None if no round has one.
-    best : Spread
-        Mean, STD and worst of that round.
-    seconds : float
-        Wall-clock seconds of all rounds together.
-    quarantined, failed, empty : int
-        Replies dropped, clients that failed and clients without data, in all rounds together.
-    clients : dict[str, float] | None
-        Fairness of the last round over the clients' own test images, figures 0 to 1 and the
-        angle in degrees (`fedpw_flwr.fairness.FairnessReport`); None where they keep none.
-    versions : dict[str, str | None]
-        Versions of Python and of the packages that decide the figures; None if not installed.
-    data_digest : str | None (default: None)
-        SHA-256 of the images that were divided among the clients: runs of one configuration but
-        different ones stood on different files. None where an older version did not record it.
-    package : str | None (default: None)
-        Version of this package and the beginning of a digest of its code, such as
-        ``"0.1.0+1a2b3c4d5e6f"``; None likewise.
-    """
-
-    strategy: str
+    strategy: str  # its name as the user types it
     seed: int
-    rounds: int
-    config_fingerprint: str
-    accuracy: dict[str, float]
+    rounds: int  # number of the last one
+    config_fingerprint: str  # SHA-256 of config.yaml: what the run was asked to do
+    accuracy: dict[str, float]  # final, by domain
     final: Spread
-    last_3: Spread
+    last_3: Spread  # mean over the last 3 trained rounds, or all where there are fewer
     last_5: Spread
-    best_round: int | None
-    best: Spread
-    seconds: float
+    best_round: int | None  # first round with the highest worst domain; None if there is none
+    best: Spread  # of that round
+    seconds: float  # of all rounds together, as the next three
     quarantined: int
     failed: int = 0
     empty: int = 0
     clients: dict[str, float] | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
+    """The last round's `FairnessReport` over the clients' own test images; None without those."""
+    versions: dict[str, str | None] = field(default_factory=dict)  # as from `installed_versions`
     data_digest: str | None = None
-    package: str | None = None
+    """SHA-256 of the images that were divided among the clients: runs of one configuration but
+    different ones stood on different files. None where an older version did not record it."""
+    package: str | None = None  # as from `package_state`; None likewise
 
     @classmethod
     def of_run(
@@ -249,16 +172,9 @@ class RunSummary(StrictJson):
         data_digest: str | None = None,
         package: str | None = None,
     ) -> Self:
-        """Summarise the rounds of a run; ValueError if there are none.
+        """Summarise all rounds of a run in order, the initial model included; ValueError if none.
 
-        Parameters
-        ----------
-        records : Sequence[RoundRecord]
-            All rounds in order, the initial model included.
-        config_text : str
-            The resolved configuration, exactly as written to ``config.yaml``.
-        strategy, seed, data_digest, package : str, int, str | None, str | None
-            As in the attributes.
+        ``config_text`` is the resolved configuration, exactly as written to ``config.yaml``.
         """
         if not records:
             raise ValueError("a run without any round cannot be summarised")

@@ -24,27 +24,13 @@ __all__ = ["MeanProfile", "MessageTimes", "RoundProfile", "share_in_words"]
 class MessageTimes(StrictJson):
     """What clients said about their time in a round, as parallel lists: one entry a message.
 
-    Attributes
-    ----------
-    id : list[int]
-        Who answered; a client that trains and evaluates stands here twice.
-    worker : list[int]
-        The process in which it ran, counted from 0 within the round.
-    waiting : list[float]
-        Seconds from the message's creation to the client's first line.
-    seconds : dict[str, list[float]]
-        Seconds of each of `CLIENT_PHASES`.
-
-    Raises
-    ------
-    ValueError
-        If the lists have different lengths, a phase is missing, or an entry is no duration.
+    ValueError if the lists have different lengths, a phase is missing, or one is no duration.
     """
 
-    id: list[int]
-    worker: list[int]
-    waiting: list[float]
-    seconds: dict[str, list[float]]
+    id: list[int]  # who answered; a client that trains and evaluates stands here twice
+    worker: list[int]  # the process in which it ran, counted from 0 within the round
+    waiting: list[float]  # seconds from the message's creation to the client's first line
+    seconds: dict[str, list[float]]  # of each of `CLIENT_PHASES`
 
     def __post_init__(self) -> None:
         """Check that the lists are parallel and complete."""
@@ -74,14 +60,9 @@ class MessageTimes(StrictJson):
 class RoundProfile(StrictJson):
     """Where the time of one round went.
 
-    Attributes
-    ----------
-    server : dict[str, float]
-        Seconds of each of `SERVER_PHASES`, in their order; they add up to the round. ``send`` and
-        ``collect`` are as good as the clocks of server and clients agree. Where no client told its
-        times, the whole exchange of messages counts as ``clients``.
-    clients : MessageTimes
-        What the clients said.
+    ``server`` has the seconds of each of `SERVER_PHASES`, in their order; they add up to the round.
+    ``send`` and ``collect`` are as good as the clocks of server and clients agree. Where no client
+    told its times, the whole exchange of messages counts as ``clients``.
     """
 
     server: dict[str, float]
