@@ -407,6 +407,15 @@ def test_a_client_that_evaluated_on_nothing_counts_for_nothing(
     assert aggregate("eval_acc", idle) == aggregate("eval_acc") == {}
 
 
+def test_a_later_round_without_anything_to_judge_has_its_averages() -> None:
+    judge = fairness.evaluate_metrics_aggr_fn("eval_acc")
+    odd = contents({"num-examples": 3, "eval_loss": 0.4})
+    with pytest.raises(ValueError, match="no client reported"):
+        judge(odd, "num-examples")
+    assert "fairness-mean" in judge(contents(*ROUND), "num-examples")
+    assert dict(judge(odd, "num-examples")) == {"eval_loss": 0.4}
+
+
 def test_a_reply_without_its_weight_is_an_error_naming_what_it_has() -> None:
     with pytest.raises(ValueError, match=r"'num-examples' = None among \['eval_acc'\]"):
         message_metrics("eval_acc", {"eval_acc": 0.5})
