@@ -69,18 +69,17 @@ class RunEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the strict JSON form, with the names that ``metrics.jsonl`` uses."""
-        form: dict[str, Any] = strict(
-            {
-                "model": self.model_file,
-                "round": self.round,
-                "accuracy": {name: result.accuracy for name, result in self.domains.items()},
-                "loss": {name: result.loss for name, result in self.domains.items()},
-                "num_examples": {name: one.num_examples for name, one in self.domains.items()},
-                **self.spread.to_json(),
-                "recorded_accuracy": self.recorded,
-            }
-        )
-        return form
+        results = self.domains.items()
+        form: dict[str, Any] = {
+            "model": self.model_file,
+            "round": self.round,
+            "accuracy": {name: result.accuracy for name, result in results},
+            "loss": {name: result.loss for name, result in results},
+            "num_examples": {name: result.num_examples for name, result in results},
+            **self.spread.to_json(),
+            "recorded_accuracy": self.recorded,
+        }
+        return {name: strict(value) for name, value in form.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,27 +222,21 @@ def _table(run: Path, evaluation: RunEvaluation) -> Table:
     table.add_column("domain")
     for head in ("images", "loss", "accuracy, %", *(["recorded, %"] if recorded else [])):
         table.add_column(head, justify="right")
+
+    def add_row(label: str, images: str, loss: str, now: float, then: float) -> None:
+        shares = [now, then] if recorded else [now]
+        percents = [f"{100 * share:.2f}" if math.isfinite(share) else "-" for share in shares]
+        table.add_row(label, images, loss, *percents)
+
     for name, result in evaluation.domains.items():
-        table.add_row(
-            escape(name),
-            str(result.num_examples),
-            f"{result.loss:.4f}",
-            _percent(result.accuracy),
-            *([_percent(recorded.get(name, math.nan))] if recorded else []),
-        )
+        then = recorded.get(name, math.nan)
+        add_row(escape(name), str(result.num_examples), f"{result.loss:.4f}", result.accuracy, then)
     table.add_section()
-    now, then = evaluation.spread, Spread.over_domains(recorded)
-    for label, value, before in (
-        ("mean (AVG)", now.mean, then.mean),
-        ("STD (ddof=1)", now.std, then.std),
-        ("worst", now.worst, then.worst),
-    ):
-        table.add_row(label, "", "", _percent(value), *([_percent(before)] if recorded else []))
+    now, before = evaluation.spread, Spread.over_domains(recorded)
+    add_row("mean (AVG)", "", "", now.mean, before.mean)
+    add_row("STD (ddof=1)", "", "", now.std, before.std)
+    add_row("worst", "", "", now.worst, before.worst)
     return table
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}" if math.isfinite(share) else "-"
 
 
 if __name__ == "__main__":

@@ -160,9 +160,8 @@ def _draw_lead(axes: Axes, loss_term_share: pd.Series[float]) -> None:
             linewidth=0,
             antialiased=False,  # seams between neighbours would read as a grid
         )
-        swatch = Line(np.empty(0), text, color, width=7.0)
         said = f"{text}: {share:.0f} %" if known.size else text
-        write_label(axes, swatch, 0.25 if text == "loss q" else 0.75, said)
+        write_label(axes, 0.25 if text == "loss q" else 0.75, said, color)
     axes.set_ylim(0, 100)
     set_round_axis(axes, rounds)
     axes.set_yticks([0, 50, 100])

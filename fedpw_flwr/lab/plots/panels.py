@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
 from numpy.typing import NDArray
@@ -133,37 +134,34 @@ def label_ends(
     axes: Axes, rounds: FloatArray, lines: Sequence[Line], unit: str, digits: int
 ) -> None:
     """Write the labels right of the axes, moved apart just so far that none overlap."""
-    ended = [line for line in lines if np.isfinite(line.values).any()]
-    if not ended:
+    known = [(line, np.flatnonzero(np.isfinite(line.values))) for line in lines]
+    ends = [(line, rounds[at[-1]], line.values[at[-1]]) for line, at in known if at.size]
+    if not ends:
         return
     # Only the layout knows how far apart labels are.
     axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
     pitch = LABEL_PITCH / 72 / (axes.bbox.height / axes.figure.dpi)
-    last = [int(np.flatnonzero(np.isfinite(line.values))[-1]) for line in ended]
-    to_axes = axes.transData + axes.transAxes.inverted()
-    ends = [
-        to_axes.transform((rounds[k], line.values[k])) for k, line in zip(last, ended, strict=True)
-    ]
-    heights = spread_out([float(end[1]) for end in ends], pitch)
-    for k, line, (x, y), height in zip(last, ended, ends, heights, strict=True):
-        for xs, ys, transform in (
-            ([x, 1.0], [y, y], axes.transAxes),
-            ([0.0, 0.12, 0.22], [y, height, height], _beside(axes)),
-        ):
-            axes.plot(
-                *(xs, ys), color=line.color, linewidth=0.8, transform=transform, clip_on=False
-            )
-        write_label(axes, line, height, f"{line.label}: {line.values[k]:.{digits}f}{unit}")
+    levels = [float(axes.transLimits.transform((last, value))[1]) for _, last, value in ends]
+    heights = spread_out(levels, pitch)
+    for (line, last, value), level, height in zip(ends, levels, heights, strict=True):
+        axes.plot([last, axes.get_xlim()[1]], [value, value], color=line.color, linewidth=0.8)
+        bend = Line2D([0.0, 0.12, 0.22], [level, height, height], color=line.color, linewidth=0.8)
+        bend.set(transform=_beside(axes), clip_on=False)
+        axes.add_artist(bend)
+        text = f"{line.label}: {value:.{digits}f}{unit}"
+        write_label(axes, height, text, line.color, line.style, line.width)
 
 
-def write_label(axes: Axes, line: Line, height: float, text: str) -> None:
-    """Write one label with a piece of its line, so that the text itself can stay dark."""
+def write_label(
+    axes: Axes, height: float, text: str, color: str, style: LineStyle = "-", width: float = 7.0
+) -> None:
+    """Write one label with a piece of its line or layer, so that the text itself can stay dark."""
     axes.plot(
         [0.22, 0.46],
         [height, height],
-        color=line.color,
-        linestyle=line.style,
-        linewidth=line.width,
+        color=color,
+        linestyle=style,
+        linewidth=width,
         solid_capstyle="butt",
         transform=_beside(axes),
         clip_on=False,

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedpw_flwr.lab.plots.panels import (
-    Line,
     name_panel,
     new_page,
     panel_height,
@@ -124,9 +123,8 @@ def _draw_layers(
         )
         bottom = bottom + layer
         share = share_in_words(mean[phase] / math.fsum(mean.values()))
-        swatch = Line(np.empty(0), label, color, width=7.0)
         text = f"{label}: {_short(mean[phase])}, {share}"
-        write_label(axes, swatch, lowest + (index + 0.5) * pitch, text)
+        write_label(axes, lowest + (index + 0.5) * pitch, text, color)
     set_round_axis(axes, rounds)
     axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
 
