@@ -43,38 +43,27 @@ def synthetic_run(
     draw = np.random.default_rng(0)
     names = [f"{name} {number}" for number in range(domains)]
     skill = np.linspace(1.0, 0.4, domains)
-    total = domains * clients_per_domain
+    homes = np.repeat(np.arange(domains), clients_per_domain)
     records = [RoundRecord(0, 0.4, dict.fromkeys(names, 0.1), dict.fromkeys(names, math.log(10)))]
     for number in range(1, rounds + 1):
         progress = number / rounds
-        who = sorted(draw.choice(total, participants or total, replace=False).tolist())
-        home = [names[client // clients_per_domain] for client in who]
-        strength = np.array([skill[client // clients_per_domain] for client in who])
+        who = np.sort(draw.choice(len(homes), participants or len(homes), replace=False))
+        strength = skill[homes[who]]
         p = strength ** (2 * (1 - progress)) * draw.uniform(0.9, 1.1, len(who))
         q = strength ** (-1.5 * progress)
-        p, q = p / p.sum(), q / q.sum()
-        weight = p * (1 - progress) + q * progress
-        accuracy = (
-            0.1 + 0.85 * skill * (1 - math.exp(-4 * progress)) + draw.normal(0, 0.01, domains)
+        weight = np.ones(len(who)) if fedavg else p * (1 - progress) + q * progress
+        accuracy = 0.1 + 0.85 * skill * (1 - math.exp(-4 * progress))
+        accuracy = (accuracy + draw.normal(0, 0.01, domains)).clip(0, 1)
+        figures = ClientFigures(
+            id=who.tolist(),
+            domain=[names[home] for home in homes[who]],
+            weight=(weight / weight.sum()).tolist(),
+            p=None if fedavg else (p / p.sum()).tolist(),
+            q=None if fedavg else (q / q.sum()).tolist(),
         )
-        records.append(
-            RoundRecord(
-                round=number,
-                seconds=1.5,
-                accuracy=dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True)),
-                loss=dict(zip(names, (2.3 * (1 - accuracy)).tolist(), strict=True)),
-                train_loss=2.0 - progress,
-                clients=ClientFigures(
-                    id=who,
-                    domain=home,
-                    weight=(np.ones(len(who)) / len(who) if fedavg else weight).tolist(),
-                    p=None if fedavg else p.tolist(),
-                    q=None if fedavg else q.tolist(),
-                    loss=(2 - strength).tolist(),
-                ),
-                loss_term_share=None if fedavg else 0.6 * progress,
-            )
-        )
+        found = dict(zip(names, accuracy.tolist(), strict=True))
+        record = RoundRecord(number, 1.5, found, dict.fromkeys(names, 1.0), clients=figures)
+        records.append(replace(record, loss_term_share=None if fedavg else 0.6 * progress))
     return records
 
 
@@ -83,7 +72,6 @@ def profiled_run(
     clients: int = 8,
     workers: int = 2,
     start_up: float = 15.0,
-    silent: bool = False,
     evaluating: bool = False,
 ) -> list[RoundRecord]:
     """Rounds with a profile: workers start in the first, and the server works a third of each."""
@@ -91,25 +79,26 @@ def profiled_run(
     initial, *trained = synthetic_run(rounds=rounds)
     records = [initial]
     for record in trained:
+        first = record.round == 1
         train = draw.uniform(0.3, 0.5, clients)
-        seconds = {phase: np.zeros(clients) for phase in CLIENT_PHASES}
-        seconds |= {"train": train, "adjust": 0.05 * train, "download": 0.01 * train}
-        seconds |= {"upload": 0.02 * train, "evaluate": evaluating * 0.1 * train}
-        seconds["set_up"] = np.full(clients, start_up / clients if record.round == 1 else 1e-4)
-        working = float(sum(seconds.values()).sum()) / workers
+        parts = {"train": 1.0, "adjust": 0.05, "download": 0.01, "upload": 0.02, "set_up": 1e-4}
+        parts["evaluate"] = 0.1 * evaluating
+        seconds = {phase: (parts[phase] * train).tolist() for phase in CLIENT_PHASES}
         server = {
-            **{"configure": 0.01, "send": 0.3 * start_up * (record.round == 1) + 0.02},
-            **{"clients": working, "collect": 0.05, "aggregate": 0.3 * draw.uniform(0.5, 2)},
-            **{"client_evaluation": 0.4 * evaluating, "evaluate": 0.2, "other": 0.04},
+            **{"configure": 0.01, "send": 0.3 * start_up * first + 0.02},
+            **{"clients": sum(map(sum, seconds.values())) / workers + start_up * first},
+            **{"collect": 0.05},
+            **{"aggregate": 0.3 * draw.uniform(0.5, 2), "client_evaluation": 0.4 * evaluating},
+            **{"evaluate": 0.2, "other": 0.04},
         }
-        times = MessageTimes(
-            id=[] if silent else list(range(clients)),
-            worker=[] if silent else [client % workers for client in range(clients)],
-            waiting=[] if silent else [0.1] * clients,
-            seconds={name: [] if silent else list(map(float, s)) for name, s in seconds.items()},
-        )
+        worker = [client % workers for client in range(clients)]
+        times = MessageTimes(list(range(clients)), worker, [0.1] * clients, seconds)
         records.append(replace(record, profile=RoundProfile(server, times)))
     return records
+
+
+def profiles_of(records: list[RoundRecord]) -> dict[int, RoundProfile]:
+    return {record.round: record.profile for record in records if record.profile is not None}
 
 
 def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
@@ -151,7 +140,7 @@ SHAPES = {
     "fedavg": synthetic_run(fedavg=True),
     "profiled": profiled_run(),
     "profiled, everything measured, long": profiled_run(200, 40, 16, 900.0, evaluating=True),
-    "profiled, no client told": profiled_run(silent=True),
+    "profiled, no client told": profiled_run(clients=0),
 }
 
 
@@ -212,6 +201,7 @@ def test_rounds_without_a_figure_are_drawn_without_it() -> None:
     assert figures is not None
     figures.weight[0] = math.nan
     assert draw_plots(records).keys() == {"accuracy.png", "weights.png", "signals.png"}
+    assert draw_plots(records[:1]).keys() == {"accuracy.png"}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +235,7 @@ def test_plots_are_written_whole_and_the_log_says_which_there_are_not(
 def test_a_profile_names_every_phase_with_its_mean_and_share() -> None:
     records = profiled_run()
     said = [text for text, _ in shown_texts(draw_plots(records)["profile.png"])]
-    mean = MeanProfile.of_rounds({r.round: r.profile for r in records if r.profile is not None})
+    mean = MeanProfile.of_rounds(profiles_of(records))
     train = mean.workers["train"]
     share = 100 * train / sum(mean.workers.values())
     assert f"train: {train:.2f} s, {share:.0f} %" in said
@@ -259,7 +249,7 @@ def test_layers_of_a_profile_reach_the_round_s_seconds_and_all_of_the_workers_ti
     records = profiled_run(rounds=5)
     upper, lower = draw_plots(records)["profile.png"].axes
     for axes, tops in (
-        (upper, [r.profile.seconds for r in records[1:] if r.profile is not None]),
+        (upper, [profile.seconds for profile in profiles_of(records).values()]),
         (lower, [100.0] * 5),
     ):
         bars = [patch for layer in axes.containers for patch in layer]
@@ -272,7 +262,7 @@ def test_layers_of_a_profile_reach_the_round_s_seconds_and_all_of_the_workers_ti
 def test_only_a_first_round_much_longer_than_the_others_is_cut_and_named(cut: bool) -> None:
     records = profiled_run(start_up=900.0 if cut else 0.0)
     figure = draw_plots(records)["profile.png"]
-    first, *others = [r.profile.seconds for r in records[1:] if r.profile is not None]
+    first, *others = [profile.seconds for profile in profiles_of(records).values()]
     top, said = figure.axes[0].get_ylim()[1], figure.texts[1].get_text()
     if cut:
         assert top < 1.2 * max(others)
@@ -283,7 +273,7 @@ def test_only_a_first_round_much_longer_than_the_others_is_cut_and_named(cut: bo
 
 
 def test_a_profile_without_a_client_s_word_shows_the_server_alone() -> None:
-    (axes,) = draw_plots(profiled_run(silent=True))["profile.png"].axes
+    (axes,) = draw_plots(profiled_run(clients=0))["profile.png"].axes
     assert axes.get_ylabel() == "seconds"
 
 
@@ -305,18 +295,9 @@ def test_the_same_thing_has_the_same_colour_on_both_sides() -> None:
         assert color_of(upper, server) == color_of(lower, client)
 
 
-def test_a_run_with_only_its_initial_model_has_an_accuracy_plot() -> None:
-    assert draw_plots(synthetic_run()[:1]).keys() == {"accuracy.png"}
-
-
-def test_every_cell_of_a_small_federation_says_its_count_and_domains_stand_over_their_clients() -> (
-    None
-):
-    clients = [
-        ClientHolding("$ward", [2, 0, 1], [0, 1, 0]),
-        ClientHolding("clinic", [0, 3, 0], [0]),
-    ]
-    figure = partition_figure(Holdings(clients))
+def test_every_cell_says_its_count_and_domains_stand_over_their_clients() -> None:
+    ward, clinic = ClientHolding("$ward", [2, 0, 1], [9]), ClientHolding("clinic", [0, 3, 0], [0])
+    figure = partition_figure(Holdings([ward, clinic]))
     said = [text for text, _ in shown_texts(figure)]
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "2", "3"]
     (above,) = figure.axes[0].child_axes
