@@ -10,7 +10,7 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``model.safetensors``      the global model after the last round
 ``model_best.safetensors`` the global model of the round with the highest worst-domain accuracy
 ``command.json``           what the run was composed from, for ``fedpw resume=``
-``partition.json``         how many pictures of each class every client holds
+``partition.json``         how many images of each class every client holds
 ``failure.json``           why a run of a sweep failed; gone when it is run again
 ``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
 =========================  ====================================================================
