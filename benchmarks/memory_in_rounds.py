@@ -27,11 +27,9 @@ from fedpw_flwr.lab.plots.panels import (
     PALETTE,
     FloatArray,
     Line,
-    add_panel,
     label_ends,
-    new_figure,
+    new_page,
     set_round_axis,
-    write_title,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -131,8 +129,13 @@ def draw(
         Line(as_it_was[0], f"{first}, as it was", PALETTE[0], before, 1.6),
         Line(as_it_was[1], f"{later}, as it was", PALETTE[1], before, 1.6),
     ]
-    figure = new_figure(4.5, [line.label for line in lines])
-    axes = add_panel(figure, bottom=0.6, height=2.95)
+    figure, (axes,) = new_page(
+        "How fast q finds the weak clients",
+        f"{CLIENTS} clients, {DRAWN} a round, {WEAK} of them weak; all losses fall tenfold in "
+        f"{FALL} rounds.\nSolid: the memory counts rounds. Dashed: the earlier rule, which counted "
+        "visits.",
+        [2.95],
+    )
     for line in lines:
         axes.plot(rounds, line.values, color=line.color, linestyle=line.style, linewidth=line.width)
     set_round_axis(axes, rounds)
@@ -146,13 +149,6 @@ def draw(
     axes.set_xlabel("round")
     axes.set_ylabel("loss term q (others = 1)")
     label_ends(axes, rounds, lines, "", 2)
-    write_title(
-        figure,
-        "How fast q finds the weak clients",
-        f"{CLIENTS} clients, {DRAWN} a round, {WEAK} of them weak; all losses fall tenfold in "
-        f"{FALL} rounds.\nSolid: the memory counts rounds. Dashed: the earlier rule, which counted "
-        "visits.",
-    )
     figure.savefig(out, dpi=150)
 
 

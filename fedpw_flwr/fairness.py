@@ -6,56 +6,33 @@ same, however many examples it has. They need NumPy alone:
 
     fairness_report([0.9, 0.8, 0.7]).worst_10
 
-The two aggregation functions put that report into the metrics of every evaluation round, beside
-the weighted averages, in strategies of either Flower API:
+Two functions put that report into the metrics of every evaluation round, beside the weighted
+averages, in strategies of either Flower API:
 
-    flwr.serverapp.strategy.FedAvg(
-        evaluate_metrics_aggr_fn=fairness.evaluate_metrics_aggr_fn("eval_acc")
-    )
-    flwr.server.strategy.FedAvg(
-        evaluate_metrics_aggregation_fn=fairness.evaluate_metrics_aggregation_fn("accuracy")
-    )
+    FedAvg(evaluate_metrics_aggr_fn=fairness.evaluate_metrics_aggr_fn("eval_acc"))
 
-For a value that is better when small, such as a loss, worst and best change places; everything
-else keeps its meaning.
+A value that is better when small, such as a loss, swaps worst and best; everything else keeps its
+meaning. ValueError where `values` is not one finite number per client, of at least one client.
 
-Sources: q-FFL is Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning",
-ICLR 2020; Jain's index is Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and Discrimination
-for Resource Allocation in Shared Computer Systems", DEC Research Report TR-301, 1984; FedPW is
-Guan, Huang, Guo, Yuan, Yang, Ye, "Rethinking Fair Federated Learning from Parameter and Client
-View", NeurIPS 2025.
+q-FFL is Li, Sanjabi, Beirami, Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    from flwr.app import MetricRecord, MetricRecordValues, RecordDict
+    from flwr.app import MetricRecord, RecordDict
     from flwr.common import Metrics
 
-__all__ = [
-    "FairnessReport",
-    "angle",
-    "best",
-    "entropy",
-    "evaluate_metrics_aggr_fn",
-    "evaluate_metrics_aggregation_fn",
-    "fairness_report",
-    "jain_index",
-    "mean",
-    "standard_deviation",
-    "worst",
-]
-
-EXAMPLES_KEY = "num-examples"
+_logger = logging.getLogger("flwr")
 
 
 @dataclass(frozen=True)
@@ -70,10 +47,8 @@ class FairnessReport:
         Mean over clients, and standard deviation (ddof = 1 unless the report was asked for 0).
     worst, best : float
         The lowest and the highest value.
-    worst_5, worst_10, worst_20 : float
-        Mean of the lowest 5, 10 and 20 % of the clients, rounded up to whole clients.
-    best_5, best_10, best_20 : float
-        Mean of the highest 5, 10 and 20 %.
+    worst_5, worst_10, worst_20, best_5, best_10, best_20 : float
+        Mean of the lowest and the highest 5, 10 and 20 % of the clients, rounded up to whole ones.
     jain_index : float
         Jain's index, in [1/n, 1]; 1 where all clients are equal.
     entropy : float
@@ -108,28 +83,22 @@ def fairness_report(values: ArrayLike, *, ddof: int = 1) -> FairnessReport:
     Parameters
     ----------
     values : ArrayLike
-        One finite, non-negative value per client, shape (n,), n ≥ 1.
+        One finite, non-negative value per client, shape (n,), n ≥ 1; ValueError for anything else.
     ddof : int (default: 1)
         As in `standard_deviation`.
-
-    Raises
-    ------
-    ValueError
-        If `values` is empty, is not one-dimensional or holds anything but finite, non-negative
-        numbers.
     """
+    tails = {
+        f"{name}_{percent}": tail(values, percent=percent)
+        for name, tail in (("worst", worst), ("best", best))
+        for percent in (5, 10, 20)
+    }
     return FairnessReport(
         clients=len(_ordered(values)),
         mean=mean(values),
         std=standard_deviation(values, ddof=ddof),
         worst=worst(values),
         best=best(values),
-        worst_5=worst(values, percent=5),
-        worst_10=worst(values, percent=10),
-        worst_20=worst(values, percent=20),
-        best_5=best(values, percent=5),
-        best_10=best(values, percent=10),
-        best_20=best(values, percent=20),
+        **tails,
         jain_index=jain_index(values),
         entropy=entropy(values),
         angle=angle(values),
@@ -137,24 +106,18 @@ def fairness_report(values: ArrayLike, *, ddof: int = 1) -> FairnessReport:
 
 
 def mean(values: ArrayLike) -> float:
-    """Compute the mean over clients, x̄ = Σ x_k / n, each counting the same.
+    """Compute the mean x̄ = Σ x_k / n of one value x_k per client, shape (n,).
 
     The mean weighted by examples is another number, the one Flower reports by default.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite value per client, shape (n,), n ≥ 1.
     """
     return _mean(_ordered(values))
 
 
 def standard_deviation(values: ArrayLike, *, ddof: int = 1) -> float:
-    """Compute the standard deviation over clients, √(Σ (x_k − x̄)² / (n − ddof)).
+    """Compute the standard deviation over clients, √(Σ (x_k − x̄)² / (n − ddof)); 0 for one client.
 
-    The default is the STD that FedPW (Guan et al., NeurIPS 2025) reports over domains. q-FFL (Li et
-    al., ICLR 2020) reports the variance of the accuracy over clients, the square of this; for the
-    population's variance take ddof = 0, which is NumPy's default.
+    The default is the STD that FedPW reports over domains. q-FFL reports the variance over clients,
+    the square of this; for the population's variance take ddof = 0, which is NumPy's default.
 
     Parameters
     ----------
@@ -162,11 +125,6 @@ def standard_deviation(values: ArrayLike, *, ddof: int = 1) -> float:
         x, one finite value per client, shape (n,), n ≥ 1.
     ddof : int (default: 1)
         1 for the sample's standard deviation, 0 for the population's.
-
-    Returns
-    -------
-    float
-        0 for a single client, whatever ddof: it differs from nobody.
     """
     if ddof not in (0, 1):
         raise ValueError(f"standard_deviation: ddof is {ddof!r}, choose 0 or 1")
@@ -181,8 +139,8 @@ def worst(values: ArrayLike, percent: float = 0.0) -> float:
     """Mean of the worst `percent` % of the clients; of the worst client alone by default.
 
     The mean of the ⌈percent·n / 100⌉ lowest values, at least one. The worst client is what Mohri,
-    Sivek, Suresh, "Agnostic Federated Learning" (ICML 2019) optimise; q-FFL (Li et al., ICLR 2020)
-    reports the worst 10 %, other papers of the field 5 and 20 %.
+    Sivek, Suresh, "Agnostic Federated Learning" (ICML 2019) optimise; q-FFL reports the worst 10 %,
+    other papers of the field 5 and 20 %.
 
     Parameters
     ----------
@@ -198,8 +156,8 @@ def worst(values: ArrayLike, percent: float = 0.0) -> float:
 def best(values: ArrayLike, percent: float = 0.0) -> float:
     """Mean of the best `percent` % of the clients; of the best client alone by default.
 
-    The mean of the ⌈percent·n / 100⌉ highest values, at least one. q-FFL (Li et al., ICLR 2020)
-    reports the best 10 % beside the worst, to show what fairness takes from whom.
+    The mean of the ⌈percent·n / 100⌉ highest values, at least one. q-FFL reports the best 10 %
+    beside the worst, to show what fairness takes from whom.
 
     Parameters
     ----------
@@ -213,21 +171,12 @@ def best(values: ArrayLike, percent: float = 0.0) -> float:
 
 
 def jain_index(values: ArrayLike) -> float:
-    """Compute Jain's fairness index, (Σ x_k)² / (n · Σ x_k²).
+    """Compute Jain's index (Σ x_k)² / (n · Σ x_k²), the squared cosine of `angle`; x_k ≥ 0.
 
-    From Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and Discrimination" (1984). It reads
-    as the share of clients that are served: k equal values among n − k zeros give k/n. It is the
-    squared cosine of `angle`.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite, non-negative value per client, shape (n,), n ≥ 1.
-
-    Returns
-    -------
-    float
-        In [1/n, 1]; 1 where all values are equal, all zero among them.
+    In [1/n, 1]; 1 where all values are equal, all zero among them. It reads as the share of clients
+    that are served: k equal values among n − k zeros give k/n. From Jain, Chiu, Hawe, "A
+    Quantitative Measure of Fairness and Discrimination for Resource Allocation in Shared Computer
+    Systems", DEC Research Report TR-301, 1984.
     """
     scaled = _relative_to_best(values, "jain_index")
     index = float(scaled.sum()) ** 2 / (len(scaled) * float(np.square(scaled).sum()))
@@ -235,21 +184,11 @@ def jain_index(values: ArrayLike) -> float:
 
 
 def entropy(values: ArrayLike) -> float:
-    """Compute the entropy of the clients' shares, −Σ s_k ln s_k with s_k = x_k / Σ x_k, in nats.
+    """Compute the entropy −Σ s_k ln s_k of the shares s_k = x_k / Σ x_k, in nats; x_k ≥ 0.
 
-    One of the definitions of uniformity in q-FFL (Li et al., ICLR 2020); what its tables report,
-    the divergence KL(s ‖ uniform), is ln n − entropy. The maximum grows with n, so compare rounds
-    of the same number of clients, or that divergence.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite, non-negative value per client, shape (n,), n ≥ 1.
-
-    Returns
-    -------
-    float
-        In [0, ln n]; ln n where all values are equal, all zero among them, so 0 for one client.
+    In [0, ln n]; ln n where all values are equal, all zero among them. One of the definitions of
+    uniformity in q-FFL; what its tables report, the divergence KL(s ‖ uniform), is ln n − entropy.
+    The maximum grows with n, so compare rounds of the same number of clients, or that divergence.
     """
     scaled = _relative_to_best(values, "entropy")
     shares = scaled / scaled.sum()
@@ -259,20 +198,10 @@ def entropy(values: ArrayLike) -> float:
 
 
 def angle(values: ArrayLike) -> float:
-    """Compute the angle between the clients' values and the all-equal vector, in degrees.
+    """Compute the angle to the all-equal vector, arccos(Σ x_k / (√n · ‖x‖)) in degrees; x_k ≥ 0.
 
-    arccos(Σ x_k / (√n · ‖x‖)): the cosine similarity to (1, …, 1) by which q-FFL (Li et al., ICLR
-    2020) defines uniformity, and reports as this angle.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite, non-negative value per client, shape (n,), n ≥ 1.
-
-    Returns
-    -------
-    float
-        In [0, 90); 0 where all values are equal, all zero among them.
+    In [0, 90); 0 where all values are equal, all zero among them. By its cosine, the similarity to
+    (1, …, 1), q-FFL defines uniformity, and its tables report this angle.
     """
     scaled = _relative_to_best(values, "angle")
     # By its tangent: the arccos of a cosine near 1 loses half of the digits.
@@ -281,9 +210,7 @@ def angle(values: ArrayLike) -> float:
     return math.degrees(math.atan2(across, along))
 
 
-def evaluate_metrics_aggr_fn(
-    metric: str,
-) -> Callable[[list[RecordDict], str], MetricRecord]:
+def evaluate_metrics_aggr_fn(metric: str) -> Callable[[list[RecordDict], str], MetricRecord]:
     """Make an `evaluate_metrics_aggr_fn` for any strategy of `flwr.serverapp.strategy`.
 
     A round's metrics are then what Flower reports by default, the average by `weighted_by_key` of
@@ -291,98 +218,122 @@ def evaluate_metrics_aggr_fn(
     ``fairness-std``, ``fairness-worst``, ``fairness-worst-5`` and so on: the entries of
     `FairnessReport`, over the clients that reported `metric` as a number. Clients of weight 0
     evaluated on nothing and count for nothing; there are no metrics where all of them did. A client
-    whose `metric` is not finite or is negative is left out and logged.
+    whose `metric` is not finite or is negative is left out and logged. ValueError if a weight is
+    missing or cannot weight, or if no client reported `metric` as a finite number of at least 0 in
+    the first round; later rounds get the averages alone, and a warning.
 
     Parameters
     ----------
     metric : str
         MetricRecord key to judge fairness by, such as "eval_acc".
-
-    Returns
-    -------
-    Callable[[list[RecordDict], str], MetricRecord]
-        Raises ValueError if no client reported `metric` as a finite number of at least 0 in the
-        first round (later ones get the averages alone, and a warning), or if a client's weight is
-        missing or cannot weight.
     """
-    _check_metric_key(metric, "evaluate_metrics_aggr_fn", "eval_acc")
-
-    judged_before = False
+    judge = _Judge(metric)
 
     def averages_and_fairness(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-        nonlocal judged_before
-        records = [_only_metric_record(content) for content in contents]
-        aggregated = _averages_and_fairness(records, metric, weighted_by_key, judged_before)
-        judged_before = judged_before or bool(aggregated)
-        return aggregated
+        # Strategies let no other reply through than one with a single MetricRecord.
+        records = [record for content in contents for record in content.metric_records.values()]
+        return judge(records, weighted_by_key)
 
     return averages_and_fairness
 
 
-def evaluate_metrics_aggregation_fn(
-    metric: str,
-) -> Callable[[list[tuple[int, Metrics]]], Metrics]:
+def evaluate_metrics_aggregation_fn(metric: str) -> Callable[[list[tuple[int, Metrics]]], Metrics]:
     """Make an `evaluate_metrics_aggregation_fn` for any strategy of `flwr.server.strategy`.
 
-    The same entries as from `evaluate_metrics_aggr_fn`, weighted by the number of examples that
-    each client returns. Metrics that are not numbers (strings, bytes, truth values) are left out.
+    The same entries and errors as from `evaluate_metrics_aggr_fn`, weighted by each client's number
+    of examples. Metrics that are not numbers (strings, bytes, truth values) are left out.
 
     Parameters
     ----------
     metric : str
         Key in the clients' metrics to judge fairness by, such as "accuracy".
-
-    Returns
-    -------
-    Callable[[list[tuple[int, Metrics]]], Metrics]
-        Raises ValueError where `evaluate_metrics_aggr_fn`'s does.
     """
-    _check_metric_key(metric, "evaluate_metrics_aggregation_fn", "accuracy")
-
-    judged_before = False
+    if not isinstance(metric, str):  # a strategy given the function itself calls it with replies
+        raise TypeError(
+            "evaluate_metrics_aggregation_fn takes the name of the metric to judge fairness by: "
+            "evaluate_metrics_aggregation_fn=fairness.evaluate_metrics_aggregation_fn('accuracy')"
+        )
+    judge = _Judge(metric)
 
     def averages_and_fairness(metrics: list[tuple[int, Metrics]]) -> Metrics:
-        from flwr.app import MetricRecord
-
-        nonlocal judged_before
-
-        records = [
-            MetricRecord(_numbers({**reported, EXAMPLES_KEY: num_examples}))
-            for num_examples, reported in metrics
-        ]
-        aggregated = _averages_and_fairness(records, metric, EXAMPLES_KEY, judged_before)
-        judged_before = judged_before or bool(aggregated)
+        key = "num-examples"
+        aggregated = judge([_numbers({**one, key: count}) for count, one in metrics], key)
         return {key: value for key, value in aggregated.items() if not isinstance(value, list)}
 
     return averages_and_fairness
 
 
+@dataclass
+class _Judge:
+    """Averages a round's metrics and adds the fairness of one of them."""
+
+    metric: str
+    judged_before: bool = False
+
+    def __call__(self, replies: list[MetricRecord], weighted_by_key: str) -> MetricRecord:
+        # Imported here, because the functions on arrays need no Flower.
+        from flwr.app import MetricRecord, RecordDict
+        from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+        weighty = [record for record in replies if _weight(record, weighted_by_key) > 0]
+        if not weighty:
+            return MetricRecord()
+        # Leave out impossible values, unless they are everyone's.
+        possible = [record for record in weighty if _possible(_number(record, self.metric))]
+        if possible and len(possible) < len(weighty):
+            _logger.warning(
+                f"fairness: {len(weighty) - len(possible)} of {len(weighty)} clients left out, "
+                f"whose {self.metric!r} is not a finite number of at least 0"
+            )
+        counted = possible or weighty
+        # Average what all have alike: a number, or lists of one length.
+        shapes = [{key: np.shape(value) for key, value in record.items()} for record in counted]
+        shared = [key for key in counted[0] if len({shape.get(key) for shape in shapes}) == 1]
+        alike = (MetricRecord({key: record[key] for key in shared}) for record in counted)
+        contents = [RecordDict({"metrics": record}) for record in alike]
+        aggregated = aggregate_metricrecords(contents, weighted_by_key)
+        try:
+            report = _report(counted, self.metric)
+        except ValueError as error:
+            if not self.judged_before:
+                raise
+            # Clients that report something else from one round to the next must not end the run.
+            _logger.warning(f"fairness: nothing to judge in this round: {error}")
+            return aggregated
+        self.judged_before = True
+        for name, value in report.to_dict().items():
+            aggregated[f"fairness-{name.replace('_', '-')}"] = value
+        return aggregated
+
+
+def _report(records: list[MetricRecord], metric: str) -> FairnessReport:
+    values = [value for record in records if (value := _number(record, metric)) is not None]
+    if not values:
+        numbers = {key for one in records for key in one if _number(one, key) is not None}
+        raise ValueError(
+            f"no client reported {metric!r} as a number, so there is nothing to judge fairness by: "
+            f"let every client's evaluation return it, or name one of {sorted(numbers)}"
+        )
+    try:
+        return fairness_report(values)
+    except ValueError as error:
+        raise ValueError(f"metric {metric!r} of {len(values)} clients: {error}") from error
+
+
 def _ordered(values: ArrayLike) -> NDArray[np.float64]:
     """Check one value per client and sort them, so that no sum depends on the clients' order."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"fairness needs one number per client, shape (n,): {error}") from error
-    if array.ndim != 1:
+    array = np.asarray(values)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "biuf":
         raise ValueError(
-            f"fairness needs one number per client, shape (n,), but got the shape {array.shape}: "
-            f"pass one row or column at a time"
-        )
-    if array.size == 0:
-        raise ValueError(
-            "fairness needs the value of at least one client, but got none: skip rounds in which "
-            "no client was evaluated"
-        )
-    if array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"fairness needs one number per client, but got entries of the type {array.dtype}: "
-            f"convert them with float(), and leave out clients without a value"
+            f"fairness needs one number per client, shape (n,), n ≥ 1, but got the shape "
+            f"{array.shape} of type {array.dtype}: pass one row or column at a time, convert the "
+            "values with float(), and leave out clients without a value"
         )
     numbers = array.astype(np.float64)
     if not np.isfinite(numbers).all():
         raise ValueError(
             f"fairness needs finite values, but got {_listed(numbers, ~np.isfinite(numbers))}: "
-            f"look at those clients' evaluation, or leave them out and say so"
+            "look at those clients' evaluation, or leave them out and say so"
         )
     return np.sort(numbers)
 
@@ -395,16 +346,14 @@ def _relative_to_best(values: ArrayLike, name: str) -> NDArray[np.float64]:
         raise ValueError(
             f"{name} compares the clients' shares of a whole, so it needs values of at least 0, "
             f"but got {_listed(given, given < 0)}: measure something that cannot be negative, or "
-            f"use mean, standard_deviation, worst and best alone"
+            "use mean, standard_deviation, worst and best alone"
         )
-    largest = ordered[-1]
-    return ordered / largest if largest > 0 else np.ones_like(ordered)
+    return ordered / ordered[-1] if ordered[-1] > 0 else np.ones_like(ordered)
 
 
 def _listed(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> str:
-    positions = np.flatnonzero(chosen)
-    shown = ", ".join(f"{values[position]} at position {position}" for position in positions[:5])
-    return shown if len(positions) <= 5 else f"{shown} and {len(positions) - 5} more"
+    shown = [f"{values[k]} at position {k}" for k in np.flatnonzero(chosen)]
+    return ", ".join(shown[:5] + ["..."] * (len(shown) > 5))
 
 
 def _mean(ordered: NDArray[np.float64]) -> float:
@@ -419,102 +368,16 @@ def _clients_in(percent: float, clients: int) -> int:
     return max(1, math.ceil(percent * clients / 100))
 
 
-def _check_metric_key(metric: object, function: str, example: str) -> None:
-    # A strategy given the function itself would call it with a round's replies.
-    if not isinstance(metric, str):
-        raise TypeError(
-            f"{function} takes the name of the metric to judge fairness by and returns the "
-            f"function for the strategy: {function}=fairness.{function}({example!r})"
-        )
+def _numbers(metrics: Mapping[str, Any]) -> MetricRecord:
+    from flwr.app import MetricRecord
 
-
-def _only_metric_record(content: RecordDict) -> MetricRecord:
-    records = list(content.metric_records.values())
-    if len(records) != 1:
-        raise ValueError(
-            f"an evaluation reply holds {len(records)} MetricRecords: let every client return "
-            f"exactly one, as Flower's own strategies expect"
-        )
-    return records[0]
-
-
-def _numbers(metrics: Mapping[str, object]) -> dict[str, MetricRecordValues]:
     # In a simulation, clients' NumPy scalars arrive as they are; a record takes Python's.
     plain = {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in metrics.items()
     }
-    return {
-        key: value
-        for key, value in plain.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-
-
-def _averages_and_fairness(
-    replies: Sequence[MetricRecord], metric: str, weighted_by_key: str, judged_before: bool
-) -> MetricRecord:
-    # Imported here, because the functions on arrays need no Flower.
-    from flwr.app import MetricRecord, RecordDict
-    from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
-
-    weighty = [record for record in replies if _weight(record, weighted_by_key) > 0]
-    if not weighty:
-        return MetricRecord()
-    counted = _without_impossible(weighty, metric)
-    shared = [key for key in counted[0] if len({_length(record, key) for record in counted}) == 1]
-    alike = [
-        RecordDict({"metrics": MetricRecord({key: record[key] for key in shared})})
-        for record in counted
-    ]
-    aggregated = aggregate_metricrecords(alike, weighted_by_key)
-    try:
-        report = _report_on(counted, metric)
-    except ValueError as error:
-        if not judged_before:
-            raise
-        # Clients that report something else from one round to the next must not end the run.
-        logging.getLogger("flwr").warning("fairness: nothing to judge in this round: %s", error)
-        return aggregated
-    aggregated.update(
-        {f"fairness-{name.replace('_', '-')}": value for name, value in report.to_dict().items()}
-    )
-    return aggregated
-
-
-def _report_on(records: Sequence[MetricRecord], metric: str) -> FairnessReport:
-    values = [value for record in records if (value := _number(record, metric)) is not None]
-    if not values:
-        reported = sorted(
-            {key for record in records for key in record if _number(record, key) is not None}
-        )
-        raise ValueError(
-            f"no client reported {metric!r} as a number, so there is nothing to judge fairness "
-            f"by. Numbers that clients reported: {reported}. Name one of those in place of "
-            f"{metric!r}, or let every client's evaluation return {metric!r}"
-        )
-    try:
-        return fairness_report(values)
-    except ValueError as error:
-        raise ValueError(f"metric {metric!r} of {len(values)} clients: {error}") from error
-
-
-def _without_impossible(records: Sequence[MetricRecord], metric: str) -> Sequence[MetricRecord]:
-    """Leave out clients whose metric is no finite number of at least 0, unless it is everyone's."""
-    possible = []
-    for record in records:
-        value = _number(record, metric)
-        if value is None or (math.isfinite(value) and value >= 0):
-            possible.append(record)
-    if not possible or len(possible) == len(records):
-        return records
-    logging.getLogger("flwr").warning(
-        "fairness: %s of %s clients left out, whose %r is not a finite number of at least 0",
-        len(records) - len(possible),
-        len(records),
-        metric,
-    )
-    return possible
+    # A truth value is an int to Python, and no number here.
+    return MetricRecord({key: value for key, value in plain.items() if type(value) in (int, float)})
 
 
 def _number(record: MetricRecord, key: str) -> float | None:
@@ -522,23 +385,16 @@ def _number(record: MetricRecord, key: str) -> float | None:
     return None if value is None or isinstance(value, list) else float(value)
 
 
-def _length(record: MetricRecord, key: str) -> int | None:
-    """Tell apart what cannot be averaged: lists by their length, a number (-1), nothing (None)."""
-    value = record.get(key)
-    return len(value) if isinstance(value, list) else None if value is None else -1
+def _possible(number: float | None) -> bool:
+    return number is None or 0 <= number < math.inf
 
 
 def _weight(record: MetricRecord, weighted_by_key: str) -> float:
     weight = _number(record, weighted_by_key)
-    if weight is None:
+    if weight is None or not _possible(weight):
         raise ValueError(
-            f"an evaluation reply lacks the number {weighted_by_key!r} that weights the average; "
-            f"it has {sorted(record)}. Let every client report it, or name the right one: "
-            f'weighted_by_key="..." of the strategy'
-        )
-    if not math.isfinite(weight) or weight < 0:
-        raise ValueError(
-            f"an evaluation reply has {weighted_by_key!r} = {weight}, which cannot weight an "
-            f"average: let every client report a finite number of at least 0"
+            f"an evaluation reply has {weighted_by_key!r} = {record.get(weighted_by_key)} among "
+            f"{sorted(record)}, which cannot weight an average: let every client report a finite "
+            'number of at least 0, or name the right one: weighted_by_key="..." of the strategy'
         )
     return weight

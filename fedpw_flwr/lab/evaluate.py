@@ -35,6 +35,7 @@ from fedpw_flwr.lab.config.configuration import (
 from fedpw_flwr.lab.launch.terminal import write_any_text
 from fedpw_flwr.lab.runs.records import Spread
 from fedpw_flwr.lab.runs.run_folder import ModelFile, RunFolder, RunFolderError
+from fedpw_flwr.lab.runs.strict_json import strict
 
 if TYPE_CHECKING:
     # A mistyped path should be reported at once, not after PyTorch's seconds of import.
@@ -50,18 +51,10 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class RunEvaluation:
-    """A saved model's results on the test pictures of every domain.
+    """A saved model's results on the test images of every domain.
 
-    Attributes
-    ----------
-    model_file : str
-        Which of the run's models was tested.
-    round : int | None
-        The round it was saved in; None if the file does not say.
-    domains : dict[str, Evaluation]
-        Loss, accuracy (0 to 1) and number of pictures per domain.
-    recorded : dict[str, float]
-        Accuracy per domain that the run recorded in that round; empty if it is not known.
+    ``round`` is the one it was saved in, None if the file does not say; ``recorded`` the accuracy
+    per domain that the run recorded in that round, empty if it is not known.
     """
 
     model_file: str
@@ -76,33 +69,21 @@ class RunEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the strict JSON form, with the names that ``metrics.jsonl`` uses."""
-        spread = self.spread
-        return {
+        results = self.domains.items()
+        form: dict[str, Any] = {
             "model": self.model_file,
             "round": self.round,
-            "accuracy": {name: _number(result.accuracy) for name, result in self.domains.items()},
-            "loss": {name: _number(result.loss) for name, result in self.domains.items()},
-            "num_examples": {name: result.num_examples for name, result in self.domains.items()},
-            "mean_accuracy": _number(spread.mean),
-            "std_accuracy": _number(spread.std),
-            "worst_accuracy": _number(spread.worst),
-            "recorded_accuracy": {name: _number(value) for name, value in self.recorded.items()},
+            "accuracy": {name: result.accuracy for name, result in results},
+            "loss": {name: result.loss for name, result in results},
+            "num_examples": {name: result.num_examples for name, result in results},
+            **self.spread.to_json(),
+            "recorded_accuracy": self.recorded,
         }
+        return {name: strict(value) for name, value in form.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    arguments : Sequence[str] | None (default: None)
-        Command line without the program's name; None takes the process's own.
-
-    Returns
-    -------
-    int
-        Exit status: 0, or 1 if the run could not be evaluated (argparse itself exits with 2).
-    """
+    """Run the command and return its exit status: 1 if the run could not be evaluated, else 0."""
     write_any_text()
     options = _parser().parse_intermixed_args(arguments)
     try:
@@ -134,23 +115,10 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Rebuild a run's data and network, load its model, and test it on every domain.
 
-    Parameters
-    ----------
-    folder : RunFolder
-        The run.
-    best : bool (default: False)
-        Take the model of the round with the best worst domain instead of the last one.
-    device : str (default: "auto")
-        Where to compute; "auto" takes CUDA when there is one.
-    overrides : Sequence[str] (default: ())
-        Changes to the run's configuration, as ``key=value``; for data that moved.
-
-    Raises
-    ------
-    RunFolderError
-        If the folder holds no run, or a file of it is missing, broken or does not fit.
-    ConfigurationError
-        If the configuration, an override or the device cannot be used, or the data are missing.
+    ``best`` takes the model of the round with the best worst domain, ``device="auto"`` CUDA when
+    there is one; ``overrides`` change the run's configuration as ``key=value``. RunFolderError if a
+    file of the run is missing, broken or does not fit; ConfigurationError if the configuration, an
+    override or the device cannot be used, or the data are missing.
     """
     records = folder.read_rounds()
     configuration = _configuration(folder, overrides)
@@ -185,7 +153,7 @@ def evaluate_run(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedpw-evaluate",
-        description="Test the model that a run saved on the test pictures of every domain.",
+        description="Test the model that a run saved on the test images of every domain.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of the run")
     parser.add_argument(
@@ -195,9 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         help="change the run's configuration, for example dataset.folder=... for data that moved",
     )
     parser.add_argument(
-        "--best",
-        action="store_true",
-        help="the model with the best worst domain, not the last one",
+        "--best", action="store_true", help="the model with the best worst domain, not the last one"
     )
     parser.add_argument(
         "--device",
@@ -254,36 +220,23 @@ def _table(run: Path, evaluation: RunEvaluation) -> Table:
     table = Table(title=f"{escape(run.name or str(run))}: {evaluation.model_file}{when}")
     recorded = evaluation.recorded
     table.add_column("domain")
-    table.add_column("pictures", justify="right")
-    table.add_column("loss", justify="right")
-    table.add_column("accuracy, %", justify="right")
-    if recorded:
-        table.add_column("recorded, %", justify="right")
+    for head in ("images", "loss", "accuracy, %", *(["recorded, %"] if recorded else [])):
+        table.add_column(head, justify="right")
+
+    def add_row(label: str, images: str, loss: str, now: float, then: float) -> None:
+        shares = [now, then] if recorded else [now]
+        percents = [f"{100 * share:.2f}" if math.isfinite(share) else "-" for share in shares]
+        table.add_row(label, images, loss, *percents)
+
     for name, result in evaluation.domains.items():
-        table.add_row(
-            escape(name),
-            str(result.num_examples),
-            f"{result.loss:.4f}",
-            _percent(result.accuracy),
-            *([_percent(recorded.get(name, math.nan))] if recorded else []),
-        )
+        then = recorded.get(name, math.nan)
+        add_row(escape(name), str(result.num_examples), f"{result.loss:.4f}", result.accuracy, then)
     table.add_section()
-    now, then = evaluation.spread, Spread.over_domains(recorded)
-    for label, value, before in (
-        ("mean (AVG)", now.mean, then.mean),
-        ("STD (ddof=1)", now.std, then.std),
-        ("worst", now.worst, then.worst),
-    ):
-        table.add_row(label, "", "", _percent(value), *([_percent(before)] if recorded else []))
+    now, before = evaluation.spread, Spread.over_domains(recorded)
+    add_row("mean (AVG)", "", "", now.mean, before.mean)
+    add_row("STD (ddof=1)", "", "", now.std, before.std)
+    add_row("worst", "", "", now.worst, before.worst)
     return table
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}" if math.isfinite(share) else "-"
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 if __name__ == "__main__":

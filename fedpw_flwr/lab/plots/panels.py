@@ -1,7 +1,7 @@
-"""Panels with labels of their own on the right, of which every picture of a run is made.
+"""Pages of panels with labels of their own on the right, of which every plot of a run is made.
 
 No legend to look up: a line or a layer ends in its name and its figure, moved apart just so far
-that none overlap.
+that none overlap. Matplotlib's constrained layout finds the room for them.
 """
 
 from __future__ import annotations
@@ -12,29 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-
-__all__ = [
-    "FAINT",
-    "INK",
-    "LABEL_SIZE",
-    "PALETTE",
-    "FloatArray",
-    "Line",
-    "LineStyle",
-    "add_panel",
-    "label_ends",
-    "new_figure",
-    "panel_height",
-    "set_round_axis",
-    "spread_out",
-    "write_label",
-    "write_title",
-]
 
 FloatArray = NDArray[np.float64]
 LineStyle = str | tuple[int, tuple[float, ...]]
@@ -44,9 +27,10 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#222222"
 FAINT = "#9A9A9A"
 
-PANEL_WIDTH = 6.2  # inches, of the axes
+PANEL_WIDTH = 6.2  # inches, of axes beside labels of the usual length
 LEFT_MARGIN = 0.8  # inches, for the numbers and the name of the vertical axis
 LEADER = 0.52  # inches from the axes to a label's text
+PAGE_WIDTH = LEFT_MARGIN + PANEL_WIDTH + LEADER + 1.7
 LABEL_SIZE = 9.0  # points
 LABEL_PITCH = 1.3 * LABEL_SIZE  # points from one label's middle to the next one's
 
@@ -62,56 +46,135 @@ class Line:
     width: float = 1.8
 
 
+def new_page(title: str, subtitle: str, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """Make a figure of panels that are so many inches high, one above the other.
+
+    Only the lowest panel has numbers at its horizontal axis.
+    """
+    heading = 0.46 + 0.155 * len(subtitle.splitlines())
+    height = heading + sum(heights) + 0.62 * len(heights)
+    room = (0.05 / PAGE_WIDTH, 0.0, 1 - 0.1 / PAGE_WIDTH, 1 - heading / height)
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, rect=room)
+    figure = Figure((PAGE_WIDTH, height), facecolor="white", layout=layout)
+    write_title(figure, title, subtitle)
+    panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0].tolist()
+    for axes in panels:
+        style_panel(axes)
+        axes.tick_params(labelbottom=axes is panels[-1])
+    return figure, panels
+
+
+def style_panel(axes: Axes) -> None:
+    """Give axes the grid, spines and colours that all plots have."""
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(color=FAINT, labelcolor=INK, labelsize=LABEL_SIZE)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+
+
+def write_title(figure: Figure, title: str, subtitle: str) -> None:
+    """Write a plot's title, and under it what one has to know to read the plot."""
+    width, height = figure.get_size_inches()
+    left = 0.15 / width
+    figure.text(left, 1 - 0.12 / height, title, va="top", fontsize=13, fontweight="bold", color=INK)
+    figure.text(left, 1 - 0.38 / height, subtitle, va="top", fontsize=9, color="#555555")
+
+
+def name_panel(axes: Axes, name: str) -> None:
+    """Write what a panel shows above it, at the left."""
+    axes.set_title(name, loc="left", fontsize=LABEL_SIZE + 1.5, color=INK)
+
+
+def set_round_axis(axes: Axes, rounds: FloatArray) -> None:
+    """Let the horizontal axis span the rounds, with ticks at whole ones."""
+    first, last = float(rounds[0]), float(rounds[-1])
+    axes.set_xlim(*((first, last) if last > first else (first - 0.5, last + 0.5)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+
+
+def panel_height(labels: int, *, least: float) -> float:
+    """Height in inches at which that many labels fit beside the axes."""
+    return max(least, labels * LABEL_PITCH / 72)
+
+
+def draw_lines(
+    axes: Axes,
+    rounds: FloatArray,
+    lines: Sequence[Line],
+    *,
+    unit: str,
+    digits: int,
+    limits: tuple[float, float],
+) -> None:
+    """Draw lines between vertical limits, each with its name and last value at its end."""
+    for line in lines:
+        # A point without a neighbour to draw a line to is shown by a marker alone.
+        present = np.concatenate(([False], np.isfinite(line.values), [False]))
+        lone = (present[1:-1] & ~present[:-2] & ~present[2:]).any()
+        axes.plot(
+            rounds,
+            line.values,
+            color=line.color,
+            linestyle=line.style,
+            linewidth=line.width,
+            marker="o" if lone else "",
+            markersize=2.2 * line.width,
+            markeredgewidth=0,
+            zorder=3,
+        )
+    axes.set_ylim(*limits)
+    set_round_axis(axes, rounds)
+    label_ends(axes, rounds, lines, unit, digits)
+
+
 def label_ends(
     axes: Axes, rounds: FloatArray, lines: Sequence[Line], unit: str, digits: int
 ) -> None:
     """Write the labels right of the axes, moved apart just so far that none overlap."""
-    ended = [line for line in lines if np.isfinite(line.values).any()]
-    if not ended:
+    known = [(line, np.flatnonzero(np.isfinite(line.values))) for line in lines]
+    ends = [(line, rounds[at[-1]], line.values[at[-1]]) for line, at in known if at.size]
+    if not ends:
         return
-    last = [int(np.flatnonzero(np.isfinite(line.values))[-1]) for line in ended]
-    ends = [
-        axes.transAxes.inverted().transform(
-            axes.transData.transform((rounds[index], line.values[index]))
-        )
-        for line, index in zip(ended, last, strict=True)
-    ]
-    heights = spread_out([float(end[1]) for end in ends], _label_pitch(axes))
-    for line, index, end, height in zip(ended, last, ends, heights, strict=True):
-        axes.plot(
-            [end[0], 1.0, 1.0 + 0.12 / PANEL_WIDTH, 1.0 + 0.22 / PANEL_WIDTH],
-            [end[1], end[1], height, height],
-            color=line.color,
-            linewidth=0.8,
-            transform=axes.transAxes,
-            clip_on=False,
-            zorder=2,
-        )
-        write_label(axes, line, height, f"{line.label}: {line.values[index]:.{digits}f}{unit}")
+    # Only the layout knows how far apart labels are.
+    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+    pitch = LABEL_PITCH / 72 / (axes.bbox.height / axes.figure.dpi)
+    levels = [float(axes.transLimits.transform((last, value))[1]) for _, last, value in ends]
+    heights = spread_out(levels, pitch)
+    for (line, last, value), level, height in zip(ends, levels, heights, strict=True):
+        axes.plot([last, axes.get_xlim()[1]], [value, value], color=line.color, linewidth=0.8)
+        bend = Line2D([0.0, 0.12, 0.22], [level, height, height], color=line.color, linewidth=0.8)
+        bend.set(transform=_beside(axes), clip_on=False)
+        axes.add_artist(bend)
+        text = f"{line.label}: {value:.{digits}f}{unit}"
+        write_label(axes, height, text, line.color, line.style, line.width)
 
 
-def write_label(axes: Axes, line: Line, height: float, text: str) -> None:
-    """Write one label with a piece of its line, so that the text itself can stay dark."""
+def write_label(
+    axes: Axes, height: float, text: str, color: str, style: LineStyle = "-", width: float = 7.0
+) -> None:
+    """Write one label with a piece of its line or layer, so that the text itself can stay dark."""
     axes.plot(
-        [1.0 + 0.22 / PANEL_WIDTH, 1.0 + 0.46 / PANEL_WIDTH],
+        [0.22, 0.46],
         [height, height],
-        color=line.color,
-        linestyle=line.style,
-        linewidth=line.width,
+        color=color,
+        linestyle=style,
+        linewidth=width,
         solid_capstyle="butt",
-        transform=axes.transAxes,
+        transform=_beside(axes),
         clip_on=False,
     )
-    # A domain's name may hold a dollar sign, which is no formula here.
     axes.text(
-        1.0 + LEADER / PANEL_WIDTH,
+        LEADER,
         height,
         text,
-        transform=axes.transAxes,
+        transform=_beside(axes),
         va="center_baseline",
         fontsize=LABEL_SIZE,
         color=INK,
-        parse_math=False,
+        parse_math=False,  # a domain's name may hold a dollar sign
     )
 
 
@@ -129,53 +192,7 @@ def spread_out(heights: Sequence[float], pitch: float) -> FloatArray:
     return placed
 
 
-def new_figure(height: float, labels: Sequence[str]) -> Figure:
-    """Make a figure that is as wide as its axes and its longest label need; height in inches."""
-    font = FontProperties(size=LABEL_SIZE)
-    widest = max(
-        TextPath((0, 0), f"{label}: 100.0 %", prop=font).get_extents().width / 72
-        for label in labels
-    )
-    width = LEFT_MARGIN + PANEL_WIDTH + LEADER + widest + 0.15
-    return Figure(figsize=(width, height), facecolor="white")
-
-
-def add_panel(figure: Figure, *, bottom: float, height: float) -> Axes:
-    """Add axes that leave room on the right for labels; inches."""
-    width, total = figure.get_size_inches()
-    axes = figure.add_axes(
-        (LEFT_MARGIN / width, bottom / total, PANEL_WIDTH / width, height / total)
-    )
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelcolor=INK, labelsize=LABEL_SIZE)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    return axes
-
-
-def set_round_axis(axes: Axes, rounds: FloatArray) -> None:
-    """Let the horizontal axis span the rounds, with ticks at whole ones."""
-    first, last = float(rounds[0]), float(rounds[-1])
-    axes.set_xlim(*((first, last) if last > first else (first - 0.5, last + 0.5)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-
-
-def write_title(figure: Figure, title: str, subtitle: str) -> None:
-    """Write the picture's title, and under it what one has to know to read it."""
-    width, height = figure.get_size_inches()
-    left = 0.15 / width
-    figure.text(left, 1 - 0.12 / height, title, va="top", fontsize=13, fontweight="bold", color=INK)
-    figure.text(left, 1 - 0.38 / height, subtitle, va="top", fontsize=9, color="#555555")
-
-
-def panel_height(labels: int, *, least: float) -> float:
-    """Height in inches at which that many labels fit beside the axes."""
-    return max(least, labels * LABEL_PITCH / 72)
-
-
-def _label_pitch(axes: Axes) -> float:
-    """Distance between labels in heights of the axes."""
-    return LABEL_PITCH / 72 / (axes.bbox.height / axes.figure.dpi)
+def _beside(axes: Axes) -> Transform:
+    """Inches right of the axes, and heights in shares of the axes' own."""
+    corner = ScaledTranslation(1.0, 0.0, axes.transAxes)  # type: ignore[arg-type]
+    return blended_transform_factory(axes.figure.dpi_scale_trans + corner, axes.transAxes)

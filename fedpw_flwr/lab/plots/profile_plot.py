@@ -1,4 +1,4 @@
-"""The picture of a profiled run: where the time of every round went.
+"""The plot of a profiled run: where the time of every round went.
 
 Above, what the server saw, one phase after the other; below, what the workers did in the same
 time, as shares, because there may be more or fewer of them. What is the same thing on both sides
@@ -15,23 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedpw_flwr.lab.plots.panels import (
-    INK,
-    LABEL_SIZE,
-    FloatArray,
-    Line,
-    add_panel,
-    new_figure,
+    name_panel,
+    new_page,
     panel_height,
     set_round_axis,
     write_label,
-    write_title,
 )
-from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile
+from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile, share_in_words
 from fedpw_flwr.wire.timings import CLIENT_PHASES, IDLE, SERVER_PHASES
 
 __all__ = ["profile_figure"]
 
-_SERVER_LOOKS = {
+_Looks = Mapping[str, tuple[str, str]]
+"""What a phase is called, and its colour."""
+
+_SERVER_LOOKS: _Looks = {
     "configure": ("prepare messages", "#F0E442"),
     "send": ("send", "#56B4E9"),
     "clients": ("clients at work", "#0072B2"),
@@ -41,7 +39,7 @@ _SERVER_LOOKS = {
     "evaluate": ("evaluate", "#009E73"),
     "other": ("rest", "#4D4D4D"),
 }
-_CLIENT_LOOKS = {
+_CLIENT_LOOKS: _Looks = {
     "set_up": ("set up", "#F0E442"),
     "download": ("download", "#56B4E9"),
     "train": ("train", "#0072B2"),
@@ -51,63 +49,68 @@ _CLIENT_LOOKS = {
     IDLE: ("idle", "#DEDEDE"),
 }
 _CUT = 1.5  # times the longest other round: a first round above that is cut off
-_SWATCH = 7.0  # points
 
 
 def profile_figure(profiles: Mapping[int, RoundProfile]) -> Figure:
-    """Draw where the time of at least one round went.
+    """Draw where the time of at least one round went, by the number of the round.
 
-    Parameters
-    ----------
-    profiles : Mapping[int, RoundProfile]
-        Profiles by the number of the round. Figures at the right are their mean, without the first
-        round where there are others.
+    Figures at the right are their mean, without the first round where there are others.
     """
     mean = MeanProfile.of_rounds(profiles)
-    rounds = np.array(sorted(profiles), dtype=np.float64)
-    ordered = [profiles[number] for number in sorted(profiles)]
-    server = [phase for phase in SERVER_PHASES if mean.server[phase] > 0]
-    workers = [phase for phase in (*CLIENT_PHASES, IDLE) if mean.workers[phase] > 0]
-    looks = [*_SERVER_LOOKS.values(), *_CLIENT_LOOKS.values()]
-    panel = panel_height(len(_SERVER_LOOKS), least=2.3)
-    height = 2 * panel + 2.1 if workers else panel + 1.5
-    figure = new_figure(height, [f"{label}: 10.00 s" for label, _ in looks])
-
-    upper = add_panel(figure, bottom=height - panel - 0.95, height=panel)
-    seconds = [{phase: profile.server[phase] for phase in server} for profile in ordered]
-    _draw_layers(upper, rounds, seconds, [_SERVER_LOOKS[phase][1] for phase in server])
-    cut = _limit(upper, rounds[0], [profile.seconds for profile in ordered])
-    upper.set_ylabel("seconds")
-    _caption(upper, "On the server, one after the other")
-    _label_layers(upper, mean.server, {phase: _SERVER_LOOKS[phase] for phase in server})
-
-    if workers:
-        lower = add_panel(figure, bottom=0.55, height=panel)
-        shares = [_shares_of(profile.workers, workers) for profile in ordered]
-        _draw_layers(lower, rounds, shares, [_CLIENT_LOOKS[phase][1] for phase in workers])
-        lower.set_ylim(0, 100)
-        lower.set_ylabel("workers' time (%)")
-        together = _short(math.fsum(mean.workers.values()))
-        _caption(lower, f"In {_workers(mean)}, at the same time ({together} together)")
-        _label_layers(lower, mean.workers, {phase: _CLIENT_LOOKS[phase] for phase in workers})
-        upper.tick_params(labelbottom=False)
-    figure.axes[-1].set_xlabel("round")
-
+    ordered = {number: profiles[number] for number in sorted(profiles)}
+    seconds = [profile.seconds for profile in ordered.values()]
+    usual = max(seconds[1:], default=seconds[0])
+    cut = seconds[0] > _CUT * usual > 0
     said = f"Figures: {mean.which}, {_short(mean.seconds)} a round."
     if cut:
-        said += f" Round {sorted(profiles)[0]}, in which workers start, took {_short(cut)} (cut)."
-    write_title(figure, "Where the time of a round goes", said)
+        said += f" Round {min(ordered)}, in which workers start, took {_short(seconds[0])} (cut)."
+    worked = any(mean.workers.values())
+    height = panel_height(len(_SERVER_LOOKS), least=2.3)
+    figure, panels = new_page(
+        "Where the time of a round goes", said, [height] * (2 if worked else 1)
+    )
+
+    server = {number: profile.server for number, profile in ordered.items()}
+    _draw_layers(panels[0], server, mean.server, SERVER_PHASES, _SERVER_LOOKS)
+    panels[0].set_ylabel("seconds")
+    name_panel(panels[0], "On the server, one after the other")
+    if usual > 0:
+        top = 1.08 * (usual if cut else max(seconds))
+        panels[0].set_ylim(0, top)
+        if cut:
+            edges = [min(ordered) - 0.5, min(ordered) + 0.5]
+            panels[0].plot(edges, [0.93 * top, 0.96 * top], color="white", linewidth=4)
+
+    if worked:
+        phases = (*CLIENT_PHASES, IDLE)
+        shares = {number: _percentages(profile.workers) for number, profile in ordered.items()}
+        _draw_layers(panels[1], shares, mean.workers, phases, _CLIENT_LOOKS)
+        panels[1].set_ylim(0, 100)
+        panels[1].set_ylabel("workers' time (%)")
+        who = "the worker" if mean.num_workers == 1 else f"the {mean.num_workers:.3g} workers"
+        together = _short(math.fsum(mean.workers.values()))
+        name_panel(panels[1], f"In {who}, at the same time ({together} together)")
+    panels[-1].set_xlabel("round")
     return figure
 
 
 def _draw_layers(
-    axes: Axes, rounds: FloatArray, heights: Sequence[Mapping[str, float]], colors: Sequence[str]
+    axes: Axes,
+    heights: Mapping[int, Mapping[str, float]],
+    mean: Mapping[str, float],
+    phases: Sequence[str],
+    looks: _Looks,
 ) -> None:
-    """Draw a stacked bar a round, its first phase at the bottom."""
-    bottom = np.zeros(len(rounds))
+    """Draw a stacked bar a round, and name its layers beside the axes with mean and share."""
+    rounds = np.array(list(heights), dtype=np.float64)
     crowded = len(rounds) > 40
-    for phase, color in zip(heights[0], colors, strict=True):
-        layer = np.array([bar[phase] for bar in heights])
+    bottom = np.zeros(len(rounds))
+    shown = [phase for phase in phases if mean[phase] > 0]
+    pitch = 1 / len(_SERVER_LOOKS)
+    lowest = (1 - len(shown) * pitch) / 2
+    for index, phase in enumerate(shown):
+        label, color = looks[phase]
+        layer = np.array([bar[phase] for bar in heights.values()])
         axes.bar(
             rounds,
             layer,
@@ -119,59 +122,19 @@ def _draw_layers(
             antialiased=not crowded,
         )
         bottom = bottom + layer
+        share = share_in_words(mean[phase] / math.fsum(mean.values()))
+        text = f"{label}: {_short(mean[phase])}, {share}"
+        write_label(axes, lowest + (index + 0.5) * pitch, text, color)
     set_round_axis(axes, rounds)
     axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
 
 
-def _limit(axes: Axes, first_round: float, seconds: Sequence[float]) -> float | None:
-    """Set the vertical limit; a much longer first round is cut off, and its seconds returned."""
-    first, others = seconds[0], seconds[1:]
-    usual = max(others, default=first)
-    if usual <= 0:
-        return None
-    cut = first > _CUT * usual
-    top = 1.08 * (usual if cut else max(first, usual))
-    axes.set_ylim(0, top)
-    if not cut:
-        return None
-    left, right = first_round - 0.5, first_round + 0.5
-    axes.plot([left, right], [0.93 * top, 0.96 * top], color="white", linewidth=4)
-    return first
-
-
-def _label_layers(
-    axes: Axes, seconds: Mapping[str, float], looks: Mapping[str, tuple[str, str]]
-) -> None:
-    """Name the layers beside the axes, in the order in which they lie, with mean and share."""
-    total = math.fsum(seconds.values())
-    pitch = 1 / len(_SERVER_LOOKS)
-    lowest = (1 - len(looks) * pitch) / 2
-    for place, (phase, (label, color)) in enumerate(looks.items()):
-        text = f"{label}: {_short(seconds[phase])}, {_percent(seconds[phase] / total)}"
-        swatch = Line(np.empty(0), label, color, width=_SWATCH)
-        write_label(axes, swatch, lowest + (place + 0.5) * pitch, text)
-
-
-def _caption(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=LABEL_SIZE + 1.5, color=INK)
-
-
-def _shares_of(seconds: Mapping[str, float], phases: Sequence[str]) -> dict[str, float]:
-    total = math.fsum(seconds.values())
-    return {phase: 100 * seconds[phase] / total if total else 0.0 for phase in phases}
-
-
-def _workers(mean: MeanProfile) -> str:
-    return "the worker" if mean.num_workers == 1 else f"the {mean.num_workers:.3g} workers"
+def _percentages(seconds: Mapping[str, float]) -> dict[str, float]:
+    total = math.fsum(seconds.values()) or math.inf
+    return {phase: 100 * spent / total for phase, spent in seconds.items()}
 
 
 def _short(seconds: float) -> str:
-    if seconds >= 100:
-        return f"{seconds:.0f} s"
-    if seconds >= 10:
-        return f"{seconds:.1f} s"
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.0f} ms"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.005 else "<1 %"
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
+    return f"{seconds:.{2 if seconds < 10 else 1 if seconds < 100 else 0}f} s"

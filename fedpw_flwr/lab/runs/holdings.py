@@ -1,11 +1,13 @@
-"""Who holds what: how many pictures of each class every client of a run trains and tests on."""
+"""Who holds what: how many images of each class every client of a run trains and tests on."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
+
+from fedpw_flwr.lab.runs.strict_json import StrictJson
 
 if TYPE_CHECKING:
     from fedpw_flwr.lab.data.images import ImageSet
@@ -15,16 +17,8 @@ __all__ = ["ClientHolding", "Holdings"]
 
 
 @dataclass(frozen=True)
-class ClientHolding:
-    """The pictures of one client.
-
-    Attributes
-    ----------
-    domain : str
-        Name of the domain they come from.
-    train, test : list[int], list[int]
-        Pictures of each class that it trains on, and that it keeps for testing; shape (classes,).
-    """
+class ClientHolding(StrictJson):
+    """The domain of one client's images, and how many of each class it trains and tests on."""
 
     domain: str
     train: list[int]
@@ -32,15 +26,10 @@ class ClientHolding:
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """The pictures of all clients.
+class Holdings(StrictJson):
+    """The images of all clients, in the order of the client ids.
 
-    Attributes
-    ----------
-    clients : list[ClientHolding]
-        Client k is at place k.
-    data_digest : str | None (default: None)
-        SHA-256 of the pictures that were divided; None in runs of older versions.
+    ``data_digest`` is the SHA-256 of the images that were divided; None in runs of older versions.
     """
 
     clients: list[ClientHolding]
@@ -50,25 +39,13 @@ class Holdings:
     def of_shares(
         cls, shares: Sequence[ClientShare], num_classes: int, data_digest: str | None = None
     ) -> Self:
-        """Count the clients' pictures.
-
-        Parameters
-        ----------
-        shares : Sequence[ClientShare]
-            Clients 0 to K-1.
-        num_classes : int
-            Labels lie in ``range(num_classes)``.
-        data_digest : str | None (default: None)
-            SHA-256 of the pictures that were divided.
-        """
+        """Count the images of clients 0 to K-1, whose labels lie in ``range(num_classes)``."""
         return cls(
             [
                 ClientHolding(
                     share.domain,
-                    train=_counted(share.train, num_classes),
-                    test=[0] * num_classes
-                    if share.test is None
-                    else _counted(share.test, num_classes),
+                    _counts(share.train, num_classes),
+                    _counts(share.test, num_classes),
                 )
                 for share in shares
             ],
@@ -76,46 +53,25 @@ class Holdings:
         )
 
     def scarce(self) -> dict[str, int]:
-        """Return the domains where half of the clients train on fewer pictures than classes.
+        """Return the domains where half of the clients train on fewer images than classes.
 
-        Returns
-        -------
-        dict[str, int]
-            The upper median of a client's pictures, by domain.
+        The figure by domain is the upper median of a client's images.
         """
-        pictures: dict[str, list[int]] = {}
+        images: dict[str, list[int]] = {}
         for held in self.clients:
-            pictures.setdefault(held.domain, []).append(sum(held.train))
+            images.setdefault(held.domain, []).append(sum(held.train))
         classes = max((len(held.train) for held in self.clients), default=0)
-        typical = {domain: statistics.median_high(each) for domain, each in pictures.items()}
+        typical = {domain: statistics.median_high(each) for domain, each in images.items()}
         return {domain: median for domain, median in typical.items() if median < classes}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the strict JSON form."""
-        return {
-            "clients": [
-                {"id": client, "domain": held.domain, "train": held.train, "test": held.test}
-                for client, held in enumerate(self.clients)
-            ],
-            **({} if self.data_digest is None else {"data_digest": self.data_digest}),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Rebuild from the JSON form."""
-        return cls(
-            [
-                ClientHolding(
-                    str(held["domain"]),
-                    [int(count) for count in held["train"]],
-                    [int(count) for count in held["test"]],
-                )
-                for held in content["clients"]
-            ],
-            content.get("data_digest"),
-        )
+        """Return the strict JSON form, in which each client says its id."""
+        clients = [{"id": k, **held.to_json()} for k, held in enumerate(self.clients)]
+        return super().to_json() | {"clients": clients}
 
 
-def _counted(pictures: ImageSet, num_classes: int) -> list[int]:
-    counts: list[int] = pictures.labels.bincount(minlength=num_classes).tolist()
+def _counts(images: ImageSet | None, num_classes: int) -> list[int]:
+    if images is None:
+        return [0] * num_classes
+    counts: list[int] = images.labels.bincount(minlength=num_classes).tolist()
     return counts

@@ -36,16 +36,10 @@ PACKED_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, FAILURE_FILE, SUMMARY
 
 @dataclass(frozen=True, eq=False)
 class PackedRun(RunFolder):
-    """A run whose files are at hand, not on disk; it can be read, and not written to.
+    """A run whose files are in memory, not on disk; it can be read, and not written to.
 
-    Parameters
-    ----------
-    path : Path
-        Where its folder would be.
-    files : Mapping[str, bytes]
-        What its files hold, by name.
-    modified : float (default: 0.0)
-        When its summary was written, in seconds since 1970.
+    Its path is where its folder would be, and ``modified`` when its summary was written, in
+    seconds since 1970.
     """
 
     files: Mapping[str, bytes]
@@ -73,61 +67,46 @@ class PackedRun(RunFolder):
 def packed_runs(path: Path) -> list[PackedRun]:
     """Read a tar file of runs' folders, compressed in any way that Python knows.
 
-    Files that are not a run's figures are skipped, and so are folders named ``checkpoints`` and
-    hidden ones.
-
-    Parameters
-    ----------
-    path : Path
-        The file. A run's path begins where it lies, as if it had been unpacked there.
-
-    Raises
-    ------
-    RunFolderError
-        If it is missing, damaged, or no tar file.
+    Runs have the paths that they would have if the file had been unpacked beside itself. Files
+    that are not a run's figures are skipped, and so are folders named ``checkpoints`` and hidden
+    ones. RunFolderError if the file is missing, damaged, or no tar file.
     """
     files: dict[PurePosixPath, dict[str, bytes]] = {}
     modified: dict[PurePosixPath, float] = {}
     try:
         with tarfile.open(path) as stream:
             for member in stream:
-                place = PurePosixPath(member.name)
-                above = place.parent.parts
-                hidden = any(part.startswith(".") or part == CHECKPOINTS_FOLDER for part in above)
-                content = stream.extractfile(member) if place.name in PACKED_FILES else None
+                file = PurePosixPath(member.name)
+                folder = file.parent
+                hidden = any(
+                    part.startswith(".") or part == CHECKPOINTS_FOLDER for part in folder.parts
+                )
+                content = stream.extractfile(member) if file.name in PACKED_FILES else None
                 if content is None or hidden:
                     continue
-                files.setdefault(place.parent, {})[place.name] = content.read()
-                if place.name == SUMMARY_FILE:
-                    modified[place.parent] = float(member.mtime)
+                files.setdefault(folder, {})[file.name] = content.read()
+                if file.name == SUMMARY_FILE:
+                    modified[folder] = float(member.mtime)
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise RunFolderError(
             f"{path} cannot be read as a tar file of runs ({error}): give a folder of runs, or a "
             "file that tar can list"
         ) from error
     return [
-        PackedRun(path.parent / place, content, modified.get(place, 0.0))
-        for place, content in files.items()
+        PackedRun(path.parent / folder, content, modified.get(folder, 0.0))
+        for folder, content in files.items()
     ]
 
 
 def pack_runs(path: Path, runs: Iterable[RunFolder]) -> None:
     """Write a tar file of runs, compressed by xz; the same runs give the same bytes.
 
-    Parameters
-    ----------
-    path : Path
-        The file, such as ``runs.tar.xz``; what is there stays until the new one is complete. Its
-        folders are named after it: ``runs/NAME``.
-    runs : Iterable[RunFolder]
-        What is packed; of two with one name, the later.
+    A file that is at ``path`` stays until the new one is complete. The folders in it are named
+    after it: ``runs/NAME`` in ``runs.tar.xz``. Of two runs with one name, the later is packed.
     """
     by_name = {run.path.name: run for run in runs}
     above = path.name.split(".")[0]
-    with (
-        atomic_file(path) as partial,
-        tarfile.open(partial, "w:xz", preset=9) as stream,
-    ):
+    with atomic_file(path) as partial, tarfile.open(partial, "w:xz", preset=9) as stream:
         for name, run in sorted(by_name.items()):
             for file in filter(run.has, PACKED_FILES):
                 content = run.content(file)

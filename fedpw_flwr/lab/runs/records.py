@@ -1,7 +1,6 @@
-"""The figures of a run: a round's record, a run's summary, and their strict JSON.
+"""The figures of a run: what a round did, and what a table of runs needs of it.
 
-Nothing here touches a disk; `run_folder` says where these lie. A figure that is not finite is
-stored as ``null`` and read back as NaN.
+Nothing here touches a disk; `run_folder` says where these lie.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 from fedpw_flwr.fairness import fairness_report
 from fedpw_flwr.lab.runs.round_profile import RoundProfile
+from fedpw_flwr.lab.runs.strict_json import StrictJson
 
 __all__ = [
     "ClientFigures",
@@ -26,23 +26,18 @@ __all__ = [
     "installed_versions",
 ]
 
+_VERSIONED = (
+    *("fedpw_flwr", "flwr", "flwr-datasets", "torch", "torchvision"),
+    *("numpy", "scipy", "ray"),
+)
+
 
 @dataclass(frozen=True)
-class Spread:
-    """How accuracy is spread over domains, on the 0 to 1 scale.
+class Spread(StrictJson):
+    """How accuracy is spread over domains, on the 0 to 1 scale."""
 
-    Attributes
-    ----------
-    mean : float
-        Mean over domains (the paper's AVG).
-    std : float
-        Standard deviation over domains with ddof = 1 (the paper's STD); NaN for one domain.
-    worst : float
-        Lowest accuracy of any domain.
-    """
-
-    mean: float
-    std: float
+    mean: float  # the paper's AVG
+    std: float  # with ddof = 1, the paper's STD; NaN for one domain
     worst: float
 
     @classmethod
@@ -53,7 +48,7 @@ class Spread:
         better worst domain than there was.
         """
         values = list(accuracy.values())
-        if not values or not all(math.isfinite(value) for value in values):
+        if not values or not all(map(math.isfinite, values)):
             return cls(math.nan, math.nan, math.nan)
         mean = math.fsum(values) / len(values)
         squares = math.fsum((value - mean) ** 2 for value in values)
@@ -63,48 +58,37 @@ class Spread:
     @classmethod
     def average(cls, spreads: Sequence[Spread]) -> Self:
         """Average several rounds figure by figure, as tables of the last rounds do."""
-        count = len(spreads)
-        return cls(
-            mean=math.fsum(spread.mean for spread in spreads) / count,
-            std=math.fsum(spread.std for spread in spreads) / count,
-            worst=math.fsum(spread.worst for spread in spreads) / count,
-        )
+        figures = [(spread.mean, spread.std, spread.worst) for spread in spreads]
+        return cls(*(math.fsum(column) / len(spreads) for column in zip(*figures, strict=True)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the strict JSON form."""
+        return {f"{name}_accuracy": figure for name, figure in super().to_json().items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Rebuild from the JSON form."""
+        names = ("mean", "std", "worst")
+        return super().from_json({name: content[f"{name}_accuracy"] for name in names})
 
 
 @dataclass(frozen=True)
-class ClientFigures:
+class ClientFigures(StrictJson):
     """What one round knows of each client that took part, as parallel lists.
 
-    Attributes
-    ----------
-    id, domain : list[int], list[str]
-        Who the client is and which domain its data come from.
-    weight : list[float]
-        Aggregation weights, as the strategy reports them. They sum to 1, except where they also say
-        how far the server steps (FedMGDA+, q-FedAvg); `weight_shares` always do.
-    p, q : list[float] | None (default: None)
-        Direction and loss terms; None where the strategy has none (FedAvg).
-    drop_rate : list[float] | None (default: None)
-        Share of entries masked, 0 to 1.
-    loss : list[float] | None (default: None)
-        Mean training loss reported by the client.
-
-    Raises
-    ------
-    ValueError
-        If the lists have different lengths.
+    A list that the strategy has no figures for is None, such as FedAvg's p and q.
     """
 
     id: list[int]
     domain: list[str]
-    weight: list[float]
-    p: list[float] | None = None
-    q: list[float] | None = None
-    drop_rate: list[float] | None = None
-    loss: list[float] | None = None
+    weight: list[float]  # as the strategy reports it: FedMGDA+ and q-FedAvg also step by it
+    p: list[float] | None = None  # direction terms
+    q: list[float] | None = None  # loss terms
+    drop_rate: list[float] | None = None  # share of entries masked, 0 to 1
+    loss: list[float] | None = None  # mean training loss that the client reports
 
     def __post_init__(self) -> None:
-        """Check that the lists are parallel."""
+        """Check that the lists are parallel; ValueError if not."""
         lengths = {name: len(values) for name, values in vars(self).items() if values is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the clients' lists must have one entry a client, got {lengths}")
@@ -117,85 +101,27 @@ class ClientFigures:
             return [math.nan] * len(self.weight)
         return [weight / total for weight in self.weight]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the strict JSON form; lists that are None are left out."""
-        lists: dict[str, Any] = {
-            "id": [int(client) for client in self.id],
-            "domain": [str(domain) for domain in self.domain],
-        }
-        for name in ("weight", "p", "q", "drop_rate", "loss"):
-            values = getattr(self, name)
-            if values is not None:
-                lists[name] = [_number(value) for value in values]
-        return lists
-
-    @classmethod
-    def from_json(cls, lists: Mapping[str, Any]) -> Self:
-        """Rebuild from the JSON form."""
-        optional = {
-            name: [_float(value) for value in lists[name]]
-            for name in ("p", "q", "drop_rate", "loss")
-            if name in lists
-        }
-        return cls(
-            id=[int(client) for client in lists["id"]],
-            domain=[str(domain) for domain in lists["domain"]],
-            weight=[_float(value) for value in lists["weight"]],
-            **optional,
-        )
-
 
 @dataclass(frozen=True)
-class RoundRecord:
-    """One line of ``metrics.jsonl``: what a round did to the global model.
+class RoundRecord(StrictJson):
+    """One line of ``metrics.jsonl``: what a round did to the global model."""
 
-    Mean, STD and worst accuracy are computed from ``accuracy``, so they cannot disagree with it.
-
-    Attributes
-    ----------
-    round : int
-        Round number; 0 is the initial model.
-    seconds : float
-        Wall-clock seconds the round took.
-    accuracy, loss : dict[str, float]
-        Test accuracy (0 to 1) and test loss per domain.
-    train_loss : float | None (default: None)
-        Mean training loss over the round's clients.
-    clients : ClientFigures | None (default: None)
-        What each participant contributed.
-    loss_term_share : float | None (default: None)
-        Share of the loss term in the weights, 0 (direction alone) to 1 (loss alone).
-    amplification : float | None (default: None)
-        Mean factor by which the consensus entries were amplified.
-    quarantined : int | None (default: None)
-        Replies that were dropped because they could not be used.
-    failed : int | None (default: None)
-        Clients that raised or were lost.
-    empty : int | None (default: None)
-        Clients that were left out because they hold no data.
-    bounded : int | None (default: None)
-        Clients whose loss or weight was out of FedPW's bounds.
-    client_accuracy : list[float] | None (default: None)
-        Accuracy (0 to 1) of the global model on each client's own test pictures, client k's at
-        place k, whether it took part or not; None where clients keep no test pictures.
-    profile : RoundProfile | None (default: None)
-        Where the round's time went, in runs that are profiled.
-    """
-
-    round: int
-    seconds: float
-    accuracy: dict[str, float]
-    loss: dict[str, float]
-    train_loss: float | None = None
+    round: int  # 0 is the initial model
+    seconds: float  # wall-clock
+    accuracy: dict[str, float]  # on the test images, 0 to 1, by domain
+    loss: dict[str, float]  # on the test images, by domain
+    train_loss: float | None = None  # mean over the round's clients
     clients: ClientFigures | None = None
-    loss_term_share: float | None = None
-    amplification: float | None = None
-    quarantined: int | None = None
-    failed: int | None = None
-    empty: int | None = None
-    bounded: int | None = None
+    loss_term_share: float | None = None  # in the weights: 0 is direction alone, 1 loss alone
+    amplification: float | None = None  # mean factor of the consensus entries
+    quarantined: int | None = None  # replies that could not be used
+    failed: int | None = None  # clients that raised or were lost
+    empty: int | None = None  # clients that were left out because they hold no data
+    bounded: int | None = None  # clients whose loss or weight was out of FedPW's bounds
     client_accuracy: list[float] | None = None
-    profile: RoundProfile | None = None
+    """Of the global model on every client's own test images, 0 to 1, in the order of the client
+    ids, whether a client took part or not; None where clients keep no test images."""
+    profile: RoundProfile | None = None  # in runs that are profiled
 
     @property
     def spread(self) -> Spread:
@@ -203,117 +129,37 @@ class RoundRecord:
         return Spread.over_domains(self.accuracy)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the strict JSON form; fields that are None are left out."""
-        spread = self.spread
-        line: dict[str, Any] = {
-            "round": int(self.round),
-            "seconds": _number(self.seconds),
-            "accuracy": {domain: _number(value) for domain, value in self.accuracy.items()},
-            "loss": {domain: _number(value) for domain, value in self.loss.items()},
-            "mean_accuracy": _number(spread.mean),
-            "std_accuracy": _number(spread.std),
-            "worst_accuracy": _number(spread.worst),
-        }
-        if self.train_loss is not None:
-            line["train_loss"] = _number(self.train_loss)
-        if self.clients is not None:
-            line["clients"] = self.clients.to_json()
-        if self.loss_term_share is not None:
-            line["loss_term_share"] = _number(self.loss_term_share)
-        if self.amplification is not None:
-            line["amplification"] = _number(self.amplification)
-        for key in ("quarantined", "failed", "empty", "bounded"):
-            count = getattr(self, key)
-            if count is not None:
-                line[key] = int(count)
-        if self.client_accuracy is not None:
-            line["client_accuracy"] = [_number(value) for value in self.client_accuracy]
-        if self.profile is not None:
-            line["profile"] = self.profile.to_json()
-        return line
-
-    @classmethod
-    def from_json(cls, line: Mapping[str, Any]) -> Self:
-        """Rebuild from the JSON form."""
-        return cls(
-            round=int(line["round"]),
-            seconds=_float(line["seconds"]),
-            accuracy={domain: _float(value) for domain, value in line["accuracy"].items()},
-            loss={domain: _float(value) for domain, value in line["loss"].items()},
-            train_loss=_float(line["train_loss"]) if "train_loss" in line else None,
-            clients=ClientFigures.from_json(line["clients"]) if "clients" in line else None,
-            loss_term_share=_float(line["loss_term_share"]) if "loss_term_share" in line else None,
-            amplification=_float(line["amplification"]) if "amplification" in line else None,
-            **{
-                key: int(line[key])
-                for key in ("quarantined", "failed", "empty", "bounded")
-                if key in line
-            },
-            client_accuracy=[_float(value) for value in line["client_accuracy"]]
-            if "client_accuracy" in line
-            else None,
-            profile=RoundProfile.from_json(line["profile"]) if "profile" in line else None,
-        )
+        """Return the strict JSON form; the spread stands in it for whoever reads the file."""
+        line = super().to_json()
+        first = {key: line.pop(key) for key in ("round", "seconds", "accuracy", "loss")}
+        return first | self.spread.to_json() | line
 
 
 @dataclass(frozen=True)
-class RunSummary:
-    """The figures of a finished run that a table of runs needs.
+class RunSummary(StrictJson):
+    """The figures of a finished run that a table of runs needs."""
 
-    Attributes
-    ----------
-    strategy : str
-        Name of the strategy, as the user types it.
-    seed, rounds : int
-        The run's seed and the number of the last round.
-    config_fingerprint : str
-        SHA-256 of ``config.yaml``: runs with the same one were asked to do the same.
-    accuracy : dict[str, float]
-        Final accuracy per domain, 0 to 1.
-    final, last_3, last_5 : Spread
-        Mean, STD and worst of the last round, and their means over the last 3 and 5 rounds
-        (over all trained rounds where there are fewer).
-    best_round : int | None
-        First round with the highest worst-domain accuracy; None if no round has one.
-    best : Spread
-        Mean, STD and worst of that round.
-    seconds : float
-        Wall-clock seconds of all rounds together.
-    quarantined, failed : int
-        Replies dropped and clients that failed, in all rounds together.
-    clients : dict[str, float | None] | None
-        Fairness of the last round over the clients' own test pictures, figures 0 to 1 and the
-        angle in degrees (`fedpw_flwr.fairness.FairnessReport`); None where they keep none.
-    versions : dict[str, str | None]
-        Versions of Python and of the packages that decide the figures; None if not installed.
-    data_digest : str | None (default: None)
-        SHA-256 of the pictures that were divided among the clients: runs of one configuration but
-        different ones stood on different files. None where an older version did not record it.
-    package : str | None (default: None)
-        Version of this package and the beginning of a digest of its code, such as
-        ``"0.1.0+1a2b3c4d5e6f"``; None likewise.
-    empty : int (default: 0)
-        Clients left out for want of data, in all rounds together.
-    """
-
-    strategy: str
+    strategy: str  # its name as the user types it
     seed: int
-    rounds: int
-    config_fingerprint: str
-    accuracy: dict[str, float]
+    rounds: int  # number of the last one
+    config_fingerprint: str  # SHA-256 of config.yaml: what the run was asked to do
+    accuracy: dict[str, float]  # final, by domain
     final: Spread
-    last_3: Spread
+    last_3: Spread  # mean over the last 3 trained rounds, or all where there are fewer
     last_5: Spread
-    best_round: int | None
-    best: Spread
-    seconds: float
+    best_round: int | None  # first round with the highest worst domain; None if there is none
+    best: Spread  # of that round
+    seconds: float  # of all rounds together, as the next three
     quarantined: int
-    failed: int
-    clients: dict[str, float | None] | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
-    data_digest: str | None = None
-    package: str | None = None
+    failed: int = 0
     empty: int = 0
+    clients: dict[str, float] | None = None
+    """The last round's `FairnessReport` over the clients' own test images; None without those."""
+    versions: dict[str, str | None] = field(default_factory=dict)  # as from `installed_versions`
+    data_digest: str | None = None
+    """SHA-256 of the images that were divided among the clients: runs of one configuration but
+    different ones stood on different files. None where an older version did not record it."""
+    package: str | None = None  # as from `package_state`; None likewise
 
     @classmethod
     def of_run(
@@ -326,98 +172,62 @@ class RunSummary:
         data_digest: str | None = None,
         package: str | None = None,
     ) -> Self:
-        """Summarise the rounds of a run.
+        """Summarise all rounds of a run in order, the initial model included; ValueError if none.
 
-        Parameters
-        ----------
-        records : Sequence[RoundRecord]
-            All rounds in order, the initial model included.
-        config_text : str
-            The resolved configuration, exactly as written to ``config.yaml``.
-        strategy : str
-            Name of the strategy.
-        seed : int
-            The run's seed.
-        data_digest, package : str | None, str | None (default: None)
-            As in the attributes.
-
-        Raises
-        ------
-        ValueError
-            If there are no rounds.
+        ``config_text`` is the resolved configuration, exactly as written to ``config.yaml``.
         """
         if not records:
             raise ValueError("a run without any round cannot be summarised")
-        trained = [record for record in records if record.round > 0] or list(records)
-        spreads = [record.spread for record in trained]
+        last = records[-1]
+        spreads = [record.spread for record in records if record.round > 0] or [last.spread]
         best = best_round(records)
-        nothing = math.nan
         return cls(
             strategy=strategy,
             seed=seed,
-            rounds=records[-1].round,
+            rounds=last.round,
             config_fingerprint=hashlib.sha256(config_text.encode()).hexdigest(),
-            accuracy=dict(records[-1].accuracy),
-            final=records[-1].spread,
+            accuracy=dict(last.accuracy),
+            final=last.spread,
             last_3=Spread.average(spreads[-3:]),
             last_5=Spread.average(spreads[-5:]),
             best_round=None if best is None else best.round,
-            best=Spread(nothing, nothing, nothing) if best is None else best.spread,
+            best=Spread.over_domains({}) if best is None else best.spread,
             seconds=math.fsum(record.seconds for record in records),
             quarantined=sum(record.quarantined or 0 for record in records),
             failed=sum(record.failed or 0 for record in records),
             empty=sum(record.empty or 0 for record in records),
-            clients=_client_fairness(records[-1]),
+            clients=_client_fairness(last),
             versions=installed_versions(),
             data_digest=data_digest,
             package=package,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the strict JSON form."""
+        """Return the strict JSON form, the spreads under the names that readers of it know."""
+        form = super().to_json()
+        for name in ("final", "last_3", "last_5", "best", "best_round"):
+            form.pop(name, None)
+        names = ("strategy", "seed", "rounds", "config_fingerprint", "accuracy")
         return {
-            "strategy": self.strategy,
-            "seed": int(self.seed),
-            "rounds": int(self.rounds),
-            "config_fingerprint": self.config_fingerprint,
-            "accuracy": {domain: _number(value) for domain, value in self.accuracy.items()},
-            **_spread_to_json(self.final),
-            "last_3_rounds": _spread_to_json(self.last_3),
-            "last_5_rounds": _spread_to_json(self.last_5),
-            "best_worst_round": {"round": self.best_round, **_spread_to_json(self.best)},
-            "seconds": _number(self.seconds),
-            "quarantined": int(self.quarantined),
-            "failed": int(self.failed),
-            "empty": int(self.empty),
-            **({} if self.clients is None else {"clients": dict(self.clients)}),
-            "versions": dict(self.versions),
-            **({} if self.data_digest is None else {"data_digest": self.data_digest}),
-            **({} if self.package is None else {"package": self.package}),
+            **{name: form.pop(name) for name in names},
+            **self.final.to_json(),
+            "last_3_rounds": self.last_3.to_json(),
+            "last_5_rounds": self.last_5.to_json(),
+            "best_worst_round": {"round": self.best_round, **self.best.to_json()},
+            **form,
         }
 
     @classmethod
-    def from_json(cls, summary: Mapping[str, Any]) -> Self:
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild from the JSON form."""
-        return cls(
-            strategy=str(summary["strategy"]),
-            seed=int(summary["seed"]),
-            rounds=int(summary["rounds"]),
-            config_fingerprint=str(summary["config_fingerprint"]),
-            accuracy={domain: _float(value) for domain, value in summary["accuracy"].items()},
-            final=_spread_from_json(summary),
-            last_3=_spread_from_json(summary["last_3_rounds"]),
-            last_5=_spread_from_json(summary["last_5_rounds"]),
-            best_round=summary["best_worst_round"]["round"],
-            best=_spread_from_json(summary["best_worst_round"]),
-            seconds=_float(summary["seconds"]),
-            quarantined=int(summary["quarantined"]),
-            failed=int(summary.get("failed", 0)),
-            empty=int(summary.get("empty", 0)),
-            clients=dict(summary["clients"]) if "clients" in summary else None,
-            versions=dict(summary["versions"]),
-            data_digest=_text(summary.get("data_digest")),
-            package=_text(summary.get("package")),
-        )
+        spreads = {
+            "final": content,
+            "last_3": content["last_3_rounds"],
+            "last_5": content["last_5_rounds"],
+            "best": content["best_worst_round"],
+            "best_round": content["best_worst_round"]["round"],
+        }
+        return super().from_json({**content, **spreads})
 
 
 def best_round(records: Sequence[RoundRecord]) -> RoundRecord | None:
@@ -425,61 +235,27 @@ def best_round(records: Sequence[RoundRecord]) -> RoundRecord | None:
 
     A model whose test loss is not finite is never the best: what it classifies right is chance.
     """
-    best: RoundRecord | None = None
-    for record in records:
-        worst = record.spread.worst
-        usable = math.isfinite(worst) and all(map(math.isfinite, record.loss.values()))
-        if usable and (best is None or worst > best.spread.worst):
-            best = record
-    return best
+    usable = [
+        record
+        for record in records
+        if math.isfinite(record.spread.worst) and all(map(math.isfinite, record.loss.values()))
+    ]
+    return max(usable, key=lambda record: record.spread.worst, default=None)
 
 
-def _client_fairness(record: RoundRecord) -> dict[str, float | None] | None:
+def _client_fairness(record: RoundRecord) -> dict[str, float] | None:
     accuracy = record.client_accuracy
     if not accuracy or not all(map(math.isfinite, accuracy)):
         return None
-    return {name: _number(value) for name, value in fairness_report(accuracy).to_dict().items()}
+    return {name: float(value) for name, value in fairness_report(accuracy).to_dict().items()}
 
 
 def installed_versions() -> dict[str, str | None]:
     """Return the versions that decide a run's figures; None for a package not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in (
-        *("fedpw_flwr", "flwr", "flwr-datasets", "torch", "torchvision"),
-        *("numpy", "scipy", "ray"),
-    ):
+    for package in _VERSIONED:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-def _number(value: float) -> float | None:
-    """Return what strict JSON can hold: JSON has no word for NaN or infinity."""
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _spread_to_json(spread: Spread) -> dict[str, float | None]:
-    return {
-        "mean_accuracy": _number(spread.mean),
-        "std_accuracy": _number(spread.std),
-        "worst_accuracy": _number(spread.worst),
-    }
-
-
-def _spread_from_json(figures: Mapping[str, Any]) -> Spread:
-    return Spread(
-        mean=_float(figures["mean_accuracy"]),
-        std=_float(figures["std_accuracy"]),
-        worst=_float(figures["worst_accuracy"]),
-    )

@@ -10,40 +10,27 @@ Nothing here touches a disk or imports what is slow, so the progress display can
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from fedpw_flwr.lab.runs.strict_json import StrictJson
 from fedpw_flwr.wire.timings import CLIENT_PHASES, IDLE, SERVER_PHASES
 
-__all__ = ["MeanProfile", "MessageTimes", "RoundProfile"]
+__all__ = ["MeanProfile", "MessageTimes", "RoundProfile", "share_in_words"]
 
 
 @dataclass(frozen=True)
-class MessageTimes:
+class MessageTimes(StrictJson):
     """What clients said about their time in a round, as parallel lists: one entry a message.
 
-    Attributes
-    ----------
-    id : list[int]
-        Who answered; a client that trains and evaluates stands here twice.
-    worker : list[int]
-        The process in which it ran, counted from 0 within the round.
-    waiting : list[float]
-        Seconds from the message's creation to the client's first line.
-    seconds : dict[str, list[float]]
-        Seconds of each of `CLIENT_PHASES`.
-
-    Raises
-    ------
-    ValueError
-        If the lists have different lengths, or a phase is missing.
+    ValueError if the lists have different lengths, a phase is missing, or one is no duration.
     """
 
-    id: list[int]
-    worker: list[int]
-    waiting: list[float]
-    seconds: dict[str, list[float]]
+    id: list[int]  # who answered; a client that trains and evaluates stands here twice
+    worker: list[int]  # the process in which it ran, counted from 0 within the round
+    waiting: list[float]  # seconds from the message's creation to the client's first line
+    seconds: dict[str, list[float]]  # of each of `CLIENT_PHASES`
 
     def __post_init__(self) -> None:
         """Check that the lists are parallel and complete."""
@@ -53,38 +40,37 @@ class MessageTimes:
                 f"the lists of {sorted(self.seconds)} must be those of {sorted(CLIENT_PHASES)}, "
                 "with one entry a message"
             )
+        for durations in (self.waiting, *self.seconds.values()):
+            _check_durations(durations)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, the phases beside the other lists."""
-        return {"id": self.id, "worker": self.worker, "waiting": self.waiting, **self.seconds}
+        form = super().to_json()
+        phases = form.pop("seconds")
+        return {**form, **phases}
 
     @classmethod
-    def from_json(cls, lists: Mapping[str, Any]) -> Self:
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild from the JSON form."""
-        return cls(
-            id=[int(client) for client in lists["id"]],
-            worker=[int(worker) for worker in lists["worker"]],
-            waiting=[_seconds(value) for value in lists["waiting"]],
-            seconds={phase: [_seconds(value) for value in lists[phase]] for phase in CLIENT_PHASES},
-        )
+        phases = {phase: content[phase] for phase in CLIENT_PHASES}
+        return super().from_json({**content, "seconds": phases})
 
 
 @dataclass(frozen=True)
-class RoundProfile:
+class RoundProfile(StrictJson):
     """Where the time of one round went.
 
-    Attributes
-    ----------
-    server : dict[str, float]
-        Seconds of each of `SERVER_PHASES`; they add up to the round. ``send`` and ``collect`` are
-        as good as the clocks of server and clients agree. Where no client told its times, the whole
-        exchange of messages counts as ``clients``.
-    clients : MessageTimes
-        What the clients said.
+    ``server`` has the seconds of each of `SERVER_PHASES`, in their order; they add up to the round.
+    ``send`` and ``collect`` are as good as the clocks of server and clients agree. Where no client
+    told its times, the whole exchange of messages counts as ``clients``.
     """
 
     server: dict[str, float]
     clients: MessageTimes
+
+    def __post_init__(self) -> None:
+        """Check the seconds."""
+        _check_durations(self.server.values())
 
     @property
     def seconds(self) -> float:
@@ -106,35 +92,22 @@ class RoundProfile:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form; the workers' sums stand in it for whoever reads the file."""
         sums = {phase: round(seconds, 6) for phase, seconds in self.workers.items()}
-        return {
-            "server": {phase: self.server[phase] for phase in SERVER_PHASES},
-            "workers": {"count": self.num_workers, **sums},
-            "clients": self.clients.to_json(),
-        }
+        workers = {"count": self.num_workers, **sums}
+        return {"server": self.server, "workers": workers, "clients": self.clients.to_json()}
 
     @classmethod
-    def from_json(cls, profile: Mapping[str, Any]) -> Self:
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild from the JSON form."""
-        return cls(
-            server={phase: _seconds(profile["server"][phase]) for phase in SERVER_PHASES},
-            clients=MessageTimes.from_json(profile["clients"]),
-        )
+        server = {phase: content["server"][phase] for phase in SERVER_PHASES}
+        return super().from_json({**content, "server": server})
 
 
 @dataclass(frozen=True)
 class MeanProfile:
     """A round of the usual kind: the mean of all rounds but the first, where there are others.
 
-    In the first round every worker starts and builds its data and model.
-
-    Attributes
-    ----------
-    first, last : int
-        The rounds it is the mean of.
-    num_workers : float
-        Mean number of workers.
-    server, workers : dict[str, float]
-        Mean seconds of each phase, as in `RoundProfile`.
+    In the first round every worker starts and builds its data and model. ``server`` and ``workers``
+    are mean seconds by phase, as in `RoundProfile`.
     """
 
     first: int
@@ -145,13 +118,7 @@ class MeanProfile:
 
     @classmethod
     def of_rounds(cls, profiles: Mapping[int, RoundProfile]) -> Self:
-        """Average the profiles of at least one round, by the number of the round.
-
-        Raises
-        ------
-        ValueError
-            If there are none.
-        """
+        """Average profiles by the number of the round; ValueError if there are none."""
         if not profiles:
             raise ValueError("no round was profiled, so there is nothing to average")
         rounds = sorted(profiles)
@@ -172,7 +139,7 @@ class MeanProfile:
 
     @property
     def which(self) -> str:
-        """Name the rounds."""
+        """The rounds, in words."""
         if self.first == self.last:
             return f"round {self.first}"
         return f"mean of rounds {self.first} to {self.last}"
@@ -189,11 +156,15 @@ class MeanProfile:
         return said
 
 
-def _seconds(value: float) -> float:
-    seconds = float(value)
-    if not 0 <= seconds < 1e12:
-        raise ValueError(f"{value!r} is no duration in seconds")
-    return seconds
+def share_in_words(share: float) -> str:
+    """Return a share of 0 to 1 in whole percent, or that it is less than one."""
+    return f"{100 * share:.0f} %" if share >= 0.005 else "<1 %"
+
+
+def _check_durations(durations: Iterable[float]) -> None:
+    for value in durations:
+        if not 0 <= value < 1e12:
+            raise ValueError(f"{value!r} is no duration in seconds")
 
 
 def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -204,11 +175,7 @@ def _shares(seconds: Mapping[str, float]) -> str:
     total = math.fsum(seconds.values())
     spent = sorted(seconds.items(), key=lambda item: -item[1])
     return ", ".join(
-        f"{phase.replace('_', ' ')} {_percent(value / total)}"
+        f"{phase.replace('_', ' ')} {share_in_words(value / total)}"
         for phase, value in spent
         if value > 0
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.005 else "<1 %"

@@ -10,26 +10,25 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``model.safetensors``      the global model after the last round
 ``model_best.safetensors`` the global model of the round with the highest worst-domain accuracy
 ``command.json``           what the run was composed from, for ``fedpw resume=``
-``partition.json``         how many pictures of each class every client holds
+``partition.json``         how many images of each class every client holds
 ``failure.json``           why a run of a sweep failed; gone when it is run again
 ``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
 =========================  ====================================================================
 
 ``metrics.jsonl`` only grows, a whole line at a time, until a run goes on from a checkpoint. Every
-other file is written beside its final place and renamed, so an interrupted run never leaves half a
-file where a good one is expected. The JSON is strict: a figure that is not finite is stored as
-``null`` and read back as NaN.
+other file is written beside its final path and renamed, so an interrupted run never leaves half a
+file where a good one is expected. The JSON is strict, as `strict_json` says.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import uuid4
 
 from fedpw_flwr.lab.runs.holdings import Holdings
@@ -51,6 +50,11 @@ PARTITION_FILE = "partition.json"
 FAILURE_FILE = "failure.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading JSON raises that is broken, or that is not what was expected."""
+
+_Parsed = TypeVar("_Parsed")
+
 
 class RunFolderError(RuntimeError):
     """A run folder cannot be used as asked; the message says which file and what to do."""
@@ -60,13 +64,8 @@ class RunFolderError(RuntimeError):
 class RunFolder:
     """The folder of one run.
 
-    Building the object touches nothing, so the same class reads old runs; :meth:`start` makes the
-    folder a new run's.
-
-    Parameters
-    ----------
-    path : Path
-        The folder.
+    Building the object touches nothing, so the same class reads old runs; `start` makes the folder
+    a new run's. What cannot be done raises `RunFolderError`.
     """
 
     path: Path
@@ -96,23 +95,11 @@ class RunFolder:
         return (self.path / name).exists()
 
     def content(self, name: str) -> bytes:
-        """Return what a file holds, whether the folder is a run's or not.
-
-        Raises
-        ------
-        OSError
-            If it cannot be read; FileNotFoundError where it is missing.
-        """
+        """Return what a file holds, whether the folder is a run's or not; OSError if it cannot."""
         return (self.path / name).read_bytes()
 
     def check_unused(self) -> None:
-        """Refuse a folder that cannot take a new run; changes nothing.
-
-        Raises
-        ------
-        RunFolderError
-            If the folder already holds a run, or the path is not a folder.
-        """
+        """Refuse a folder that holds a run, and what is no folder; changes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"{self.path} is a file, not a folder: choose another output path")
         if self.metrics_file.exists():
@@ -125,15 +112,7 @@ class RunFolder:
     def start(self, config_name: str = "", overrides: str = "") -> None:
         """Make the folder, with an empty record of rounds, for a new run.
 
-        Parameters
-        ----------
-        config_name, overrides : str, str
-            What it is composed from, for ``command.json``; nothing is written where there is none.
-
-        Raises
-        ------
-        RunFolderError
-            If the folder already holds a run, or cannot be written to.
+        What the run is composed from is for ``command.json``, which is not written without.
         """
         self.check_unused()
         try:
@@ -152,103 +131,56 @@ class RunFolder:
             ) from error
 
     def go_on(self, after: int | None) -> None:
-        """Make the folder a run's again that goes on; rounds after its checkpoint are run again.
+        """Make the folder a run's again, with the rounds up to its checkpoint's.
 
-        Parameters
-        ----------
-        after : int | None
-            The round of the checkpoint; None where there was none, and all is run again.
-
-        Raises
-        ------
-        RunFolderError
-            If the folder holds no run, or not all the rounds up to the checkpoint's.
+        ``after`` is the checkpoint's round; None where there was none, and all is run again.
         """
         if after is None and (self.path / COMMAND_FILE).is_file():
             # Killed before it had a round, or the file for them.
             self.metrics_file.touch()
-        kept = [
-            record for record in self.read_rounds() if after is not None and record.round <= after
-        ]
-        if [record.round for record in kept] != list(range(0 if after is None else after + 1)):
+        rounds = 0 if after is None else after + 1
+        kept = [record for record in self.read_rounds() if record.round < rounds]
+        if [record.round for record in kept] != list(range(rounds)):
             raise RunFolderError(
                 f"{self.metrics_file} lacks rounds before {after}, the checkpoint's: restore the "
                 "file, or begin anew"
             )
-        lines = (_line(record) for record in kept)
-        self._write_text(METRICS_FILE, "".join(lines))
+        self._write_text(METRICS_FILE, "".join(map(_line, kept)))
         (self.path / SUMMARY_FILE).unlink(missing_ok=True)
 
     def write_command(self, config_name: str, overrides: str) -> None:
         """Write ``command.json``: the name of the config, and the overrides in one line."""
-        command = {"config-name": config_name, "overrides": overrides}
-        text = json.dumps(command, ensure_ascii=False, indent=2)
-        self._write_text(COMMAND_FILE, text + "\n")
+        self._write_json(COMMAND_FILE, {"config-name": config_name, "overrides": overrides})
 
     def read_command(self) -> tuple[str, str]:
-        """Read ``command.json``: the name of the config, and the overrides in one line.
+        """Read ``command.json``: the name of the config, and the overrides in one line."""
 
-        Raises
-        ------
-        RunFolderError
-            If it is missing (the run never began) or cannot be read.
-        """
-        content = self._read(COMMAND_FILE)
-        try:
-            command = json.loads(content)
+        def parsed(command: Mapping[str, object]) -> tuple[str, str]:
             return str(command["config-name"]), str(command["overrides"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(
-                f"{self.path / COMMAND_FILE} is not what a run was composed from ({_reason(error)})"
-            ) from error
+
+        return self._read_json(COMMAND_FILE, parsed, "what a run was composed from")
 
     def write_holdings(self, holdings: Holdings) -> None:
         """Write ``partition.json``."""
-        text = json.dumps(holdings.to_json(), ensure_ascii=False)
-        self._write_text(PARTITION_FILE, text + "\n")
+        self._write_json(PARTITION_FILE, holdings.to_json(), indent=None)
 
     def read_holdings(self) -> Holdings | None:
-        """Read ``partition.json``; None where it was not written, as by older versions.
-
-        Raises
-        ------
-        RunFolderError
-            If it cannot be read.
-        """
+        """Read ``partition.json``; None where it was not written, as by older versions."""
         if not self.has(PARTITION_FILE):
             return None
-        content = self._read(PARTITION_FILE)
-        try:
-            return Holdings.from_json(json.loads(content))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunFolderError(
-                f"{self.path / PARTITION_FILE} does not say what clients hold ({_reason(error)})"
-            ) from error
+        return self._read_json(PARTITION_FILE, Holdings.from_json, "a record of what clients hold")
 
     def mark_failed(self, status: str, error: str) -> None:
         """Write ``failure.json``: how Flower recorded the end of the run, and why it failed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"status": status, "error": error}, ensure_ascii=False, indent=2)
-        self._write_text(FAILURE_FILE, text + "\n")
+        self._write_json(FAILURE_FILE, {"status": status, "error": error})
 
     def unmark_failed(self) -> None:
         """Remove ``failure.json``, because the run is run again."""
         (self.path / FAILURE_FILE).unlink(missing_ok=True)
 
     def append_round(self, record: RoundRecord) -> None:
-        """Add one round to ``metrics.jsonl``; on return the line is on disk.
-
-        Parameters
-        ----------
-        record : RoundRecord
-            The round.
-
-        Raises
-        ------
-        RunFolderError
-            If the run was not started in this folder.
-        """
-        line = _line(record)
+        """Add one round to ``metrics.jsonl``; on return the line is on disk."""
         try:
             stream = self.metrics_file.open("r+b")
         except FileNotFoundError as error:
@@ -261,31 +193,21 @@ class RunFolder:
             complete = stream.read().rfind(b"\n") + 1
             stream.truncate(complete)
             stream.seek(complete)
-            stream.write(line.encode())
+            stream.write(_line(record).encode())
             stream.flush()
             os.fsync(stream.fileno())
 
     def read_rounds(self) -> list[RoundRecord]:
-        """Read the rounds recorded so far.
+        """Read the rounds recorded so far, in their order.
 
         A last line without its line end is still being written, and left out.
-
-        Returns
-        -------
-        list[RoundRecord]
-            In the order recorded; empty if nothing is recorded yet.
-
-        Raises
-        ------
-        RunFolderError
-            If the folder holds no run, or a complete line cannot be read.
         """
         content = self._read(METRICS_FILE)
         records = []
         for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
                 records.append(RoundRecord.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except _UNREADABLE as error:
                 raise RunFolderError(
                     f"line {number} of {self.metrics_file} is not a round's record "
                     f"({_reason(error)}): restore the file, or delete that line"
@@ -294,24 +216,11 @@ class RunFolder:
 
     def write_summary(self, summary: RunSummary) -> None:
         """Write ``summary.json``."""
-        text = json.dumps(summary.to_json(), allow_nan=False, ensure_ascii=False, indent=2)
-        self._write_text(SUMMARY_FILE, text + "\n")
+        self._write_json(SUMMARY_FILE, summary.to_json())
 
     def read_summary(self) -> RunSummary:
-        """Read ``summary.json``.
-
-        Raises
-        ------
-        RunFolderError
-            If it is missing (the run did not finish) or cannot be read.
-        """
-        content = self._read(SUMMARY_FILE)
-        try:
-            return RunSummary.from_json(json.loads(content))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunFolderError(
-                f"{self.path / SUMMARY_FILE} is not a run's summary ({_reason(error)})"
-            ) from error
+        """Read ``summary.json``; there is none before the run has finished."""
+        return self._read_json(SUMMARY_FILE, RunSummary.from_json, "a run's summary")
 
     def write_config(self, text: str) -> None:
         """Write the resolved configuration to ``config.yaml``."""
@@ -323,27 +232,17 @@ class RunFolder:
         name: ModelFile = "model.safetensors",
         metadata: Mapping[str, str] | None = None,
     ) -> Path:
-        """Write a model's state, replacing the file of that name only once it is complete.
+        """Write a model's state and return the file, which is replaced once the new one is whole.
 
         Parameters
         ----------
         state_dict : Mapping[str, Tensor]
             Parameters and buffers by name, of any shape, dtype, layout in memory and device. Where
-            several share memory (tied weights), each is kept.
+            several share memory (tied weights), each is kept. A sparse tensor is refused.
         name : str (default: "model.safetensors")
             The file's name.
         metadata : Mapping[str, str] | None (default: None)
             Kept in the file. ``"round"``, where given, is what ``fedpw-evaluate`` compares with.
-
-        Returns
-        -------
-        Path
-            The file written.
-
-        Raises
-        ------
-        RunFolderError
-            If the state cannot be stored, e.g. because a tensor is sparse.
         """
         from safetensors import SafetensorError
 
@@ -362,23 +261,7 @@ class RunFolder:
     def load_model(
         self, name: ModelFile = "model.safetensors"
     ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Read a model's state and the metadata stored with it.
-
-        Parameters
-        ----------
-        name : str (default: "model.safetensors")
-            The file's name.
-
-        Returns
-        -------
-        tuple[dict[str, Tensor], dict[str, str]]
-            Tensors by name, on the CPU, and the metadata.
-
-        Raises
-        ------
-        RunFolderError
-            If the file is missing, truncated or not a safetensors file.
-        """
+        """Read a model's state, tensors by name on the CPU, and the metadata stored with it."""
         from safetensors import SafetensorError, safe_open
 
         self._check_is_run()
@@ -414,6 +297,19 @@ class RunFolder:
                 f"{self.path / name} is missing: the run has not finished, or it failed"
             ) from error
 
+    def _read_json(
+        self, name: str, parse: Callable[[Mapping[str, Any]], _Parsed], what: str
+    ) -> _Parsed:
+        content = self._read(name)
+        try:
+            return parse(json.loads(content))
+        except _UNREADABLE as error:
+            raise RunFolderError(f"{self.path / name} is not {what} ({_reason(error)})") from error
+
+    def _write_json(self, name: str, content: Mapping[str, Any], indent: int | None = 2) -> None:
+        text = json.dumps(content, allow_nan=False, ensure_ascii=False, indent=indent)
+        self._write_text(name, text + "\n")
+
     def _write_text(self, name: str, text: str) -> None:
         with atomic_file(self.path / name) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
@@ -425,17 +321,9 @@ def _line(record: RoundRecord) -> str:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to, and move the result to ``path`` only if nothing went wrong.
+    """Give a hidden path beside ``path`` to write to, and rename the file if nothing went wrong.
 
-    Parameters
-    ----------
-    path : Path
-        The final place; a file already there stays until the new one is complete and on disk.
-
-    Yields
-    ------
-    Path
-        A new, hidden path in the same folder.
+    A file that is already at ``path`` stays until the new one is complete and on disk.
     """
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
     try:

@@ -22,7 +22,9 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from fedpw_flwr.lab.plots.panels import PALETTE, spread_out
+from fedpw_flwr.lab.plots.partition_plot import partition_figure
 from fedpw_flwr.lab.plots.run_plots import draw_plots, write_plots
+from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, MessageTimes, RoundProfile
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
@@ -41,38 +43,27 @@ def synthetic_run(
     draw = np.random.default_rng(0)
     names = [f"{name} {number}" for number in range(domains)]
     skill = np.linspace(1.0, 0.4, domains)
-    total = domains * clients_per_domain
+    homes = np.repeat(np.arange(domains), clients_per_domain)
     records = [RoundRecord(0, 0.4, dict.fromkeys(names, 0.1), dict.fromkeys(names, math.log(10)))]
     for number in range(1, rounds + 1):
         progress = number / rounds
-        who = sorted(draw.choice(total, participants or total, replace=False).tolist())
-        home = [names[client // clients_per_domain] for client in who]
-        strength = np.array([skill[client // clients_per_domain] for client in who])
+        who = np.sort(draw.choice(len(homes), participants or len(homes), replace=False))
+        strength = skill[homes[who]]
         p = strength ** (2 * (1 - progress)) * draw.uniform(0.9, 1.1, len(who))
         q = strength ** (-1.5 * progress)
-        p, q = p / p.sum(), q / q.sum()
-        weight = p * (1 - progress) + q * progress
-        accuracy = (
-            0.1 + 0.85 * skill * (1 - math.exp(-4 * progress)) + draw.normal(0, 0.01, domains)
+        weight = np.ones(len(who)) if fedavg else p * (1 - progress) + q * progress
+        accuracy = 0.1 + 0.85 * skill * (1 - math.exp(-4 * progress))
+        accuracy = (accuracy + draw.normal(0, 0.01, domains)).clip(0, 1)
+        figures = ClientFigures(
+            id=who.tolist(),
+            domain=[names[home] for home in homes[who]],
+            weight=(weight / weight.sum()).tolist(),
+            p=None if fedavg else (p / p.sum()).tolist(),
+            q=None if fedavg else (q / q.sum()).tolist(),
         )
-        records.append(
-            RoundRecord(
-                round=number,
-                seconds=1.5,
-                accuracy=dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True)),
-                loss=dict(zip(names, (2.3 * (1 - accuracy)).tolist(), strict=True)),
-                train_loss=2.0 - progress,
-                clients=ClientFigures(
-                    id=who,
-                    domain=home,
-                    weight=(np.ones(len(who)) / len(who) if fedavg else weight).tolist(),
-                    p=None if fedavg else p.tolist(),
-                    q=None if fedavg else q.tolist(),
-                    loss=(2 - strength).tolist(),
-                ),
-                loss_term_share=None if fedavg else 0.6 * progress,
-            )
-        )
+        found = dict(zip(names, accuracy.tolist(), strict=True))
+        record = RoundRecord(number, 1.5, found, dict.fromkeys(names, 1.0), clients=figures)
+        records.append(replace(record, loss_term_share=None if fedavg else 0.6 * progress))
     return records
 
 
@@ -81,7 +72,6 @@ def profiled_run(
     clients: int = 8,
     workers: int = 2,
     start_up: float = 15.0,
-    silent: bool = False,
     evaluating: bool = False,
 ) -> list[RoundRecord]:
     """Rounds with a profile: workers start in the first, and the server works a third of each."""
@@ -89,25 +79,26 @@ def profiled_run(
     initial, *trained = synthetic_run(rounds=rounds)
     records = [initial]
     for record in trained:
+        first = record.round == 1
         train = draw.uniform(0.3, 0.5, clients)
-        seconds = {phase: np.zeros(clients) for phase in CLIENT_PHASES}
-        seconds |= {"train": train, "adjust": 0.05 * train, "download": 0.01 * train}
-        seconds |= {"upload": 0.02 * train, "evaluate": evaluating * 0.1 * train}
-        seconds["set_up"] = np.full(clients, start_up / clients if record.round == 1 else 1e-4)
-        working = float(sum(seconds.values()).sum()) / workers
+        parts = {"train": 1.0, "adjust": 0.05, "download": 0.01, "upload": 0.02, "set_up": 1e-4}
+        parts["evaluate"] = 0.1 * evaluating
+        seconds = {phase: (parts[phase] * train).tolist() for phase in CLIENT_PHASES}
         server = {
-            **{"configure": 0.01, "send": 0.3 * start_up * (record.round == 1) + 0.02},
-            **{"clients": working, "collect": 0.05, "aggregate": 0.3 * draw.uniform(0.5, 2)},
-            **{"client_evaluation": 0.4 * evaluating, "evaluate": 0.2, "other": 0.04},
+            **{"configure": 0.01, "send": 0.3 * start_up * first + 0.02},
+            **{"clients": sum(map(sum, seconds.values())) / workers + start_up * first},
+            **{"collect": 0.05},
+            **{"aggregate": 0.3 * draw.uniform(0.5, 2), "client_evaluation": 0.4 * evaluating},
+            **{"evaluate": 0.2, "other": 0.04},
         }
-        times = MessageTimes(
-            id=[] if silent else list(range(clients)),
-            worker=[] if silent else [client % workers for client in range(clients)],
-            waiting=[] if silent else [0.1] * clients,
-            seconds={name: [] if silent else list(map(float, s)) for name, s in seconds.items()},
-        )
+        worker = [client % workers for client in range(clients)]
+        times = MessageTimes(list(range(clients)), worker, [0.1] * clients, seconds)
         records.append(replace(record, profile=RoundProfile(server, times)))
     return records
+
+
+def profiles_of(records: list[RoundRecord]) -> dict[int, RoundProfile]:
+    return {record.round: record.profile for record in records if record.profile is not None}
 
 
 def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
@@ -141,22 +132,20 @@ def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
 
 SHAPES = {
     "the default": synthetic_run(),
+    "only the initial model": synthetic_run()[:1],
     "one domain, one client, one round": synthetic_run(1, 1, 1),
-    "two clients": synthetic_run(2, 1, 40),
     "twenty domains, a hundred clients": synthetic_run(20, 5, 30),
     "a hundred clients, ten a round": synthetic_run(4, 25, 60, participants=10),
-    "long names": synthetic_run(7, 2, 5, name="a hospital with a very long name indeed, number"),
+    "long names": synthetic_run(7, 2, 5, name="a hospital with a $very$ long name indeed, number"),
     "fedavg": synthetic_run(fedavg=True),
     "profiled": profiled_run(),
-    "profiled, one round": profiled_run(rounds=1),
     "profiled, everything measured, long": profiled_run(200, 40, 16, 900.0, evaluating=True),
-    "profiled, without start-up": profiled_run(start_up=0.0),
-    "profiled, no client told": profiled_run(silent=True),
+    "profiled, no client told": profiled_run(clients=0),
 }
 
 
 @pytest.mark.parametrize("records", SHAPES.values(), ids=SHAPES.keys())
-def test_no_text_overlaps_or_leaves_the_picture(records: list[RoundRecord]) -> None:
+def test_no_text_overlaps_or_leaves_the_plot(records: list[RoundRecord]) -> None:
     for name, figure in draw_plots(records).items():
         texts = shown_texts(figure)
         width, height = figure.get_size_inches() * figure.dpi
@@ -184,18 +173,13 @@ def test_every_client_has_a_line_in_its_domain_s_colour() -> None:
     assert colors == [color for color in PALETTE[:4] for _ in range(3)]
 
 
-def test_equal_weights_lie_on_the_reference_line() -> None:
-    (axes,) = draw_plots(synthetic_run(fedavg=True))["weights.png"].axes
-    assert "1.00 ×" in " ".join(text.get_text() for text in axes.texts)
-    assert all(" 1.00 ×" in text.get_text() for text in axes.texts)
-
-
-def test_the_number_of_participants_does_not_move_equal_weights() -> None:
-    few, many = (
-        draw_plots(synthetic_run(4, 5, participants=count, fedavg=True))["weights.png"].axes[0]
-        for count in (5, 20)
-    )
-    assert {text.get_text()[-6:] for text in (*few.texts, *many.texts)} == {"1.00 ×"}
+@pytest.mark.parametrize("participants", [5, 20])
+def test_equal_weights_lie_on_the_reference_line_however_many_clients_take_part(
+    participants: int,
+) -> None:
+    records = synthetic_run(4, 5, participants=participants, fedavg=True)
+    (axes,) = draw_plots(records)["weights.png"].axes
+    assert {text.get_text()[-6:] for text in axes.texts} == {"1.00 ×"}
 
 
 def test_an_absent_client_counts_as_last_seen() -> None:
@@ -217,23 +201,29 @@ def test_rounds_without_a_figure_are_drawn_without_it() -> None:
     assert figures is not None
     figures.weight[0] = math.nan
     assert draw_plots(records).keys() == {"accuracy.png", "weights.png", "signals.png"}
+    assert draw_plots(records[:1]).keys() == {"accuracy.png"}
 
 
-def test_a_name_with_dollar_signs_is_no_formula(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fedavg", "names"),
+    [
+        (False, ["accuracy.png", "weights.png", "signals.png"]),
+        (True, ["accuracy.png", "weights.png"]),
+    ],
+)
+def test_plots_are_written_whole_and_the_log_says_which_there_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fedavg: bool, names: list[str]
+) -> None:
     folder = RunFolder(tmp_path)
     folder.start()
-    for record in synthetic_run(2, 1, 2, name="$cheap$ a_b^c {"):
+    with pytest.raises(RunFolderError, match="no round yet"):
+        write_plots(folder)
+    for record in synthetic_run(fedavg=fedavg, name="$cheap$ a_b^c {"):
         folder.append_round(record)
-    assert len(write_plots(folder)) == 3
-
-
-def test_pictures_are_written_whole(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.start()
-    for record in synthetic_run():
-        folder.append_round(record)
-    paths = write_plots(folder)
-    assert [path.name for path in paths] == ["accuracy.png", "weights.png", "signals.png"]
+    with caplog.at_level(logging.INFO):
+        paths = write_plots(folder)
+    assert [path.name for path in paths] == names
+    assert ("No signals.png" in caplog.text) == fedavg
     for path in paths:
         pixels = imread(path)
         assert pixels.shape[0] > 500
@@ -242,23 +232,10 @@ def test_pictures_are_written_whole(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".jsonl"}
 
 
-def test_a_run_without_p_and_q_has_no_signals_and_says_why(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = RunFolder(tmp_path)
-    folder.start()
-    for record in synthetic_run(fedavg=True):
-        folder.append_round(record)
-    with caplog.at_level(logging.INFO):
-        paths = write_plots(folder)
-    assert [path.name for path in paths] == ["accuracy.png", "weights.png"]
-    assert "No signals.png" in caplog.text
-
-
 def test_a_profile_names_every_phase_with_its_mean_and_share() -> None:
     records = profiled_run()
     said = [text for text, _ in shown_texts(draw_plots(records)["profile.png"])]
-    mean = MeanProfile.of_rounds({r.round: r.profile for r in records if r.profile is not None})
+    mean = MeanProfile.of_rounds(profiles_of(records))
     train = mean.workers["train"]
     share = 100 * train / sum(mean.workers.values())
     assert f"train: {train:.2f} s, {share:.0f} %" in said
@@ -272,7 +249,7 @@ def test_layers_of_a_profile_reach_the_round_s_seconds_and_all_of_the_workers_ti
     records = profiled_run(rounds=5)
     upper, lower = draw_plots(records)["profile.png"].axes
     for axes, tops in (
-        (upper, [r.profile.seconds for r in records[1:] if r.profile is not None]),
+        (upper, [profile.seconds for profile in profiles_of(records).values()]),
         (lower, [100.0] * 5),
     ):
         bars = [patch for layer in axes.containers for patch in layer]
@@ -281,27 +258,22 @@ def test_layers_of_a_profile_reach_the_round_s_seconds_and_all_of_the_workers_ti
             assert max(bar.get_y() + bar.get_height() for bar in stack) == pytest.approx(top)
 
 
-def test_a_long_first_round_is_cut_and_named() -> None:
-    records = profiled_run(start_up=900.0)
+@pytest.mark.parametrize("cut", [True, False])
+def test_only_a_first_round_much_longer_than_the_others_is_cut_and_named(cut: bool) -> None:
+    records = profiled_run(start_up=900.0 if cut else 0.0)
     figure = draw_plots(records)["profile.png"]
-    first, *others = [r.profile.seconds for r in records[1:] if r.profile is not None]
-    assert figure.axes[0].get_ylim()[1] < 1.2 * max(others)
-    assert (
-        f"Round 1, in which workers start, took {first:.0f} s (cut)." in figure.texts[1].get_text()
-    )
-
-
-def test_a_first_round_like_the_others_is_shown_whole() -> None:
-    records = profiled_run(start_up=0.0)
-    figure = draw_plots(records)["profile.png"]
-    assert figure.axes[0].get_ylim()[1] > max(
-        r.profile.seconds for r in records if r.profile is not None
-    )
-    assert "cut" not in figure.texts[1].get_text()
+    first, *others = [profile.seconds for profile in profiles_of(records).values()]
+    top, said = figure.axes[0].get_ylim()[1], figure.texts[1].get_text()
+    if cut:
+        assert top < 1.2 * max(others)
+        assert f"Round 1, in which workers start, took {first:.0f} s (cut)." in said
+    else:
+        assert top > max(first, *others)
+        assert "cut" not in said
 
 
 def test_a_profile_without_a_client_s_word_shows_the_server_alone() -> None:
-    (axes,) = draw_plots(profiled_run(silent=True))["profile.png"].axes
+    (axes,) = draw_plots(profiled_run(clients=0))["profile.png"].axes
     assert axes.get_ylabel() == "seconds"
 
 
@@ -323,15 +295,21 @@ def test_the_same_thing_has_the_same_colour_on_both_sides() -> None:
         assert color_of(upper, server) == color_of(lower, client)
 
 
-def test_a_run_with_only_its_initial_model_has_an_accuracy_plot() -> None:
-    assert draw_plots(synthetic_run()[:1]).keys() == {"accuracy.png"}
+def test_every_cell_says_its_count_and_domains_stand_over_their_clients() -> None:
+    ward, clinic = ClientHolding("$ward", [2, 0, 1], [9]), ClientHolding("clinic", [0, 3, 0], [0])
+    figure = partition_figure(Holdings([ward, clinic]))
+    said = [text for text, _ in shown_texts(figure)]
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "2", "3"]
+    (above,) = figure.axes[0].child_axes
+    assert [text.get_text() for text in above.get_xticklabels()] == ["$ward", "clinic"]
+    assert any("2 clients train on 3 to 3 images each, 6 in all" in text for text in said)
 
 
-def test_a_run_without_rounds_is_an_error(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.start()
-    with pytest.raises(RunFolderError, match="no round yet"):
-        write_plots(folder)
+def test_a_large_federation_is_drawn_without_numbers() -> None:
+    figure = partition_figure(Holdings([ClientHolding("one", [5] * 10, [0] * 10)] * 100))
+    assert not figure.axes[0].texts
+    width, _ = figure.get_size_inches()
+    assert width < 16
 
 
 def test_no_global_plotting_state_is_touched() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,22 @@ def initial(accuracy: dict[str, float] | None = None) -> RoundRecord:
     return RoundRecord(0, 0.5, accuracy or {"scans": 0.1, "fonts": 0.1}, {"scans": 2.3})
 
 
+def rounds_up_to(last: int) -> list[RoundRecord]:
+    return [initial(), *(replace(ROUND, round=number) for number in range(1, last + 1))]
+
+
+def run_of(worst: list[float]) -> list[RoundRecord]:
+    """Rounds of two domains, the better one always 0.2 above the worse."""
+    return [
+        replace(ROUND, round=number, accuracy={"scans": value + 0.2, "fonts": value})
+        for number, value in enumerate(worst)
+    ]
+
+
+def summary_of(records: list[RoundRecord], config_text: str = "") -> RunSummary:
+    return RunSummary.of_run(records, config_text=config_text, strategy="fedpw", seed=4)
+
+
 def strict_json(text: str | bytes) -> Any:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
@@ -66,44 +83,39 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_rounds_come_back_as_they_were_written(folder: RunFolder) -> None:
-    folder.append_round(initial())
-    folder.append_round(ROUND)
-    assert folder.read_rounds() == [initial(), ROUND]
+    server = {phase: 0.25 * number for number, phase in enumerate(SERVER_PHASES)}
+    seconds = {phase: [0.5, 0.125] for phase in CLIENT_PHASES}
+    times = MessageTimes(id=[0, 1], worker=[0, 0], waiting=[0.1, 0.2], seconds=seconds)
+    written = [
+        initial(),
+        ROUND,
+        replace(ROUND, profile=RoundProfile(server, times)),
+        replace(ROUND, clients=ClientFigures(id=[0], domain=["scans"], weight=[1.0])),
+    ]
+    for record in written:
+        folder.append_round(record)
+    assert folder.read_rounds() == written
 
 
 def test_a_line_has_the_documented_keys(folder: RunFolder) -> None:
-    folder.append_round(initial())
-    folder.append_round(ROUND)
-    first, second = (strict_json(line) for line in folder.metrics_file.read_text().splitlines())
-    assert set(first) == {
+    plain = ClientFigures(id=[0], domain=["scans"], weight=[1.0])  # FedAvg has no p and q
+    for record in (initial(), ROUND, replace(ROUND, clients=plain)):
+        folder.append_round(record)
+    lines = folder.metrics_file.read_text().splitlines()
+    first, second, third = (strict_json(line) for line in lines)
+    assert list(first) == [
         *("round", "seconds", "accuracy", "loss"),
         *("mean_accuracy", "std_accuracy", "worst_accuracy"),
-    }
-    assert set(second) - set(first) == {
-        *("train_loss", "clients", "loss_term_share", "amplification", "quarantined", "failed"),
-        "bounded",
-    }
+    ]
+    assert list(second) == [
+        *(*first, "train_loss", "clients", "loss_term_share"),
+        *("amplification", "quarantined", "failed", "bounded"),
+    ]
     assert second["mean_accuracy"] == pytest.approx(0.7)
     assert second["std_accuracy"] == pytest.approx(0.4 / math.sqrt(2))
     assert second["worst_accuracy"] == 0.5
     assert second["clients"]["p"] == [0.5, 0.5]
-
-
-def test_a_profile_comes_back_as_it_was_written(folder: RunFolder) -> None:
-    server = {phase: 0.25 * place for place, phase in enumerate(SERVER_PHASES)}
-    seconds = {phase: [0.5, 0.125] for phase in CLIENT_PHASES}
-    times = MessageTimes(id=[0, 1], worker=[0, 0], waiting=[0.1, 0.2], seconds=seconds)
-    profiled = replace(ROUND, profile=RoundProfile(server, times))
-    folder.append_round(profiled)
-    assert folder.read_rounds() == [profiled]
-
-
-def test_fedavg_clients_have_no_p_and_q(folder: RunFolder) -> None:
-    plain = ClientFigures(id=[0], domain=["scans"], weight=[1.0])
-    folder.append_round(replace(ROUND, clients=plain))
-    (line,) = folder.metrics_file.read_text().splitlines()
-    assert set(strict_json(line)["clients"]) == {"id", "domain", "weight"}
-    assert folder.read_rounds()[0].clients == plain
+    assert set(third["clients"]) == {"id", "domain", "weight"}
 
 
 def test_figures_that_are_not_finite_become_null_and_then_nan(folder: RunFolder) -> None:
@@ -136,8 +148,8 @@ def test_a_reader_at_any_moment_sees_whole_rounds_only(
 ) -> None:
     run = RunFolder(tmp_path_factory.mktemp("run"))
     run.start()
-    for number in range(3):
-        run.append_round(replace(ROUND, round=number))
+    for record in rounds_up_to(2):
+        run.append_round(record)
     written = run.metrics_file.read_bytes()
     seen = written[: cut % (len(written) + 1)]
     run.metrics_file.write_bytes(seen)
@@ -166,28 +178,23 @@ def test_a_second_run_in_a_folder_is_refused(folder: RunFolder) -> None:
         RunFolder(folder.path).start()
 
 
-def test_a_folder_with_other_files_can_take_a_run(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_can_take_a_run_and_a_file_cannot(tmp_path: Path) -> None:
     (tmp_path / "flower.log").write_text("started")
     RunFolder(tmp_path).start()
     assert RunFolder(tmp_path).read_rounds() == []
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
     with pytest.raises(RunFolderError, match="is a file"):
-        RunFolder(tmp_path / "run").start()
+        RunFolder(tmp_path / "flower.log").start()
     with pytest.raises(RunFolderError, match="cannot write"):
-        RunFolder(tmp_path / "run" / "deeper").start()
+        RunFolder(tmp_path / "flower.log" / "deeper").start()
 
 
-def test_reading_what_is_no_run_says_so(tmp_path: Path) -> None:
+def test_what_is_no_run_s_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="there is no folder"):
         RunFolder(tmp_path / "missing").read_rounds()
     with pytest.raises(RunFolderError, match="not a run's folder"):
         RunFolder(tmp_path).read_rounds()
-
-
-def test_a_round_of_a_run_that_was_not_started_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="not a run's folder"):
+        RunFolder(tmp_path).go_on(0)
     with pytest.raises(RunFolderError, match="round 3 cannot be recorded"):
         RunFolder(tmp_path).append_round(ROUND)
 
@@ -197,37 +204,63 @@ def test_following_a_run_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_run_that_goes_on_keeps_the_rounds_up_to_its_checkpoint(folder: RunFolder) -> None:
+    rounds = rounds_up_to(3)
+    for record in rounds:
+        folder.append_round(record)
+    folder.write_summary(summary_of(rounds))
+    with folder.metrics_file.open("ab") as stream:
+        stream.write(b'{"round": 4')
+    folder.go_on(2)
+    assert folder.read_rounds() == rounds[:3]
+    assert not folder.has("summary.json")
+    folder.append_round(replace(ROUND, round=3, failed=0))
+    assert [record.round for record in folder.read_rounds()] == [0, 1, 2, 3]
+    with pytest.raises(RunFolderError, match="lacks rounds before 7"):
+        folder.go_on(7)
+    folder.go_on(None)
+    assert folder.read_rounds() == []
+
+
+def test_a_run_remembers_what_it_was_composed_from(folder: RunFolder) -> None:
+    with pytest.raises(RunFolderError, match=r"command.json is missing"):
+        folder.read_command()
+    folder.write_command("config", "seed=1 'dataset.folder=/my größe'")
+    assert folder.read_command() == ("config", "seed=1 'dataset.folder=/my größe'")
+    folder.write_config("name: größe\n")
+    assert folder.config_file.read_text(encoding="utf-8") == "name: größe\n"
+    (folder.path / "command.json").write_text("[]")
+    with pytest.raises(RunFolderError, match="is not what a run was composed from"):
+        folder.read_command()
+
+
+def test_a_run_killed_before_its_first_file_of_rounds_begins_again(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_command("config", "seed=1")
+    folder.go_on(None)
+    assert folder.read_rounds() == []
+
+
 # ------------------------------------------------------------------------------ atomic writing
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path, interrupted: bool) -> None:
     path = tmp_path / "summary.json"
     path.write_text("old")
 
-    def interrupted() -> None:
+    def write() -> None:
         with atomic_file(path) as partial:
-            partial.write_text("ne")
-            raise KeyboardInterrupt
+            partial.write_text("new")
+            assert partial.parent == tmp_path
+            assert path.read_text() == "old"
+            if interrupted:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "old"
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        write()
+    assert path.read_text() == ("old" if interrupted else "new")
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    with atomic_file(path) as partial:
-        partial.write_text("seed: 0\n")
-        assert partial.parent == tmp_path
-        assert not path.exists()
-    assert path.read_text() == "seed: 0\n"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_configuration_is_kept_as_it_is(folder: RunFolder) -> None:
-    folder.write_config("name: größe\n")
-    assert folder.config_file.read_text(encoding="utf-8") == "name: größe\n"
 
 
 # -------------------------------------------------------------------------------------- models
@@ -280,29 +313,29 @@ def test_tied_weights_and_buffers_that_look_into_them_come_back(folder: RunFolde
     assert torch.equal(other.get_buffer("middle"), model.step.weight[:, 1:, 1])
 
 
-def test_a_model_that_cannot_be_saved_leaves_the_old_one(folder: RunFolder) -> None:
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"weight": torch.zeros(2), "__metadata__": torch.zeros(2)}, "__metadata__"),
+        ({"sparse": torch.eye(2).to_sparse()}, ""),
+    ],
+)
+def test_a_model_that_cannot_be_saved_leaves_the_old_one(
+    folder: RunFolder, state: dict[str, torch.Tensor], says: str
+) -> None:
     folder.save_model({"weight": torch.ones(2)})
-    with pytest.raises(RunFolderError, match=r"cannot be saved.*__metadata__"):
-        folder.save_model({"weight": torch.zeros(2), "__metadata__": torch.zeros(2)})
+    with pytest.raises(RunFolderError, match=f"cannot be saved.*{says}"):
+        folder.save_model(state)
     assert torch.equal(folder.load_model()[0]["weight"], torch.ones(2))
     assert not list(folder.path.glob("*.partial"))
 
 
-def test_a_model_can_be_read_by_whoever_can_read_the_run(folder: RunFolder) -> None:
+def test_last_and_best_model_are_two_files_for_whoever_can_read_the_run(folder: RunFolder) -> None:
     path = folder.save_model({"weight": torch.zeros(2)})
-    assert path.stat().st_mode == folder.metrics_file.stat().st_mode
-
-
-def test_what_safetensors_cannot_store_is_an_error_of_its_own(folder: RunFolder) -> None:
-    with pytest.raises(RunFolderError, match="cannot be saved"):
-        folder.save_model({"sparse": torch.eye(2).to_sparse()})
-
-
-def test_last_and_best_model_are_two_files(folder: RunFolder) -> None:
-    folder.save_model({"weight": torch.zeros(2)})
     folder.save_model({"weight": torch.ones(2)}, "model_best.safetensors")
     assert folder.load_model()[0]["weight"].sum() == 0
     assert folder.load_model("model_best.safetensors")[0]["weight"].sum() == 2
+    assert path.stat().st_mode == folder.metrics_file.stat().st_mode
 
 
 def test_missing_and_truncated_models_are_named(folder: RunFolder) -> None:
@@ -317,17 +350,9 @@ def test_missing_and_truncated_models_are_named(folder: RunFolder) -> None:
 # ------------------------------------------------------------------------------------- summary
 
 
-def run_of(worst: list[float]) -> list[RoundRecord]:
-    """Rounds of two domains, the better one always 0.2 above the worse."""
-    return [
-        replace(ROUND, round=number, accuracy={"scans": value + 0.2, "fonts": value})
-        for number, value in enumerate(worst)
-    ]
-
-
 def test_the_summary_has_the_figures_of_the_run(folder: RunFolder) -> None:
     records = run_of([0.05, 0.1, 0.2, 0.3, 0.6, 0.4, 0.5])
-    summary = RunSummary.of_run(records, config_text="seed: 4\n", strategy="fedpw", seed=4)
+    summary = summary_of(records)
     std = 0.2 / math.sqrt(2)
     assert summary.rounds == 6
     assert summary.accuracy == records[-1].accuracy
@@ -335,10 +360,8 @@ def test_the_summary_has_the_figures_of_the_run(folder: RunFolder) -> None:
     assert summary.last_3.worst == pytest.approx(0.5)
     assert summary.last_5.worst == pytest.approx(0.4)
     assert summary.last_5.std == pytest.approx(std)
-    assert summary.best_round == 4
-    assert summary.best.worst == 0.6
+    assert (summary.best_round, summary.best.worst) == (4, 0.6)
     assert summary.seconds == pytest.approx(7 * 2.1)
-    assert summary.quarantined == 7
     assert summary.versions.keys() == {
         *("python", "fedpw_flwr", "flwr", "flwr-datasets", "torch", "torchvision"),
         *("numpy", "scipy", "ray"),
@@ -354,32 +377,30 @@ def test_the_summary_has_the_figures_of_the_run(folder: RunFolder) -> None:
 
 
 def test_equal_configurations_have_equal_fingerprints() -> None:
-    first, same, other = (
-        RunSummary.of_run(run_of([0.1]), config_text=text, strategy="fedpw", seed=0)
-        for text in ("seed: 0\n", "seed: 0\n", "seed: 1\n")
-    )
-    assert first.config_fingerprint == same.config_fingerprint != other.config_fingerprint
+    texts = ("seed: 0\n", "seed: 0\n", "seed: 1\n")
+    first, same, other = (summary_of(run_of([0.1]), text).config_fingerprint for text in texts)
+    assert first == same != other
 
 
 def test_the_initial_model_is_no_part_of_the_last_rounds() -> None:
-    summary = RunSummary.of_run(run_of([0.0, 0.4]), config_text="", strategy="fedpw", seed=0)
-    assert summary.last_5.worst == pytest.approx(0.4)
+    assert summary_of(run_of([0.0, 0.4])).last_5.worst == pytest.approx(0.4)
 
 
 def test_a_summary_is_missing_until_the_run_finished(folder: RunFolder) -> None:
     with pytest.raises(RunFolderError, match="has not finished"):
         folder.read_summary()
     (folder.path / "summary.json").write_text("{}")
-    with pytest.raises(RunFolderError, match="no 'strategy'"):
+    with pytest.raises(RunFolderError, match=r"summary\.json is not a run's summary .no 'last_3_"):
         folder.read_summary()
 
 
-def test_the_best_round_is_the_first_with_the_best_worst_domain() -> None:
-    records = run_of([0.1, 0.5, 0.5, 0.4])
-    best = best_round(records)
+def test_the_best_round_is_the_first_with_the_best_worst_domain_and_a_finite_loss() -> None:
+    best = best_round(run_of([0.1, 0.5, 0.5, 0.4]))
     assert best is not None
     assert best.round == 1
     assert best_round([initial({"scans": math.nan})]) is None
+    sound = initial({"scans": 0.1, "fonts": 0.1})
+    assert best_round([sound, replace(ROUND, loss={"scans": math.nan, "fonts": 1.0})]) is sound
 
 
 def test_one_domain_has_no_standard_deviation(folder: RunFolder) -> None:
@@ -387,62 +408,16 @@ def test_one_domain_has_no_standard_deviation(folder: RunFolder) -> None:
     spread = records[0].spread
     assert (spread.mean, spread.worst) == (0.5, 0.5)
     assert math.isnan(spread.std)
-    folder.write_summary(RunSummary.of_run(records, config_text="", strategy="fedavg", seed=0))
+    folder.write_summary(summary_of(records))
     assert strict_json((folder.path / "summary.json").read_text())["std_accuracy"] is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20), st.randoms(use_true_random=False))
 def test_spread_does_not_depend_on_the_order_of_domains(values: list[float], random: Any) -> None:
-    shuffled = random.sample(values, len(values))
     spread, other = (
-        Spread.over_domains({str(place): value for place, value in enumerate(order)})
-        for order in (values, shuffled)
+        Spread.over_domains({str(index): value for index, value in enumerate(order)})
+        for order in (values, random.sample(values, len(values)))
     )
     assert spread == other
     assert spread.worst <= spread.mean + 1e-12
     assert spread.std >= 0
-
-
-def test_a_model_whose_test_loss_is_not_finite_is_never_the_best() -> None:
-    sound = initial({"scans": 0.1, "fonts": 0.1})
-    broken = replace(ROUND, loss={"scans": math.nan, "fonts": 1.0})
-    assert best_round([sound, broken]) is sound
-
-
-def test_a_run_that_goes_on_keeps_the_rounds_up_to_its_checkpoint(folder: RunFolder) -> None:
-    rounds = [initial(), *(replace(ROUND, round=number) for number in (1, 2, 3))]
-    for record in rounds:
-        folder.append_round(record)
-    with folder.metrics_file.open("ab") as stream:
-        stream.write(b'{"round": 4')
-    folder.go_on(2)
-    assert folder.read_rounds() == rounds[:3]
-    folder.append_round(replace(ROUND, round=3, failed=0))
-    assert [record.round for record in folder.read_rounds()] == [0, 1, 2, 3]
-    with pytest.raises(RunFolderError, match="lacks rounds before 7"):
-        folder.go_on(7)
-    folder.go_on(None)
-    assert folder.read_rounds() == []
-
-
-def test_only_a_run_can_go_on(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match=r"is not a run's folder"):
-        RunFolder(tmp_path).go_on(0)
-
-
-def test_a_run_remembers_what_it_was_composed_from(folder: RunFolder) -> None:
-    with pytest.raises(RunFolderError, match=r"command.json is missing"):
-        folder.read_command()
-    folder.write_command("config", "seed=1 'dataset.folder=/my data'")
-    assert folder.read_command() == ("config", "seed=1 'dataset.folder=/my data'")
-    (folder.path / "command.json").write_text("[]")
-    with pytest.raises(RunFolderError, match="is not what a run was composed from"):
-        folder.read_command()
-
-
-def test_a_run_killed_before_its_first_file_of_rounds_begins_again(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.path.mkdir()
-    folder.write_command("config", "seed=1")
-    folder.go_on(None)
-    assert folder.read_rounds() == []

@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import text_to_path
 
-from fedpw_flwr.lab.plots.panels import INK, LABEL_SIZE, add_panel, write_title
+from fedpw_flwr.lab.plots.panels import INK, LABEL_SIZE, style_panel, write_title
 
 __all__ = [
     "fitted",
@@ -73,8 +73,8 @@ def new_page(
         text.set_parse_math(False)
     grid = figure.add_gridspec(rows, columns)
     for index in range(panels):
-        axes = add_panel(figure, bottom=0.0, height=1.0)
-        axes.set_subplotspec(grid[divmod(index, columns)])
+        axes = figure.add_subplot(grid[divmod(index, columns)])
+        style_panel(axes)
         lowest, first = index + columns >= panels, index % columns == 0
         axes.tick_params(labelbottom=lowest, labelleft=first)
         axes.set_xlabel(labels[0] if lowest else "")
