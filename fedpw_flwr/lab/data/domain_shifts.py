@@ -1,8 +1,8 @@
-"""Honest shifts of a domain: the same kind of digit, seen another way.
+"""Honest shifts of a domain: the same kind of digit, as another camera or another paper shows it.
 
-Each function takes grey pictures (white digit on black) and returns RGB pictures of the same
-digits, as another camera or another paper would show them. The randomness is a fixed function of
-the generator, so a domain has the same pictures in every run.
+Each function takes grey images, ``uint8`` (N, 1, S, S), white digit on black, and returns RGB
+images, ``uint8`` (N, 3, S, S). A generator (on the CPU) is the only source of randomness, so a
+domain has the same images in every run.
 """
 
 from __future__ import annotations
@@ -13,28 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, interpolate
 
-
-def plain(images: Tensor) -> Tensor:
-    """Repeat grey pictures (N, 1, S, S) as RGB (N, 3, S, S), ``uint8``."""
-    return images.repeat(1, 3, 1, 1)
+__all__ = ["inverted_on_texture", "rotated_and_blurred"]
 
 
 def inverted_on_texture(images: Tensor, generator: torch.Generator) -> Tensor:
     """Invert a random colour texture wherever the digit is.
 
     It is the recipe of MNIST-M, |digit - texture|, with drawn textures in place of photographs.
-
-    Parameters
-    ----------
-    images : Tensor
-        ``uint8`` of shape (N, 1, S, S), white on black.
-    generator : torch.Generator
-        On the CPU; draws the textures.
-
-    Returns
-    -------
-    Tensor
-        ``uint8`` of shape (N, 3, S, S).
     """
     count, _, size, _ = images.shape
     base = 255 * torch.rand((count, 3, 1, 1), generator=generator)
@@ -44,32 +29,15 @@ def inverted_on_texture(images: Tensor, generator: torch.Generator) -> Tensor:
         texture += strength * interpolate(
             pattern, size=(size, size), mode="bilinear", align_corners=False
         )
-    difference = (images.float() - texture.clamp_(0, 255)).abs()
-    return _to_uint8(difference)
+    return _to_uint8((images.float() - texture.clamp_(0, 255)).abs())
 
 
 def rotated_and_blurred(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn each picture by up to 45 degrees, blur it, and add the noise of a weak sensor.
-
-    Parameters
-    ----------
-    images : Tensor
-        ``uint8`` of shape (N, 1, S, S).
-    generator : torch.Generator
-        On the CPU; draws angles, blur and noise.
-
-    Returns
-    -------
-    Tensor
-        ``uint8`` of shape (N, 3, S, S).
-    """
+    """Turn each image by up to 45 degrees, blur it, and add the noise of a weak sensor."""
     count, _, size, _ = images.shape
     angles = (2 * torch.rand(count, generator=generator) - 1) * math.radians(45)
-    cosines, sines = angles.cos(), angles.sin()
-    zeros = torch.zeros_like(angles)
-    turn = torch.stack(
-        (torch.stack((cosines, -sines, zeros), 1), torch.stack((sines, cosines, zeros), 1)), 1
-    )
+    cosines, sines, zeros = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    turn = torch.stack((cosines, -sines, zeros, sines, cosines, zeros), 1).view(count, 2, 3)
     turned = grid_sample(
         images.float(),
         affine_grid(turn, list(images.shape), align_corners=False),

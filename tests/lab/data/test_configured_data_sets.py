@@ -31,10 +31,7 @@ def test_a_named_set_bears_its_name_and_can_be_read_from_archives(name: str) -> 
     assert node.name == name
     assert get_method(node["_target_"]) is named_set
     assert node.archives_folder is None
-    if name in SINGLE_DOMAIN:
-        assert list(node.domains) == [name]
-    else:
-        assert len(node.domains) == 4
+    assert list(node.domains) == [name] if name in SINGLE_DOMAIN else len(node.domains) == 4
 
 
 @pytest.mark.parametrize("name", SINGLE_DOMAIN)
