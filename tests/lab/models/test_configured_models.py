@@ -1,4 +1,4 @@
-"""Every file of conf/model builds a network that takes the pictures of its data set."""
+"""Every file of conf/model builds a network that takes the images of its data set."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _configured(name: str, image_size: int, **changes: Any) -> DictConfig:
 
 @pytest.mark.parametrize("size", [16, 28, 32])
 @pytest.mark.parametrize("name", NAMES)
-def test_configured_models_accept_pictures_of_any_size_and_channels(name: str, size: int) -> None:
+def test_configured_models_accept_images_of_any_size_and_channels(name: str, size: int) -> None:
     for channels in (1, 3):
         model = instantiate(_configured(name, size), num_classes=7, in_channels=channels)
         with torch.no_grad():
@@ -49,21 +49,12 @@ def test_normalisation_of_a_configured_model_can_be_chosen(name: str) -> None:
 
 
 def test_the_field_s_networks_are_there() -> None:
-    assert NAMES == [
-        "cnn",
-        "cnn_mcmahan",
-        "mlp",
-        "resnet10",
-        "resnet12",
-        "resnet18",
-        "resnet20",
-        "resnet34",
-        "torchvision_resnet18",
-    ]
+    resnets = {f"resnet{depth}" for depth in (10, 12, 18, 20, 34)}
+    assert {*NAMES} == {"cnn", "cnn_mcmahan", "mlp", "torchvision_resnet18", *resnets}
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn_mcmahan"])
-def test_networks_for_one_size_of_picture_get_it_from_the_data_set(name: str) -> None:
+def test_networks_for_one_size_of_image_get_it_from_the_data_set(name: str) -> None:
     configured = compose_configuration("config", f"experiment=fashion_mnist model={name}")
     model = build_group("model", configured, num_classes=10, in_channels=1)
     assert model.image_shape == (1, 28, 28)

@@ -39,8 +39,3 @@ def test_normalisation_is_the_one_asked_for(normalisation: str) -> None:
     assert _size(model) == expected
     with torch.no_grad():
         assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
-
-
-def test_an_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be one of batch, group, none"):
-        torchvision_resnet18(10, normalisation="layer")  # type: ignore[arg-type]
