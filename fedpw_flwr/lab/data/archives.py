@@ -51,7 +51,7 @@ def archives(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> DomainCollection:
-    """Read one ``.npz`` archive a domain; decoded once a machine, mapped into memory after that.
+    """Read one ``.npz`` archive a domain, decoded once a machine.
 
     Parameters
     ----------
@@ -95,21 +95,17 @@ class Archive:
     folder: Path
     name: str
 
-    @property
-    def file(self) -> Path:
-        """The archive itself."""
-        return self.folder / f"{self.name}.npz"
-
     def files(self) -> list[Path]:
         """Return the archive alone."""
-        return [self.file]
+        return [self.folder / f"{self.name}.npz"]
 
     def read(self, wanted: ImageFormat) -> tuple[ImageSet, ImageSet]:
         """Read training and test images; raises as :func:`archives`."""
-        arrays = _read_arrays(self.file)
+        (file,) = self.files()
+        arrays = _read_arrays(file)
         return (
-            _image_set(self.file, arrays, "train", wanted),
-            _image_set(self.file, arrays, "test", wanted),
+            _image_set(file, arrays, "train", wanted),
+            _image_set(file, arrays, "test", wanted),
         )
 
 

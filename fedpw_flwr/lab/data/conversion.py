@@ -14,8 +14,6 @@ from torch.nn.functional import interpolate
 
 from fedpw_flwr.lab.data.images import ImageFormat
 
-__all__ = ["resize", "to_uint8_images"]
-
 
 def to_uint8_images(pixels: NDArray[np.uint8], wanted: ImageFormat) -> Tensor:
     """Bring images, grey (N, H, W) or RGB (N, H, W, 3), to the format wanted; as ``uint8``.

@@ -24,15 +24,9 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class ImageFolderSet:
-    """A domain of image files.
+    """A domain of image files in `folder`: one folder a class, or ``train`` and ``test`` of such.
 
-    Parameters
-    ----------
-    folder : Path
-        Holds one folder a class, or the folders ``train`` and ``test`` that do.
-    test_share : float
-        Part of every class that is kept for testing where there is no ``test``, above 0 and below
-        1.
+    `test_share` is the part of every class that is kept for testing where there is no ``test``.
     """
 
     folder: Path
@@ -55,13 +49,8 @@ class ImageFolderSet:
     def read(self, wanted: ImageFormat) -> tuple[ImageSet, ImageSet]:
         """Read training and test images, squeezed to squares (bilinear, antialiased).
 
-        Raises
-        ------
-        FileNotFoundError
-            If a class is empty.
-        ValueError
-            If there are other classes than `num_classes`, a class has too few images to be
-            divided, or a file is no image.
+        Raises ValueError if there are other classes than `wanted`, a class has too few images to be
+        divided, or a file is no image; FileNotFoundError if a class is empty.
         """
         classes = self.classes()
         if len(classes) != wanted.num_classes:

@@ -12,17 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Domain",
-    "DomainCollection",
-    "ImageFormat",
-    "ImageSet",
-    "at_most",
-    "joined",
-]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of each RGB channel over ImageNet, in the 0-1 scale; what the paper normalises with."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -33,10 +22,7 @@ _SUBSET_SEED = 0
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What all images of a federation are brought to.
-
-    Squares of `image_size` pixels with 1 or 3 `channels`, and labels in ``range(num_classes)``.
-    """
+    """What all sources are brought to: squares of so many pixels, 1 or 3 channels, the classes."""
 
     image_size: int
     channels: int
@@ -100,14 +86,8 @@ def at_most(image_set: ImageSet, limit: int | None) -> ImageSet:
 class Domain:
     """One source of images: a camera, a hospital, a style.
 
-    Parameters
-    ----------
-    name : str
-        What metrics and plots call it.
-    train : ImageSet
-        Divided among the domain's clients.
-    test : ImageSet
-        Never trained on; the global model's accuracy on it is the domain's figure.
+    Its clients divide `train`. Nobody trains on `test`: the global model's accuracy on it is the
+    domain's figure.
     """
 
     name: str

@@ -52,8 +52,8 @@ def named_set(
         Where torchvision keeps its files, ``office_caltech/DOMAIN`` the image files of
         Office-Caltech, and ``syn`` those of SYN.
     archives_folder : str or Path, optional
-        Read all domains from the archives in it, see `archives`. SYN is drawn
-        where it has no ``syn.npz`` and `syn` is "rendered".
+        Read all domains from the archives in it. SYN is drawn where it has no ``syn.npz`` and
+        `syn` is "rendered".
     download : bool (default: False)
         Let torchvision fetch what is missing.
     image_size, channels, num_classes, max_test_per_domain, mean, std
@@ -78,9 +78,8 @@ def named_set(
     check_named_set(domains, folder, archives_folder=archives_folder, download=download, syn=syn)
 
     def source(name: str) -> Source:
-        archive = None if archives_folder is None else Archive(Path(archives_folder), name)
-        if archive is not None and archive.file.is_file():
-            return archive
+        if archives_folder is not None and Path(archives_folder, f"{name}.npz").is_file():
+            return Archive(Path(archives_folder), name)
         if name == "syn" and syn == "rendered":
             return RenderedDigits(syn_train, syn_test)
         if name in TORCHVISION_FILES:

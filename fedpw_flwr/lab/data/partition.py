@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ByDomain", "ClientShare", "Dirichlet", "Partition", "Pathological", "Shards"]
 
+# How often a division is tried, each time with other draws.
 _DRAWS = 10
-"""How often a division is tried, each time with other draws."""
-
+# Beyond these NumPy draws what is no distribution. Within, Dir(α) comes to its limits: one client
+# has all of a class, or all have equal shares.
 _ALPHAS = (1e-10, 1e300)
-"""Beyond these NumPy draws what is no distribution. Within, Dir(α) comes to its limits: one client
-has all of a class, or all have equal shares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +97,7 @@ class Partition(ABC):
         import numpy as np
         import torch
 
-        # Refuses domains that the partition does not fit.
-        self.num_clients(collection.names)
+        self.num_clients(collection.names)  # refuses domains that the partition does not fit
         shares: list[ClientShare] = []
         for domain in collection.domains:
             for number, held in enumerate(self._divide(domain, seed)):
@@ -194,8 +192,7 @@ class ByDomain(Partition):
             if named != there:
                 raise ValueError(
                     f"partition.train_per_client has numbers for {sorted(named)}, the data set has "
-                    f"the domains {sorted(there)}: choose a partition that fits, for example "
-                    "partition=by_domain"
+                    f"the domains {sorted(there)}: choose a partition that fits, as by_domain does"
                 )
         return super().num_clients(domains)
 

@@ -39,14 +39,8 @@ def save_prepared(
     """Save test images, clients' shares and `notes`, whole or not at all.
 
     Of a domain's training images only those that clients hold are saved, or all if it has no
-    client.
-
-    Raises
-    ------
-    ValueError
-        If a share names a domain that the collection does not have.
-    OSError, SafetensorError
-        If the file cannot be written.
+    client. Raises ValueError for a share of a domain that is not in the collection, and OSError or
+    SafetensorError if the file cannot be written.
     """
     layout = {
         "domains": collection.names,

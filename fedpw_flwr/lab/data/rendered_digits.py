@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from fedpw_flwr.lab.data.images import ImageFormat, ImageSet
 
-__all__ = ["TEST_FONTS", "TRAINING_FONTS", "RenderedDigits", "rendered_digits"]
-
 TRAINING_FONTS = (
     "DejaVuSans",
     "DejaVuSans-Bold",

@@ -19,16 +19,6 @@ from fedpw_flwr.lab.data.locations import TORCHVISION_FILES
 
 __all__ = ["TorchvisionSet"]
 
-_CLASSES = {
-    "mnist": "MNIST",
-    "usps": "USPS",
-    "svhn": "SVHN",
-    "fashion_mnist": "FashionMNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-}
-"""torchvision's classes by domain."""
-
 _UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, LookupError)
 """What torchvision's readers raise for files that are missing, damaged or others."""
 
@@ -49,13 +39,6 @@ class TorchvisionSet:
         """Read training and test images.
 
         torchvision unpickles CIFAR's files, after it compared their checksums with its own.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the set is missing or damaged, or could not be downloaded.
-        ValueError
-            If there are other classes than `num_classes`, or colour images are asked for as grey.
         """
         return self._image_set(True, wanted), self._image_set(False, wanted)
 
@@ -90,7 +73,8 @@ class TorchvisionSet:
         # Takes seconds to import: only a process that reads these sets pays for it.
         from torchvision import datasets
 
-        kind = getattr(datasets, _CLASSES[self.name])
+        # MNIST, USPS, SVHN, FashionMNIST, CIFAR10 or CIFAR100.
+        kind = getattr(datasets, self.name.upper().replace("FASHION_", "Fashion"))
         if self.download:
             self.folder.mkdir(parents=True, exist_ok=True)
         if self.name == "svhn":

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from fedpw_flwr.lab.models.normalisation import Normalisation, normalisation_layer
 
-__all__ = ["SmallCNN"]
-
 
 class SmallCNN(nn.Module):
     """Two 3x3 convolutions with pooling, and two linear layers; for images of any size.

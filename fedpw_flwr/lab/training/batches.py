@@ -16,8 +16,6 @@ from torch.nn.functional import pad
 
 from fedpw_flwr.lab.data.images import ImageSet
 
-__all__ = ["Normalisation", "padded_on_device", "training_batches"]
-
 # Enough for the clients of the usual federations; more of them cost a copy each time, no failure.
 _CLIENTS_KEPT = 32
 

@@ -14,8 +14,6 @@ from fedpw_flwr.lab.data.images import ImageSet
 from fedpw_flwr.lab.training.batches import Normalisation
 from fedpw_flwr.lab.training.memory import keep_freed_memory
 
-__all__ = ["Evaluation", "accuracy_of_parts", "evaluate"]
-
 # More test sets than these cost a copy to the device each time, no failure.
 _TEST_SETS_KEPT = 16
 

@@ -21,8 +21,6 @@ from fedpw_flwr.lab.training.batches import Normalisation, training_batches
 from fedpw_flwr.lab.training.memory import keep_freed_memory
 from fedpw_flwr.lab.training.settings import ClientSettings
 
-__all__ = ["client_generator", "train"]
-
 _FUSED_SGD = ("cpu", "cuda")
 
 
@@ -56,11 +54,8 @@ def train(
     ℓ(w) + μ/2 ‖w − w_start‖² over the parameters w, which arrive as w_start. 0 is plain SGD, bit by
     bit.
 
-    Returns
-    -------
-    float
-        Cross-entropy in nats, without FedProx's term, the mean over all batches of all epochs. Not
-        finite if training diverged.
+    Returns the mean cross-entropy in nats, without FedProx's term, over all batches of all epochs.
+    It is not finite if training diverged.
     """
     if len(image_set) == 0:
         raise ValueError("cannot train on 0 images: give this client some, or leave it out")

@@ -21,11 +21,8 @@ NDArrays = list[npt.NDArray[Any]]
 def overwrite_model(model: nn.Module, arrays: Sequence[npt.NDArray[Any]]) -> None:
     """Copy arrays into the entries of a model's state dict, in its order, on any device.
 
-    Raises
-    ------
-    ValueError
-        If there are more or fewer arrays than entries, or a shape is another one; then the model
-        is as it was.
+    Raises ValueError, and leaves the model as it was, if there are more or fewer arrays than
+    entries, or a shape is another one.
     """
     state = model.state_dict()
     if len(arrays) != len(state):

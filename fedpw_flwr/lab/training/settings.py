@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ClientSettings", "Precision"]
-
 Precision = Literal["float32", "bfloat16"]
 
+# The least value, a value that all are below, and words for both.
 _RANGES = {
     "epochs": (1, math.inf, "an integer of at least 1"),
     "batch_size": (1, math.inf, "an integer of at least 1"),
@@ -18,7 +17,6 @@ _RANGES = {
     "momentum": (0, 1, "in [0, 1)"),
     "weight_decay": (0, math.inf, "at least 0 and finite"),
 }
-"""Least value, value that all are below, and words for both."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,11 @@ class ClientSettings:
         off.
     precision : "float32" | "bfloat16" (default: "float32")
         In which numbers the network computes while it trains. "bfloat16" is PyTorch's mixed
-        precision: convolutions and linear layers in bfloat16, sums that need more digits, weights,
-        gradients and SGD's buffers in float32. Fast on GPUs, and on CPUs that multiply bfloat16
-        themselves (avx512_bf16, AMX); on others correct and slow. Evaluation is always float32.
+        precision: products in bfloat16; weights, gradients and SGD's buffers stay float32. Fast on
+        GPUs, and on CPUs that multiply bfloat16 themselves (avx512_bf16, AMX); on others slow.
     compile : bool (default: False)
-        Compile the network with ``torch.compile``: some faster steps for a first one that takes
-        tens of seconds in each worker. On a CPU it needs a C++ compiler.
+        Compile the network with ``torch.compile``: faster steps after a first one that takes tens
+        of seconds in each worker. On a CPU it needs a C++ compiler.
     horizontal_flip : bool (default: False)
         Mirror each training image with probability 1/2: right for photographs, wrong for digits.
 

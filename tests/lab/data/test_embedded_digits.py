@@ -8,7 +8,13 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from support.images import are_same
 
-from fedpw_flwr.lab.data.embedded_digits import DOMAINS, HANDWRITTEN, embedded_digits
+from fedpw_flwr.lab.data.embedded_digits import (
+    DOMAINS,
+    HANDWRITTEN,
+    embedded_digits,
+    inverted_on_texture,
+    rotated_and_blurred,
+)
 from fedpw_flwr.lab.data.images import DomainCollection, ImageFormat, ImageSet
 from fedpw_flwr.lab.data.rendered_digits import (
     TEST_FONTS,
@@ -23,8 +29,7 @@ def test_there_are_four_domains_of_rgb_digits(digits: DomainCollection) -> None:
     assert digits.image_shape == (3, 16, 16)
     for domain in digits.domains:
         assert (len(domain.train), len(domain.test)) == (399, 200)
-        for _, image_set in domain.splits():
-            assert image_set.labels.unique().tolist() == list(range(10))
+        assert all(len(one.labels.unique()) == 10 for _, one in domain.splits())
 
 
 def test_handwritten_domains_use_every_scan_of_scikit_learn_once(digits: DomainCollection) -> None:
@@ -90,3 +95,26 @@ def test_unknown_domains_and_too_small_images_are_refused() -> None:
         embedded_digits(["scan"])
     with pytest.raises(ValueError, match="at least 8 pixels, got 7"):
         embedded_digits(image_size=7)
+
+
+SQUARES = torch.zeros((50, 1, 16, 16), dtype=torch.uint8)
+SQUARES[:, :, 5:11, 5:11] = 255
+
+
+def test_texture_is_inverted_where_the_digit_is_and_untouched_elsewhere() -> None:
+    texture = inverted_on_texture(torch.zeros_like(SQUARES), torch.Generator())
+    shifted = inverted_on_texture(SQUARES, torch.Generator())
+    ink = SQUARES.expand_as(shifted) > 0
+    assert torch.equal(shifted[~ink], texture[~ink])
+    assert (shifted[ink].int() - (255 - texture[ink].int())).abs().max() <= 1
+
+
+def test_every_texture_is_another_one() -> None:
+    textures = inverted_on_texture(torch.zeros_like(SQUARES), torch.Generator())
+    assert len({texture.numpy().tobytes() for texture in textures}) == len(textures)
+
+
+def test_rotation_keeps_the_middle_and_turns_the_corners() -> None:
+    turned = rotated_and_blurred(SQUARES, torch.Generator()).float()
+    assert turned[:, :, 7:9, 7:9].mean() > turned[:, :, 0].mean() + 100
+    assert turned[:, 0, 5, 5].std() > 15

@@ -39,9 +39,7 @@ def _brightness(images: ImageSet) -> list[tuple[int, int]]:
 
 
 def test_classes_are_the_folders_names_in_order(tmp_path: Path) -> None:
-    folder = _write(tmp_path)
-    assert ImageFolderSet(folder, 0.2).classes() == ["bike", "mouse", "mug"]
-    train, test = _read(folder)
+    train, test = _read(_write(tmp_path))
     for images in (train, test):
         strongest = images.images.float().mean(dim=(2, 3)).argmax(dim=1)
         assert torch.equal(strongest, images.labels)
@@ -85,11 +83,6 @@ def test_images_of_any_size_and_kind_become_squares_as_pillow_resizes_them(
     ]
     for image in torch.cat((train.images, test.images)).permute(0, 2, 3, 1).numpy():
         assert any(np.array_equal(image, one) for one in expected)
-
-
-def test_images_can_be_read_as_grey(tmp_path: Path) -> None:
-    train, _ = _read(_write(tmp_path), channels=1)
-    assert train.images.shape == (24, 1, 8, 8)
 
 
 def test_more_images_than_are_decoded_at_a_time_keep_their_order(tmp_path: Path) -> None:
@@ -148,6 +141,6 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
-def test_impossible_share_is_refused(tmp_path: Path, share: float) -> None:
+def test_impossible_share_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="test_share must be above 0 and below 1"):
-        ImageFolderSet(tmp_path, share)
+        ImageFolderSet(Path(), share)

@@ -188,70 +188,52 @@ def test_missing_set_says_how_to_get_it(tmp_path: Path, name: str) -> None:
     assert "download=True" not in str(refused.value)
 
 
-def test_missing_test_split_is_noticed(folder: Path) -> None:
-    (folder / "usps.t.bz2").unlink()
-    with pytest.raises(FileNotFoundError, match="usps is not complete"):
-        _read("usps", folder)
-
-
 @pytest.mark.parametrize(
     "content", [b"", b"\x00\x00\x08", b"\x00\x00\x00\x00" * 4, struct.pack(">IIII", 0x803, 9, 9, 9)]
 )
-def test_damaged_mnist_is_called_incomplete(folder: Path, content: bytes) -> None:
+def test_a_damaged_or_missing_split_is_called_incomplete(folder: Path, content: bytes) -> None:
     (folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(FileNotFoundError, match="mnist is not complete"):
-        _read("mnist", folder)
+    (folder / "usps.t.bz2").unlink()
+    for name in ("mnist", "usps"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is not complete"):
+            _read(name, folder)
 
 
 @pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Serve a folder on this machine, as the sets' own mirrors do."""
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Serve Fashion-MNIST from a folder of this machine, as its own mirrors do."""
     served = tmp_path / "mirror"
     served.mkdir()
-    handler = partial(_SilentHandler, directory=str(served))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/", served
-        server.shutdown()
-        thread.join()
-
-
-class _SilentHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def _offer(address: str, served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = []
     for name, content in _idx_files().items():
         packed = gzip.compress(content)
         (served / f"{name}.gz").write_bytes(packed)
         resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
     monkeypatch.setattr(FashionMNIST, "resources", resources)
-    monkeypatch.setattr(FashionMNIST, "mirrors", [address])
+    handler = partial(SimpleHTTPRequestHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        monkeypatch.setattr(FashionMNIST, "mirrors", [address])
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield served
+        server.shutdown()
+        thread.join()
 
 
-def test_download_fetches_a_set_once(
-    tmp_path: Path, mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _offer(*mirror, monkeypatch)
+def test_download_fetches_a_set_once(tmp_path: Path, mirror: Path) -> None:
     wanted = TorchvisionSet("fashion_mnist", tmp_path / "new" / "data", download=True)
     assert wanted.files() == []
     _, test = wanted.read(ImageFormat(16, 1, 10))
     assert np.array_equal(test.images[:, 0].numpy(), GREY[50:80])
     assert len(wanted.files()) == 4
-    for file in mirror[1].iterdir():
+    for file in mirror.iterdir():
         file.unlink()
-    _, again = wanted.read(ImageFormat(16, 1, 10))
-    assert torch.equal(again.images, test.images)
+    assert torch.equal(wanted.read(ImageFormat(16, 1, 10))[1].images, test.images)
 
 
-def test_a_download_that_was_changed_on_the_way_is_refused(
-    tmp_path: Path, mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _offer(*mirror, monkeypatch)
-    (mirror[1] / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
+def test_a_download_that_was_changed_on_the_way_is_refused(tmp_path: Path, mirror: Path) -> None:
+    (mirror / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
     wanted = TorchvisionSet("fashion_mnist", tmp_path / "data", download=True)
     with pytest.raises(FileNotFoundError, match=r"is not complete .*check the connection"):
         wanted.read(ImageFormat(16, 1, 10))
