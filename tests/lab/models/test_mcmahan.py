@@ -35,12 +35,10 @@ def test_images_of_the_size_built_for_become_logits_and_others_are_refused(
         network(10)(torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize(("normalisation", "buffers"), [("batch", 6), ("group", 0), ("none", 0)])
-def test_normalisation_follows_each_convolution(normalisation: str, buffers: int) -> None:
+@pytest.mark.parametrize("normalisation", ["batch", "group"])
+def test_normalisation_follows_each_convolution(normalisation: str) -> None:
     model = McMahanCNN(10, image_size=16, normalisation=normalisation)  # type: ignore[arg-type]
-    assert len(list(model.buffers())) == buffers
-    extra = 0 if normalisation == "none" else 2 * (32 + 64)
-    assert _size(model) == _size(McMahanCNN(10, image_size=16)) + extra
+    assert _size(model) - _size(McMahanCNN(10, image_size=16)) == 2 * (32 + 64)
 
 
 def test_impossible_sizes_are_refused() -> None:

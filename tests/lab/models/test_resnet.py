@@ -4,52 +4,29 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, relu
+from torch.nn.utils import parameters_to_vector
 
-from fedpw_flwr.lab.data.embedded_digits import embedded_digits
 from fedpw_flwr.lab.models.normalisation import Normalisation
 from fedpw_flwr.lab.models.resnet import BLOCKS, BasicBlock, ResNet, ResNet10
-from fedpw_flwr.lab.training.evaluation import evaluate
-from fedpw_flwr.lab.training.loop import client_generator, train
-from fedpw_flwr.lab.training.settings import ClientSettings
 
+SIZES = {10: 4_903_242, 12: 4_977_226, 18: 11_173_962, 20: 11_247_946, 34: 21_282_122}
+"""Parameters at width 64 with 10 classes: of the paper's network, and as published for 18 and 34.
 
-def _size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _size_by_hand(depth: int, width: int, in_channels: int, classes: int) -> int:
-    """Count weights of convolutions and the classifier, and two numbers a normalised channel."""
-    convolutions = [(in_channels, width, 3)]
-    channels = width
-    for stage, count in enumerate(BLOCKS[depth]):
-        out = width * 2**stage
-        for index in range(count):
-            convolutions += [(channels, out, 3), (out, out, 3)]
-            if index == 0 and stage > 0:
-                convolutions.append((channels, out, 1))
-            channels = out
-    weights = sum(out * (channels * side**2 + 2) for channels, out, side in convolutions)
-    return weights + (8 * width + 1) * classes
-
-
-def test_width_64_is_the_network_of_the_paper() -> None:
-    model = ResNet10(num_classes=10, width=64)
-    assert _size(model) == 4_903_242
-    assert len(model.state_dict()) == 74
+12 and 20 have one block more than 10 and 18: 2 x (64 x 64 x 9 + 2 x 64) parameters.
+"""
 
 
 @pytest.mark.parametrize("depth", BLOCKS)
 def test_depth_counts_layers_on_the_longest_path_and_stages_halve_the_image(depth: int) -> None:
-    for width, in_channels, classes in ((4, 3, 10), (6, 1, 100)):
-        model = ResNet(classes, in_channels, width, depth=depth)
-        assert _size(model) == _size_by_hand(depth, width, in_channels, classes)
-        layers = [
-            name
-            for name, layer in model.named_modules()
-            if isinstance(layer, nn.Conv2d | nn.Linear) and "shortcut" not in name
-        ]
-        assert len(layers) == depth
-        assert model.stages(torch.zeros(2, width, 32, 32)).shape == (2, 8 * width, 4, 4)
+    model = ResNet(10, width=64, depth=depth)
+    assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[depth]
+    layers = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) and "shortcut" not in name
+    ]
+    assert len(layers) == depth
+    assert model.stages(torch.zeros(2, 64, 32, 32)).shape == (2, 512, 4, 4)
 
 
 def test_saved_models_of_depth_ten_find_their_tensors_by_the_same_names_in_the_same_order() -> None:
@@ -68,15 +45,14 @@ def test_saved_models_of_depth_ten_find_their_tensors_by_the_same_names_in_the_s
 
 
 def test_seed_decides_the_initial_weights() -> None:
-    states = []
-    for seed in (5, 5, 6):
-        torch.manual_seed(seed)
-        states.append(ResNet10(num_classes=10, width=4).state_dict())
-    same, other = (
-        all(torch.equal(states[0][name], state[name]) for name in states[0]) for state in states[1:]
-    )
-    assert same
-    assert not other
+    first, same, other = (_weights(seed) for seed in (5, 5, 6))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def _weights(seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return parameters_to_vector(ResNet10(num_classes=10, width=4).parameters())
 
 
 @pytest.mark.parametrize("normalisation", ["group", "none"])
@@ -94,27 +70,6 @@ def test_without_normalisation_convolutions_have_a_bias() -> None:
     bare = ResNet(10, width=4, depth=20, normalisation="none")
     convolutions = [layer for layer in bare.modules() if isinstance(layer, nn.Conv2d)]
     assert all(layer.bias is not None for layer in convolutions)
-
-
-@pytest.mark.parametrize(("normalisation", "epochs"), [("group", 4), ("none", 12)])
-def test_it_learns_digits_without_running_statistics(
-    normalisation: Normalisation, epochs: int
-) -> None:
-    torch.manual_seed(0)
-    model = ResNet10(10, width=8, normalisation=normalisation)
-    digits = embedded_digits(["scans"])
-    (domain,) = digits.domains
-    train(
-        model,
-        domain.train,
-        ClientSettings(epochs=epochs, batch_size=16, learning_rate=0.05, crop_padding=1),
-        mean=digits.mean,
-        std=digits.std,
-        device="cpu",
-        generator=client_generator(0, 1, 0),
-    )
-    result = evaluate(model, domain.test, mean=digits.mean, std=digits.std, device="cpu")
-    assert result.accuracy > 0.35
 
 
 @pytest.mark.parametrize("width", [2, 8, 12])
