@@ -6,11 +6,12 @@ import inspect
 from pathlib import Path
 
 import pytest
-from hydra.utils import get_method
+from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
 from fedpw_flwr.lab.config.configuration import compose_configuration, count_clients
 from fedpw_flwr.lab.data.named_sets import named_set
+from fedpw_flwr.lab.training.settings import ClientSettings
 
 CONF = Path(__file__).parents[3] / "conf"
 DATA_SETS = sorted(file.stem for file in (CONF / "dataset").glob("*.yaml"))
@@ -49,24 +50,14 @@ def test_partition_on_the_command_line_wins_over_the_experiments(name: str, part
 def test_the_papers_digits_is_the_papers() -> None:
     configured = compose_configuration("config", "experiment=paper_digits")
     assert count_clients(configured) == 20
-    assert configured.partition.share == 0.01
-    assert configured.model.width == 64
-    assert configured.model["_target_"].endswith("ResNet10")
-    assert configured.rounds == 200
-    assert list(configured.dataset.domains) == ["mnist", "usps", "svhn", "syn"]
-    assert configured.dataset.image_size == 32
-    assert configured.dataset.max_test_per_domain is None
-    client = {
-        "epochs": 10,
-        "batch_size": 64,
-        "learning_rate": 0.001,
-        "momentum": 0.9,
-        "weight_decay": 1e-5,
-        "crop_padding": 4,
-        "horizontal_flip": False,
-        "precision": "float32",
-    }
-    assert {key: configured.client[key] for key in client} == client
+    assert (configured.rounds, configured.dataset.image_size) == (200, 32)
+    for group, values in {
+        "dataset": {"domains": ["mnist", "usps", "svhn", "syn"], "max_test_per_domain": None},
+        "partition": {"share": 0.01},
+        "model": {"width": 64, "_target_": "fedpw_flwr.lab.models.resnet.ResNet10"},
+    }.items():
+        assert {key: configured[group][key] for key in values} == values
+    assert instantiate(configured.client) == ClientSettings()
 
 
 def test_experiments_have_clients_in_every_domain() -> None:

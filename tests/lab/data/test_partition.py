@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 
 from fedpw_flwr.lab.config.configuration import compose_configuration
 from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
-from fedpw_flwr.lab.data.partition import (
-    ByDomain,
-    ClientShare,
-    Dirichlet,
-    Partition,
-    Pathological,
-    Shards,
-)
+from fedpw_flwr.lab.data.partition import ByDomain, Dirichlet, Partition, Pathological, Shards
 from fedpw_flwr.lab.experiment import build_group
 
 
@@ -45,8 +38,8 @@ def _numbers(images: ImageSet | None) -> list[int]:
     return (channels @ torch.tensor([65536, 256, 1], dtype=torch.int32)).tolist()
 
 
-def _trained_on(shares: list[ClientShare]) -> list[list[int]]:
-    return [_numbers(share.train) for share in shares]
+def _divided(partition: Partition, collection: DomainCollection, seed: int) -> list[list[int]]:
+    return [_numbers(share.train) for share in partition.split(collection, seed)]
 
 
 ALL = [
@@ -75,18 +68,9 @@ def test_every_image_goes_to_one_client_of_its_domain_with_its_label(partition: 
 @each_partition
 def test_a_division_follows_the_seed_and_not_the_other_domains(partition: Partition) -> None:
     alone, both = _collection(200), _collection(200, 300)
-    first, again, another = (_trained_on(partition.split(alone, seed)) for seed in (4, 4, 5))
+    first, again, another = (_divided(partition, alone, seed) for seed in (4, 4, 5))
     assert first == again != another
-    assert _trained_on(partition.split(both, 4))[: len(first)] == first
-
-
-@settings(deadline=None, max_examples=20)
-@given(size=st.integers(8, 40), clients=st.integers(1, 4), seed=st.integers(0, 2**32))
-def test_clients_of_a_domain_hold_equally_many(size: int, clients: int, seed: int) -> None:
-    shares = ByDomain(clients_per_domain=clients).split(_collection(size), seed)
-    counts = [len(share.train) for share in shares]
-    assert sum(counts) == size
-    assert max(counts) - min(counts) <= 1
+    assert _divided(partition, both, 4)[: len(first)] == first
 
 
 def test_clients_hold_the_number_of_images_asked_for() -> None:
@@ -95,6 +79,8 @@ def test_clients_hold_the_number_of_images_asked_for() -> None:
     assert [len(share.train) for share in shares] == [7, 7, 12, 12]
     shares = ByDomain(clients_per_domain=3, share=0.1).split(_collection(55), 0)
     assert [len(share.train) for share in shares] == [5, 5, 5]
+    shares = ByDomain(clients_per_domain=3).split(_collection(50), 0)
+    assert sorted(len(share.train) for share in shares) == [16, 17, 17]
 
 
 @pytest.mark.parametrize(
@@ -123,11 +109,6 @@ def test_configured_partition_covers_the_domains_of_its_data_set(name: str) -> N
         overrides=f"dataset={name} partition={name} ++dataset.folder=x"
     )
     assert build_group("partition", configuration).num_clients(configuration.dataset.domains) == 8
-
-
-def test_default_partition_fits_the_embedded_digits(digits: DomainCollection) -> None:
-    shares = build_group("partition", compose_configuration()).split(digits, 0)
-    assert [share.domain for share in shares] == [name for name in digits.names for _ in range(2)]
 
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "pat1", "pat2", "shards"])
@@ -172,12 +153,11 @@ def _dirichlet(size: int, seed: int, clients: int, alpha: float) -> torch.Tensor
 
 
 def test_a_smaller_alpha_gives_clients_fewer_of_the_classes() -> None:
-    held = {alpha: _dirichlet(1000, 1, 10, alpha) for alpha in (0.1, 100.0)}
-    largest = {
-        alpha: float((counts.max(dim=1).values / counts.sum(dim=1)).mean())
-        for alpha, counts in held.items()
-    }
-    assert largest[0.1] > 0.4 > 0.2 > largest[100.0]
+    few, many = (
+        float((counts.max(dim=1).values / counts.sum(dim=1)).mean())
+        for counts in (_dirichlet(1000, 1, 10, alpha) for alpha in (0.1, 100.0))
+    )
+    assert few > 0.4 > 0.2 > many
 
 
 @pytest.mark.parametrize("alpha", [1e15, 1e307, 1.7e308, math.inf])
@@ -193,10 +173,10 @@ def test_an_alpha_next_to_nothing_gives_each_class_to_one_client(alpha: float) -
 
 def test_where_no_draw_gives_every_client_enough_the_largest_top_up_the_smallest() -> None:
     partition = Dirichlet(clients_per_domain=50, alpha=0.01, min_pictures=9)
-    held = _trained_on(partition.split(_collection(500), seed=0))
+    held = _divided(partition, _collection(500), seed=0)
     assert min(map(len, held)) == 9
     assert sorted(number for numbers in held for number in numbers) == list(range(500))
-    assert _trained_on(partition.split(_collection(500), seed=0)) == held
+    assert _divided(partition, _collection(500), seed=0) == held
 
 
 def test_a_dirichlet_division_of_too_few_images_says_what_to_change() -> None:
