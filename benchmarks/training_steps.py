@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from fedpw_flwr.lab.models.cnn import SmallCNN
 from fedpw_flwr.lab.models.resnet import ResNet10
 from fedpw_flwr.lab.training.memory import keep_freed_memory
-from fedpw_flwr.lab.training.precision import Precision, arithmetic
+from fedpw_flwr.lab.training.settings import Precision
 
 Step = Callable[[], object]
 
@@ -141,7 +141,8 @@ def training_step(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with arithmetic(precision, images.device):
+        mixed = precision == "bfloat16"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=mixed):
             loss = cross_entropy(network(images).float(), labels)
         loss.backward()
         optimizer.step()

@@ -1,9 +1,8 @@
-"""Where the pictures come from, and which client holds which of them.
+"""Where the images come from, and which client holds which of them.
 
-:mod:`.named_sets` reads the field's data sets by the names of their domains, once a machine
-(:mod:`.cache`), from one file a kind of source: :mod:`.torchvision_sets`, :mod:`.image_folders`,
-:mod:`.archives`, :mod:`.rendered_digits`. :mod:`.embedded_digits` needs no files. Each gives a
-:class:`~.images.DomainCollection`, whose training pictures :mod:`.partition` divides among clients.
+:mod:`.named_sets` reads the field's data sets by the names of their domains, :mod:`.archives` your
+own, once a machine (:mod:`.cache`). :mod:`.embedded_digits` needs no files. Each gives a
+:class:`~.images.DomainCollection`, whose training images :mod:`.partition` divides among clients.
 
 **To add a data set**, write one module with a function that returns a ``DomainCollection``, and one
 file ``conf/dataset/NAME.yaml``::
@@ -15,7 +14,7 @@ file ``conf/dataset/NAME.yaml``::
     your_option: 1
 
 and run ``fedpw dataset=NAME partition=by_domain``. The key ``domains`` lists the names in client
-order, so that the number of clients is known before any picture is read; a key which holds a
-folder is called ``folder``, or ends in ``_folder``, so that the command can make it absolute.
-``name`` is a label and no argument of the function.
+order, so that the number of clients is known before any image is read; a key which holds a folder
+is called ``folder``, or ends in ``_folder``, so that the command can make it absolute. ``name`` is
+a label and no argument of the function.
 """

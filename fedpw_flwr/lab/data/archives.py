@@ -1,4 +1,4 @@
-"""Your own pictures, one compressed NumPy archive a domain.
+"""Your own images, one compressed NumPy archive a domain.
 
 For data that are yours, and for machines that cannot reach the internet.
 
@@ -13,7 +13,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fedpw_flwr.lab.data.conversion import to_uint8_images
-from fedpw_flwr.lab.data.images import (
-    Domain,
-    DomainCollection,
-    ImageSet,
-    imagenet_normalisation,
-)
-from fedpw_flwr.lab.data.locations import archive_file
-from fedpw_flwr.lab.data.source import read_domain
-from fedpw_flwr.lab.data.subset import at_most
+from fedpw_flwr.lab.data.images import DomainCollection, ImageFormat, ImageSet
+from fedpw_flwr.lab.data.locations import check_archives
+from fedpw_flwr.lab.data.source import read_collection
 
 __all__ = ["Archive", "archives"]
 
@@ -57,7 +51,7 @@ def archives(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> DomainCollection:
-    """Read one ``.npz`` archive a domain; decoded once a machine, mapped into memory after that.
+    """Read one ``.npz`` archive a domain, decoded once a machine.
 
     Parameters
     ----------
@@ -65,21 +59,16 @@ def archives(
         Where the archives lie.
     domains : sequence of str
         Names of the domains, which are the archives' names without ``.npz``, in client order.
-    image_size : int, default 32
-        Height and width every picture is brought to, in pixels.
-    channels : int, default 3
-        1 or 3; grey pictures become RGB by repetition.
-    num_classes : int, default 10
+    image_size : int (default: 32)
+        Height and width every image is brought to, in pixels.
+    channels : int (default: 3)
+        1 or 3; grey images become RGB by repetition.
+    num_classes : int (default: 10)
         Labels must lie in ``range(num_classes)``.
-    max_test_per_domain : int or None, default None
-        Keep at most so many test pictures of a domain: the same random ones in every run.
-    mean, std : sequence of float, optional
-        Normalisation, one number a channel in the 0-1 scale. Default: ImageNet's, as in the paper.
-
-    Returns
-    -------
-    DomainCollection
-        The domains in the order of `domains`.
+    max_test_per_domain : int or None (default: None)
+        Keep at most so many test images of a domain: the same random ones in every run.
+    mean, std : sequence of float, optional (default: ImageNet's, as in the paper)
+        Normalisation, one number a channel in the 0-1 scale.
 
     Raises
     ------
@@ -89,71 +78,35 @@ def archives(
         If an archive is damaged, or lacks an array, or one has another dtype, shape or range of
         labels; the message names it.
     """
-    default_mean, default_std = imagenet_normalisation(channels)
-    collection: list[Domain] = []
-    for name in domains:
-        domain = read_domain(
-            name,
-            Archive(Path(folder), name),
-            image_size=image_size,
-            channels=channels,
-            num_classes=num_classes,
-        )
-        collection.append(Domain(name, domain.train, at_most(domain.test, max_test_per_domain)))
-    return DomainCollection(
-        domains=tuple(collection),
-        num_classes=num_classes,
-        mean=default_mean if mean is None else tuple(mean),
-        std=default_std if std is None else tuple(std),
+    check_archives(domains, folder)
+    return read_collection(
+        [(name, Archive(Path(folder), name)) for name in domains],
+        ImageFormat(image_size, channels, num_classes),
+        max_test_per_domain=max_test_per_domain,
+        mean=mean,
+        std=std,
     )
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One archive.
-
-    Parameters
-    ----------
-    folder : Path
-        Where it lies.
-    name : str
-        Its name without ``.npz``.
-    key : str, default "folder"
-        Which key of the configuration says `folder`, for messages.
-    """
+    """The archive ``folder/name.npz``."""
 
     folder: Path
     name: str
-    key: str = field(default="folder", repr=False)
-
-    @property
-    def file(self) -> Path:
-        """The archive itself."""
-        return self.folder / f"{self.name}.npz"
 
     def files(self) -> list[Path]:
-        """Return the archive, if it is there."""
-        return [self.file] if self.file.is_file() else []
+        """Return the archive alone."""
+        return [self.folder / f"{self.name}.npz"]
 
-    def read(
-        self, *, image_size: int, channels: int, num_classes: int
-    ) -> tuple[ImageSet, ImageSet]:
-        """Read training and test pictures.
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder or the archive is missing; the message lists what is there.
-        ValueError
-            As :func:`archives`.
-        """
-        file = archive_file(self.folder, self.name, self.key)
+    def read(self, wanted: ImageFormat) -> tuple[ImageSet, ImageSet]:
+        """Read training and test images; raises as :func:`archives`."""
+        (file,) = self.files()
         arrays = _read_arrays(file)
-        train, test = (
-            _image_set(file, arrays, split, image_size, channels, num_classes)
-            for split in ("train", "test")
+        return (
+            _image_set(file, arrays, "train", wanted),
+            _image_set(file, arrays, "test", wanted),
         )
-        return train, test
 
 
 def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -171,17 +124,10 @@ def _read_arrays(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def _check_size(members: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -> None:
-    """Check what an array says of itself, before room is made for it.
-
-    Raises
-    ------
-    ValueError
-        If it holds Python objects, or says that it is larger than its bytes can be.
-    """
+    """Refuse Python objects, and an array larger than its bytes, before room is made for it."""
     name = member.filename.removesuffix(".npy")
     packed = min(member.compress_size, file.stat().st_size)
-    most = packed * _MOST_BYTES.get(member.compress_type, 0)
-    if member.file_size > most:
+    if member.file_size > packed * _MOST_BYTES.get(member.compress_type, 0):
         raise ValueError(f"{name} in {file} claims more bytes than it can hold: {_FORM}")
     with members.open(member) as stream:
         try:
@@ -200,36 +146,32 @@ def _check_size(members: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -
 
 
 def _image_set(
-    file: Path,
-    arrays: dict[str, NDArray[Any]],
-    split: str,
-    image_size: int,
-    channels: int,
-    num_classes: int,
+    file: Path, arrays: dict[str, NDArray[Any]], split: str, wanted: ImageFormat
 ) -> ImageSet:
-    missing = [key for key in (f"x_{split}", f"y_{split}") if key not in arrays]
+    x, y = f"x_{split}", f"y_{split}"
+    missing = [key for key in (x, y) if key not in arrays]
     if missing:
         raise ValueError(
             f"{file} has no {' and no '.join(missing)}, only {sorted(arrays)}: {_FORM}"
         )
-    pixels, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    pixels, labels = arrays[x], arrays[y]
     if pixels.dtype != np.uint8:
-        raise ValueError(f"x_{split} in {file} is {pixels.dtype}, not uint8 (0 to 255): {_FORM}")
+        raise ValueError(f"{x} in {file} is {pixels.dtype}, not uint8 (0 to 255): {_FORM}")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"y_{split} in {file} is {labels.dtype}, not an integer type: {_FORM}")
-    if labels.ndim != 1 or len(labels) != len(pixels):
+        raise ValueError(f"{y} in {file} is {labels.dtype}, not an integer type: {_FORM}")
+    if labels.shape != (len(pixels),):
         raise ValueError(
-            f"y_{split} in {file} has shape {labels.shape} for {len(pixels)} pictures: {_FORM}"
+            f"{y} in {file} has shape {labels.shape} for {len(pixels)} images: {_FORM}"
         )
     if len(labels) == 0:
-        raise ValueError(f"x_{split} in {file} is empty: a domain needs at least one picture")
-    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"{x} in {file} is empty: a domain needs at least one image")
+    if labels.min() < 0 or labels.max() >= wanted.num_classes:
         raise ValueError(
-            f"y_{split} in {file} has labels from {labels.min()} to {labels.max()}, but "
-            f"dataset.num_classes={num_classes} allows 0 to {num_classes - 1}"
+            f"{y} in {file} has labels from {labels.min()} to {labels.max()}, but "
+            f"dataset.num_classes={wanted.num_classes} allows 0 to {wanted.num_classes - 1}"
         )
     try:
-        images = to_uint8_images(pixels, image_size=image_size, channels=channels)
+        images = to_uint8_images(pixels, wanted)
     except ValueError as error:
-        raise ValueError(f"x_{split} in {file}: {error}") from error
+        raise ValueError(f"{x} in {file}: {error}") from error
     return ImageSet(images, torch.from_numpy(labels.astype(np.int64)))

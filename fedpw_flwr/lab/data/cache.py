@@ -1,12 +1,9 @@
-"""Pictures decoded once a machine: later runs map them from a file instead of reading sources.
+"""Images decoded once a machine: later runs map them from a file instead of reading sources.
 
 Decoding photographs, unpacking archives and drawing digits take seconds to minutes, and give the
-same pictures every time. The first process that needs them keeps them as uint8 tensors in one file;
-whoever comes later, and every process beside it, maps that file into its memory.
-
-The files lie in ``$FEDPW_CACHE_DIR``, else in ``$XDG_CACHE_HOME/fedpw``, else in
-``~/.cache/fedpw``. All of it can be deleted at any time; what nobody used for a month goes by
-itself.
+same images every time. The files lie in ``$FEDPW_CACHE_DIR``, else in ``$XDG_CACHE_HOME/fedpw``,
+else in ``~/.cache/fedpw``. All of it can be deleted at any time; what nobody used for a month goes
+by itself.
 """
 
 from __future__ import annotations
@@ -18,22 +15,21 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 
 import fedpw_flwr
 from fedpw_flwr.lab.data.images import DomainCollection
-from fedpw_flwr.lab.data.prepared import load_prepared, save_prepared
+from fedpw_flwr.lab.data.prepared import UNFINISHED, load_prepared, save_prepared
 
 __all__ = ["cache_folder", "cached", "collection_key"]
 
 logger = logging.getLogger("flwr")
 
 _ENDING = ".safetensors"
-_UNFINISHED = "unfinished-"
 _DAY = 86_400.0
 _KEPT_UNUSED = 30 * _DAY
 
@@ -41,10 +37,7 @@ _KEPT_UNUSED = 30 * _DAY
 def cache_folder() -> Path:
     """Return the folder of this machine's cache, which need not exist.
 
-    Raises
-    ------
-    RuntimeError
-        If no variable names it and the user has no home folder.
+    Raises RuntimeError if no variable names it and the user has no home folder.
     """
     own, common = os.environ.get("FEDPW_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
     if own:
@@ -53,51 +46,27 @@ def cache_folder() -> Path:
 
 
 def collection_key(call: str, files: Iterable[Path]) -> str:
-    """Return what pictures are cached under: another one whenever they could be others.
+    """Return what images are cached under: another SHA-256 whenever they could be others.
 
-    Parameters
-    ----------
-    call : str
-        What is asked for: every argument that changes the pictures.
-    files : iterable of Path
-        What they are read from; those that are missing, or folders, are left out. A file is known
-        by its path, size and time of last change.
-
-    Returns
-    -------
-    str
-        SHA-256 in hexadecimal, of these and of this package's version and code that reads.
+    `call` has every argument that changes the images. `files` are what they are read from, each
+    known by its path, size and time of last change; folders and missing ones are left out.
     """
     digest = hashlib.sha256(f"{fedpw_flwr.__version__}\n{_code_digest()}\n{call}\n".encode())
     for file in sorted(map(Path.absolute, files)):
-        try:
+        with suppress(FileNotFoundError):
             status = file.stat()
-        except FileNotFoundError:
-            continue
-        if stat.S_ISREG(status.st_mode):
-            digest.update(os.fsencode(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"))
+            if stat.S_ISREG(status.st_mode):
+                digest.update(os.fsencode(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return digest.hexdigest()
 
 
 def cached(key: Callable[[], str], build: Callable[[], DomainCollection]) -> DomainCollection:
-    """Return pictures from the cache, or build them and keep them there.
+    """Return images from the cache, or build them and keep them there; errors of `build` pass.
 
-    Any number of processes may do so at once: each writes a file of its own and then puts it in
-    place whole, so a reader never meets half of one.
-
-    Parameters
-    ----------
-    key : callable
-        Gives the :func:`collection_key`; asked again after building, which may have downloaded the
-        files that it depends on.
-    build : callable
-        Reads, decodes or draws the pictures; its errors pass through.
-
-    Returns
-    -------
-    DomainCollection
-        Mapped from the cache, not to be written to. Where the cache cannot be written, a warning is
-        logged and what was built is returned.
+    Any number of processes may do so at once: each writes a file of its own and puts it in place
+    whole. Where the cache cannot be written, a warning is logged. Images that come from the cache
+    are mapped from its file. `key`, which gives the :func:`collection_key`, is asked again after
+    building: that may have downloaded the files that it depends on.
     """
     found = _load(key())
     if found is not None:
@@ -105,16 +74,18 @@ def cached(key: Callable[[], str], build: Callable[[], DomainCollection]) -> Dom
     built = build()
     final = key()
     try:
-        _save(built, final)
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        _tidy(folder)
+        save_prepared(folder / f"{final}{_ENDING}", built, (), {"key": final})
     except (OSError, RuntimeError, SafetensorError) as error:
         logger.warning(
-            "Pictures are not cached (%s): every run will decode them again. FEDPW_CACHE_DIR names "
+            "Images are not cached (%s): every run will decode them again. FEDPW_CACHE_DIR names "
             "another folder",
             error,
         )
         return built
-    mapped = _load(final)
-    return built if mapped is None else mapped
+    return _load(final) or built
 
 
 @cache
@@ -131,42 +102,24 @@ def _load(key: str) -> DomainCollection | None:
         file = cache_folder() / f"{key}{_ENDING}"
         loaded = load_prepared(file, {"key": key})
     except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError):
-        # A damaged file, whatever of it is; it is built again and replaced.
+        # Damaged, whatever of it is: it is built again and replaced.
         return None
     if loaded is None:
         return None
-    _mark_as_used(file)
-    return loaded[0]
-
-
-def _save(collection: DomainCollection, key: str) -> None:
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    _tidy(folder)
-    with TemporaryDirectory(prefix=_UNFINISHED, dir=folder) as own:
-        whole = Path(own, key)
-        save_prepared(whole, collection, (), {"key": key})
-        whole.replace(folder / f"{key}{_ENDING}")
-
-
-def _mark_as_used(file: Path) -> None:
-    try:
+    # Another user's cache cannot be marked as used, and is read all the same.
+    with suppress(OSError):
         os.utime(file)
-    except OSError:
-        # Another user's cache, which is read all the same.
-        logger.debug("cannot mark %s as used", file)
+    return loaded[0]
 
 
 def _tidy(folder: Path) -> None:
     """Remove what nobody used for long, and what killed processes left."""
     now = time.time()
     for path in folder.iterdir():
-        try:
+        # Another process may be faster, or it is not ours to remove.
+        with suppress(OSError):
             age = now - path.stat().st_mtime
             if path.suffix == _ENDING and age > _KEPT_UNUSED:
                 path.unlink()
-            elif path.name.startswith(_UNFINISHED) and age > _DAY:
+            elif path.name.startswith(UNFINISHED) and age > _DAY:
                 shutil.rmtree(path)
-        except OSError:
-            # Another process was faster, or it is not ours to remove.
-            continue

@@ -1,4 +1,4 @@
-"""Which pictures these are: a name in a configuration stands for whatever files lie there today."""
+"""Which images these are: a name in a configuration stands for whatever files lie there today."""
 
 from __future__ import annotations
 
@@ -10,20 +10,13 @@ __all__ = ["pictures_digest"]
 
 
 def pictures_digest(collection: DomainCollection) -> str:
-    """Return the SHA-256, in hexadecimal, of all pictures and labels and of how they are scaled.
-
-    Parameters
-    ----------
-    collection : DomainCollection
-        All domains, with everything that their clients may be given.
-    """
+    """Return the SHA-256, in hexadecimal, of all images and labels and of how they are scaled."""
     digest = hashlib.sha256()
-    scale = (collection.num_classes, collection.mean, collection.std)
-    digest.update(repr(scale).encode())
+    digest.update(repr((collection.num_classes, collection.mean, collection.std)).encode())
     for domain in collection.domains:
         digest.update(f"\n{domain.name}".encode())
-        for pictures in (domain.train, domain.test):
-            digest.update(repr(tuple(pictures.images.shape)).encode())
-            digest.update(pictures.images.contiguous().numpy().data)
-            digest.update(pictures.labels.contiguous().numpy().data)
+        for _, image_set in domain.splits():
+            digest.update(repr(tuple(image_set.images.shape)).encode())
+            digest.update(image_set.images.contiguous().numpy().data)
+            digest.update(image_set.labels.contiguous().numpy().data)
     return digest.hexdigest()

@@ -1,45 +1,32 @@
-"""Pictures as files, one folder a class: for sets that are handed around as photographs.
+"""Images as files, one folder a class: for sets that are handed around as photographs.
 
 ``FOLDER/train/CLASS/*.png`` and ``FOLDER/test/CLASS/*.png``, or ``FOLDER/CLASS/*.jpg`` alone, of
-which a part is kept for testing: the same pictures in every run, of every class as large a part.
+which a part is kept for testing: the same images in every run, of every class as large a part.
 torchvision's ``ImageFolder`` finds them, any format that Pillow reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.images import ImageFormat, ImageSet
 
 __all__ = ["ImageFolderSet"]
 
 _SPLIT_SEED = 0
-_PART = 256
 
 
 @dataclass(frozen=True)
 class ImageFolderSet:
-    """A domain of picture files.
+    """A domain of image files in `folder`: one folder a class, or ``train`` and ``test`` of such.
 
-    Parameters
-    ----------
-    folder : Path
-        Holds one folder a class, or the folders ``train`` and ``test`` that do.
-    test_share : float
-        Part of every class that is kept for testing where there is no ``test``, above 0 and below
-        1.
-
-    Raises
-    ------
-    ValueError
-        If `test_share` is out of range.
+    `test_share` is the part of every class that is kept for testing where there is no ``test``.
     """
 
     folder: Path
@@ -52,113 +39,87 @@ class ImageFolderSet:
             )
 
     def files(self) -> list[Path]:
-        """Return all that is in the folder, whether pictures or not."""
+        """Return all that is in the folder, whether images or not."""
         return list(self.folder.rglob("*"))
 
     def classes(self) -> list[str]:
-        """Return the names of the classes in the order of their labels, without reading pictures.
+        """Return the names of the classes in the order of their labels, without reading images."""
+        return sorted(path.name for path in self._parts()[0].glob("*/"))
 
-        Raises
-        ------
-        FileNotFoundError
-            If the folder is missing or has no folders.
-        """
-        names = [path.name for path in self._parts()[0].glob("*/")]
-        if not names:
-            raise FileNotFoundError(f"there are no pictures in {self.folder}")
-        return sorted(names)
+    def read(self, wanted: ImageFormat) -> tuple[ImageSet, ImageSet]:
+        """Read training and test images, squeezed to squares (bilinear, antialiased).
 
-    def read(
-        self, *, image_size: int, channels: int, num_classes: int
-    ) -> tuple[ImageSet, ImageSet]:
-        """Read training and test pictures, squeezed to squares (bilinear, antialiased).
-
-        Raises
-        ------
-        FileNotFoundError
-            If the folder or a class is empty or missing.
-        ValueError
-            If there are other classes than `num_classes`, a class has too few pictures to be
-            divided, or a file is no picture.
+        Raises ValueError if there are other classes than `wanted`, a class has too few images to be
+        divided, or a file is no image; FileNotFoundError if a class is empty.
         """
         classes = self.classes()
-        if len(classes) != num_classes:
+        if len(classes) != wanted.num_classes:
             raise ValueError(
                 f"{self.folder} has {len(classes)} folders of classes ({', '.join(classes)}), but "
-                f"dataset.num_classes={num_classes}"
+                f"dataset.num_classes={wanted.num_classes}"
             )
-        parts = [self._read_folder(part, classes, image_size, channels) for part in self._parts()]
-        if len(parts) == 2:
-            return parts[0], parts[1]
-        (pictures,) = parts
-        train, test = self._split(pictures.labels.numpy())
-        return pictures.select(train), pictures.select(test)
+        parts = [self._read_part(part, wanted) for part in self._parts()]
+        if len(parts) == 1:
+            return self._split(parts[0])
+        train, test = parts
+        return train, test
 
     def _parts(self) -> list[Path]:
         parts = [self.folder / "train", self.folder / "test"]
         return parts if all(part.is_dir() for part in parts) else [self.folder]
 
-    def _read_folder(
-        self, folder: Path, classes: Sequence[str], image_size: int, channels: int
-    ) -> ImageSet:
-        # Takes seconds to import: only a process that reads picture files pays for it.
+    def _read_part(self, folder: Path, wanted: ImageFormat) -> ImageSet:
+        # Takes seconds to import: only a process that reads image files pays for it.
         from torchvision.datasets import ImageFolder
 
         found = ImageFolder(folder)
-        if found.classes != list(classes):
+        if found.classes != self.classes():
             raise ValueError(
-                f"{folder} has the classes {', '.join(found.classes)}, but the training pictures "
-                f"are of {', '.join(classes)}"
+                f"{folder} has the classes {', '.join(found.classes)}, but the training images "
+                f"are of {', '.join(self.classes())}"
             )
-        files, labels = zip(*found.samples, strict=True)
-        return ImageSet(
-            torch.from_numpy(_decoded(files, image_size, channels)),
-            torch.tensor(labels, dtype=torch.int64),
-        )
+        size = wanted.image_size
+        pixels = np.empty((len(found), size, size, wanted.channels), dtype=np.uint8)
 
-    def _split(self, labels: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        def decode(index: int) -> None:
+            pixels[index] = _decoded(found.samples[index][0], wanted)
+
+        # Pillow decodes and resizes outside of Python's lock.
+        with ThreadPool() as pool:
+            pool.map(decode, range(len(found)), chunksize=256)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(images, torch.tensor(found.targets, dtype=torch.int64))
+
+    def _split(self, whole: ImageSet) -> tuple[ImageSet, ImageSet]:
         from sklearn.model_selection import train_test_split
 
         try:
             train, test = train_test_split(
-                np.arange(len(labels)),
+                torch.arange(len(whole)).numpy(),
                 test_size=self.test_share,
-                stratify=labels,
+                stratify=whole.labels.numpy(),
                 random_state=_SPLIT_SEED,
             )
         except ValueError as error:
             raise ValueError(
-                f"the pictures in {self.folder} cannot be divided with dataset.test_share="
+                f"the images in {self.folder} cannot be divided with dataset.test_share="
                 f"{self.test_share}: {error}"
             ) from error
-        return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(test))
+        train, test = (torch.from_numpy(np.sort(indices)) for indices in (train, test))
+        return whole.select(train), whole.select(test)
 
 
-def _decoded(files: Sequence[str], image_size: int, channels: int) -> NDArray[np.uint8]:
-    """Read picture files into one array (N, channels, image_size, image_size)."""
-    pixels = np.empty((len(files), image_size, image_size, channels), dtype=np.uint8)
-
-    def read_part(start: int) -> None:
-        for place, file in enumerate(files[start : start + _PART], start):
-            pixels[place] = _picture(file, image_size, channels)
-
-    # Pillow decodes and resizes outside of Python's lock.
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(read_part, range(0, len(files), _PART)):
-            pass
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-
-def _picture(file: str, image_size: int, channels: int) -> NDArray[np.uint8]:
+def _decoded(file: str, wanted: ImageFormat) -> NDArray[np.uint8]:
+    """Read one image as (image_size, image_size, channels)."""
     from PIL import Image
 
+    size = (wanted.image_size, wanted.image_size)
     try:
         with Image.open(file) as opened:
-            picture = opened.convert("RGB" if channels == 3 else "L").resize(
-                (image_size, image_size), Image.Resampling.BILINEAR
-            )
+            coloured = opened.convert("RGB" if wanted.channels == 3 else "L")
+            image = coloured.resize(size, Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{file} is no picture, or damaged ({error}): copy it again, or remove it"
+            f"{file} is no image, or damaged ({error}): copy it again, or remove it"
         ) from error
-    return np.asarray(picture, dtype=np.uint8).reshape(image_size, image_size, channels)
+    return np.asarray(image, dtype=np.uint8).reshape(*size, wanted.channels)

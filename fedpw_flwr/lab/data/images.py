@@ -1,13 +1,12 @@
-"""Labelled pictures in memory: the form in which every data source hands its domains to the rest.
+"""Labelled images in memory: what every data source hands over, and what clients train on.
 
-Federated experiments on small pictures are bound by the time to feed a network, not by memory:
-pictures stay ``uint8`` tensors in one piece (a quarter of the floats' size) and are cropped and
+Images stay ``uint8`` tensors in one piece (a quarter of the floats' size) and are cropped and
 normalised a batch at a time on the device that trains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,84 +17,77 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of each RGB channel over ImageNet, in the 0-1 scale."""
 
+_SUBSET_SEED = 0
 
-def imagenet_normalisation(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return ImageNet's mean and standard deviation: per channel for RGB, averaged for grey."""
-    if channels == 3:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return (sum(IMAGENET_MEAN) / 3,) * channels, (sum(IMAGENET_STD) / 3,) * channels
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What all sources are brought to: squares of so many pixels, 1 or 3 channels, the classes."""
+
+    image_size: int
+    channels: int
+    num_classes: int
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Pictures and their classes.
-
-    Parameters
-    ----------
-    images : Tensor
-        ``uint8`` of shape (N, C, H, W), 0 to 255.
-    labels : Tensor
-        ``int64`` of shape (N,), class indices from 0.
-
-    Raises
-    ------
-    ValueError
-        If a dtype or shape is another one, or the two lengths differ.
-    """
+    """Images, ``uint8`` (N, C, H, W), 0 to 255, and class indices from 0, ``int64`` (N,)."""
 
     images: Tensor
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                "images must be a uint8 tensor of shape (N, C, H, W), got "
-                f"{self.images.dtype} of shape {tuple(self.images.shape)}"
-            )
-        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
-            raise ValueError(
-                "labels must be an int64 tensor of shape (N,), got "
-                f"{self.labels.dtype} of shape {tuple(self.labels.shape)}"
-            )
+        for name, tensor, dtype, axes in (
+            ("images", self.images, torch.uint8, "N, C, H, W"),
+            ("labels", self.labels, torch.int64, "N"),
+        ):
+            if tensor.dtype != dtype or tensor.ndim != len(axes.split()):
+                raise ValueError(
+                    f"{name} must be a tensor of {dtype} and shape ({axes}), got "
+                    f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
         if len(self.images) != len(self.labels):
             raise ValueError(
-                f"as many labels as images are needed, got {len(self.images)} images "
-                f"and {len(self.labels)} labels"
+                f"each image needs one label, got {len(self.images)} images and "
+                f"{len(self.labels)} labels"
             )
 
     def __len__(self) -> int:
-        """Return N, the number of pictures."""
+        """Return N, the number of images."""
         return len(self.labels)
 
     def select(self, indices: Tensor) -> ImageSet:
-        """Return the pictures at `indices` (``int64``, shape (M,)) in that order, as a copy."""
+        """Return the images at `indices` (``int64``, shape (M,)) in that order, as a copy."""
         return ImageSet(self.images[indices], self.labels[indices])
-
-    def to(self, device: torch.device | str) -> ImageSet:
-        """Return the same pictures on `device`."""
-        return ImageSet(self.images.to(device), self.labels.to(device))
 
 
 def joined(sets: Sequence[ImageSet]) -> ImageSet:
-    """Return the pictures of several sets, at least one, as one set in their order; a copy."""
+    """Return the images of several sets, at least one, as one set in their order; a copy."""
     return ImageSet(
-        torch.cat([pictures.images for pictures in sets]),
-        torch.cat([pictures.labels for pictures in sets]),
+        torch.cat([one.images for one in sets]), torch.cat([one.labels for one in sets])
     )
+
+
+def at_most(image_set: ImageSet, limit: int | None) -> ImageSet:
+    """Return `limit` of the images, or all if there are no more or `limit` is None.
+
+    They are drawn at random without replacement and stay in order. The draw is a constant of the
+    data: runs with other seeds test on the same images.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit on the number of images must be at least 1, got {limit}")
+    if limit is None or len(image_set) <= limit:
+        return image_set
+    order = torch.randperm(len(image_set), generator=torch.Generator().manual_seed(_SUBSET_SEED))
+    return image_set.select(order[:limit].sort().values)
 
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """One source of pictures (a camera, a hospital, a style), split into training and test set.
+    """One source of images: a camera, a hospital, a style.
 
-    Parameters
-    ----------
-    name : str
-        What metrics and plots call it.
-    train : ImageSet
-        Divided among the domain's clients.
-    test : ImageSet
-        Never trained on; the global model's accuracy on it is the domain's figure.
+    Its clients divide `train`. Nobody trains on `test`: the global model's accuracy on it is the
+    domain's figure.
     """
 
     name: str
@@ -103,9 +95,14 @@ class Domain:
     test: ImageSet
 
     def __post_init__(self) -> None:
-        for split, pictures in (("training", self.train), ("test", self.test)):
-            if len(pictures) == 0:
-                raise ValueError(f"domain {self.name!r} has no {split} pictures")
+        for split, image_set in self.splits():
+            if len(image_set) == 0:
+                raise ValueError(f"domain {self.name!r} has no {split} images")
+
+    def splits(self) -> Iterator[tuple[str, ImageSet]]:
+        """Yield ``("training", train)`` and ``("test", test)``."""
+        yield "training", self.train
+        yield "test", self.test
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,51 +112,60 @@ class DomainCollection:
     Parameters
     ----------
     domains : tuple of Domain
-        In client order: the first clients hold pictures of the first domain.
+        In client order: the first clients hold images of the first domain.
     num_classes : int
         Labels lie in ``range(num_classes)`` in every domain.
-    mean, std : tuple of float
-        For normalisation, one number a channel, in the 0-1 scale.
+    mean, std : tuple of float (default: ImageNet's)
+        For normalisation, one number a channel, in the 0-1 scale. For images with other than three
+        channels, the default is the mean over ImageNet's channels.
 
     Raises
     ------
     ValueError
-        If names repeat, pictures differ in shape, a label is out of range, or the normalisation
+        If names repeat, images differ in shape, a label is out of range, or the normalisation
         does not fit the channels.
     """
 
     domains: tuple[Domain, ...]
     num_classes: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.domains:
             raise ValueError("a collection needs at least one domain")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"domain names must differ from one another, got {self.names}")
-        shape = self.image_shape
         for domain in self.domains:
-            for split, pictures in (("training", domain.train), ("test", domain.test)):
-                where = f"{split} pictures of domain {domain.name!r}"
-                if tuple(pictures.images.shape[1:]) != shape:
-                    raise ValueError(
-                        f"all pictures must have one shape: {where} are "
-                        f"{tuple(pictures.images.shape[1:])}, the first domain's are {shape}"
-                    )
-                low, high = int(pictures.labels.min()), int(pictures.labels.max())
-                if low < 0 or high >= self.num_classes:
-                    raise ValueError(
-                        f"labels must lie in 0..{self.num_classes - 1}: {where} have labels "
-                        f"from {low} to {high}"
-                    )
-        if len(self.mean) != shape[0] or len(self.std) != shape[0]:
+            for split, image_set in domain.splits():
+                self._check(f"{split} images of domain {domain.name!r}", image_set)
+
+        for key, imagenet in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            if not getattr(self, key):
+                is_rgb = self.in_channels == 3
+                usual = imagenet if is_rgb else (sum(imagenet) / 3,) * self.in_channels
+                object.__setattr__(self, key, usual)
+        if {len(self.mean), len(self.std)} != {self.in_channels}:
             raise ValueError(
-                f"mean and std need one number a channel ({shape[0]}), got "
+                f"mean and std need one number a channel ({self.in_channels}), got "
                 f"{len(self.mean)} and {len(self.std)}"
             )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive in every channel, got {self.std}")
+
+    def _check(self, where: str, image_set: ImageSet) -> None:
+        shape = tuple(image_set.images.shape[1:])
+        if shape != self.image_shape:
+            raise ValueError(
+                f"all images must have one shape: {where} are {shape}, the first domain's are "
+                f"{self.image_shape}"
+            )
+        low, high = int(image_set.labels.min()), int(image_set.labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(
+                f"labels must lie in 0..{self.num_classes - 1}: {where} have labels from {low} to "
+                f"{high}"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -168,11 +174,11 @@ class DomainCollection:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every picture, in pixels."""
+        """Channels, height and width of every image, in pixels."""
         channels, height, width = self.domains[0].train.images.shape[1:]
         return channels, height, width
 
     @property
     def in_channels(self) -> int:
-        """Number of channels a model for these pictures must accept."""
+        """Number of channels a model for these images must accept."""
         return self.image_shape[0]

@@ -10,12 +10,10 @@ from pathlib import Path
 
 __all__ = [
     "OFFICE_CALTECH",
-    "ORIGINS",
     "TORCHVISION_FILES",
-    "archive_file",
     "check_archives",
     "check_named_set",
-    "check_names",
+    "image_folder",
 ]
 
 TORCHVISION_FILES = {
@@ -37,75 +35,39 @@ _OFFICE_CALTECH_ORIGIN = (
     "with the same names of classes in each; or set dataset.archives_folder to a folder with one "
     ".npz archive a domain"
 )
-ORIGINS = {
-    **dict.fromkeys(OFFICE_CALTECH, _OFFICE_CALTECH_ORIGIN),
-    "syn": (
-        "Synthetic Digits (SynthDigits; Ganin and Lempitsky, ICML 2015) belong into "
-        "dataset.folder/syn/{train,test}/{0,...,9}/*.png; or set dataset.archives_folder to a "
-        "folder with syn.npz; or let dataset.syn=rendered draw such digits from fonts"
-    ),
-}
-"""What to get where torchvision cannot, and where to put it."""
+_SYN_ORIGIN = (
+    "Synthetic Digits (SynthDigits; Ganin and Lempitsky, ICML 2015) belong into "
+    "dataset.folder/syn/{train,test}/{0,...,9}/*.png; or set dataset.archives_folder to a "
+    "folder with syn.npz; or let dataset.syn=rendered draw such digits from fonts"
+)
 
 
-def archive_file(folder: Path, name: str, key: str) -> Path:
-    """Return the archive of a domain.
-
-    Parameters
-    ----------
-    folder : Path
-        Where it should lie.
-    name : str
-        Of the domain.
-    key : str
-        Which key of the configuration says `folder`, for messages.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder or the archive is missing; the message lists what is there.
-    """
-    file = folder / f"{name}.npz"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder {folder}: set dataset.{key} to the folder which holds {file.name}"
-        )
-    if not file.is_file():
-        there = ", ".join(sorted(path.stem for path in folder.glob("*.npz")))
-        raise FileNotFoundError(
-            f"there is no {file.name} in {folder} (found: {there or 'no archive at all'}): "
-            f"correct dataset.domains or dataset.{key}"
-        )
-    return file
+def image_folder(folder: Path, name: str) -> Path:
+    """Return where the image files of SYN, or of a domain of Office-Caltech, lie in `folder`."""
+    return folder / ("syn" if name == "syn" else f"office_caltech/{name}")
 
 
 def check_archives(domains: Sequence[str], folder: str | Path, key: str = "folder") -> None:
-    """Check that every domain has its archive.
+    """Check that every domain has its archive in `folder`, which ``dataset.KEY`` names.
 
     Raises
     ------
     FileNotFoundError
-        As `archive_file`.
+        If the folder or an archive is missing; the message lists what is there.
     """
+    folder = Path(folder)
     for name in domains:
-        archive_file(Path(folder), name, key)
-
-
-def check_names(domains: Sequence[str]) -> None:
-    """Check that domains are among those that are read without archives.
-
-    Raises
-    ------
-    ValueError
-        If one is not.
-    """
-    known = (*TORCHVISION_FILES, "syn", *OFFICE_CALTECH)
-    unknown = [name for name in domains if name not in known]
-    if unknown:
-        raise ValueError(
-            f"dataset.domains has {unknown}, allowed are {list(known)}, and any with "
-            "dataset.archives_folder"
-        )
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {folder}: set dataset.{key} to the folder which holds "
+                f"{name}.npz"
+            )
+        if not (folder / f"{name}.npz").is_file():
+            there = ", ".join(sorted(path.stem for path in folder.glob("*.npz")))
+            raise FileNotFoundError(
+                f"there is no {name}.npz in {folder} (found: {there or 'no archive at all'}): "
+                f"correct dataset.domains or dataset.{key}"
+            )
 
 
 def check_named_set(
@@ -118,37 +80,41 @@ def check_named_set(
 ) -> None:
     """Check that there is something to read of every domain, in whatever state.
 
-    Parameters
-    ----------
-    domains, folder, archives_folder, download, syn
-        As of `fedpw_flwr.lab.data.named_sets.named_set`.
+    The parameters are those of :func:`fedpw_flwr.lab.data.named_sets.named_set`.
 
     Raises
     ------
     FileNotFoundError
-        If there is nothing of one or more domains; the message says what to get.
+        If there is nothing of one or more domains; the message says what to get for all of them.
     ValueError
         If the name of a domain is unknown.
     """
-    files = [name for name in domains if name != "syn" or syn == "folder"]
+    on_disk = [name for name in domains if name != "syn" or syn == "folder"]
     if archives_folder is not None:
-        check_archives(files, archives_folder, "archives_folder")
+        check_archives(on_disk, archives_folder, "archives_folder")
         return
-    check_names(domains)
-    place = Path(folder)
-    missing: dict[str, None] = {}
-    for name in files:
-        if name in TORCHVISION_FILES:
-            if not download and not any(place.glob(TORCHVISION_FILES[name])):
-                missing[
-                    f"{name} is not in {place}: fetch it once with dataset.download=true, or set "
-                    "dataset.folder to the folder where torchvision put it, or "
-                    f"dataset.archives_folder to a folder with {name}.npz"
-                ] = None
-            continue
-        own = place / ("syn" if name == "syn" else f"office_caltech/{name}")
-        if not own.is_dir():
-            missing[f"there are no pictures in {own}"] = None
-            missing[ORIGINS[name]] = None
+
+    known = (*TORCHVISION_FILES, "syn", *OFFICE_CALTECH)
+    unknown = [name for name in domains if name not in known]
+    if unknown:
+        raise ValueError(
+            f"dataset.domains has {unknown}, allowed are {list(known)}, and any with "
+            "dataset.archives_folder"
+        )
+
+    folder = Path(folder)
+    missing = []
+    for name in on_disk:
+        own = image_folder(folder, name)
+        is_torchvisions = name in TORCHVISION_FILES
+        if not is_torchvisions and not any(own.glob("*/")):
+            missing.append(f"there are no images in {own}")
+            missing.append(_SYN_ORIGIN if name == "syn" else _OFFICE_CALTECH_ORIGIN)
+        if is_torchvisions and not download and not any(folder.glob(TORCHVISION_FILES[name])):
+            missing.append(
+                f"{name} is not in {folder}: fetch it once with dataset.download=true, or set "
+                "dataset.folder to the folder where torchvision put it, or "
+                f"dataset.archives_folder to a folder with {name}.npz"
+            )
     if missing:
-        raise FileNotFoundError("\n".join(missing))
+        raise FileNotFoundError("\n".join(dict.fromkeys(missing)))

@@ -1,4 +1,4 @@
-"""What a named domain's pictures come from: a file's reader, a folder of pictures, a drawing."""
+"""What a domain's images are read from, and the reading of all of them into one collection."""
 
 from __future__ import annotations
 
@@ -7,34 +7,23 @@ from pathlib import Path
 from typing import Protocol
 
 from fedpw_flwr.lab.data.cache import cached, collection_key
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet, imagenet_normalisation
+from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageFormat, ImageSet, at_most
 
-__all__ = ["Source", "read_domain"]
+__all__ = ["Source", "read_collection"]
 
 
 class Source(Protocol):
-    """One kind of place to get a domain from; a dataclass whose ``repr`` tells all that matters.
+    """Where one domain is read from; a dataclass whose ``repr`` tells all that matters.
 
     **To add one**, write a frozen dataclass with these two methods and name it in
     :mod:`fedpw_flwr.lab.data.named_sets`.
     """
 
     def files(self) -> Sequence[Path]:
-        """Return the files that decide what is read; empty where they are missing."""
+        """Return the files that decide what is read; those that are missing do no harm."""
 
-    def read(
-        self, *, image_size: int, channels: int, num_classes: int
-    ) -> tuple[ImageSet, ImageSet]:
-        """Return training and test pictures.
-
-        Parameters
-        ----------
-        image_size : int
-            Height and width wanted, in pixels.
-        channels : int
-            1 or 3.
-        num_classes : int
-            Labels must lie in ``range(num_classes)``.
+    def read(self, wanted: ImageFormat) -> tuple[ImageSet, ImageSet]:
+        """Return training and test images.
 
         Raises
         ------
@@ -45,26 +34,30 @@ class Source(Protocol):
         """
 
 
-def read_domain(
-    name: str, source: Source, *, image_size: int, channels: int, num_classes: int
-) -> Domain:
-    """Read a domain from this machine's cache, or from its source and keep it there.
+def read_collection(
+    sources: Sequence[tuple[str, Source]],
+    wanted: ImageFormat,
+    *,
+    max_test_per_domain: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> DomainCollection:
+    """Read domains by name, each from this machine's cache, or from its source and keep it there.
 
-    Parameters
-    ----------
-    name : str
-        Of the domain.
-    source : Source
-        What it is read from.
-    image_size, channels, num_classes : int
-        As :meth:`Source.read`, whose errors pass through.
+    The errors of :meth:`Source.read` pass through.
     """
-    call = f"{name} {source!r} {image_size=} {channels=} {num_classes=}"
+    domains = []
+    for name, source in sources:
+        read = _read_domain(name, source, wanted)
+        domains.append(Domain(name, read.train, at_most(read.test, max_test_per_domain)))
+    return DomainCollection(tuple(domains), wanted.num_classes, tuple(mean or ()), tuple(std or ()))
+
+
+def _read_domain(name: str, source: Source, wanted: ImageFormat) -> Domain:
+    def key() -> str:
+        return collection_key(f"{name} {source!r} {wanted!r}", source.files())
 
     def build() -> DomainCollection:
-        train, test = source.read(image_size=image_size, channels=channels, num_classes=num_classes)
-        return DomainCollection(
-            (Domain(name, train, test),), num_classes, *imagenet_normalisation(channels)
-        )
+        return DomainCollection((Domain(name, *source.read(wanted)),), wanted.num_classes)
 
-    return cached(lambda: collection_key(call, source.files()), build).domains[0]
+    return cached(key, build).domains[0]

@@ -1,7 +1,4 @@
-"""A small convolutional network, by default without BatchNorm.
-
-For quick trials, and where running statistics of other domains would mislead.
-"""
+"""A small convolutional network: for quick trials, and where BatchNorm would mislead."""
 
 from __future__ import annotations
 
@@ -11,23 +8,10 @@ from fedpw_flwr.lab.models.normalisation import Normalisation, normalisation_lay
 
 
 class SmallCNN(nn.Module):
-    """Two 3x3 convolutions with pooling, and two linear layers; for pictures of any size.
+    """Two 3x3 convolutions with pooling, and two linear layers; for images of any size.
 
-    Parameters
-    ----------
-    num_classes : int
-        Number of logits.
-    in_channels : int, default 3
-        Channels of the pictures.
-    width : int, default 32
-        Channels after the first convolution; the second has twice as many.
-    normalisation : "batch" | "group" | "none" (default: "none")
-        After each convolution, see :func:`fedpw_flwr.lab.models.normalisation.normalisation_layer`.
-
-    Raises
-    ------
-    ValueError
-        If `width` is less than 1, or `normalisation` is unknown.
+    The first convolution has `width` channels, the second twice as many. Each may be followed by a
+    :func:`~fedpw_flwr.lab.models.normalisation.normalisation_layer`.
     """
 
     def __init__(
@@ -61,6 +45,6 @@ class SmallCNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised pictures (B, in_channels, H, W) to logits (B, num_classes)."""
+        """Map normalised images (B, in_channels, H, W) to logits (B, num_classes)."""
         logits: Tensor = self.classifier(self.features(x))
         return logits

@@ -16,21 +16,8 @@ __all__ = ["MLP", "McMahanCNN"]
 class McMahanCNN(nn.Module):
     """Two 5x5 convolutions (32 and 64 channels), each with 2x2 max pooling, and 512 dense units.
 
-    Parameters
-    ----------
-    num_classes : int
-        Number of logits.
-    in_channels : int, default 3
-        Channels of the pictures.
-    image_size : int, default 28
-        Height and width of the pictures, in pixels; the dense layer's size follows from it.
-    normalisation : "batch" | "group" | "none" (default: "none")
-        After each convolution; the published network has none.
-
-    Raises
-    ------
-    ValueError
-        If `image_size` is less than 4, or `normalisation` is unknown.
+    Images have `image_size` pixels a side, at least 4. Each convolution may be followed by a
+    :func:`~fedpw_flwr.lab.models.normalisation.normalisation_layer`; the published ones are not.
     """
 
     def __init__(
@@ -63,37 +50,14 @@ class McMahanCNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised pictures (B, in_channels, image_size, image_size) to logits.
-
-        Raises
-        ------
-        ValueError
-            If the pictures have another shape.
-        """
+        """Map normalised images (B, in_channels, image_size, image_size) to logits."""
         _check_shape(x, self.image_shape)
         logits: Tensor = self.classifier(self.features(x))
         return logits
 
 
 class MLP(nn.Module):
-    """Two hidden layers of 200 units with ReLU.
-
-    Parameters
-    ----------
-    num_classes : int
-        Number of logits.
-    in_channels : int, default 3
-        Channels of the pictures.
-    image_size : int, default 28
-        Height and width of the pictures, in pixels.
-    width : int, default 200
-        Units of each hidden layer.
-
-    Raises
-    ------
-    ValueError
-        If `image_size` or `width` is less than 1.
-    """
+    """Two hidden layers of `width` units with ReLU, for images of `image_size` pixels a side."""
 
     def __init__(
         self, num_classes: int, in_channels: int = 3, image_size: int = 28, width: int = 200
@@ -113,13 +77,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised pictures (B, in_channels, image_size, image_size) to logits.
-
-        Raises
-        ------
-        ValueError
-            If the pictures have another shape.
-        """
+        """Map normalised images (B, in_channels, image_size, image_size) to logits."""
         _check_shape(x, self.image_shape)
         logits: Tensor = self.layers(x)
         return logits
@@ -128,6 +86,6 @@ class MLP(nn.Module):
 def _check_shape(x: Tensor, wanted: tuple[int, int, int]) -> None:
     if tuple(x.shape[1:]) != wanted:
         raise ValueError(
-            f"this network was built for pictures of shape {wanted}, got {tuple(x.shape[1:])}: set "
+            f"this network was built for images of shape {wanted}, got {tuple(x.shape[1:])}: set "
             "model.image_size to the data set's"
         )

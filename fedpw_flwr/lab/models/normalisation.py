@@ -1,7 +1,7 @@
 """Which layer keeps a network's activations in scale: a choice that matters in federated learning.
 
 BatchNorm's running statistics are averaged over clients like weights, and describe no client whose
-pictures look different. GroupNorm has none: it looks at one picture at a time.
+images look different. GroupNorm has none: it looks at one image at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import nn
 
-__all__ = ["LAYERS", "Normalisation", "groups_of", "normalisation_layer"]
+__all__ = ["Normalisation", "groups_of", "normalisation_layer"]
 
 Normalisation = Literal["batch", "group", "none"]
 
@@ -27,29 +27,17 @@ def groups_of(channels: int) -> int:
     return groups if groups < channels else max(1, channels // 2)
 
 
-LAYERS: dict[str, Callable[[int], nn.Module]] = {
+_LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(groups_of(channels), channels),
     "none": lambda channels: nn.Identity(),
 }
-"""From the names of a configuration to layers for a number of channels."""
 
 
 def normalisation_layer(normalisation: Normalisation) -> Callable[[int], nn.Module]:
-    """Return what builds the layer for a number of channels.
-
-    Parameters
-    ----------
-    normalisation : "batch" | "group" | "none"
-        BatchNorm, GroupNorm with :func:`groups_of` groups, or nothing.
-
-    Raises
-    ------
-    ValueError
-        If it is none of the three.
-    """
-    if normalisation not in LAYERS:
+    """Return what builds BatchNorm, GroupNorm, or nothing, for a number of channels."""
+    if normalisation not in _LAYERS:
         raise ValueError(
-            f"model.normalisation must be one of {', '.join(LAYERS)}, got {normalisation!r}"
+            f"model.normalisation must be one of {', '.join(_LAYERS)}, got {normalisation!r}"
         )
-    return LAYERS[normalisation]
+    return _LAYERS[normalisation]

@@ -1,4 +1,4 @@
-"""ResNets for small pictures: the paper's ResNet-10 and its deeper siblings, in any width.
+"""ResNets for small images: the paper's ResNet-10 and its deeper siblings, in any width.
 
 Unlike the ImageNet ResNets they keep the resolution at the entrance (a 3x3 stem, no pooling),
 because digits are 16 to 32 pixels wide. ResNet-10 of width 64 with 10 classes is the paper's
@@ -22,7 +22,7 @@ BLOCKS = {
     20: (3, 2, 2, 2),
     34: (3, 4, 6, 3),
 }
-"""Blocks a stage by depth: the layers with weights are two a block, the stem and the classifier.
+"""Blocks a stage by depth, which counts two layers a block, the stem and the classifier.
 
 10, 18 and 34 are as in He et al. (2016) or its plain reduction; 12 and 20 put the block that 10 and
 18 lack into the first stage, where it has fewest parameters and sees most pixels.
@@ -32,14 +32,7 @@ BLOCKS = {
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions, each normalised, added to a shortcut (1x1 where the shape changes).
 
-    Parameters
-    ----------
-    in_channels, out_channels : int
-        Channels of the input and the output.
-    stride : int
-        The first convolution's and the shortcut's.
-    normalisation : "batch" | "group" | "none" (default: "batch")
-        See :func:`fedpw_flwr.lab.models.normalisation.normalisation_layer`.
+    The first convolution and the shortcut have the `stride`.
     """
 
     def __init__(
@@ -76,27 +69,11 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, four stages of blocks, average pooling over the picture, and a linear layer.
+    """A stem, four stages of blocks, average pooling over the image, and a linear layer.
 
-    The stages have 1, 2, 4 and 8 times the width, and all but the first halve the resolution.
-
-    Parameters
-    ----------
-    num_classes : int
-        Number of logits.
-    in_channels : int, default 3
-        Channels of the pictures.
-    width : int, default 64
-        Channels of the stem and the first stage; the paper's is 64.
-    depth : int, default 18
-        One of :data:`BLOCKS`: 10, 12, 18, 20 or 34.
-    normalisation : "batch" | "group" | "none" (default: "batch")
-        After every convolution; without any, convolutions have a bias and learn more slowly.
-
-    Raises
-    ------
-    ValueError
-        If `width` is less than 1, `depth` is none of those listed or `normalisation` is unknown.
+    The stages have 1, 2, 4 and 8 times `width` channels (the paper's is 64), and all but the first
+    halve the resolution. `depth` is one of :data:`BLOCKS`. Without `normalisation`, convolutions
+    have a bias and learn more slowly.
     """
 
     def __init__(
@@ -119,15 +96,15 @@ class ResNet(nn.Module):
         blocks = []
         channels = width
         for stage, count in enumerate(BLOCKS[depth]):
-            for place in range(count):
-                stride = 2 if stage > 0 and place == 0 else 1
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
                 blocks.append(BasicBlock(channels, width * 2**stage, stride, normalisation))
                 channels = width * 2**stage
         self.stages = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised pictures (B, in_channels, H, W) to logits (B, num_classes)."""
+        """Map normalised images (B, in_channels, H, W) to logits (B, num_classes)."""
         if x.device.type == "cpu":
             # Convolutions on a CPU are faster in this layout; weights keep theirs.
             x = x.contiguous(memory_format=torch.channels_last)
@@ -137,13 +114,7 @@ class ResNet(nn.Module):
 
 
 class ResNet10(ResNet):
-    """The paper's network for digits: a :class:`ResNet` of depth 10.
-
-    Parameters
-    ----------
-    num_classes, in_channels, width, normalisation
-        As :class:`ResNet`'s.
-    """
+    """The paper's network for digits: a :class:`ResNet` of depth 10."""
 
     def __init__(
         self,

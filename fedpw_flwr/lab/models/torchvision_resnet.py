@@ -1,7 +1,7 @@
 """torchvision's ResNet-18, untrained, for any number of channels and classes.
 
-The ImageNet network as it is: its 7x7 stem and max pooling shrink a picture to a quarter before
-the first block. :class:`fedpw_flwr.lab.models.resnet.ResNet` keeps more of pictures of 32 pixels.
+The ImageNet network as it is: its 7x7 stem and max pooling shrink an image to a quarter before
+the first block. :class:`fedpw_flwr.lab.models.resnet.ResNet` keeps more of images of 32 pixels.
 """
 
 from __future__ import annotations
@@ -18,25 +18,8 @@ def torchvision_resnet18(
 ) -> nn.Module:
     """Build ``torchvision.models.resnet18`` without weights.
 
-    Parameters
-    ----------
-    num_classes : int
-        Number of logits.
-    in_channels : int, default 3
-        Channels of the pictures; the first convolution is initialised as torchvision's own is.
-    normalisation : "batch" | "group" | "none" (default: "batch")
-        After every convolution, see `normalisation_layer`.
-        Unlike in our own networks, convolutions have no bias without any.
-
-    Returns
-    -------
-    nn.Module
-        Maps pictures (B, in_channels, H, W) to logits (B, num_classes).
-
-    Raises
-    ------
-    ValueError
-        If `normalisation` is unknown.
+    Unlike in our own networks, convolutions have no bias even where no normalisation follows. For
+    other than three channels, the first convolution is initialised as torchvision's own is.
     """
     # Takes seconds to import: only who chooses this network pays for it.
     from torchvision.models import resnet18

@@ -1,8 +1,8 @@
 """Local training: what a client does with the global model in one round.
 
-Plain SGD on the client's own pictures. The loss it returns is what FedPW weighs clients by: the
-mean over *all* local batches of the round, not the last epoch's, so that it says how hard the
-pictures were for the model that arrived.
+Plain SGD on the client's own images. The loss it returns is what FedPW weighs clients by: the mean
+over *all* local batches of the round, not the last epoch's, so that it says how hard the images
+were for the model that arrived.
 """
 
 from __future__ import annotations
@@ -19,22 +19,16 @@ from torch.nn.functional import cross_entropy
 from fedpw_flwr.lab.data.images import ImageSet
 from fedpw_flwr.lab.training.batches import Normalisation, training_batches
 from fedpw_flwr.lab.training.memory import keep_freed_memory
-from fedpw_flwr.lab.training.precision import arithmetic
 from fedpw_flwr.lab.training.settings import ClientSettings
 
 _FUSED_SGD = ("cpu", "cuda")
 
 
 def client_generator(seed: int, round_number: int, client_id: int) -> torch.Generator:
-    """Return the source of randomness of one client in one round.
+    """Return the source of randomness of one client in one round, from three numbers of at least 0.
 
     It depends on nothing else, so a round is the same whatever trained before it in this process
     and in whatever order.
-
-    Parameters
-    ----------
-    seed, round_number, client_id : int
-        Each at least 0.
     """
     state = np.random.SeedSequence([seed, round_number, client_id]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
@@ -42,7 +36,7 @@ def client_generator(seed: int, round_number: int, client_id: int) -> torch.Gene
 
 def train(
     model: nn.Module,
-    pictures: ImageSet,
+    image_set: ImageSet,
     settings: ClientSettings,
     *,
     mean: Sequence[float],
@@ -51,44 +45,20 @@ def train(
     generator: torch.Generator,
     proximal_mu: float = 0.0,
 ) -> float:
-    """Train `model` in place, and leave it on `device` in training mode.
+    """Train `model` in place on at least one image, and leave it on `device` in training mode.
 
-    On a CPU the process keeps freed memory from then on, see
-    :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
+    `generator`, on the CPU, decides orders and crops. On a CPU the process keeps freed memory from
+    then on, see :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Maps (B, C, H, W) to logits (B, classes).
-    pictures : ImageSet
-        The client's N training pictures, N at least 1. Those of the clients met last stay on the
-        device.
-    settings : ClientSettings
-        Epochs, batch size, SGD's settings, precision and whether to compile.
-    mean, std : sequence of float
-        Normalisation, one number a channel in the 0-1 scale.
-    device : torch.device or str
-        Where to train.
-    generator : torch.Generator
-        On the CPU, see :func:`client_generator`. The global random state is neither read nor
-        changed.
-    proximal_mu : float, default 0
-        μ of FedProx (Li et al., MLSys 2020), whose clients minimise ℓ(w) + μ/2 ‖w − w_start‖² over
-        the parameters w, which arrive as w_start. 0 is plain SGD, bit by bit.
+    `proximal_mu` is μ of FedProx (Li et al., MLSys 2020), whose clients minimise
+    ℓ(w) + μ/2 ‖w − w_start‖² over the parameters w, which arrive as w_start. 0 is plain SGD, bit by
+    bit.
 
-    Returns
-    -------
-    float
-        Cross-entropy in nats, without FedProx's term, the mean over all batches of all epochs. Not
-        finite if training diverged.
-
-    Raises
-    ------
-    ValueError
-        If there is no picture, or `proximal_mu` is negative or not finite.
+    Returns the mean cross-entropy in nats, without FedProx's term, over all batches of all epochs.
+    It is not finite if training diverged.
     """
-    if len(pictures) == 0:
-        raise ValueError("cannot train on 0 pictures: give this client some, or leave it out")
+    if len(image_set) == 0:
+        raise ValueError("cannot train on 0 images: give this client some, or leave it out")
     if not 0 <= proximal_mu < math.inf:
         raise ValueError(f"proximal_mu must be at least 0 and finite, got {proximal_mu}")
     device = torch.device(device)
@@ -106,7 +76,7 @@ def train(
         fused=True if device.type in _FUSED_SGD else None,
     )
     batches = training_batches(
-        pictures,
+        image_set,
         Normalisation(mean, std, device),
         batch_size=settings.batch_size,
         crop_padding=settings.crop_padding,
@@ -115,12 +85,13 @@ def train(
         device=device,
         horizontal_flip=settings.horizontal_flip,
     )
+    mixed = settings.precision == "bfloat16"
     # Summed where the losses are: reading each one would make the host wait for the device.
     total = torch.zeros((), device=device)
     steps = 0
     for images, labels in batches:
         optimizer.zero_grad(set_to_none=True)
-        with arithmetic(settings.precision, device):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
             loss = cross_entropy(network(images).float(), labels)
         loss.backward()
         if proximal_mu > 0:

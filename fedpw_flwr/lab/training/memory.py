@@ -2,8 +2,7 @@
 
 The C library hands large freed blocks back to the system, and a step of training frees all its
 activations: the next one gets them anew, page by page and zeroed. On a CPU that can take a sixth of
-the time of a step. The price is that the process keeps the memory of its largest step, which it
-needs again some milliseconds later anyway.
+the time of a step. The price is that the process keeps the memory of its largest step.
 """
 
 from __future__ import annotations
@@ -23,12 +22,9 @@ _KEPT = 1 << 30
 
 @cache
 def keep_freed_memory() -> bool:
-    """Ask the C library to keep up to 1 GiB of freed memory; once a process.
+    """Ask the C library to keep up to 1 GiB of freed memory, once a process.
 
-    Returns
-    -------
-    bool
-        Whether it agreed. Only glibc knows how; elsewhere nothing changes.
+    Returns whether it agreed: only glibc knows how, elsewhere nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False

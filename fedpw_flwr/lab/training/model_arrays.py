@@ -19,19 +19,10 @@ NDArrays = list[npt.NDArray[Any]]
 
 
 def overwrite_model(model: nn.Module, arrays: Sequence[npt.NDArray[Any]]) -> None:
-    """Copy arrays into the entries of a model's state dict, in its order.
+    """Copy arrays into the entries of a model's state dict, in its order, on any device.
 
-    Parameters
-    ----------
-    model : nn.Module
-        On any device; its tensors stay the same objects.
-    arrays : sequence of NDArray
-        One for each entry, of the entry's shape. They are not kept.
-
-    Raises
-    ------
-    ValueError
-        If there are more or fewer arrays than entries, or a shape is another one.
+    Raises ValueError, and leaves the model as it was, if there are more or fewer arrays than
+    entries, or a shape is another one.
     """
     state = model.state_dict()
     if len(arrays) != len(state):
@@ -46,10 +37,7 @@ def overwrite_model(model: nn.Module, arrays: Sequence[npt.NDArray[Any]]) -> Non
     with torch.no_grad():
         for tensor, array in zip(state.values(), arrays, strict=True):
             source = torch.from_numpy(array)
-            if tensor.is_cuda:
-                tensor.copy_(source.pin_memory(), non_blocking=True)
-            else:
-                tensor.copy_(source)
+            tensor.copy_(source.pin_memory() if tensor.is_cuda else source, non_blocking=True)
 
 
 def read_model(model: nn.Module) -> NDArrays:
@@ -58,8 +46,9 @@ def read_model(model: nn.Module) -> NDArrays:
     On the CPU they are views of the model's own memory: serialise them, or copy them, before the
     model changes.
     """
+    tensors = list(model.state_dict().values())
     # From a GPU all entries travel at once, into pinned memory, with one wait at the end.
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in model.state_dict().values()]
-    if any(tensor.is_cuda for tensor in model.state_dict().values()):
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if any(tensor.is_cuda for tensor in tensors):
         torch.cuda.synchronize()
     return [copy.numpy() for copy in copies]

@@ -1,11 +1,22 @@
-"""How a client trains, checked before any training starts."""
+"""How a client trains, checked before any training starts, and before PyTorch is imported."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from fedpw_flwr.lab.training.precision import PRECISIONS, Precision
+Precision = Literal["float32", "bfloat16"]
+
+# The least value, a value that all are below, and words for both.
+_RANGES = {
+    "epochs": (1, math.inf, "an integer of at least 1"),
+    "batch_size": (1, math.inf, "an integer of at least 1"),
+    "crop_padding": (0, math.inf, "an integer of at least 0"),
+    "learning_rate": (5e-324, math.inf, "above 0 and finite"),
+    "momentum": (0, 1, "in [0, 1)"),
+    "weight_decay": (0, math.inf, "at least 0 and finite"),
+}
 
 
 @dataclass(frozen=True)
@@ -14,27 +25,28 @@ class ClientSettings:
 
     Parameters
     ----------
-    epochs : int, default 10
-        Passes over the client's pictures a round.
-    batch_size : int, default 64
-        Pictures a step. A last batch of one picture is joined to the one before.
-    learning_rate : float, default 0.001
+    epochs : int (default: 10)
+        Passes over the client's images a round.
+    batch_size : int (default: 64)
+        Images a step. A last batch of one image is joined to the one before.
+    learning_rate : float (default: 0.001)
         SGD's step.
-    momentum : float, default 0.9
+    momentum : float (default: 0.9)
         In [0, 1); its buffers start empty in each round.
-    weight_decay : float, default 1e-5
+    weight_decay : float (default: 1e-5)
         L2 penalty, as SGD's own option.
-    crop_padding : int, default 4
+    crop_padding : int (default: 4)
         Black pixels added on each side before a random crop of the original size; 0 turns cropping
         off.
     precision : "float32" | "bfloat16" (default: "float32")
-        In which numbers the network computes while it trains; "bfloat16" is mixed precision, see
-        :func:`fedpw_flwr.lab.training.precision.arithmetic`. Evaluation is always float32.
-    compile : bool, default False
-        Compile the network with ``torch.compile``: some faster steps for a first one that takes
-        tens of seconds in each worker. On a CPU it needs a C++ compiler.
-    horizontal_flip : bool, default False
-        Mirror each training picture with probability 1/2: right for photographs, wrong for digits.
+        In which numbers the network computes while it trains. "bfloat16" is PyTorch's mixed
+        precision: products in bfloat16; weights, gradients and SGD's buffers stay float32. Fast on
+        GPUs, and on CPUs that multiply bfloat16 themselves (avx512_bf16, AMX); on others slow.
+    compile : bool (default: False)
+        Compile the network with ``torch.compile``: faster steps after a first one that takes tens
+        of seconds in each worker. On a CPU it needs a C++ compiler.
+    horizontal_flip : bool (default: False)
+        Mirror each training image with probability 1/2: right for photographs, wrong for digits.
 
     Raises
     ------
@@ -54,29 +66,15 @@ class ClientSettings:
     horizontal_flip: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0)):
+        for name, (least, limit, words) in _RANGES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"client.{name} must be an integer of at least {least}, got {value!r}"
-                )
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"client.{name} must be a number, got {value!r}")
-        if not 0 < self.learning_rate < math.inf:
+            types = int if "integer" in words else (int, float)
+            is_number = isinstance(value, types) and not isinstance(value, bool)
+            if not is_number or not least <= value < limit:
+                raise ValueError(f"client.{name} must be {words}, got {value!r}")
+        if self.precision not in ("float32", "bfloat16"):
             raise ValueError(
-                f"client.learning_rate must be above 0 and finite, got {self.learning_rate}"
-            )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"client.momentum must be in [0, 1), got {self.momentum}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"client.weight_decay must be at least 0 and finite, got {self.weight_decay}"
-            )
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"client.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+                f"client.precision must be one of float32, bfloat16, got {self.precision!r}"
             )
         for name in ("compile", "horizontal_flip"):
             value = getattr(self, name)

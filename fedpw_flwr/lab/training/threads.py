@@ -16,25 +16,13 @@ __all__ = ["use_assigned_cpus"]
 def use_assigned_cpus() -> int:
     """Let PyTorch compute with the processors that Ray assigned to this worker, 1 at least.
 
-    Outside a Ray worker (a SuperNode, a test) nothing is changed.
-
-    Returns
-    -------
-    int
-        PyTorch's threads from now on.
+    Outside a Ray worker (a SuperNode, a test) nothing is changed. Returns PyTorch's threads.
     """
-    assigned = _assigned_cpus()
-    if assigned is not None:
-        torch.set_num_threads(max(1, int(assigned)))
-    return torch.get_num_threads()
-
-
-def _assigned_cpus() -> float | None:
     # A process in which nobody imported Ray is none of its workers, and need not have it.
     ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return None
-    context = ray.get_runtime_context()
-    if context.get_actor_id() is None:
-        return None
-    return float(context.get_assigned_resources().get("CPU", 1.0))
+    if ray is not None and ray.is_initialized():
+        context = ray.get_runtime_context()
+        if context.get_actor_id() is not None:
+            assigned = context.get_assigned_resources().get("CPU", 1.0)
+            torch.set_num_threads(max(1, int(assigned)))
+    return torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Pictures are decoded once a machine, and whatever happens to the cache, they are right."""
+"""Images are decoded once a machine, and whatever happens to the cache, they are right."""
 
 from __future__ import annotations
 
@@ -10,127 +10,90 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from support.images import are_same, random_domain
 
 from fedpw_flwr.lab.data import cache
 from fedpw_flwr.lab.data.cache import cache_folder, cached, collection_key
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
+from fedpw_flwr.lab.data.images import DomainCollection
+
+DAY = 86_400
 
 
 def _collection(seed: int = 0, count: int = 20) -> DomainCollection:
-    generator = torch.Generator().manual_seed(seed)
-
-    def pictures() -> ImageSet:
-        images = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
-        return ImageSet(images, torch.randint(0, 10, (count,), generator=generator))
-
-    return DomainCollection((Domain("a", pictures(), pictures()),), num_classes=10)
-
-
-def _equal(first: DomainCollection, second: DomainCollection) -> bool:
-    return all(
-        torch.equal(mine.images, other.images) and torch.equal(mine.labels, other.labels)
-        for mine, other in (
-            (first.domains[0].train, second.domains[0].train),
-            (first.domains[0].test, second.domains[0].test),
-        )
-    )
+    return DomainCollection((random_domain("a", seed, count, count),), num_classes=10)
 
 
 class Counted:
     """Builds a collection, and counts how often."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self.calls = 0
+    calls = 0
 
     def __call__(self) -> DomainCollection:
         self.calls += 1
-        return _collection(self.seed)
+        return _collection()
 
 
-def _named(name: str) -> Callable[[], str]:
-    return lambda: collection_key(name, [])
+def _named(name: str, *files: Path) -> Callable[[], str]:
+    return lambda: collection_key(name, files)
 
 
 def _files() -> list[Path]:
     return sorted(cache_folder().iterdir())
 
 
-def test_pictures_are_built_once_and_come_back_as_they_were() -> None:
+def _age(path: Path, days: float) -> None:
+    os.utime(path, (time.time() - days * DAY,) * 2)
+
+
+def test_images_are_built_once_and_come_back_as_they_were_mapped_from_their_file() -> None:
     build = Counted()
     first, again = cached(_named("a"), build), cached(_named("a"), build)
     assert build.calls == 1
-    assert _equal(first, _collection())
-    assert _equal(again, _collection())
-    assert again.names == ("a",)
-
-
-def test_cached_pictures_are_mapped_from_their_file_from_the_first_time() -> None:
-    mapped = cached(_named("a"), Counted())
     (file,) = _files()
     assert str(file) in Path("/proc/self/maps").read_text()
-    assert len(mapped.domains[0].train) == 20
+    assert are_same(first, _collection())
+    assert are_same(again, _collection())
 
 
-def test_other_pictures_have_a_file_of_their_own() -> None:
-    first, second = cached(_named("a"), Counted(0)), cached(_named("b"), Counted(1))
-    assert not _equal(first, second)
-    assert len(_files()) == 2
-
-
-def test_a_source_that_changed_is_read_again(tmp_path: Path) -> None:
-    source = tmp_path / "pictures.npz"
-    source.write_bytes(b"one")
+def test_a_source_that_changed_or_was_downloaded_while_building_is_another(tmp_path: Path) -> None:
+    source = tmp_path / "images.npz"
     build = Counted()
-    cached(lambda: collection_key("a", [source]), build)
-    cached(lambda: collection_key("a", [source]), build)
-    assert build.calls == 1
-    source.write_bytes(b"others")
-    cached(lambda: collection_key("a", [source]), build)
-    assert build.calls == 2
-    os.utime(source, ns=(1, 1))
-    cached(lambda: collection_key("a", [source]), build)
-    assert build.calls == 3
+
+    def download() -> DomainCollection:
+        if not source.exists():
+            source.write_bytes(b"one")
+        return build()
+
+    for calls, change in enumerate(
+        (
+            lambda: None,
+            lambda: source.write_bytes(b"others"),
+            lambda: os.utime(source, ns=(1, 1)),
+        ),
+        start=1,
+    ):
+        change()
+        for _ in range(2):
+            cached(_named("a", source), download)
+        assert build.calls == calls
 
 
-def test_key_tells_calls_and_places_apart_and_not_the_order_of_files(tmp_path: Path) -> None:
+def test_key_tells_calls_paths_and_code_apart_and_not_the_order_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
     for file in (first, second):
         file.write_bytes(b"same")
         os.utime(file, ns=(1, 1))
-    keys = [
-        collection_key("a", [first]),
-        collection_key("b", [first]),
-        collection_key("a", [second]),
-        collection_key("a", [first, second]),
-        collection_key("a", []),
-    ]
-    assert len(set(keys)) == 5
+    files = [[first], [second], [first, second], []]
+    keys = [collection_key("b", [first]), *(collection_key("a", some) for some in files)]
     assert collection_key("a", [second, first]) == keys[3]
     assert collection_key("a", [tmp_path, tmp_path / "missing"]) == keys[4]
-
-
-def test_another_version_or_other_code_reads_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = collection_key("a", [])
     monkeypatch.setattr("fedpw_flwr.__version__", "99")
-    assert collection_key("a", []) != key
-    monkeypatch.undo()
+    keys.append(collection_key("a", []))
     monkeypatch.setattr(cache, "_code_digest", lambda: "other code")
-    assert collection_key("a", []) != key
-
-
-def test_files_that_building_downloads_are_found_again_by_the_next_run(tmp_path: Path) -> None:
-    source = tmp_path / "downloaded"
-    build = Counted()
-
-    def download() -> DomainCollection:
-        source.write_bytes(b"pictures")
-        return build()
-
-    for _ in range(2):
-        cached(lambda: collection_key("a", [source]), download)
-    assert build.calls == 1
+    keys.append(collection_key("a", []))
+    assert len(set(keys)) == 7
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut short", "other header", "other content"])
@@ -142,31 +105,29 @@ def test_a_damaged_file_is_built_again_and_replaced(damage: str) -> None:
     damaged = {
         "empty": b"",
         "cut short": content[:-10],
-        "other header": content.replace(b"num_classes", b"num_kinds__"),
+        "other header": content.replace(b"domains", b"kinds__"),
         "other content": b"no such file" * 50,
     }[damage]
     assert damaged != content
     # In place of the mapped file, not into it.
     file.unlink()
     file.write_bytes(damaged)
-    assert _equal(cached(_named("a"), build), _collection())
-    assert build.calls == 2
-    cached(_named("a"), build)
-    assert build.calls == 2
+    for _ in range(2):
+        assert are_same(cached(_named("a"), build), _collection())
+        assert build.calls == 2
 
 
 def test_a_folder_that_cannot_be_written_only_means_no_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flower_log: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("FEDPW_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(cache.logger, "propagate", True)
     build = Counted()
-    with caplog.at_level(logging.WARNING):
-        assert _equal(cached(_named("a"), build), _collection())
-    assert "Pictures are not cached" in caplog.text
-    cached(_named("a"), build)
-    assert build.calls == 2
+    for calls in (1, 2):
+        assert are_same(cached(_named("a"), build), _collection())
+        assert build.calls == calls
+    assert flower_log.records[0].levelno == logging.WARNING
+    assert "Images are not cached" in flower_log.text
 
 
 def test_an_error_while_building_passes_and_leaves_no_file() -> None:
@@ -178,11 +139,6 @@ def test_an_error_while_building_passes_and_leaves_no_file() -> None:
     assert not cache_folder().exists()
 
 
-def test_changing_what_was_loaded_does_not_change_the_cache() -> None:
-    cached(_named("a"), Counted()).domains[0].train.images.zero_()
-    assert _equal(cached(_named("a"), Counted()), _collection())
-
-
 def _build_at_once(
     barrier: multiprocessing.synchronize.Barrier, answers: multiprocessing.Queue[bool]
 ) -> None:
@@ -190,7 +146,7 @@ def _build_at_once(
         barrier.wait(60)
         return _collection(count=2000)
 
-    answers.put(_equal(cached(_named("together"), build), _collection(count=2000)))
+    answers.put(are_same(cached(_named("together"), build), _collection(count=2000)))
 
 
 def test_processes_that_build_at_once_do_not_hurt_each_other() -> None:
@@ -207,30 +163,21 @@ def test_processes_that_build_at_once_do_not_hurt_each_other() -> None:
 
 
 def test_what_nobody_used_for_long_goes_and_nothing_else() -> None:
-    folder = cache_folder()
-    folder.mkdir(parents=True)
-    month, day = 31 * 86_400, 2 * 86_400
-    ages = {"old.safetensors": month, "new.safetensors": day, "of somebody else": month}
-    for name, age in ages.items():
-        (folder / name).write_bytes(b"")
-        os.utime(folder / name, (time.time() - age,) * 2)
-    for name, age in {"unfinished-old": day, "unfinished-new": 0}.items():
-        (folder / name).mkdir()
-        (folder / name / "part").write_bytes(b"")
-        os.utime(folder / name, (time.time() - age,) * 2)
-    cached(_named("a"), Counted())
-    left = {file.name for file in _files() if len(file.name) < 30}
-    assert left == {"new.safetensors", "of somebody else", "unfinished-new"}
-
-
-def test_using_pictures_keeps_them() -> None:
-    cached(_named("a"), Counted())
-    (file,) = _files()
-    os.utime(file, (time.time() - 40 * 86_400,) * 2)
-    cached(_named("a"), Counted())
-    build = Counted(1)
-    cached(_named("b"), build)
-    assert len(_files()) == 2
+    cached(_named("used"), Counted())
+    (used,) = _files()
+    _age(used, 40)
+    cached(_named("used"), Counted())
+    for name, days in {"old.safetensors": 31, "new.safetensors": 2, "of somebody else": 31}.items():
+        (cache_folder() / name).write_bytes(b"")
+        _age(cache_folder() / name, days)
+    for name, days in {"unfinished-old": 2, "unfinished-new": 0}.items():
+        (cache_folder() / name).mkdir()
+        (cache_folder() / name / "part").write_bytes(b"")
+        _age(cache_folder() / name, days)
+    before = set(_files())
+    cached(_named("more"), Counted())
+    gone = before - set(_files())
+    assert {path.name for path in gone} == {"old.safetensors", "unfinished-old"}
 
 
 def test_variables_say_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:

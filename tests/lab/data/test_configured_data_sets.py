@@ -6,11 +6,12 @@ import inspect
 from pathlib import Path
 
 import pytest
-from hydra.utils import get_method
+from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
 from fedpw_flwr.lab.config.configuration import compose_configuration, count_clients
 from fedpw_flwr.lab.data.named_sets import named_set
+from fedpw_flwr.lab.training.settings import ClientSettings
 
 CONF = Path(__file__).parents[3] / "conf"
 DATA_SETS = sorted(file.stem for file in (CONF / "dataset").glob("*.yaml"))
@@ -31,10 +32,7 @@ def test_a_named_set_bears_its_name_and_can_be_read_from_archives(name: str) -> 
     assert node.name == name
     assert get_method(node["_target_"]) is named_set
     assert node.archives_folder is None
-    if name in SINGLE_DOMAIN:
-        assert list(node.domains) == [name]
-    else:
-        assert len(node.domains) == 4
+    assert list(node.domains) == [name] if name in SINGLE_DOMAIN else len(node.domains) == 4
 
 
 @pytest.mark.parametrize("name", SINGLE_DOMAIN)
@@ -52,34 +50,21 @@ def test_partition_on_the_command_line_wins_over_the_experiments(name: str, part
 def test_the_papers_digits_is_the_papers() -> None:
     configured = compose_configuration("config", "experiment=paper_digits")
     assert count_clients(configured) == 20
-    assert configured.partition.share == 0.01
-    assert configured.model.width == 64
-    assert configured.model["_target_"].endswith("ResNet10")
-    assert configured.rounds == 200
-    assert list(configured.dataset.domains) == ["mnist", "usps", "svhn", "syn"]
-    assert configured.dataset.image_size == 32
-    assert configured.dataset.max_test_per_domain is None
-    client = {
-        "epochs": 10,
-        "batch_size": 64,
-        "learning_rate": 0.001,
-        "momentum": 0.9,
-        "weight_decay": 1e-5,
-        "crop_padding": 4,
-        "horizontal_flip": False,
-        "precision": "float32",
-    }
-    assert {key: configured.client[key] for key in client} == client
+    assert (configured.rounds, configured.dataset.image_size) == (200, 32)
+    for group, values in {
+        "dataset": {"domains": ["mnist", "usps", "svhn", "syn"], "max_test_per_domain": None},
+        "partition": {"share": 0.01},
+        "model": {"width": 64, "_target_": "fedpw_flwr.lab.models.resnet.ResNet10"},
+    }.items():
+        assert {key: configured[group][key] for key in values} == values
+    assert instantiate(configured.client) == ClientSettings()
 
 
-@pytest.mark.parametrize(("name", "clients"), [("digits", 20), ("office_caltech", 8)])
-def test_cross_domain_experiments_have_clients_in_every_domain(name: str, clients: int) -> None:
-    assert count_clients(compose_configuration("config", f"experiment={name}")) == clients
-
-
-def test_the_embedded_digits_are_what_runs_by_default() -> None:
-    configured = compose_configuration()
-    assert (configured.dataset.name, configured.partition.name) == ("embedded_digits",) * 2
+def test_experiments_have_clients_in_every_domain() -> None:
+    for name, clients in (("digits", 20), ("office_caltech", 8)):
+        assert count_clients(compose_configuration("config", f"experiment={name}")) == clients
+    default = compose_configuration()
+    assert (default.dataset.name, default.partition.name) == ("embedded_digits",) * 2
 
 
 @pytest.mark.parametrize(

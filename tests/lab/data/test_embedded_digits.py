@@ -1,13 +1,27 @@
+"""The four embedded domains, and the digits that are drawn from fonts."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
+from support.images import are_same
 
-from fedpw_flwr.lab.data.embedded_digits import DOMAINS, HANDWRITTEN, embedded_digits
-from fedpw_flwr.lab.data.images import DomainCollection, ImageSet
-from fedpw_flwr.lab.data.rendered_digits import TEST_FONTS, TRAINING_FONTS, rendered_digits
+from fedpw_flwr.lab.data.embedded_digits import (
+    DOMAINS,
+    HANDWRITTEN,
+    embedded_digits,
+    inverted_on_texture,
+    rotated_and_blurred,
+)
+from fedpw_flwr.lab.data.images import DomainCollection, ImageFormat, ImageSet
+from fedpw_flwr.lab.data.rendered_digits import (
+    TEST_FONTS,
+    TRAINING_FONTS,
+    RenderedDigits,
+    rendered_digits,
+)
 
 
 def test_there_are_four_domains_of_rgb_digits(digits: DomainCollection) -> None:
@@ -15,49 +29,27 @@ def test_there_are_four_domains_of_rgb_digits(digits: DomainCollection) -> None:
     assert digits.image_shape == (3, 16, 16)
     for domain in digits.domains:
         assert (len(domain.train), len(domain.test)) == (399, 200)
-        assert domain.train.labels.unique().tolist() == list(range(10))
-        assert domain.test.labels.unique().tolist() == list(range(10))
+        assert all(len(one.labels.unique()) == 10 for _, one in domain.splits())
 
 
-def test_handwritten_domains_use_every_picture_of_scikit_learn_once(
-    digits: DomainCollection,
-) -> None:
-    used = torch.cat(
-        [
-            split.labels
-            for domain in digits.domains
-            if domain.name in HANDWRITTEN
-            for split in (domain.train, domain.test)
-        ]
-    )
-    all_labels = torch.from_numpy(load_digits().target)
-    assert torch.equal(used.bincount(), all_labels.bincount())
+def test_handwritten_domains_use_every_scan_of_scikit_learn_once(digits: DomainCollection) -> None:
+    handwritten = [domain for domain in digits.domains if domain.name in HANDWRITTEN]
+    used = torch.cat([one.labels for domain in handwritten for _, one in domain.splits()])
+    assert torch.equal(used.bincount(), torch.from_numpy(load_digits().target).bincount())
 
 
-def test_no_test_picture_is_a_training_picture(digits: DomainCollection) -> None:
+def test_no_test_image_is_a_training_image(digits: DomainCollection) -> None:
     for domain in digits.domains:
-        training = {picture.numpy().tobytes() for picture in domain.train.images}
-        test = {picture.numpy().tobytes() for picture in domain.test.images}
-        assert not training & test
+        training = {image.numpy().tobytes() for image in domain.train.images}
+        assert not training & {image.numpy().tobytes() for image in domain.test.images}
 
 
-def test_domains_are_the_same_in_every_process(digits: DomainCollection) -> None:
+def test_domains_depend_on_no_other_and_no_random_state(digits: DomainCollection) -> None:
     torch.manual_seed(123)
-    again = embedded_digits()
-    for first, second in zip(digits.domains, again.domains, strict=True):
-        assert torch.equal(first.train.images, second.train.images)
-        assert torch.equal(first.test.images, second.test.images)
-
-
-def test_making_the_domains_leaves_the_global_random_state_alone() -> None:
     before = torch.get_rng_state()
-    embedded_digits(["textured", "fonts"])
+    assert are_same(embedded_digits(), digits)
+    assert are_same(embedded_digits(["blurred"]).domains[0].train, digits.domains[2].train)
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_leaving_a_domain_out_does_not_change_the_others(digits: DomainCollection) -> None:
-    (blurred,) = embedded_digits(["blurred"]).domains
-    assert torch.equal(blurred.train.images, digits.domains[2].train.images)
 
 
 def test_domains_differ_in_difficulty(digits: DomainCollection) -> None:
@@ -72,32 +64,44 @@ def test_domains_differ_in_difficulty(digits: DomainCollection) -> None:
     assert max(scores["textured"], scores["fonts"]) < scores["blurred"]
 
 
-def test_test_fonts_are_not_training_fonts() -> None:
+def test_drawn_digits_are_the_same_every_time_and_test_other_fonts() -> None:
+    wanted = ImageFormat(16, channels=3, num_classes=10)
+    train, test = RenderedDigits(20, 10).read(wanted)
+    assert train.labels.bincount().tolist() == [2] * 10
+    assert are_same(train, RenderedDigits(20, 30).read(wanted)[0])
+    assert len(test) == 10
     assert not set(TRAINING_FONTS) & set(TEST_FONTS)
+    assert {file.stem for file in RenderedDigits(1, 1).files()} >= set(TEST_FONTS)
 
 
-def test_classes_of_rendered_digits_are_balanced() -> None:
-    pictures = rendered_digits(100, TRAINING_FONTS, image_size=12, seed=0)
-    assert pictures.images.shape == (100, 3, 12, 12)
-    assert pictures.labels.bincount().tolist() == [10] * 10
-
-
-def test_fonts_without_digits_are_left_out() -> None:
+def test_fonts_without_digits_are_left_out_and_missing_ones_named() -> None:
     with_symbols = rendered_digits(20, ["DejaVuSansDisplay", "cmr10"], image_size=12, seed=0)
-    without = rendered_digits(20, ["cmr10"], image_size=12, seed=0)
-    assert torch.equal(with_symbols.images, without.images)
-
-
-def test_missing_fonts_are_named() -> None:
+    assert are_same(with_symbols, rendered_digits(20, ["cmr10"], image_size=12, seed=0))
     with pytest.raises(FileNotFoundError, match="NoSuchFont"):
         rendered_digits(10, ["NoSuchFont"], image_size=12, seed=0)
 
 
-def test_unknown_domain_is_named_with_the_allowed_ones() -> None:
+def test_unknown_domains_and_too_small_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"has \['scan'\], allowed are \['scans', 'textured'"):
         embedded_digits(["scan"])
-
-
-def test_pictures_too_small_for_digits_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 8 pixels, got 7"):
         embedded_digits(image_size=7)
+
+
+SQUARES = torch.zeros((50, 1, 16, 16), dtype=torch.uint8)
+SQUARES[:, :, 5:11, 5:11] = 255
+
+
+def test_texture_is_inverted_where_the_digit_is_and_untouched_elsewhere() -> None:
+    texture = inverted_on_texture(torch.zeros_like(SQUARES), torch.Generator())
+    assert len({one.numpy().tobytes() for one in texture}) == len(texture)
+    shifted = inverted_on_texture(SQUARES, torch.Generator())
+    ink = SQUARES.expand_as(shifted) > 0
+    assert torch.equal(shifted[~ink], texture[~ink])
+    assert (shifted[ink].int() - (255 - texture[ink].int())).abs().max() <= 1
+
+
+def test_rotation_keeps_the_middle_and_turns_the_corners() -> None:
+    turned = rotated_and_blurred(SQUARES, torch.Generator()).float()
+    assert turned[:, :, 7:9, 7:9].mean() > turned[:, :, 0].mean() + 100
+    assert turned[:, 0, 5, 5].std() > 15

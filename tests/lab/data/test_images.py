@@ -2,63 +2,81 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.images import random_images
 
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
+from fedpw_flwr.lab.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Domain,
+    DomainCollection,
+    ImageSet,
+    at_most,
+)
 
 
-def _pictures(count: int = 4, channels: int = 3, size: int = 8, label: int = 0) -> ImageSet:
+def _images(count: int = 4, channels: int = 3, size: int = 8, label: int = 0) -> ImageSet:
     return ImageSet(
         torch.zeros((count, channels, size, size), dtype=torch.uint8),
         torch.full((count,), label, dtype=torch.int64),
     )
 
 
-def test_pictures_of_another_dtype_or_shape_are_refused() -> None:
-    labels = torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(
-        ValueError, match=r"uint8 tensor of shape \(N, C, H, W\), got torch.float32"
-    ):
-        ImageSet(torch.zeros((4, 3, 8, 8)), labels)
-    with pytest.raises(ValueError, match=r"got torch.uint8 of shape \(4, 8, 8\)"):
-        ImageSet(torch.zeros((4, 8, 8), dtype=torch.uint8), labels)
+IMAGES, LABELS = torch.zeros((4, 3, 8, 8), dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
 
 
-def test_labels_of_another_dtype_or_length_are_refused() -> None:
-    images = torch.zeros((4, 3, 8, 8), dtype=torch.uint8)
-    with pytest.raises(ValueError, match="labels must be an int64 tensor"):
-        ImageSet(images, torch.zeros(4))
-    with pytest.raises(ValueError, match="4 images and 3 labels"):
-        ImageSet(images, torch.zeros(3, dtype=torch.int64))
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES.float(), LABELS, r"uint8 and shape \(N, C, H, W\), got torch.float32"),
+        (IMAGES[:, 0], LABELS, r"got torch.uint8 of shape \(4, 8, 8\)"),
+        (IMAGES, LABELS.float(), "labels must be a tensor of torch.int64"),
+        (IMAGES, LABELS[:3], "4 images and 3 labels"),
+    ],
+)
+def test_tensors_of_another_form_are_refused(
+    images: torch.Tensor, labels: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageSet(images, labels)
 
 
-def test_domain_without_pictures_is_refused() -> None:
-    with pytest.raises(ValueError, match="domain 'a' has no test pictures"):
-        Domain("a", _pictures(), _pictures(count=0))
+def test_domain_without_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="domain 'a' has no test images"):
+        Domain("a", _images(), _images(count=0))
 
 
-def test_domains_must_agree_on_one_shape() -> None:
-    domains = (
-        Domain("a", _pictures(), _pictures()),
-        Domain("b", _pictures(), _pictures(size=9)),
-    )
-    with pytest.raises(ValueError, match="test pictures of domain 'b'"):
+A, B = Domain("a", _images(), _images()), Domain("b", _images(), _images(size=9))
+
+
+@pytest.mark.parametrize(
+    ("domains", "message"),
+    [
+        ((A, B), "test images of domain 'b'"),
+        ((Domain("a", _images(label=10), _images()),), r"0..9: training images of domain 'a'"),
+        ((A, A), "must differ"),
+        ((), "at least one domain"),
+    ],
+)
+def test_domains_that_do_not_go_together_are_refused(
+    domains: tuple[Domain, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         DomainCollection(domains, num_classes=10)
 
 
-def test_label_outside_the_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"0..9: training pictures of domain 'a'"):
-        DomainCollection((Domain("a", _pictures(label=10), _pictures()),), num_classes=10)
-
-
-def test_two_domains_of_one_name_are_refused() -> None:
-    domain = Domain("a", _pictures(), _pictures())
-    with pytest.raises(ValueError, match="must differ"):
-        DomainCollection((domain, domain), num_classes=10)
-
-
-def test_normalisation_must_fit_the_channels() -> None:
-    domain = Domain("a", _pictures(channels=1), _pictures(channels=1))
+def test_normalisation_is_imagenets_or_must_fit_the_channels() -> None:
+    assert DomainCollection((A,), 10).mean == IMAGENET_MEAN
+    grey = Domain("a", _images(channels=1), _images(channels=1))
+    assert DomainCollection((grey,), 10).std == (sum(IMAGENET_STD) / 3,)
     with pytest.raises(ValueError, match=r"one number a channel \(1\)"):
-        DomainCollection((domain,), num_classes=10)
+        DomainCollection((grey,), 10, mean=IMAGENET_MEAN)
     with pytest.raises(ValueError, match="std must be positive"):
-        DomainCollection((domain,), num_classes=10, mean=(0.5,), std=(0.0,))
+        DomainCollection((grey,), 10, mean=(0.5,), std=(0.0,))
+
+
+def test_at_most_so_many_images_are_drawn_none_twice() -> None:
+    images = random_images(200, seed=0)
+    assert at_most(images, None) is at_most(images, 200) is images
+    assert len({image.numpy().tobytes() for image in at_most(images, 150).images}) == 150
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        at_most(images, 0)

@@ -8,7 +8,8 @@ import hashlib
 import pickle
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,53 +23,47 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN, FashionMNIST
 
-from fedpw_flwr.lab.data.images import ImageSet
-from fedpw_flwr.lab.data.torchvision_sets import TORCHVISION_SETS, TorchvisionSet
+from fedpw_flwr.lab.data.images import ImageFormat, ImageSet
+from fedpw_flwr.lab.data.locations import TORCHVISION_FILES
+from fedpw_flwr.lab.data.torchvision_sets import TorchvisionSet
 
-Pictures = NDArray[np.uint8]
-Labels = NDArray[np.int64]
+Images = NDArray[np.uint8]
 
-
-def _splits() -> dict[str, tuple[Pictures, Labels]]:
-    pictures, labels = load_digits(return_X_y=True)
-    grey = (pictures.reshape(-1, 8, 8) * 15).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
-    return {"train": (grey[:50], labels[:50]), "test": (grey[50:80], labels[50:80])}
+_scans, LABELS = load_digits(return_X_y=True)
+GREY = (_scans.reshape(-1, 8, 8) * 15).astype(np.uint8).repeat(2, axis=1).repeat(2, axis=2)
+SPLITS = {"train": slice(0, 50), "test": slice(50, 80)}
 
 
-def _coloured(pictures: Pictures, size: int = 16) -> Pictures:
-    """Colour pictures (N, size, size, 3): full red, half green, no blue."""
-    colour = np.zeros((len(pictures), size, size, 3), dtype=np.uint8)
-    colour[:, :16, :16, 0] = pictures
-    colour[:, :16, :16, 1] = pictures // 2
+def _coloured(images: Images, size: int = 16) -> Images:
+    """Colour images (N, size, size, 3): full red, half green, no blue."""
+    colour = np.zeros((len(images), size, size, 3), dtype=np.uint8)
+    colour[:, :16, :16, 0] = images
+    colour[:, :16, :16, 1] = images // 2
     return colour
 
 
 def _idx_files() -> dict[str, bytes]:
     """MNIST's four files by name."""
     files = {}
-    for split, (pictures, labels) in _splits().items():
-        prefix = "train" if split == "train" else "t10k"
-        header = struct.pack(">IIII", 0x803, *pictures.shape)
-        files[f"{prefix}-images-idx3-ubyte"] = header + pictures.tobytes()
-        header = struct.pack(">II", 0x801, len(labels))
-        files[f"{prefix}-labels-idx1-ubyte"] = header + labels.astype(np.uint8).tobytes()
+    for prefix, split in (("train", SPLITS["train"]), ("t10k", SPLITS["test"])):
+        images, labels = GREY[split], LABELS[split].astype(np.uint8)
+        header = struct.pack(">IIII", 0x803, *images.shape)
+        files[f"{prefix}-images-idx3-ubyte"] = header + images.tobytes()
+        files[f"{prefix}-labels-idx1-ubyte"] = struct.pack(">II", 0x801, len(labels)) + bytes(
+            labels
+        )
     return files
 
 
 def _write_usps(folder: Path) -> None:
-    for split, (pictures, labels) in _splits().items():
-        rows = [
-            " ".join(
-                [str(label + 1)]
-                + [
-                    f"{place + 1}:{value / 127.5 - 1:.6f}"
-                    for place, value in enumerate(picture.flat)
-                ]
+    for name, split in (("usps.bz2", SPLITS["train"]), ("usps.t.bz2", SPLITS["test"])):
+        rows = []
+        for image, label in zip(GREY[split], LABELS[split], strict=True):
+            pixels = (
+                f"{index}:{value / 127.5 - 1:.6f}" for index, value in enumerate(image.flat, 1)
             )
-            for picture, label in zip(pictures, labels, strict=True)
-        ]
-        name = "usps.bz2" if split == "train" else "usps.t.bz2"
-        (folder / name).write_bytes(bz2.compress(("\n".join(rows) + "\n").encode()))
+            rows.append(f"{label + 1} {' '.join(pixels)}\n")
+        (folder / name).write_bytes(bz2.compress("".join(rows).encode()))
 
 
 @pytest.fixture
@@ -83,21 +78,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _read(
-    name: str, folder: Path, *, image_size: int = 16, channels: int = 3, num_classes: int = 10
+    name: str, folder: Path, *, size: int = 16, channels: int = 3, num_classes: int = 10
 ) -> tuple[ImageSet, ImageSet]:
-    return TorchvisionSet(name, folder).read(
-        image_size=image_size, channels=channels, num_classes=num_classes
-    )
+    return TorchvisionSet(name, folder).read(ImageFormat(size, channels, num_classes))
 
 
 @pytest.mark.parametrize("name", ["mnist", "usps", "fashion_mnist"])
 def test_grey_sets_are_read_from_their_own_formats(folder: Path, name: str) -> None:
     train, test = _read(name, folder)
-    pictures, labels = _splits()["test"]
-    assert test.labels.tolist() == labels.tolist()
-    difference = test.images[:, 1].int().numpy() - pictures.astype(int)
-    assert np.abs(difference).max() <= 1
     assert len(train) == 50
+    assert test.labels.tolist() == LABELS[50:80].tolist()
+    assert np.abs(test.images[:, 1].int().numpy() - GREY[50:80]).max() <= 1
     grey, _ = _read(name, folder, channels=1)
     assert torch.equal(grey.images[:, 0], train.images[:, 2])
 
@@ -105,100 +96,71 @@ def test_grey_sets_are_read_from_their_own_formats(folder: Path, name: str) -> N
 def test_svhn_keeps_colours_in_place_and_class_ten_is_digit_zero(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for split, (pictures, labels) in _splits().items():
-        file = folder / f"{split}_32x32.mat"
-        scipy.io.savemat(
-            file,
-            {
-                "X": _coloured(pictures).transpose(1, 2, 3, 0),
-                "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8),
-            },
-        )
-        url, name, _ = SVHN.split_list[split]
+    for part, split in SPLITS.items():
+        file = folder / f"{part}_32x32.mat"
+        images, labels = _coloured(GREY[split]).transpose(1, 2, 3, 0), LABELS[split]
+        labels = np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)
+        scipy.io.savemat(file, {"X": images, "y": labels})
+        url, name, _ = SVHN.split_list[part]
         checksum = hashlib.md5(file.read_bytes()).hexdigest()
-        monkeypatch.setitem(SVHN.split_list, split, [url, name, checksum])
+        monkeypatch.setitem(SVHN.split_list, part, [url, name, checksum])
     train, _ = _read("svhn", folder)
-    pictures, labels = _splits()["train"]
-    assert train.labels.tolist() == labels.tolist()
-    assert np.array_equal(train.images.permute(0, 2, 3, 1).numpy(), _coloured(pictures))
+    assert train.labels.tolist() == LABELS[:50].tolist()
+    assert np.array_equal(train.images.permute(0, 2, 3, 1).numpy(), _coloured(GREY[:50]))
 
 
-def _write_cifar(
-    folder: Path, kind: type[CIFAR10], batches: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Write batches, split by name, as the authors did, and let torchvision expect their sums."""
+def _write_cifar(folder: Path, kind: type[CIFAR10], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write batches as the authors did, and let torchvision expect their checksums."""
     base = folder / kind.base_folder
     base.mkdir()
-    sums = {}
 
-    def write(name: str, content: dict[str, Any]) -> None:
+    def write(name: str, content: dict[str, Any]) -> list[str]:
         (base / name).write_bytes(pickle.dumps(content))
-        sums[name] = hashlib.md5((base / name).read_bytes()).hexdigest()
+        return [name, hashlib.md5((base / name).read_bytes()).hexdigest()]
 
-    key = "fine_labels" if kind is CIFAR100 else "labels"
-    for name, split in batches.items():
-        pictures, labels = _splits()[split]
-        rows = _coloured(pictures, 32).transpose(0, 3, 1, 2).reshape(len(pictures), -1)
-        write(name, {"data": rows, key: (labels * (11 if kind is CIFAR100 else 1)).tolist()})
-    write(kind.meta["filename"], {kind.meta["key"]: [str(number) for number in range(100)]})
-    for split, attribute in (("train", "train_list"), ("test", "test_list")):
-        entries = [[name, sums[name]] for name, part in batches.items() if part == split]
-        monkeypatch.setattr(kind, attribute, entries)
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums[kind.meta["filename"]]})
+    key, step = ("fine_labels", 11) if kind is CIFAR100 else ("labels", 1)
+    for part, split in SPLITS.items():
+        rows = _coloured(GREY[split], 32).transpose(0, 3, 1, 2).reshape(-1, 3 * 32 * 32)
+        content = {"data": rows, key: (LABELS[split] * step).tolist()}
+        batches = [write(name, content) for name, _ in getattr(kind, f"{part}_list")]
+        monkeypatch.setattr(kind, f"{part}_list", batches)
+    names = {kind.meta["key"]: [str(number) for number in range(100)]}
+    _, checksum = write(kind.meta["filename"], names)
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": checksum})
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "batches", "classes"),
-    [
-        (
-            "cifar10",
-            CIFAR10,
-            {"data_batch_1": "train", "data_batch_2": "train", "test_batch": "test"},
-            10,
-        ),
-        ("cifar100", CIFAR100, {"train": "train", "test": "test"}, 100),
-    ],
+    ("name", "kind", "batches", "step"), [("cifar10", CIFAR10, 5, 1), ("cifar100", CIFAR100, 1, 11)]
 )
 def test_cifar_is_read_from_the_authors_batches(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     kind: type[CIFAR10],
-    batches: dict[str, str],
-    classes: int,
+    batches: int,
+    step: int,
 ) -> None:
-    _write_cifar(tmp_path, kind, batches, monkeypatch)
-    train, test = _read(name, tmp_path, image_size=32, num_classes=classes)
-    pictures, labels = _splits()["test"]
-    assert np.array_equal(test.images.permute(0, 2, 3, 1).numpy(), _coloured(pictures, 32))
-    assert test.labels.tolist() == (labels * (classes // 10 + (classes > 10))).tolist()
-    assert len(train) == 50 * (len(batches) - 1)
-    assert len(TorchvisionSet(name, tmp_path).files()) == len(batches) + 1
+    _write_cifar(tmp_path, kind, monkeypatch)
+    train, test = _read(name, tmp_path, size=32, num_classes=100)
+    assert np.array_equal(test.images.permute(0, 2, 3, 1).numpy(), _coloured(GREY[50:80], 32))
+    assert test.labels.tolist() == (LABELS[50:80] * step).tolist()
+    assert len(train) == 50 * batches
+    assert len(TorchvisionSet(name, tmp_path).files()) == batches + 2
 
 
 def test_cifar_of_other_bytes_than_torchvision_knows_is_not_unpickled(tmp_path: Path) -> None:
-    base = tmp_path / CIFAR10.base_folder
+    base, trap = tmp_path / CIFAR10.base_folder, tmp_path / "unpickled"
     base.mkdir()
-    trap = tmp_path / "unpickled"
-    content = pickle.dumps(_Trap(trap))
     for name, _ in CIFAR10.train_list + CIFAR10.test_list:
-        (base / name).write_bytes(content)
+        (base / name).write_bytes(f"cos\nmkdir\n(V{trap}\ntR.".encode())
     with pytest.raises(FileNotFoundError, match="cifar10 is not complete"):
         _read("cifar10", tmp_path)
     assert not trap.exists()
+    pickle.loads((base / "data_batch_1").read_bytes())
+    assert trap.exists()
 
 
-class _Trap:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.file,)
-
-
-@pytest.mark.parametrize("name", TORCHVISION_SETS)
+@pytest.mark.parametrize("name", TORCHVISION_FILES)
 def test_missing_set_says_how_to_get_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         FileNotFoundError,
@@ -208,82 +170,59 @@ def test_missing_set_says_how_to_get_it(tmp_path: Path, name: str) -> None:
     assert "download=True" not in str(refused.value)
 
 
-def test_missing_test_split_is_noticed(folder: Path) -> None:
-    (folder / "usps.t.bz2").unlink()
-    with pytest.raises(FileNotFoundError, match="usps is not complete"):
-        _read("usps", folder)
-
-
 @pytest.mark.parametrize(
     "content", [b"", b"\x00\x00\x08", b"\x00\x00\x00\x00" * 4, struct.pack(">IIII", 0x803, 9, 9, 9)]
 )
-def test_damaged_mnist_is_called_incomplete(folder: Path, content: bytes) -> None:
+def test_a_damaged_or_missing_split_is_called_incomplete(folder: Path, content: bytes) -> None:
     (folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(FileNotFoundError, match="mnist is not complete"):
-        _read("mnist", folder)
+    (folder / "usps.t.bz2").unlink()
+    for name in ("mnist", "usps"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is not complete"):
+            _read(name, folder)
 
 
 @pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Serve a folder on this machine, as the sets' own mirrors do."""
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Serve Fashion-MNIST from a folder of this machine, as its own mirrors do."""
     served = tmp_path / "mirror"
     served.mkdir()
-    handler = partial(_SilentHandler, directory=str(served))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/", served
-        server.shutdown()
-        thread.join()
-
-
-class _SilentHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def _offer(address: str, served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resources = []
     for name, content in _idx_files().items():
         packed = gzip.compress(content)
         (served / f"{name}.gz").write_bytes(packed)
         resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
     monkeypatch.setattr(FashionMNIST, "resources", resources)
-    monkeypatch.setattr(FashionMNIST, "mirrors", [address])
+    handler = partial(SimpleHTTPRequestHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        address = f"http://127.0.0.1:{server.server_address[1]}/"
+        monkeypatch.setattr(FashionMNIST, "mirrors", [address])
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield served
+        server.shutdown()
+        thread.join()
 
 
-def test_download_fetches_a_set_once(
-    tmp_path: Path, mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _offer(*mirror, monkeypatch)
+def test_download_fetches_a_set_once(tmp_path: Path, mirror: Path) -> None:
     wanted = TorchvisionSet("fashion_mnist", tmp_path / "new" / "data", download=True)
     assert wanted.files() == []
-    _, test = wanted.read(image_size=16, channels=1, num_classes=10)
-    assert np.array_equal(test.images[:, 0].numpy(), _splits()["test"][0])
+    # What is downloaded is cached under the same key as what was there.
+    assert repr(wanted) == repr(replace(wanted, download=False))
+    _, test = wanted.read(ImageFormat(16, 1, 10))
+    assert np.array_equal(test.images[:, 0].numpy(), GREY[50:80])
     assert len(wanted.files()) == 4
-    for file in mirror[1].iterdir():
+    for file in mirror.iterdir():
         file.unlink()
-    _, again = wanted.read(image_size=16, channels=1, num_classes=10)
-    assert torch.equal(again.images, test.images)
+    assert torch.equal(wanted.read(ImageFormat(16, 1, 10))[1].images, test.images)
 
 
-def test_a_download_that_was_changed_on_the_way_is_refused(
-    tmp_path: Path, mirror: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, served = mirror
-    _offer(address, served, monkeypatch)
-    (served / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
-    with pytest.raises(FileNotFoundError, match=r"could not be downloaded .*check the connection"):
-        TorchvisionSet("fashion_mnist", tmp_path / "data", download=True).read(
-            image_size=16, channels=1, num_classes=10
-        )
+def test_a_download_that_was_changed_on_the_way_is_refused(tmp_path: Path, mirror: Path) -> None:
+    (mirror / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"something else"))
+    wanted = TorchvisionSet("fashion_mnist", tmp_path / "data", download=True)
+    with pytest.raises(FileNotFoundError, match=r"is not complete .*check the connection"):
+        wanted.read(ImageFormat(16, 1, 10))
 
 
 def test_too_few_classes_are_refused_with_how_many_there_are(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"mnist has 10 classes: set dataset\.num_classes"):
         _read("mnist", folder, num_classes=5)
-
-
-def test_whether_to_download_does_not_tell_pictures_apart(tmp_path: Path) -> None:
-    with_download = TorchvisionSet("mnist", tmp_path, download=True)
-    assert repr(with_download) == repr(TorchvisionSet("mnist", tmp_path))

@@ -1,4 +1,4 @@
-"""Every file of conf/model builds a network that takes the pictures of its data set."""
+"""Every file of conf/model builds a network that takes the images of its data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import nn
 
 from fedpw_flwr.lab.config.configuration import compose_configuration
@@ -18,19 +18,18 @@ CONF = Path(__file__).parents[3] / "conf"
 NAMES = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 
 
-def _configured(name: str, image_size: int, **changes: Any) -> DictConfig:
+def _built(name: str, size: int, channels: int = 3, **changes: Any) -> nn.Module:
     model = OmegaConf.merge(OmegaConf.load(CONF / "model" / f"{name}.yaml"), changes)
-    whole = OmegaConf.create({"dataset": {"image_size": image_size}, "model": model})
-    node = whole.model
-    assert isinstance(node, DictConfig)
-    return node
+    whole = OmegaConf.create({"dataset": {"image_size": size}, "model": model})
+    built: nn.Module = instantiate(whole.model, num_classes=7, in_channels=channels)
+    return built
 
 
 @pytest.mark.parametrize("size", [16, 28, 32])
 @pytest.mark.parametrize("name", NAMES)
-def test_configured_models_accept_pictures_of_any_size_and_channels(name: str, size: int) -> None:
+def test_configured_models_accept_images_of_any_size_and_channels(name: str, size: int) -> None:
     for channels in (1, 3):
-        model = instantiate(_configured(name, size), num_classes=7, in_channels=channels)
+        model = _built(name, size, channels)
         with torch.no_grad():
             assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
@@ -39,31 +38,17 @@ def test_configured_models_accept_pictures_of_any_size_and_channels(name: str, s
 def test_normalisation_of_a_configured_model_can_be_chosen(name: str) -> None:
     layers = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm}
     for normalisation in ("batch", "group", "none"):
-        model = instantiate(
-            _configured(name, 16, normalisation=normalisation), num_classes=10, in_channels=3
-        )
-        found = {
-            kind for layer in model.modules() for kind in layers.values() if type(layer) is kind
-        }
-        assert found == {layers[normalisation]} if normalisation in layers else found == set()
+        found = {type(layer) for layer in _built(name, 16, normalisation=normalisation).modules()}
+        assert found & {*layers.values()} == {*filter(None, [layers.get(normalisation)])}
 
 
 def test_the_field_s_networks_are_there() -> None:
-    assert NAMES == [
-        "cnn",
-        "cnn_mcmahan",
-        "mlp",
-        "resnet10",
-        "resnet12",
-        "resnet18",
-        "resnet20",
-        "resnet34",
-        "torchvision_resnet18",
-    ]
+    resnets = {f"resnet{depth}" for depth in (10, 12, 18, 20, 34)}
+    assert {*NAMES} == {"cnn", "cnn_mcmahan", "mlp", "torchvision_resnet18", *resnets}
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn_mcmahan"])
-def test_networks_for_one_size_of_picture_get_it_from_the_data_set(name: str) -> None:
+def test_networks_for_one_size_of_image_get_it_from_the_data_set(name: str) -> None:
     configured = compose_configuration("config", f"experiment=fashion_mnist model={name}")
     model = build_group("model", configured, num_classes=10, in_channels=1)
     assert model.image_shape == (1, 28, 28)

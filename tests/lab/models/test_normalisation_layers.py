@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from fedpw_flwr.lab.models.normalisation import groups_of, normalisation_layer
 
@@ -23,15 +21,6 @@ def test_groups_divide_the_channels_and_hold_two_or_more(channels: int) -> None:
     assert groups <= 32
     assert channels % groups == 0
     assert channels // groups >= 2
-
-
-def test_names_of_the_configuration_are_these_layers() -> None:
-    assert isinstance(normalisation_layer("batch")(8), nn.BatchNorm2d)
-    group = normalisation_layer("group")(8)
-    assert isinstance(group, nn.GroupNorm)
-    assert (group.num_groups, group.num_channels) == (4, 8)
-    x = torch.randn(2, 8, 3, 3)
-    assert normalisation_layer("none")(8)(x) is x
 
 
 def test_an_unknown_layer_is_refused_with_the_known_ones() -> None:

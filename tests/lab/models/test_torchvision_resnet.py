@@ -28,19 +28,3 @@ def test_it_is_torchvisions_own_network_with_its_own_weights() -> None:
     theirs = resnet18(weights=None, num_classes=10).state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-@pytest.mark.parametrize("normalisation", ["batch", "group", "none"])
-def test_normalisation_is_the_one_asked_for(normalisation: str) -> None:
-    model = torchvision_resnet18(10, 1, normalisation)  # type: ignore[arg-type]
-    has_buffers = any(True for _ in model.buffers())
-    assert has_buffers == (normalisation == "batch")
-    expected = PUBLISHED - 990 * 513 - 2 * 64 * 49 - (9_600 if normalisation == "none" else 0)
-    assert _size(model) == expected
-    with torch.no_grad():
-        assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
-
-
-def test_an_unknown_normalisation_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be one of batch, group, none"):
-        torchvision_resnet18(10, normalisation="layer")  # type: ignore[arg-type]

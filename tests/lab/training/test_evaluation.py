@@ -18,14 +18,8 @@ class AlwaysThree(nn.Module):
 
 
 def _evaluate(model: nn.Module, data: DomainCollection, batch_size: int = 256) -> Evaluation:
-    return evaluate(
-        model,
-        data.domains[0].test,
-        mean=data.mean,
-        std=data.std,
-        device="cpu",
-        batch_size=batch_size,
-    )
+    test, scale = data.domains[0].test, {"mean": data.mean, "std": data.std}
+    return evaluate(model, test, **scale, device="cpu", batch_size=batch_size)
 
 
 def test_accuracy_and_loss_are_those_of_the_answers(scans: DomainCollection) -> None:
@@ -47,28 +41,24 @@ def test_pixels_are_normalised_as_in_training(scans: DomainCollection) -> None:
     assert result.loss == pytest.approx(float(cross_entropy(logits, test.labels)), rel=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 199, 256])
-def test_batch_size_does_not_change_the_result(scans: DomainCollection, batch_size: int) -> None:
+def test_neither_batch_size_nor_running_statistics_change(scans: DomainCollection) -> None:
     torch.manual_seed(0)
-    model = ResNet10(10, width=2)
-    whole, parts = _evaluate(model, scans, 200), _evaluate(model, scans, batch_size)
-    assert parts.accuracy == whole.accuracy
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
-
-
-def test_evaluation_leaves_the_running_statistics_alone(scans: DomainCollection) -> None:
     model = ResNet10(10, width=2).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    _evaluate(model, scans)
+    whole = _evaluate(model, scans, 200)
+    for batch_size in (1, 7, 199, 256):
+        parts = _evaluate(model, scans, batch_size)
+        assert parts.accuracy == whole.accuracy
+        assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_evaluation_leaves_a_model_that_can_be_loaded_into_and_trained() -> None:
     model = ResNet10(num_classes=10, in_channels=3, width=2)
-    pictures = ImageSet(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), torch.zeros(3).long())
+    images = ImageSet(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), torch.zeros(3).long())
     # As on a GPU, evaluation is what moves the model.
     with pytest.raises((RuntimeError, NotImplementedError)):
-        evaluate(model, pictures, mean=[0.5] * 3, std=[0.5] * 3, device="meta")
+        evaluate(model, images, mean=[0.5] * 3, std=[0.5] * 3, device="meta")
     moved = [*model.parameters(), *model.buffers()]
     assert all(tensor.device.type == "meta" for tensor in moved)
     assert not any(tensor.is_inference() for tensor in moved)
@@ -80,15 +70,15 @@ def test_accuracy_of_parts_is_that_of_each_part_alone(scans: DomainCollection) -
     sizes, options = [1, 70, 29, 100], {"mean": scans.mean, "std": scans.std, "device": "cpu"}
     # A batch ends in the middle of a part.
     found = accuracy_of_parts(model, test, sizes, batch_size=64, **options)  # type: ignore[arg-type]
-    places = torch.arange(200).split(sizes)
-    expected = [evaluate(model, test.select(part), **options).accuracy for part in places]  # type: ignore[arg-type]
+    parts = torch.arange(200).split(sizes)
+    expected = [evaluate(model, test.select(part), **options).accuracy for part in parts]  # type: ignore[arg-type]
     assert found == expected
 
 
 @pytest.mark.parametrize("sizes", [[100, 99], [0, 200], [], [201]])
-def test_parts_that_are_not_those_of_the_pictures_are_refused(
+def test_parts_that_are_not_those_of_the_images_are_refused(
     scans: DomainCollection, sizes: list[int]
 ) -> None:
     test = scans.domains[0].test
-    with pytest.raises(ValueError, match="200 pictures cannot be divided"):
+    with pytest.raises(ValueError, match="200 images cannot be divided"):
         accuracy_of_parts(AlwaysThree(), test, sizes, mean=scans.mean, std=scans.std, device="cpu")
