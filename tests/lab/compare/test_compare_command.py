@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -119,9 +120,6 @@ def refused(arguments: Sequence[str | Path], capsys: pytest.CaptureFixture[str])
     return printed.err
 
 
-# ------------------------------------------------------------------------------------- finding
-
-
 def test_runs_are_found_at_any_depth_once_and_not_in_checkpoints(runs: Path) -> None:
     write_run(runs / "a0" / "checkpoints" / "copy")
     write_run(runs / ".hidden" / "run")
@@ -163,6 +161,7 @@ def test_runs_that_did_not_finish_are_named_with_the_reason(runs: Path) -> None:
         ("metrics.jsonl", "nonsense\n", "is not a round's record"),
         ("metrics.jsonl", "", "holds no round"),
         ("metrics.jsonl", None, "metrics.jsonl is missing"),
+        ("partition.json", "[]", "does not say what clients hold"),
     ],
 )
 def test_a_damaged_run_is_left_out_and_named(
@@ -213,22 +212,6 @@ def test_runs_can_be_chosen_by_the_names_of_their_folders(
     assert "no run with a name like c* in" in refused([runs, "--only", "c*"], capsys)
 
 
-def test_a_file_that_is_no_tar_file_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "summary.json").write_text("{}")
-    said = refused([tmp_path / "summary.json"], capsys)
-    assert f"{tmp_path / 'summary.json'} cannot be read as a tar file of runs" in said
-
-
-def test_one_packed_file_is_compared_beside_itself(runs: Path) -> None:
-    pack_runs(runs / "kept.tar.xz", [RunFolder(runs / "a0"), RunFolder(runs / "a1")])
-    assert compare([runs / "kept.tar.xz"]) == runs / "comparison" / "comparison.md"
-
-
-# -------------------------------------------------------------------------------------- tables
-
-
 def test_the_csv_has_a_row_a_run_and_a_row_a_method(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,7 +238,7 @@ def test_the_csv_has_a_row_a_run_and_a_row_a_method(
     assert (float(first["seconds"]), float(fedavg["seconds"])) == (8.0, 8.0)
 
 
-def test_the_page_holds_tables_whose_rows_are_whole_and_links_that_lead_to_pictures(
+def test_the_page_holds_tables_whose_rows_are_whole_and_links_that_lead_to_plots(
     page: Path,
 ) -> None:
     text = page.read_text(encoding="utf-8")
@@ -316,30 +299,23 @@ def test_left_out_runs_are_in_the_page_and_on_the_terminal(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(runs / "stopped", finished=False)
+    write_run(runs / "deeper" / "failed").mark_failed("finished:failed", "ValueError: too few")
     older = write_run(runs / "again", "fedavg", 0, 10.0)
     os.utime(older.path / "summary.json", (1.0, 1.0))
     (runs / "a1" / "summary.json").write_text("{}")
     assert main([str(runs)]) == 0
     printed = capsys.readouterr().out
     text = (runs / "comparison" / "comparison.md").read_text(encoding="utf-8")
-    assert "**Left out: 3 runs** (1 repeated, 1 unfinished, 1 unreadable)." in text
+    assert "**Left out: 4 runs** (1 failed, 1 repeated, 1 unfinished, 1 unreadable)." in text
+    assert "| ../deeper/failed | failed | ValueError: too few |" in text
     assert "| ../stopped | unfinished | the last recorded round is 3 |" in text
     assert "| ../again | repeated | the same was run again later: a0 |" in text
     assert "| ../a1 | unreadable | summary.json is not a run's summary" in text
-    for name in ("stopped", "again", "a1"):
+    for name in ("stopped", "deeper/failed", "again", "a1"):
         assert re.search(rf"left out, \w+: {runs / name} ", printed)
 
 
-def test_a_failed_run_below_the_folders_is_listed_with_its_error(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_run(runs / "deeper" / "failed").mark_failed("finished:failed", "ValueError: too few")
-    text = compare([runs]).read_text(encoding="utf-8")
-    assert "| ../deeper/failed | failed | ValueError: too few |" in text
-    assert f"left out, failed: {runs / 'deeper' / 'failed'} (" in capsys.readouterr().out
-
-
-def test_runs_on_different_pictures_have_tables_of_their_own(tmp_path: Path) -> None:
+def test_runs_on_different_images_have_tables_of_their_own(tmp_path: Path) -> None:
     write_run(tmp_path / "older", "fedpw", data_digest="1a2b3c4d5e")
     write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
     text = compare([tmp_path]).read_text(encoding="utf-8")
@@ -347,30 +323,43 @@ def test_runs_on_different_pictures_have_tables_of_their_own(tmp_path: Path) -> 
     assert "recorded which images" not in text
 
 
-def test_runs_that_did_not_record_their_pictures_are_pointed_out(tmp_path: Path) -> None:
-    write_run(tmp_path / "older", "fedpw")
-    write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
-    text = compare([tmp_path]).read_text(encoding="utf-8")
-    assert "**Not all runs recorded which images they stood on**: 1 of 2 runs did not" in text
+@pytest.mark.parametrize(
+    ("runs_of_one_setting", "told"),
+    [
+        (
+            [{"strategy": "fedpw"}, {"data_digest": "9f8e7d6c5b"}],
+            "**Not all runs recorded which images they stood on**: 1 of 2 runs did not",
+        ),
+        (
+            [
+                {"strategy": "fedavg", "package": "0.1.0+aaaa"},
+                {"strategy": "fedpw", "package": "0.1.0+aaaa"},
+                {"strategy": "afl", "package": "0.1.0+bbbb"},
+                {"strategy": "term"},
+            ],
+            "**Made by more than one state of the package**: 0.1.0+aaaa (2 runs), 0.1.0+bbbb "
+            "(1 run), not recorded (1 run).",
+        ),
+        (
+            [{"seed": 0}, {"seed": 2}, {"strategy": "fedpw", "seed": 1}],
+            "**Methods were run with different seeds**: fedavg: 0, 2; fedpw: 1",
+        ),
+    ],
+)
+def test_circumstances_in_which_runs_differ_are_pointed_out(
+    tmp_path: Path, page: Path, runs_of_one_setting: list[dict[str, Any]], told: str
+) -> None:
+    for index, options in enumerate(runs_of_one_setting):
+        write_run(tmp_path / str(index), **options)
+    assert told in compare([tmp_path]).read_text(encoding="utf-8")
+    assert told.partition(":")[0] not in page.read_text(encoding="utf-8")
 
 
-def test_runs_of_more_than_one_state_of_the_package_are_pointed_out(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "fedavg", package="0.1.0+aaaa")
-    write_run(tmp_path / "b", "fedpw", package="0.1.0+aaaa")
-    said = "Made by more than one state of the package"
-    assert said not in compare([tmp_path]).read_text(encoding="utf-8")
-    write_run(tmp_path / "c", "afl", package="0.1.0+bbbb")
-    write_run(tmp_path / "d", "term")
-    assert f"**{said}**: 0.1.0+aaaa (2 runs), 0.1.0+bbbb (1 run), not recorded (1 run)." in compare(
-        [tmp_path]
-    ).read_text(encoding="utf-8")
-
-
-def test_an_unreadable_partition_makes_a_run_unreadable(runs: Path) -> None:
-    (runs / "a0" / "partition.json").write_text("[]")
-    _, (left_out,) = find_runs([runs])
-    assert (left_out.path, left_out.status) == (runs / "a0", "unreadable")
-    assert "does not say what clients hold" in left_out.reason
+def test_runs_of_different_versions_are_pointed_out(runs: Path) -> None:
+    other = runs / "a0" / "summary.json"
+    other.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "0.1"', other.read_text()))
+    text = compare([runs]).read_text(encoding="utf-8")
+    assert re.search(r"\*\*Runs of different versions\*\*: .*torch 0\.1 and ", text)
 
 
 def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
@@ -393,15 +382,6 @@ def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
     assert "chance: 10.0 %" in capsys.readouterr().out
 
 
-def test_methods_run_with_different_seeds_or_versions_are_pointed_out(runs: Path) -> None:
-    write_run(runs / "c", "fedavg", 2)
-    other = runs / "a0" / "summary.json"
-    other.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "0.1"', other.read_text()))
-    text = compare([runs]).read_text(encoding="utf-8")
-    assert "**Methods were run with different seeds**: fedavg: 0, 1, 2; fedpw: 0, 1" in text
-    assert re.search(r"\*\*Runs of different versions\*\*: .*torch 0\.1 and ", text)
-
-
 def test_clients_own_tests_have_tables_of_their_own(tmp_path: Path) -> None:
     for name in ("fedavg", "fedpw"):
         write_run(tmp_path / name, name, domains=["cifar10"], tested_clients=True)
@@ -420,27 +400,14 @@ def test_clients_own_tests_have_tables_of_their_own(tmp_path: Path) -> None:
     assert "last_round.domains.std" not in row
 
 
-def test_each_setting_has_its_tables_and_a_folder_of_pictures(tmp_path: Path) -> None:
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", domains=["usps"])
-    page = compare([tmp_path / "a", tmp_path / "b"])
-    assert page == tmp_path / "comparison" / "comparison.md"
-    text = page.read_text(encoding="utf-8")
-    assert len(re.findall(r"^## .* 3 rounds$", text, flags=re.MULTILINE)) == 2
-    folders = [path for path in page.parent.iterdir() if path.is_dir()]
-    assert len(folders) == 2
-    assert all((folder / "curves.png").is_file() for folder in folders)
-
-
-def test_names_cannot_break_a_table(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "a|b *c* <script> _d_")
-    text = compare([tmp_path / "a"]).read_text(encoding="utf-8")
-    assert r"| a\|b \*c\* \<script> \_d\_ | 1 |" in text
-
-
-def test_a_single_run_s_comparison_lies_beside_it(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "runs" / "a")
-    assert compare([run.path]).parent == tmp_path / "runs" / "comparison"
+def test_one_run_s_comparison_lies_beside_it_packed_or_not(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "a", "a|b *c* <script> _d_")
+    page = compare([run.path])
+    assert page == tmp_path / "runs" / "comparison" / "comparison.md"
+    # Names cannot break its tables.
+    assert r"| a\|b \*c\* \<script> \_d\_ | 1 |" in page.read_text(encoding="utf-8")
+    pack_runs(tmp_path / "kept.tar.xz", [run])
+    assert compare([tmp_path / "kept.tar.xz"]) == tmp_path / "comparison" / "comparison.md"
 
 
 def test_a_comparison_can_be_made_again_and_is_the_same(page: Path) -> None:
@@ -451,7 +418,7 @@ def test_a_comparison_can_be_made_again_and_is_the_same(page: Path) -> None:
     assert not list(page.parent.glob(".*"))
 
 
-def test_pictures_that_only_an_earlier_comparison_had_are_removed_and_no_others(
+def test_plots_that_only_an_earlier_comparison_had_are_removed_and_no_others(
     tmp_path: Path,
 ) -> None:
     write_run(tmp_path / "a")
@@ -473,7 +440,7 @@ def test_pictures_that_only_an_earlier_comparison_had_are_removed_and_no_others(
     }
 
 
-def test_a_page_that_shows_pictures_elsewhere_costs_none_of_them(tmp_path: Path) -> None:
+def test_a_page_that_shows_plots_elsewhere_costs_none_of_them(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "runs" / "a").path
     (folder / "weights.png").write_bytes(b"")
     output = tmp_path / "runs" / "comparison"
@@ -483,14 +450,13 @@ def test_a_page_that_shows_pictures_elsewhere_costs_none_of_them(tmp_path: Path)
     assert (folder / "weights.png").exists()
 
 
-# ------------------------------------------------------------------------------------- refusals
-
-
 @pytest.mark.parametrize(
     ("option", "value", "asked"),
     [
-        ("--target", "high", "choose a percentage above 0 and up to 100, not high"),
-        ("--target", "nan", "choose a percentage above 0 and up to 100, not nan"),
+        *(
+            ("--target", value, "choose a percentage above 0 and up to 100, not")
+            for value in ("high", "nan", "0", "101")
+        ),
         ("--last", "0", "choose a whole number of rounds from 1, not 0"),
         ("--last", "1.5", "choose a whole number of rounds from 1, not 1.5"),
     ],
@@ -498,9 +464,20 @@ def test_a_page_that_shows_pictures_elsewhere_costs_none_of_them(tmp_path: Path)
 def test_a_number_that_is_none_is_refused_with_what_is_asked_for(
     option: str, value: str, asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main([str(tmp_path), option, value])
+    assert ended.value.code == 2
     assert asked in capsys.readouterr().err
+
+
+def test_what_is_no_folder_of_runs_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no folder" in refused([tmp_path / "nothing"], capsys)
+    assert "there is no run in" in refused([tmp_path], capsys)
+    (tmp_path / "summary.json").write_text("{}")
+    said = refused([tmp_path / "summary.json"], capsys)
+    assert f"{tmp_path / 'summary.json'} cannot be read as a tar file of runs" in said
 
 
 def test_without_a_finished_run_the_unfinished_ones_are_listed(
@@ -513,26 +490,12 @@ def test_without_a_finished_run_the_unfinished_ones_are_listed(
     assert not (tmp_path / "comparison").exists()
 
 
-def test_a_missing_folder_and_one_without_runs_are_told_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "there is no folder" in refused([tmp_path / "nothing"], capsys)
-    assert "there is no run in" in refused([tmp_path], capsys)
-
-
 def test_an_output_folder_that_cannot_be_written_is_named(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     said = refused([runs, "--output", tmp_path / "file"], capsys)
     assert "choose another folder with --output" in said
-
-
-@pytest.mark.parametrize("option", [["--target", "0"], ["--target", "101"], ["--last", "0"]])
-def test_options_out_of_range_are_refused(runs: Path, option: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([str(runs), *option])
-    assert ended.value.code == 2
 
 
 def test_the_module_is_a_command(runs: Path, tmp_path: Path) -> None:
@@ -550,13 +513,9 @@ def test_the_module_is_a_command(runs: Path, tmp_path: Path) -> None:
     assert "Traceback" not in failed.stderr
 
 
-# ---------------------------------------------------------------------------------- TensorBoard
-
-
-def test_scalars_of_a_round_are_its_figures_losses_and_weights(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a", tested_clients=True)
-    records = folder.read_rounds()
-    scalars = dict(scalars_of_round(records[-1]))
+def test_scalars_of_a_round_are_its_finite_figures_losses_and_weights(tmp_path: Path) -> None:
+    record = write_run(tmp_path / "a", tested_clients=True).read_rounds()[-1]
+    scalars = dict(scalars_of_round(record))
     assert scalars["accuracy/svhn"] == pytest.approx(50)
     assert scalars["domains/mean"] == pytest.approx(60)
     assert scalars["clients/worst_10"] == pytest.approx(35)
@@ -564,14 +523,10 @@ def test_scalars_of_a_round_are_its_figures_losses_and_weights(tmp_path: Path) -
     # Shares, where the weights also say how far the server steps.
     assert scalars["weight/client_0"] == pytest.approx(0.6)
     assert scalars["weight/client_1"] == pytest.approx(0.4)
-    assert all(math.isfinite(value) for value in scalars.values())
-
-
-def test_a_figure_that_is_not_finite_is_no_scalar(tmp_path: Path) -> None:
-    record = write_run(tmp_path / "a").read_rounds()[0]
-    assert "domains/std" in dict(scalars_of_round(record))
     unknown = replace(record, accuracy={"mnist": math.nan, "svhn": 0.5})
-    assert "domains/std" not in dict(scalars_of_round(unknown))
+    assert scalars.keys() - dict(scalars_of_round(unknown)).keys() == {
+        *("accuracy/mnist", "domains/mean", "domains/std", "domains/worst")
+    }
 
 
 def test_without_tensorboard_the_command_says_what_to_install(
@@ -586,12 +541,18 @@ def test_without_tensorboard_the_command_says_what_to_install(
     assert 'pip install "fedpw-flwr[tensorboard]"' in said
 
 
-def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path, packed: bool) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    path = runs
+    if packed:
+        path = tmp_path / "kept.tar.xz"
+        found, _ = find_runs([runs])
+        pack_runs(path, [run.folder for run in found])
     # Twice: old events must be replaced, or TensorBoard would draw both.
     for _ in range(2):
-        compare([runs], tensorboard=tmp_path / "events")
+        compare([path], tensorboard=tmp_path / "events")
     folders = sorted(path.name for path in (tmp_path / "events").iterdir())
     assert folders == ["fedavg_seed0", "fedavg_seed1", "fedpw_seed0", "fedpw_seed1"]
     events = EventAccumulator(str(tmp_path / "events" / "fedpw_seed1"))
@@ -602,17 +563,3 @@ def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> Non
     assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0, abs=1e-3)
     weights = events.Scalars("weight/client_0")
     assert [event.step for event in weights] == [1, 2, 3]
-
-
-def test_events_of_packed_runs_are_in_the_order_of_their_rounds(runs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    pack_runs(tmp_path / "kept.tar.xz", [RunFolder(runs / "a0"), RunFolder(runs / "a1")])
-    compare([tmp_path / "kept.tar.xz"], tensorboard=tmp_path / "events")
-    events = EventAccumulator(str(tmp_path / "events" / "fedavg_seed1"))
-    events.Reload()
-    mean = events.Scalars("domains/mean")
-    assert [event.step for event in mean] == [0, 1, 2, 3]
-    assert mean[-1].value == pytest.approx(61)
-    assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0)
