@@ -6,9 +6,8 @@ import csv
 import math
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,14 @@ def write_run(
     domains: Sequence[str] = DOMAINS,
     tested_clients: bool = False,
     finished: bool = True,
-    data_digest: str | None = None,
-    package: str | None = None,
-    **strategy_keys: float,
+    strategy_keys: Mapping[str, float] | None = None,
+    **recorded: str,
 ) -> RunFolder:
     """Write a run of three rounds as the server writes one; the last domain is 20 points worse."""
     configuration = {
         "dataset": {"_target_": "some.archives", "folder": "/data", "domains": list(domains)},
         "model": {"_target_": "some.ResNet10", "width": 16},
-        "strategy": {"name": strategy, **strategy_keys},
+        "strategy": {"name": strategy, **(strategy_keys or {})},
         "seed": seed,
         "rounds": 3,
     }
@@ -57,33 +55,25 @@ def write_run(
     for number in range(4):
         level = (percent if number == 3 else 10 + number * percent / 4) / 100
         accuracy = dict.fromkeys(domains, level)
-        if len(domains) > 1:
-            accuracy[domains[-1]] -= 0.2 if number == 3 else 0.0
-        records.append(
-            RoundRecord(
-                number,
-                2.0,
-                accuracy,
-                dict.fromkeys(domains, 1.5),
-                train_loss=1.0,
-                clients=ClientFigures([0, 1], [domains[0], domains[-1]], [0.06, 0.04])
-                if number
-                else None,
-                client_accuracy=[level, level / 2] if tested_clients else None,
-            )
+        if len(domains) > 1 and number == 3:
+            accuracy[domains[-1]] -= 0.2
+        trained = ClientFigures([0, 1], [domains[0], domains[-1]], [0.06, 0.04])
+        record = RoundRecord(
+            number,
+            2.0,
+            accuracy,
+            dict.fromkeys(domains, 1.5),
+            train_loss=1.0,
+            clients=trained if number else None,
+            client_accuracy=[level, level / 2] if tested_clients else None,
         )
-        folder.append_round(records[-1])
+        records.append(record)
+        folder.append_round(record)
     if finished:
-        folder.write_summary(
-            RunSummary.of_run(
-                records,
-                config_text=text,
-                strategy=strategy,
-                seed=seed,
-                data_digest=data_digest,
-                package=package,
-            )
+        summary = RunSummary.of_run(
+            records, config_text=text, strategy=strategy, seed=seed, **recorded
         )
+        folder.write_summary(summary)
     return folder
 
 
@@ -151,7 +141,7 @@ def test_runs_that_did_not_finish_are_named_with_the_reason(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "reason"),
     [
         ("config.yaml", None, "config.yaml is missing"),
         ("config.yaml", "dataset: {", "is not a configuration"),
@@ -165,7 +155,7 @@ def test_runs_that_did_not_finish_are_named_with_the_reason(runs: Path) -> None:
     ],
 )
 def test_a_damaged_run_is_left_out_and_named(
-    runs: Path, file: str, content: str | None, said: str
+    runs: Path, file: str, content: str | None, reason: str
 ) -> None:
     damaged = runs / "a0" / file
     if content is None:
@@ -175,7 +165,7 @@ def test_a_damaged_run_is_left_out_and_named(
     finished, (left_out,) = find_runs([runs])
     assert len(finished) == 3
     assert (left_out.path, left_out.status) == (runs / "a0", "unreadable")
-    assert said in left_out.reason
+    assert reason in left_out.reason
 
 
 def test_packed_runs_are_compared_as_the_folders_they_were(
@@ -253,17 +243,13 @@ def test_the_page_holds_tables_whose_rows_are_whole_and_links_that_lead_to_plots
     }
     assert all((page.parent / unquote(link)).is_file() for link in links)
     assert str(page.parents[2]) not in text
-
-
-def test_differences_are_in_the_page_and_in_a_file_of_their_own(page: Path) -> None:
-    assert "### Difference to fedavg, last round" in page.read_text(encoding="utf-8")
+    assert "### Difference to fedavg, last round" in text
     found = rows(page.parent / "differences.csv")
     row = next(row for row in found if row["figure"] == "domains.mean")
     assert (row["method"], row["reference"], row["window"]) == ("fedpw", "fedavg", "last_round")
-    # Seed 0: 64 to 60, seed 1: 67 to 61.
+    # Seed 0: 64 to 60, seed 1: 67 to 61. With one degree of freedom p = 1 - 2/π · arctan t.
     assert float(row["difference"]) == pytest.approx(5)
     assert float(row["difference.sd"]) == pytest.approx(math.sqrt(2))
-    # t = 5 with one degree of freedom: p = 1 - 2/π · arctan t.
     assert float(row["p_t"]) == pytest.approx(1 - 2 / math.pi * math.atan(5), abs=1e-6)
     assert row["p_wilcoxon"] == ""
 
@@ -272,7 +258,8 @@ def test_a_terminals_width_breaks_names_at_their_commas_and_no_figure(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rate in (1.0, 1.25):
-        write_run(runs / f"m{rate}", "fedavgm", server_learning_rate=rate, server_momentum=rate / 2)
+        keys = {"server_learning_rate": rate, "server_momentum": rate / 2}
+        write_run(runs / f"m{rate}", "fedavgm", strategy_keys=keys)
     monkeypatch.setenv("COLUMNS", "80")
     assert main([str(runs)]) == 0
     words = capsys.readouterr().out.split()
@@ -315,14 +302,6 @@ def test_left_out_runs_are_in_the_page_and_on_the_terminal(
         assert re.search(rf"left out, \w+: {runs / name} ", printed)
 
 
-def test_runs_on_different_images_have_tables_of_their_own(tmp_path: Path) -> None:
-    write_run(tmp_path / "older", "fedpw", data_digest="1a2b3c4d5e")
-    write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
-    text = compare([tmp_path]).read_text(encoding="utf-8")
-    assert re.findall(r"^## .*data=(\w+)$", text, flags=re.MULTILINE) == ["1a2b3c4d", "9f8e7d6c"]
-    assert "recorded which images" not in text
-
-
 @pytest.mark.parametrize(
     ("runs_of_one_setting", "told"),
     [
@@ -353,12 +332,9 @@ def test_circumstances_in_which_runs_differ_are_pointed_out(
         write_run(tmp_path / str(index), **options)
     assert told in compare([tmp_path]).read_text(encoding="utf-8")
     assert told.partition(":")[0] not in page.read_text(encoding="utf-8")
-
-
-def test_runs_of_different_versions_are_pointed_out(runs: Path) -> None:
-    other = runs / "a0" / "summary.json"
-    other.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "0.1"', other.read_text()))
-    text = compare([runs]).read_text(encoding="utf-8")
+    summary = tmp_path / "0" / "summary.json"
+    summary.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "0.1"', summary.read_text()))
+    text = compare([tmp_path]).read_text(encoding="utf-8")
     assert re.search(r"\*\*Runs of different versions\*\*: .*torch 0\.1 and ", text)
 
 
@@ -400,54 +376,37 @@ def test_clients_own_tests_have_tables_of_their_own(tmp_path: Path) -> None:
     assert "last_round.domains.std" not in row
 
 
-def test_one_run_s_comparison_lies_beside_it_packed_or_not(tmp_path: Path) -> None:
+def test_one_run_s_comparison_lies_beside_it_and_can_be_made_again(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "a", "a|b *c* <script> _d_")
     page = compare([run.path])
     assert page == tmp_path / "runs" / "comparison" / "comparison.md"
     # Names cannot break its tables.
     assert r"| a\|b \*c\* \<script> \_d\_ | 1 |" in page.read_text(encoding="utf-8")
+    before = {path: path.read_bytes() for path in page.parent.iterdir()}
+    compare([run.path])
+    assert {path: path.read_bytes() for path in page.parent.iterdir()} == before
     pack_runs(tmp_path / "kept.tar.xz", [run])
     assert compare([tmp_path / "kept.tar.xz"]) == tmp_path / "comparison" / "comparison.md"
-
-
-def test_a_comparison_can_be_made_again_and_is_the_same(page: Path) -> None:
-    files = [page, page.with_name("comparison.csv"), page.with_name("differences.csv")]
-    before = [file.read_bytes() for file in files]
-    assert compare([page.parents[1]]) == page
-    assert [file.read_bytes() for file in files] == before
-    assert not list(page.parent.glob(".*"))
 
 
 def test_plots_that_only_an_earlier_comparison_had_are_removed_and_no_others(
     tmp_path: Path,
 ) -> None:
-    write_run(tmp_path / "a")
+    run = write_run(tmp_path / "a").path
     write_run(tmp_path / "b", domains=["usps"])
     page = compare([tmp_path])
-    settings = [folder for folder in page.parent.iterdir() if folder.is_dir()]
-    assert len(settings) == 2
-    other = settings[0] / "weights_of_somebody_else.png"
-    other.write_bytes(b"")
-    compare([tmp_path / "a"], output=page.parent)
-    assert {path.name for path in page.parent.glob("*.png")} == {
-        *("fairness.png", "curves.png", "domains.png", "rounds_to_target.png", "weights.png")
-    }
-    assert [path for folder in settings for path in folder.glob("*")] == [other]
-    assert not settings[1].exists()
+    one, two = (folder for folder in page.parent.iterdir() if folder.is_dir())
+    others = (one / "weights_of_somebody_else.png", run / "weights.png")
+    for other in others:
+        other.write_bytes(b"")
+    page.write_text(page.read_text(encoding="utf-8") + "\n![a run's](../a/weights.png)\n")
     compare([tmp_path / "b"], output=page.parent)
     assert {path.name for path in page.parent.glob("*.png")} == {
         *("curves.png", "rounds_to_target.png", "weights.png")
     }
-
-
-def test_a_page_that_shows_plots_elsewhere_costs_none_of_them(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "runs" / "a").path
-    (folder / "weights.png").write_bytes(b"")
-    output = tmp_path / "runs" / "comparison"
-    output.mkdir()
-    (output / "comparison.md").write_text("![a run's](../a/weights.png)\n")
-    compare([folder], output=output)
-    assert (folder / "weights.png").exists()
+    assert list(one.iterdir()) == [others[0]]
+    assert not two.exists()
+    assert others[1].exists()
 
 
 @pytest.mark.parametrize(
@@ -496,21 +455,6 @@ def test_an_output_folder_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     said = refused([runs, "--output", tmp_path / "file"], capsys)
     assert "choose another folder with --output" in said
-
-
-def test_the_module_is_a_command(runs: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fedpw_flwr.lab.compare.command"]
-    output = ["--last", "1", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*command, runs, *output], check=False, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "out" / "comparison.md") in done.stdout
-    assert "65.50 ± 2.12" in done.stdout
-    failed = subprocess.run([*command, "missing"], check=False, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "there is no folder missing" in failed.stderr
-    assert "Traceback" not in failed.stderr
 
 
 def test_scalars_of_a_round_are_its_finite_figures_losses_and_weights(tmp_path: Path) -> None:

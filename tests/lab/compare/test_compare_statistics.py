@@ -71,13 +71,11 @@ def finals(label: str, *percents: float, classes: int | None = None) -> Method:
 
 def test_a_method_is_mean_and_standard_deviation_over_seeds() -> None:
     assert of_seeds(finals("fedpw", 70, 72, 74)) == pytest.approx((72, 2))
-
-
-def test_one_seed_has_no_standard_deviation() -> None:
+    # One seed has no standard deviation; a seed that is unknown makes both unknown.
     assert of_seeds(finals("fedpw", 70)) == pytest.approx((70, math.nan), nan_ok=True)
-    assert figures_table(setting(finals("fedpw", 70)), setting().domain_figures, LAST).rows == (
-        ("fedpw", "1", "70.00"),
-    )
+    assert all(map(math.isnan, of_seeds(finals("fedpw", 70, math.nan))))
+    one = setting(finals("fedpw", 70))
+    assert figures_table(one, one.domain_figures, LAST).rows == (("fedpw", "1", "70.00"),)
 
 
 @pytest.mark.parametrize(("last", "mean"), [(1, 70), (2, 65), (3, 60), (5, 60)])
@@ -89,10 +87,6 @@ def test_an_unknown_round_makes_the_mean_of_the_last_rounds_unknown() -> None:
     one = method("fedpw", {0: [10, math.nan, 70]})
     assert math.isnan(of_seeds(one, Window(5))[0])
     assert of_seeds(one)[0] == pytest.approx(70)
-
-
-def test_a_seed_whose_figure_is_unknown_makes_the_mean_unknown() -> None:
-    assert all(map(math.isnan, of_seeds(finals("fedpw", 70, math.nan))))
 
 
 @pytest.mark.parametrize(
@@ -145,20 +139,14 @@ def test_each_table_judges_its_own_rounds() -> None:
     assert figures_table(both, both.domain_figures, Window(3)).rows[0][0] == "falls"
 
 
-def test_chance_is_not_guessed_where_the_classes_are_not_known() -> None:
+def test_a_method_near_chance_sets_no_target() -> None:
+    lost, learned = finals("lost", 12, classes=10), finals("learned", 60, classes=10)
+    assert math.isnan(default_target(setting(lost), lost, LAST)[0])
+    assert default_target(setting(lost, learned), lost, LAST)[0] == pytest.approx(57)
+    # Where the classes are not known, chance is not guessed.
     unknown = setting(finals("a", 1.0))
     assert math.isnan(unknown.chance)
     assert not near_chance(unknown, LAST)["a"]
-
-
-def test_a_method_near_chance_sets_no_target() -> None:
-    lost = finals("lost", 12, classes=10)
-    learned = finals("learned", 60, classes=10)
-    assert math.isnan(default_target(setting(lost), lost, LAST)[0])
-    assert default_target(setting(lost, learned), lost, LAST) == (
-        pytest.approx(57),
-        "95 % of learned's mean accuracy, last round.",
-    )
 
 
 def test_the_paired_t_test_agrees_with_a_hand_computation() -> None:
