@@ -180,8 +180,8 @@ def compare(
     drawn = sum(len(each.plots) for each in compared)
     lines = [f"Tables and {drawn} plots: {page}", *map(str, tables)]
     if tensorboard is not None:
-        events = write_events(tensorboard, settings)
-        lines.append(f"TensorBoard events of {events} runs: {tensorboard}")
+        write_events(tensorboard, settings)
+        lines.append(f"TensorBoard events of {len(runs) - len(repeated)} runs: {tensorboard}")
     console.print(escape("\n".join(lines)), highlight=False, soft_wrap=True)
     return page
 

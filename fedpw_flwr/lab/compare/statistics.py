@@ -23,7 +23,6 @@ MEAN_ACCURACY = "domains.mean"
 
 # With five pairs or fewer, Wilcoxon's smallest possible p-value is above 0.05.
 FEWEST_FOR_WILCOXON = 6
-FEWEST_FOR_T = 2
 
 NEAR_CHANCE = 1.5
 """Times the accuracy of guessing, up to which a model is taken for one that learned nothing."""
@@ -123,7 +122,7 @@ def _paired(own: pd.Series, other: pd.Series) -> dict[str, float]:
         "seeds": count,
         "difference": differences.mean(),
         "difference.sd": differences.std(),
-        "p_t": p_value("ttest_rel", FEWEST_FOR_T),
+        "p_t": p_value("ttest_rel", 2),
         "p_wilcoxon": p_value("wilcoxon", FEWEST_FOR_WILCOXON),
     }
 

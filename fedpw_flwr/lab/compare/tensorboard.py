@@ -31,8 +31,8 @@ def check_tensorboard() -> None:
         ) from error
 
 
-def write_events(folder: Path, settings: Sequence[Setting]) -> int:
-    """Write the rounds of every run as scalars, and return the number of runs.
+def write_events(folder: Path, settings: Sequence[Setting]) -> None:
+    """Write the rounds of every run as scalars.
 
     Each run has a folder, in one of its setting where there are several. Event files that are
     there already are replaced: TensorBoard would draw both.
@@ -43,7 +43,6 @@ def write_events(folder: Path, settings: Sequence[Setting]) -> int:
             name = re.sub(r"[^A-Za-z0-9._=-]+", "_", method.label)
             for seed, run in method.runs.items():
                 _write_run(parent / f"{name}_seed{seed}", run)
-    return sum(len(setting.runs) for setting in settings)
 
 
 def scalars_of_round(record: RoundRecord) -> Iterator[tuple[str, float]]:

@@ -19,15 +19,7 @@ from fedpw_flwr.lab.compare.plots.looks import Look
 from fedpw_flwr.lab.compare.plots.method_panels import method_panels_figure
 from fedpw_flwr.lab.compare.plots.page import new_page, widest
 from fedpw_flwr.lab.compare.settings import Setting
-from fedpw_flwr.lab.plots.panels import (
-    LEADER,
-    LEFT_MARGIN,
-    PANEL_WIDTH,
-    Line,
-    label_ends,
-    panel_height,
-    set_round_axis,
-)
+from fedpw_flwr.lab.plots import panels
 
 MOST_IN_ONE_PANEL = 6
 
@@ -45,16 +37,16 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
     """
     # Over seeds, by panel and method.
     whom = "clients, each on its own test data" if basis == "clients" else "domains"
-    panels = [(f"{basis}.mean", f"Mean over {whom}"), WORST[basis]]
+    shown = [(f"{basis}.mean", f"Mean over {whom}"), WORST[basis]]
     if basis == "domains" and len(setting.domains) == 1:
-        panels = [(f"{basis}.mean", f"Accuracy on the test set of {setting.domains[0]}")]
+        shown = [(f"{basis}.mean", f"Accuracy on the test set of {setting.domains[0]}")]
     bands = {
         title: {
             method.label: band
             for method in setting.methods
             if (band := band_over_seeds(method, key)) is not None
         }
-        for key, title in panels
+        for key, title in shown
     }
     if not any(bands.values()):
         return None
@@ -66,8 +58,8 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
     figure, axes = new_page(
         "Accuracy over rounds",
         (setting.label, how_drawn(setting)),
-        width=LEFT_MARGIN + PANEL_WIDTH + LEADER + widest(names) + 0.15,
-        height=panel_height(max(map(len, bands.values())) + 1, least=2.6) + 0.35,
+        width=panels.LEFT_MARGIN + panels.PANEL_WIDTH + panels.LEADER + widest(names) + 0.15,
+        height=panels.panel_height(max(map(len, bands.values())) + 1, least=2.6) + 0.35,
         panels=len(bands),
         same_heights=False,
         labels=("round", "accuracy (%)"),
@@ -85,12 +77,12 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
     for own, of_panel in zip(axes, bands.values(), strict=True):
         means = pd.DataFrame({label: band["mean"] for label, band in of_panel.items()}).sort_index()
         rounds = means.index.to_numpy(dtype=np.float64) if len(means) else np.zeros(1)
-        set_round_axis(own, rounds)
-        lines = [
-            Line(mean.to_numpy(), looks[label].label, looks[label].color, looks[label].style, 1.6)
-            for label, mean in means.items()
-        ]
-        label_ends(own, rounds, lines, " %", 1)
+        panels.set_round_axis(own, rounds)
+        lines = []
+        for label, mean in means.items():
+            look = looks[label]
+            lines.append(panels.Line(mean.to_numpy(), look.label, look.color, look.style, 1.6))
+        panels.label_ends(own, rounds, lines, " %", 1)
         if rounds[0] == 0 and own.get_xlabel():
             own.set_xlabel("round (0 is the initial model)")
     return figure

@@ -37,17 +37,8 @@ class Look:
         self, axes: Axes, x: ArrayLike, y: ArrayLike, size: float, edge: float = 0.0, **more: Any
     ) -> None:
         """Draw its marker at points, in white edges; `size` is as large for every marker."""
-        axes.plot(
-            x,
-            y,
-            linestyle="",
-            marker=self.marker,
-            markersize=size * SIZES[MARKERS.index(self.marker)],
-            markerfacecolor=self.color,
-            markeredgecolor="white",
-            markeredgewidth=edge,
-            **more,
-        )
+        (line,) = axes.plot(x, y, self.marker, color=self.color, markeredgewidth=edge, **more)
+        line.set_markersize(size * SIZES[MARKERS.index(self.marker)])
 
 
 def give_looks(labels: Sequence[str]) -> dict[str, Look]:

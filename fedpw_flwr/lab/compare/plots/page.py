@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "grid.color": "#E4E4E4",
+    "lines.markeredgecolor": "white",
     "xtick.color": FAINT,
     "xtick.labelcolor": INK,
     "ytick.color": FAINT,
@@ -123,9 +124,8 @@ def widest(texts: Iterable[str]) -> float:
 
 def _wrapped(text: str, width: float) -> list[str]:
     """Break a text into lines that are not wider than `width` inches."""
-    characters = max(16, int(len(text) * width / max(text_width(text), 1e-9)))
-    while True:
-        lines = textwrap.wrap(text, characters) or [""]
-        if characters <= 16 or widest(lines) <= width:
-            return lines
+    lines, characters = [text], len(text)
+    while characters > 16 and widest(lines) > width:
         characters -= 2
+        lines = textwrap.wrap(text, characters)
+    return lines

@@ -64,7 +64,8 @@ def rounds_to_target_figure(
         there = np.isfinite(own)
         look.draw_points(axes, own[there], rows[there], 5.5, edge=0.5, clip_on=False, zorder=3)
         crosses = np.full(sum(~there), never)
-        axes.plot(crosses, rows[~there], "x", color=look.color, markersize=4.5, markeredgewidth=1.4)
+        (line,) = axes.plot(crosses, rows[~there], "x", markersize=4.5, markeredgewidth=1.4)
+        line.set_markeredgecolor(look.color)
         axes.text(1.0 + 0.12 / (WIDTH + NEVER), row, texts[label], transform=beside, va="center")
     return figure
 

@@ -75,7 +75,7 @@ def weights_figure(setting: Setting) -> Figure | None:
             line = known.shift(1, fill_value=False) | known.shift(-1, fill_value=False)
             dots = np.flatnonzero(known & ~line).tolist()
             (drawn_line,) = axes.plot(values, **looks[name], linewidth=1.6, clip_on=False, zorder=3)
-            drawn_line.set(marker="o", markevery=dots, markersize=4)
+            drawn_line.set(marker="o", markevery=dots, markersize=5, markeredgewidth=0)
         set_round_axis(axes, weights.index)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
