@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fedpw_flwr.lab.compare.command import compare
-from fedpw_flwr.lab.compare.earlier_plots import plots_of_page
+from fedpw_flwr.lab.compare.markdown import plots_of_page
 from fedpw_flwr.lab.runs.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
 from fedpw_flwr.lab.runs.run_folder import FAILURE_FILE, RunFolder
 

@@ -16,26 +16,22 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from fedpw_flwr.lab.compare.compared import ComparedSetting
-from fedpw_flwr.lab.compare.csv_files import write_comparison_csv, write_differences_csv
-from fedpw_flwr.lab.compare.earlier_plots import plots_of_page, remove_plots
-from fedpw_flwr.lab.compare.formats import UNKNOWN, percent
-from fedpw_flwr.lab.compare.markdown import write_markdown
+from fedpw_flwr.lab.compare.csv_files import write_csv_files
+from fedpw_flwr.lab.compare.figures import UNKNOWN, percent
+from fedpw_flwr.lab.compare.markdown import plots_of_page, remove_plots, write_markdown
 from fedpw_flwr.lab.compare.runs import ComparisonError, LeftOutRun, find_runs
-from fedpw_flwr.lab.compare.settings import Method, Setting, group_runs
-from fedpw_flwr.lab.compare.statistics import (
-    Window,
-    chance_accuracy,
-    default_target,
-    windows_of,
-)
+from fedpw_flwr.lab.compare.settings import group_runs
+from fedpw_flwr.lab.compare.statistics import default_target, windows_of
 from fedpw_flwr.lab.compare.tables import (
+    ComparedSetting,
     figure_heading,
     figures_table,
     target_table,
@@ -44,56 +40,31 @@ from fedpw_flwr.lab.compare.tensorboard import check_tensorboard, write_events
 from fedpw_flwr.lab.launch.terminal import write_any_text
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 
-__all__ = ["compare", "main"]
-
 FOLDER = "comparison"
-
-_PRINTED = (
-    *("domains.mean", "domains.std", "domains.worst"),
-    *("clients.mean", "clients.std", "clients.worst_10"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command, by default with the process's own arguments, and return its exit status.
 
-    Parameters
-    ----------
-    arguments : Sequence[str] | None (default: None)
-        Command line without the program's name; None takes the process's own.
-
-    Returns
-    -------
-    int
-        Exit status: 0, or 1 if there is nothing to compare or it cannot be written (argparse itself
-        exits with 2).
+    1: there is nothing to compare, or the comparison cannot be written; argparse exits with 2.
     """
     write_any_text()
     options = _parser().parse_args(arguments)
-    errors = Console(stderr=True, soft_wrap=True)
     try:
         compare(**vars(options))
+        return 0
     except (ComparisonError, RunFolderError) as error:
-        errors.print(
-            f"[bold red]fedpw-compare:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        return 1
+        problem = str(error)
     except OSError as error:
-        errors.print(
-            f"[bold red]fedpw-compare:[/] cannot write the comparison "
-            f"({escape(str(error))}): choose another folder with --output",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 1
-    return 0
+        problem = f"cannot write the comparison ({error}): choose another folder with --output"
+    text = f"[bold red]fedpw-compare:[/] {escape(problem)}"
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="fedpw-compare",
-        description="Compare finished runs: Markdown and CSV tables, and plots.",
-    )
+    description = "Compare finished runs: Markdown and CSV tables, and plots."
+    parser = argparse.ArgumentParser("fedpw-compare", description=description)
     parser.add_argument(
         "paths",
         nargs="+",
@@ -151,42 +122,12 @@ def compare(
     tensorboard: Path | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Compare all finished runs in and below some folders.
+    """Compare all finished runs in and below folders, or in tar files, and return the page's path.
 
-    Parameters
-    ----------
-    paths : Sequence[Path]
-        Run folders, folders that hold some at any depth, or tar files of runs.
-    only : Sequence[str] | None (default: None)
-        Patterns as a shell has them; a run is compared if its folder's name is like one of them.
-        None: all are.
-    output : Path | None (default: None)
-        Where to write; None: ``comparison/`` in the paths' common parent. Plots there that an
-        earlier ``comparison.md`` shows and the new one does not are removed.
-    against : str | None (default: None)
-        Label or strategy of the method that the others are compared with; None: fedavg, or the
-        first method where there is none.
-    target : float | None (default: None)
-        Mean accuracy in percent that rounds are counted to; None: 95 % of what the method
-        compared with has in the last rounds, or the best, where that one is near chance.
-    last : int (default: 5)
-        How many last rounds to average, at least 1; all trained ones where there are fewer.
-    tensorboard : Path | None (default: None)
-        Where to write event files; None: nowhere.
-    console : Console | None (default: None)
-        Where to print; None: standard output.
-
-    Returns
-    -------
-    Path
-        The page, ``comparison.md``.
-
-    Raises
-    ------
-    ComparisonError
-        If no run has finished, none is of the method `against`, or TensorBoard is missing.
-    RunFolderError
-        If a run's rounds can no longer be read.
+    The parameters are the command's options; `output` is by default ``comparison/`` in the paths'
+    common parent. Plots there that an earlier ``comparison.md`` shows and the new one does not are
+    removed. Raises ComparisonError if no run has finished, none is of the method `against`, or
+    TensorBoard is missing; RunFolderError if a run's rounds can no longer be read.
     """
     console = console or Console()
     if tensorboard is not None:
@@ -196,8 +137,8 @@ def compare(
         raise ComparisonError(_nothing(paths, only, left_out))
     settings, repeated = group_runs(runs)
     left_out = sorted([*left_out, *repeated], key=lambda run: run.path)
-    references = {setting.label: setting.reference(against) for setting in settings}
-    found = [method.label for method in references.values() if method is not None]
+    references = [setting.reference(against) for setting in settings]
+    found = [method.label for method in references if method is not None]
     labels = [*found, *(method.label for setting in settings for method in setting.methods)]
     if against is not None and not found:
         raise ComparisonError(
@@ -209,44 +150,40 @@ def compare(
     from fedpw_flwr.lab.compare.plots.draw import write_plots
     from fedpw_flwr.lab.compare.plots.looks import give_looks
 
+    # Decide what to show of each setting, and draw its plots.
     output = (output or _common_parent(paths) / FOLDER).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    looks = give_looks(labels)
-    page, *tables = (
-        output / name for name in ("comparison.md", "comparison.csv", "differences.csv")
-    )
+    page = output / "comparison.md"
     earlier = plots_of_page(page)
+    looks = give_looks(labels)
     compared = []
-    for setting in settings:
+    for setting, reference in zip(settings, references, strict=True):
         folder = output / setting.slug if len(settings) > 1 else output
-        windows, reference = windows_of(setting, last), references[setting.label]
-        wanted, note = _target(target, setting, reference, windows[-1])
+        windows = windows_of(setting, last)
+        wanted, note = default_target(setting, reference, windows[-1])
+        if target is not None:
+            wanted, note = target, "As asked for by --target."
         plots = write_plots(folder, setting, looks, windows[-1], wanted)
         compared.append(ComparedSetting(setting, windows, reference, wanted, note, plots))
+
+    # Write the tables.
     write_markdown(page, compared, left_out)
-    write_comparison_csv(tables[0], compared)
-    write_differences_csv(tables[1], compared)
+    tables = write_csv_files(output, compared)
     remove_plots(earlier.difference(*(each.plots for each in compared)), output)
+
+    # Print what matters most.
     for each in compared:
         _print_setting(console, each)
-    _print_left_out(console, left_out)
+    for run in left_out:
+        text = f"[bold yellow]left out, {run.status}:[/] {escape(f'{run.path} ({run.reason})')}"
+        console.print(text, highlight=False, soft_wrap=True)
     drawn = sum(len(each.plots) for each in compared)
     lines = [f"Tables and {drawn} plots: {page}", *map(str, tables)]
     if tensorboard is not None:
-        events = write_events(tensorboard, settings)
-        lines.append(f"TensorBoard events of {len(events)} runs: {tensorboard}")
-    for line in lines:
-        console.print(escape(line), highlight=False, soft_wrap=True)
+        write_events(tensorboard, settings)
+        lines.append(f"TensorBoard events of {len(runs) - len(repeated)} runs: {tensorboard}")
+    console.print(escape("\n".join(lines)), highlight=False, soft_wrap=True)
     return page
-
-
-def _target(
-    wanted: float | None, setting: Setting, reference: Method | None, window: Window
-) -> tuple[float, str]:
-    if wanted is not None:
-        return wanted, "As asked for by --target."
-    found, label = default_target(setting, reference, window)
-    return found, f"95 % of {label}'s mean accuracy, {window.label}."
 
 
 def _nothing(
@@ -270,63 +207,36 @@ def _common_parent(paths: Sequence[Path]) -> Path:
 def _print_setting(console: Console, each: ComparedSetting) -> None:
     """Print the figures that papers put into their main tables; the page has all."""
     setting, window = each.setting, each.windows[-1]
-    figures = (*setting.domain_figures, *setting.client_figures)
-    shown = [figure for figure in figures if figure.key in _PRINTED]
+    shown = [figure for figure in setting.figures if figure.printed]
     content = figures_table(setting, shown, window)
-    chance = chance_accuracy(setting)
-    guessing = f"; chance: {percent(chance)}" if math.isfinite(chance) else ""
-    counts = {len(method.runs) for method in setting.methods}
-    alike = f", {max(counts)} seeds" if len(counts) == 1 and counts != {1} else ""
-    title = f"{escape(setting.label)}\n{window.label}{alike}, %{guessing}"
-    hidden = {1} if alike else set()
+    headings = [*content.columns[:2], *(figure_heading(each, of_whom=True) for each in shown)]
+    columns = [
+        [Text(cell, "bold" if (row, column) in content.best else "") for row, cell in cells]
+        for column, cells in enumerate(map(enumerate, zip(*content.rows, strict=True)))
+    ]
+    if math.isfinite(each.target):
+        headings.append(f"rounds to {percent(each.target)}")
+        reached = target_table(setting, each.target).rows
+        texts = [f"{seeds} seeds" if mean == UNKNOWN else mean for _, seeds, mean, _ in reached]
+        columns.append(list(map(Text, texts)))
+    chance = f"; chance: {percent(setting.chance)}" if setting.classes else ""
+    seeds = {len(method.runs) for method in setting.methods}
+    alike = f", {max(seeds)} seeds" if len(seeds) == 1 and setting.has_seeds else ""
+    if alike:
+        del headings[1], columns[1]
+    title = f"{escape(setting.label)}\n{window.label}{alike}, %{chance}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    headings = [figure_heading(figure, of_whom=True) for figure in shown]
-    for place, heading in enumerate((*content.columns[:2], *headings)):
-        if place not in hidden:
-            _add_column(table, heading, [row[place] for row in content.rows])
-    reached = target_table(setting, each.target) if math.isfinite(each.target) else None
-    if reached is not None:
-        cells = [_reached(row) for row in reached.rows]
-        _add_column(table, f"rounds to {percent(each.target)}", cells)
-    order = sorted(
-        range(len(content.rows)), key=lambda number: setting.methods[number] is not each.reference
-    )
-    for number, row in ((number, content.rows[number]) for number in order):
-        cells = [
-            f"[bold]{escape(cell)}[/]" if (number, place) in content.best else escape(cell)
-            for place, cell in enumerate(row)
-            if place not in hidden
-        ]
-        if reached is not None:
-            cells.append(_reached(reached.rows[number]))
-        table.add_row(*cells)
+    for heading, cells in zip(headings, columns, strict=True):
+        # Where a terminal is narrow, lines break between words: half a figure would be another.
+        words = " ".join((heading, *(cell.plain for cell in cells))).split()
+        side: Literal["left", "right"] = "right" if table.columns else "left"
+        width = max(map(len, words))
+        table.add_column(escape(heading), justify=side, min_width=width, overflow="fold")
+    # The reference comes first.
+    rows = zip(setting.methods, *columns, strict=True)
+    for _, *row in sorted(rows, key=lambda row: row[0] is not each.reference):
+        table.add_row(*row)
     console.print(table)
-
-
-def _add_column(table: Table, heading: str, cells: Sequence[str]) -> None:
-    # Where a terminal is narrow, lines break between words: half a figure would be another figure.
-    words = " ".join((heading, *cells)).split()
-    table.add_column(
-        escape(heading),
-        justify="right" if table.columns else "left",
-        min_width=max(map(len, words)),
-        overflow="fold",
-    )
-
-
-def _reached(row: Sequence[str]) -> str:
-    _, counted, mean, _ = row
-    return f"{counted} seeds" if mean == UNKNOWN else mean
-
-
-def _print_left_out(console: Console, left_out: Sequence[LeftOutRun]) -> None:
-    for run in left_out:
-        console.print(
-            f"[bold yellow]left out, {run.status}:[/] {escape(str(run.path))} "
-            f"({escape(run.reason)})",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 def _percentage(text: str) -> float:

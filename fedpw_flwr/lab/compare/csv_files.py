@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from fedpw_flwr.lab.compare.compared import ComparedSetting
-from fedpw_flwr.lab.compare.statistics import (
-    chance_accuracy,
-    over_seeds,
-    paired_differences,
-    rounds_to_target,
-)
-from fedpw_flwr.lab.compare.tables import tested_figures
+from fedpw_flwr.lab.compare.statistics import over_seeds, paired_differences, rounds_to_target
+from fedpw_flwr.lab.compare.tables import ComparedSetting
 from fedpw_flwr.lab.runs.run_folder import atomic_file
-
-__all__ = ["COLUMN_NOTES", "write_comparison_csv", "write_differences_csv"]
 
 COLUMN_NOTES: Mapping[str, str] = {
     "kind": "`run`: one run; `method`: a method over its seeds",
@@ -42,87 +35,61 @@ COLUMN_NOTES: Mapping[str, str] = {
 
 _DIGITS = 6
 
-_COLUMNS = (
-    *("kind", "setting", "method", "strategy", "seed", "seeds", "rounds", "seconds", "folder"),
-    *("chance", "target", "reached", "rounds_to_target"),
-)
 
-
-def write_comparison_csv(path: Path, compared: Sequence[ComparedSetting]) -> None:
-    """Write one row a method and one a run, in percent.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    compared : Sequence[ComparedSetting]
-        What was compared.
-    """
-    _write(path, [_setting_rows(each, path.parent) for each in compared])
-
-
-def write_differences_csv(path: Path, compared: Sequence[ComparedSetting]) -> None:
-    """Write one row a method, window and figure: the paired difference to the reference.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    compared : Sequence[ComparedSetting]
-        What was compared; a setting without a reference has no rows.
-    """
+def write_csv_files(folder: Path, compared: Sequence[ComparedSetting]) -> tuple[Path, Path]:
+    """Write one row a method and one a run, in percent; and the differences to the references."""
+    comparison, differences = folder / "comparison.csv", folder / "differences.csv"
+    _write(comparison, [_setting_rows(each, folder) for each in compared])
     found = (
-        paired_differences(each.setting, each.reference, each.windows, tested_figures(each.setting))
+        paired_differences(each.setting, each.reference, each.windows)
         for each in compared
         if each.reference is not None
     )
-    _write(path, [rows for rows in found if len(rows)])
+    _write(differences, [rows for rows in found if len(rows)])
+    return comparison, differences
 
 
-def _setting_rows(each: ComparedSetting, beside: Path) -> pd.DataFrame:
+def _setting_rows(each: ComparedSetting, folder: Path) -> pd.DataFrame:
     setting = each.setting
     reached = rounds_to_target(setting, each.target)
     runs = pd.DataFrame(
         {
             "kind": "run",
-            "seed": reached.index.get_level_values("seed"),
+            "setting": setting.label,
+            "method": reached.index.get_level_values("method"),
+            "strategy": [method.strategy for method in setting.methods for _ in method.runs],
+            "seed": reached.index.get_level_values("seed").astype("Int64"),
             "seeds": 1,
             "rounds": [run.summary.rounds for run in setting.runs],
             "seconds": [run.summary.seconds for run in setting.runs],
-            "folder": [os.path.relpath(run.path, beside) for run in setting.runs],
+            "folder": [os.path.relpath(run.path, folder) for run in setting.runs],
+            "chance": setting.chance,
+            "target": each.target,
             "reached": reached.notna().astype(int),
             # A run reaches the target in a whole round, a method in a mean of rounds.
             "rounds_to_target": reached.astype("Int64").astype(object),
         },
         index=reached.index,
     )
-    by_method = runs.groupby("method", sort=False)
-    methods = pd.DataFrame(
-        {
-            "kind": "method",
-            "seeds": by_method.size(),
-            "rounds": setting.rounds,
-            "seconds": by_method["seconds"].mean(skipna=False),
-            "reached": by_method["reached"].sum(),
-            "rounds_to_target": over_seeds(reached)[0].round(_DIGITS).astype(object),
-        }
+    by_method = runs.groupby(level="method", sort=False)
+    methods = by_method.first().assign(
+        kind="method",
+        seed=pd.NA,
+        seeds=by_method.size(),
+        seconds=by_method["seconds"].mean(skipna=False),
+        folder=None,
+        reached=by_method["reached"].sum(),
+        rounds_to_target=over_seeds(reached)[0].round(_DIGITS).astype(object),
     )
-    columns = [*_COLUMNS]
+    figures = [figure.key for figure in setting.figures]
     for window in each.windows:
-        values = window.of(setting.rounds_of_runs)
+        values = window.of(setting)[figures].add_prefix(f"{window.key}.")
         mean, std = over_seeds(values)
-        for figure in (*setting.domain_figures, *setting.client_figures):
-            name = f"{window.key}.{figure.key}"
-            columns += [name, f"{name}.sd"]
-            runs[name] = values[figure.key]
-            methods[name], methods[f"{name}.sd"] = mean[figure.key], std[figure.key]
-    parts = [
-        part.loc[[method.label]].assign(method=method.label, strategy=method.strategy)
-        for method in setting.methods
-        for part in (methods, runs)
-    ]
-    fixed = {"setting": setting.label, "chance": chance_accuracy(setting), "target": each.target}
-    return pd.concat(parts).astype({"seed": "Int64"}).assign(**fixed)[columns]
+        for name in values:
+            runs[name], runs[f"{name}.sd"] = values[name], math.nan
+            methods[name], methods[f"{name}.sd"] = mean[name], std[name]
+    parts = [part.loc[[method.label]] for method in setting.methods for part in (methods, runs)]
+    return pd.concat(parts)
 
 
 def _write(path: Path, parts: Sequence[pd.DataFrame]) -> None:

@@ -1,4 +1,4 @@
-"""The figures that papers on fair federated learning report, and what they are called.
+"""The figures that papers on fair federated learning report: what they are, of a run's rounds.
 
 Two kinds of test judge the global model: every *domain's* test set (a domain is a source of data,
 such as SVHN), and every *client's* own test images. In files a figure is known by a key such as
@@ -7,58 +7,128 @@ such as SVHN), and every *client's* own test images. In files a figure is known 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["CLIENT_FIGURES", "DOMAIN_FIGURES", "Basis", "Figure", "accuracy_of"]
+import numpy as np
+import pandas as pd
+
+from fedpw_flwr.fairness import fairness_report
+from fedpw_flwr.lab.runs.records import RoundRecord
 
 Basis = Literal["domains", "clients"]
 """Whom accuracies are compared between."""
 
+UNKNOWN = "–"
+ACCURACY = "accuracy."
+DOMAIN_WEIGHT, CLIENT_WEIGHT = "domain_weight.", "client_weight."
+
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a round.
-
-    Attributes
-    ----------
-    key : str
-        Its name in files.
-    label : str
-        Its name in tables.
-    unit : str
-        ``"%"``; ``"points"``, a difference of percentages; or ``"°"``, degrees.
-    higher_is_better : bool
-        Whether the best method is the one with the highest value, or the one with the lowest.
-    """
+    """One figure of a round: its name in files, its name in tables, and what it measures."""
 
     key: str
     label: str
-    unit: str = "%"
+    unit: str = "%"  # or "points", a difference of percentages, or "°", degrees
     higher_is_better: bool = True
+    tested: bool = False  # against a reference: the more are, the more seem to differ by chance
+    printed: bool = False  # on the terminal, as papers do in their main tables
 
 
 def accuracy_of(domain: str) -> Figure:
     """Return the figure that is the accuracy on a domain's test set."""
-    return Figure(f"accuracy.{domain}", domain)
+    return Figure(f"{ACCURACY}{domain}", domain)
 
 
 DOMAIN_FIGURES = (
-    Figure("domains.mean", "AVG"),
-    Figure("domains.std", "STD", "points", higher_is_better=False),
-    Figure("domains.worst", "worst"),
+    Figure("domains.mean", "AVG", tested=True, printed=True),
+    Figure("domains.std", "STD", "points", higher_is_better=False, tested=True, printed=True),
+    Figure("domains.worst", "worst", tested=True, printed=True),
 )
 """Mean, standard deviation (ddof = 1) and lowest value of the accuracies over domains."""
 
 CLIENT_FIGURES = (
-    Figure("clients.mean", "mean"),
-    Figure("clients.std", "STD", "points", higher_is_better=False),
+    Figure("clients.mean", "mean", tested=True, printed=True),
+    Figure("clients.std", "STD", "points", higher_is_better=False, tested=True, printed=True),
     Figure("clients.worst_5", "worst 5 %"),
-    Figure("clients.worst_10", "worst 10 %"),
+    Figure("clients.worst_10", "worst 10 %", tested=True, printed=True),
     Figure("clients.worst_20", "worst 20 %"),
     Figure("clients.best_5", "best 5 %"),
-    Figure("clients.best_10", "best 10 %"),
+    Figure("clients.best_10", "best 10 %", tested=True),
     Figure("clients.best_20", "best 20 %"),
-    Figure("clients.angle", "angle", "°", higher_is_better=False),
+    Figure("clients.angle", "angle", "°", higher_is_better=False, tested=True),
 )
 """Those of `fedpw_flwr.fairness.FairnessReport` over the clients' accuracies."""
+
+
+def history_of(records: Sequence[RoundRecord]) -> pd.DataFrame:
+    """Return a run's figures by `Figure.key`, one row a round; round 0 is the initial model.
+
+    Accuracies are in percent, standard deviations in points, angles in degrees. Weights are in
+    units of the equal share 1/N of the round's N participants: ``domain_weight.DOMAIN``, the mean
+    share of the domain's participants, and ``client_weight.largest``, ``median`` and ``smallest``.
+    NaN where a round has no such figure. A column is missing where no round can have it: those over
+    clients where none has test images, weights where no round recorded its clients, and all over
+    domains but the mean where there is one domain.
+    """
+    rounds = pd.Index([record.round for record in records], name="round")
+    rows = [_domains(record) | _clients(record) | _weights(record) for record in records]
+    history = pd.DataFrame(rows, index=rounds, dtype=np.float64)
+    one_domain = history.columns.str.startswith(ACCURACY).sum() == 1
+    return history.drop(columns=[each.key for each in DOMAIN_FIGURES[1:]] if one_domain else [])
+
+
+def _domains(record: RoundRecord) -> dict[str, float]:
+    spread = record.spread
+    return {
+        **{accuracy_of(domain).key: 100 * value for domain, value in record.accuracy.items()},
+        **{f"domains.{name}": 100 * getattr(spread, name) for name in ("mean", "std", "worst")},
+    }
+
+
+def _clients(record: RoundRecord) -> dict[str, float]:
+    accuracy = record.client_accuracy
+    if accuracy is None:
+        return {}
+    # A client without a figure makes all of them unknown: leaving it out would report a better
+    # worst client than there was.
+    if not accuracy or not all(map(math.isfinite, accuracy)):
+        return {figure.key: math.nan for figure in CLIENT_FIGURES}
+    report = fairness_report(accuracy).to_dict()
+    return {
+        figure.key: report[figure.key.removeprefix("clients.")] * (1 if figure.unit == "°" else 100)
+        for figure in CLIENT_FIGURES
+    }
+
+
+def _weights(record: RoundRecord) -> dict[str, float]:
+    clients = record.clients
+    if clients is None or not clients.weight:
+        return {}
+    # Times the number of participants, so that rounds of any size compare.
+    shares = np.asarray(clients.weight_shares, dtype=np.float64) * len(clients.weight)
+    domains = np.array(clients.domain)
+    ends = {"largest": shares.max(), "median": np.median(shares), "smallest": shares.min()}
+    return {
+        **{
+            f"{DOMAIN_WEIGHT}{domain}": float(shares[domains == domain].mean())
+            for domain in dict.fromkeys(clients.domain)
+        },
+        **{f"{CLIENT_WEIGHT}{name}": float(share) for name, share in ends.items()},
+    }
+
+
+def number(value: float, digits: int = 2, *, sign: bool = False, std: float = math.nan) -> str:
+    """Write a figure with its standard deviation, where there is one; – where it is unknown."""
+    if not math.isfinite(value):
+        return UNKNOWN
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
+    return f"{text} ± {std:.{digits}f}" if math.isfinite(std) else text
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """Write a percentage."""
+    return f"{number(value, digits)} %"

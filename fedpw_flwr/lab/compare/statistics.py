@@ -16,48 +16,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedpw_flwr.lab.compare.figures import Figure
 from fedpw_flwr.lab.compare.settings import Method, Setting
 
-__all__ = [
-    "FEWEST_FOR_WILCOXON",
-    "LAST_ROUND",
-    "MEAN_ACCURACY",
-    "Window",
-    "chance_accuracy",
-    "chance_limit",
-    "default_target",
-    "holm_corrected",
-    "near_chance",
-    "over_seeds",
-    "paired_difference",
-    "paired_differences",
-    "rounds_to_target",
-    "windows_of",
-]
-
+# The figure whose target methods race to: the global model's mean accuracy on the test sets.
 MEAN_ACCURACY = "domains.mean"
-"""The figure whose target methods race to: the global model's mean accuracy on the test sets."""
 
 # With five pairs or fewer, Wilcoxon's smallest possible p-value is above 0.05.
 FEWEST_FOR_WILCOXON = 6
-_FEWEST_FOR_T = 2
 
-DEFAULT_SHARE = 0.95
-
-# Times the accuracy of guessing, up to which a model is taken for one that learned nothing.
-_NEAR_CHANCE = 1.5
+NEAR_CHANCE = 1.5
+"""Times the accuracy of guessing, up to which a model is taken for one that learned nothing."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which rounds of a run a table is about.
-
-    Attributes
-    ----------
-    last : int
-        1: the last round as it is. More: the mean of that many last rounds.
-    """
+    """Which rounds of a run a table is about: the last one as it is, or the mean of some."""
 
     last: int
 
@@ -71,17 +44,13 @@ class Window:
         """Name in tables."""
         return "last round" if self.last == 1 else f"mean of the last {self.last} rounds"
 
-    def of(self, rounds: pd.DataFrame) -> pd.DataFrame:
+    def of(self, setting: Setting) -> pd.DataFrame:
         """Return the figures of each run, by method and seed.
 
         The initial model (round 0) is no trained round, and a mean is unknown if one of its rounds
         is. Runs of fewer trained rounds than the window count with those they have.
-
-        Parameters
-        ----------
-        rounds : pd.DataFrame
-            As `Setting.rounds_of_runs`.
         """
+        rounds = setting.rounds_of_runs
         number = rounds.index.get_level_values("round")
         trained = rounds if self.last == 1 or not number.any() else rounds[number > 0]
         return _over(_by_run(_by_run(trained).tail(self.last)), "mean")
@@ -105,22 +74,37 @@ def over_seeds(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _over(methods, "mean"), _over(methods, "std")
 
 
-def paired_difference(own: pd.Series, other: pd.Series) -> dict[str, float]:
-    """Compare a figure of two methods on the seeds for which both know it.
+def paired_differences(
+    setting: Setting, reference: Method, windows: Sequence[Window]
+) -> pd.DataFrame:
+    """Compare each other method with a reference: a row a method, window and tested figure.
 
-    Parameters
-    ----------
-    own, other : pd.Series
-        The figure by seed, of a method and of the one that it is compared with.
-
-    Returns
-    -------
-    dict[str, float]
-        ``seeds``, how many these are; ``difference``, the mean of own minus other, NaN for no seed;
-        ``difference.sd`` (ddof = 1), NaN for fewer than two; and the two-sided p-values ``p_t`` of
-        the paired t-test, NaN for fewer than two seeds, and ``p_wilcoxon`` of Wilcoxon's
-        signed-rank test, NaN for fewer than six; NaN both where all differences are equal.
+    They are compared on the seeds for which both know the figure. ``seeds``: how many these are;
+    ``difference``: the mean of own minus other, with ``difference.sd`` (ddof = 1); ``p_t``: of the
+    two-sided paired t-test, from two seeds on; ``p_wilcoxon``: of Wilcoxon's signed-rank test, from
+    six seeds on. NaN where there is none; no p where all differences are equal.
     """
+    runs_in = {window.key: window.of(setting) for window in windows}
+    rows = [
+        {
+            "setting": setting.label,
+            "method": method.label,
+            "reference": reference.label,
+            "window": window,
+            "figure": figure.key,
+            "unit": figure.unit,
+            **_paired(*(runs[figure.key].loc[by.label] for by in (method, reference))),
+        }
+        for method in setting.methods
+        if method is not reference
+        for window, runs in runs_in.items()
+        for figure in setting.figures
+        if figure.tested
+    ]
+    return pd.DataFrame(rows)
+
+
+def _paired(own: pd.Series, other: pd.Series) -> dict[str, float]:
     # Not at the top: a mistyped path should be reported at once.
     from scipy import stats
 
@@ -138,32 +122,9 @@ def paired_difference(own: pd.Series, other: pd.Series) -> dict[str, float]:
         "seeds": count,
         "difference": differences.mean(),
         "difference.sd": differences.std(),
-        "p_t": p_value("ttest_rel", _FEWEST_FOR_T),
+        "p_t": p_value("ttest_rel", 2),
         "p_wilcoxon": p_value("wilcoxon", FEWEST_FOR_WILCOXON),
     }
-
-
-def paired_differences(
-    setting: Setting, reference: Method, windows: Sequence[Window], figures: Sequence[Figure]
-) -> pd.DataFrame:
-    """Compare each other method with a reference: a row a method, window and figure."""
-    runs_in = {window.key: window.of(setting.rounds_of_runs) for window in windows}
-    rows = [
-        {
-            "setting": setting.label,
-            "method": method.label,
-            "reference": reference.label,
-            "window": window,
-            "figure": figure.key,
-            "unit": figure.unit,
-            **paired_difference(*(runs[figure.key].loc[by.label] for by in (method, reference))),
-        }
-        for method in setting.methods
-        if method is not reference
-        for window, runs in runs_in.items()
-        for figure in figures
-    ]
-    return pd.DataFrame(rows)
 
 
 def holm_corrected(p_values: Sequence[float]) -> list[float]:
@@ -187,40 +148,28 @@ def rounds_to_target(setting: Setting, target: float) -> pd.Series:
     return _by_run(number.where((accuracy >= target) & (number > 0))).min()
 
 
-def chance_accuracy(setting: Setting) -> float:
-    """Return the accuracy of guessing in percent; NaN where the number of classes is not known."""
-    return math.nan if not setting.classes else 100 / setting.classes
-
-
-def chance_limit(setting: Setting) -> float:
-    """Return the accuracy in percent up to which a model may have learned nothing."""
-    return _NEAR_CHANCE * chance_accuracy(setting)
-
-
 def near_chance(setting: Setting, window: Window) -> pd.Series:
-    """Tell by method whether its models are little better than guessing in some last rounds.
+    """Return by method whether its models are little better than guessing in some last rounds.
 
     Such a model fails everyone alike: a low standard deviation is no fairness then.
     """
-    mean, _ = over_seeds(window.of(setting.rounds_of_runs))
-    return mean[MEAN_ACCURACY] <= chance_limit(setting)
+    mean, _ = over_seeds(window.of(setting))
+    return mean[MEAN_ACCURACY] <= NEAR_CHANCE * setting.chance
 
 
-def default_target(
-    setting: Setting, reference: Method | None, window: Window
-) -> tuple[float, str | None]:
-    """Return a mean accuracy in percent to count the rounds to, and the method that sets it.
+def default_target(setting: Setting, reference: Method | None, window: Window) -> tuple[float, str]:
+    """Return a mean accuracy in percent to count the rounds to, and in words where it comes from.
 
     It is 95 % of what the reference has in some last rounds. Where there is no reference, or it
-    has learned no more than chance, the best method sets it. NaN and None where none can.
+    has learned no more than chance, the best method sets it. NaN where none can.
     """
-    mean, _ = over_seeds(window.of(setting.rounds_of_runs))
+    mean, _ = over_seeds(window.of(setting))
     known = mean[MEAN_ACCURACY][~near_chance(setting, window)].dropna()
     if known.empty:
-        return math.nan, None
+        return math.nan, ""
     by = reference.label if reference is not None else ""
     by = by if by in known.index else str(known.idxmax())
-    return DEFAULT_SHARE * float(known[by]), by
+    return 0.95 * float(known[by]), f"95 % of {by}'s mean accuracy, {window.label}."
 
 
 def _over(groups: Any, summary: str) -> Any:

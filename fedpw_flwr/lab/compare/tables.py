@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, DOMAIN_FIGURES, Figure
-from fedpw_flwr.lab.compare.formats import number
+from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, Figure, number
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import (
     FEWEST_FOR_WILCOXON,
@@ -22,47 +22,29 @@ from fedpw_flwr.lab.compare.statistics import (
     rounds_to_target,
 )
 
-__all__ = [
-    "TESTED_CLIENT_FIGURES",
-    "Table",
-    "differences_table",
-    "figure_heading",
-    "figures_table",
-    "mean_of",
-    "target_table",
-    "tested_figures",
-]
-
 _LEVEL = 0.05
 
-TESTED_CLIENT_FIGURES = tuple(
-    figure
-    for figure in CLIENT_FIGURES
-    if figure.key.removeprefix("clients.") in ("mean", "std", "worst_10", "best_10", "angle")
-)
-"""Those that are tested: the more are, the more seem to differ by chance."""
+
+@dataclass(frozen=True, eq=False)
+class ComparedSetting:
+    """A setting with all that was decided about it before anything is written."""
+
+    setting: Setting
+    windows: tuple[Window, ...]
+    reference: Method | None  # that the others are compared with; None if it was not run here
+    target: float  # mean accuracy in percent that methods race to; NaN where there is none
+    target_note: str  # where the target comes from
+    plots: Mapping[Path, str]  # captions by the plots' files
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
-
-    Attributes
-    ----------
-    columns : tuple[str, ...]
-        Their headings; the first column holds names and all others figures.
-    rows : tuple[tuple[str, ...], ...]
-        As many cells each as there are columns.
-    best : frozenset[tuple[int, int]]
-        Row and column of the cells with the best figure of their column.
-    notes : tuple[str, ...]
-        What one has to know to read it, a sentence each.
-    """
+    """A table of text, whose first column holds names and all others figures."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    best: frozenset[tuple[int, int]] = frozenset()
-    notes: tuple[str, ...] = ()
+    best: frozenset[tuple[int, int]] = frozenset()  # row and column of their columns' best cells
+    notes: tuple[str, ...] = ()  # what one has to know to read it, a sentence each
 
 
 def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -> Table:
@@ -71,7 +53,7 @@ def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -
     A method near chance is marked and never the best of a column. A column in which all are equal
     has no best.
     """
-    mean, std = over_seeds(window.of(setting.rounds_of_runs))
+    mean, std = over_seeds(window.of(setting))
     cells = [
         [number(value, std=spread) for value, spread in zip(mean[key], std[key], strict=True)]
         for key in (figure.key for figure in figures)
@@ -89,8 +71,8 @@ def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -
 
 def differences_table(setting: Setting, reference: Method, window: Window) -> Table:
     """Tabulate each method's difference to the reference, seed by seed, with paired tests."""
-    figures = tested_figures(setting)
-    found = paired_differences(setting, reference, [window], figures)
+    figures = [figure for figure in setting.figures if figure.tested]
+    found = paired_differences(setting, reference, [window])
     found["cell"] = found.apply(_difference, axis=1)
     by_method = found.groupby("method", sort=False)
     seeds = by_method["seeds"].max()
@@ -108,16 +90,15 @@ def target_table(setting: Setting, target: float) -> Table:
     """Tabulate the round in which each seed first reached a mean accuracy in percent."""
     found = rounds_to_target(setting, target)
     mean, std = over_seeds(found)
+    names = _names(setting, LAST_ROUND)
     rows = [
         (
-            name,
+            names[label],
             f"{own.count()} of {len(own)}",
             number(mean[label], 1, std=std[label]),
             ", ".join("not reached" if np.isnan(each) else number(each, 0) for each in own),
         )
-        for (label, own), name in zip(
-            found.groupby("method", sort=False), _names(setting, LAST_ROUND), strict=True
-        )
+        for label, own in found.groupby("method", sort=False)
     ]
     return Table(
         ("method", "seeds that reached it", "rounds", "each seed"),
@@ -129,15 +110,8 @@ def target_table(setting: Setting, target: float) -> Table:
 
 def mean_of(setting: Setting) -> str:
     """Return what the mean accuracy is that methods race to."""
-    if len(setting.domains) == 1:
-        return "accuracy on the test set"
-    return "mean over the domains' test sets"
-
-
-def tested_figures(setting: Setting) -> tuple[Figure, ...]:
-    """Return the figures by which methods are compared with a reference."""
-    over_domains = DOMAIN_FIGURES if len(setting.domains) > 1 else DOMAIN_FIGURES[:1]
-    return (*over_domains, *(TESTED_CLIENT_FIGURES if setting.client_figures else ()))
+    several = len(setting.domains) > 1
+    return "mean over the domains' test sets" if several else "accuracy on the test set"
 
 
 def figure_heading(figure: Figure, *, of_whom: bool = False) -> str:
@@ -173,12 +147,12 @@ def _difference(found: pd.Series) -> str:
 def _test_notes(seeds: pd.Series, p_values: Sequence[float]) -> tuple[str, ...]:
     if not p_values:
         return ("No p-values: they take two common seeds or more, and differences that vary.",)
-    said = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
+    common = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
     below, left = (
         sum(value < _LEVEL for value in values) for values in (p_values, holm_corrected(p_values))
     )
     notes = [
-        f"p: two-sided paired t-test over {said} common seeds, not corrected for the number of "
+        f"p: two-sided paired t-test over {common} common seeds, not corrected for the number of "
         f"comparisons. Of {len(p_values)} in this table {below or 'none'} "
         f"{'is' if below <= 1 else 'are'} below {_LEVEL}, and {left or 'none'} after Holm's "
         "correction."

@@ -12,27 +12,16 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedpw_flwr.lab.compare.history import CLIENT_WEIGHT, DOMAIN_WEIGHT, history_of
+from fedpw_flwr.lab.compare.figures import CLIENT_WEIGHT, DOMAIN_WEIGHT, history_of
 from fedpw_flwr.lab.compare.runs import ComparisonError, FinishedRun
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.runs.records import RoundRecord
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-__all__ = ["check_tensorboard", "scalars_of_round", "write_events"]
-
 
 def check_tensorboard() -> None:
-    """Refuse to go on without TensorBoard.
-
-    Raises
-    ------
-    ComparisonError
-        If its package is not installed.
-    """
+    """Raise ComparisonError where TensorBoard is not installed."""
     try:
         import tensorboard  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
     except ImportError as error:
@@ -42,89 +31,52 @@ def check_tensorboard() -> None:
         ) from error
 
 
-def write_events(folder: Path, settings: Sequence[Setting]) -> list[Path]:
+def write_events(folder: Path, settings: Sequence[Setting]) -> None:
     """Write the rounds of every run as scalars.
 
-    Parameters
-    ----------
-    folder : Path
-        Gets a folder a run, in one a setting where there are several. Event files that are there
-        already are replaced: TensorBoard would draw both.
-    settings : Sequence[Setting]
-        What was compared.
-
-    Returns
-    -------
-    list[Path]
-        The runs' folders.
-
-    Raises
-    ------
-    ComparisonError
-        If TensorBoard is not installed.
-    RunFolderError
-        If a run's rounds can no longer be read.
+    Each run has a folder, in one of its setting where there are several. Event files that are
+    there already are replaced: TensorBoard would draw both.
     """
-    check_tensorboard()
-    folders = []
     for setting in settings:
         parent = folder / setting.slug if len(settings) > 1 else folder
         for method in setting.methods:
             name = re.sub(r"[^A-Za-z0-9._=-]+", "_", method.label)
             for seed, run in method.runs.items():
                 _write_run(parent / f"{name}_seed{seed}", run)
-                folders.append(parent / f"{name}_seed{seed}")
-    return folders
 
 
 def scalars_of_round(record: RoundRecord) -> Iterator[tuple[str, float]]:
-    """Name the scalars of one round; figures that are not finite are left out.
+    """Yield tag and value of one round's figures; those that are not finite are left out.
 
-    Parameters
-    ----------
-    record : RoundRecord
-        The round.
-
-    Yields
-    ------
-    tuple[str, float]
-        Tag and value: ``accuracy/DOMAIN``, ``domains/mean``, ``domains/std``, ``domains/worst`` and
-        ``clients/...`` in percent, points or degrees; ``loss/DOMAIN``, ``train_loss``; and
-        ``weight/client_3``, the client's share of the round's aggregation weights.
+    Tags are ``accuracy/DOMAIN``, ``domains/mean``, ``domains/std``, ``domains/worst`` and
+    ``clients/...`` in percent, points or degrees; ``loss/DOMAIN``, ``train_loss``; and
+    ``weight/client_3``, the client's share of the round's aggregation weights.
     """
-    figures = history_of([record]).iloc[0].items()
-    scalars = [
-        (key.replace(".", "/", 1), value)
-        for key, value in figures
+    scalars = {
+        key.replace(".", "/", 1): value
+        for key, value in history_of([record]).iloc[0].items()
         if not key.startswith((DOMAIN_WEIGHT, CLIENT_WEIGHT))
-    ]
-    scalars += [(f"loss/{domain}", value) for domain, value in record.loss.items()]
+    }
+    scalars |= {f"loss/{domain}": value for domain, value in record.loss.items()}
     if record.train_loss is not None:
-        scalars.append(("train_loss", record.train_loss))
+        scalars["train_loss"] = record.train_loss
     if record.clients is not None:
         shares = zip(record.clients.id, record.clients.weight_shares, strict=True)
-        scalars += [(f"weight/client_{client}", share) for client, share in shares]
-    for tag, value in scalars:
-        if math.isfinite(value):
-            yield tag, value
+        scalars |= {f"weight/client_{client}": share for client, share in shares}
+    return ((tag, value) for tag, value in scalars.items() if math.isfinite(value))
 
 
 def _write_run(folder: Path, run: FinishedRun) -> None:
+    # Importing PyTorch takes seconds, which only those who ask for events should wait for.
+    from torch.utils.tensorboard import SummaryWriter
+
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    with _writer(folder) as writer:
-        time = run.finished_at - run.summary.seconds
+    untyped: Any = SummaryWriter
+    with untyped(log_dir=str(folder)) as writer:
+        time = run.folder.finished_at - run.summary.seconds
         for record in run.folder.read_rounds():
             time += record.seconds if math.isfinite(record.seconds) else 0.0
             for tag, value in scalars_of_round(record):
                 writer.add_scalar(tag, value, global_step=record.round, walltime=time)
-
-
-def _writer(folder: Path) -> SummaryWriter:
-    # Importing PyTorch takes seconds, which only those who ask for events should wait for.
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter
-    made: SummaryWriter = writer(log_dir=str(folder))
-    return made

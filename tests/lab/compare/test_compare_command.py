@@ -6,11 +6,11 @@ import csv
 import math
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -36,15 +36,14 @@ def write_run(
     domains: Sequence[str] = DOMAINS,
     tested_clients: bool = False,
     finished: bool = True,
-    data_digest: str | None = None,
-    package: str | None = None,
-    **strategy_keys: float,
+    strategy_keys: Mapping[str, float] | None = None,
+    **recorded: str,
 ) -> RunFolder:
     """Write a run of three rounds as the server writes one; the last domain is 20 points worse."""
     configuration = {
         "dataset": {"_target_": "some.archives", "folder": "/data", "domains": list(domains)},
         "model": {"_target_": "some.ResNet10", "width": 16},
-        "strategy": {"name": strategy, **strategy_keys},
+        "strategy": {"name": strategy, **(strategy_keys or {})},
         "seed": seed,
         "rounds": 3,
     }
@@ -56,33 +55,25 @@ def write_run(
     for number in range(4):
         level = (percent if number == 3 else 10 + number * percent / 4) / 100
         accuracy = dict.fromkeys(domains, level)
-        if len(domains) > 1:
-            accuracy[domains[-1]] -= 0.2 if number == 3 else 0.0
-        records.append(
-            RoundRecord(
-                number,
-                2.0,
-                accuracy,
-                dict.fromkeys(domains, 1.5),
-                train_loss=1.0,
-                clients=ClientFigures([0, 1], [domains[0], domains[-1]], [0.06, 0.04])
-                if number
-                else None,
-                client_accuracy=[level, level / 2] if tested_clients else None,
-            )
+        if len(domains) > 1 and number == 3:
+            accuracy[domains[-1]] -= 0.2
+        trained = ClientFigures([0, 1], [domains[0], domains[-1]], [0.06, 0.04])
+        record = RoundRecord(
+            number,
+            2.0,
+            accuracy,
+            dict.fromkeys(domains, 1.5),
+            train_loss=1.0,
+            clients=trained if number else None,
+            client_accuracy=[level, level / 2] if tested_clients else None,
         )
-        folder.append_round(records[-1])
+        records.append(record)
+        folder.append_round(record)
     if finished:
-        folder.write_summary(
-            RunSummary.of_run(
-                records,
-                config_text=text,
-                strategy=strategy,
-                seed=seed,
-                data_digest=data_digest,
-                package=package,
-            )
+        summary = RunSummary.of_run(
+            records, config_text=text, strategy=strategy, seed=seed, **recorded
         )
+        folder.write_summary(summary)
     return folder
 
 
@@ -119,9 +110,6 @@ def refused(arguments: Sequence[str | Path], capsys: pytest.CaptureFixture[str])
     return printed.err
 
 
-# ------------------------------------------------------------------------------------- finding
-
-
 def test_runs_are_found_at_any_depth_once_and_not_in_checkpoints(runs: Path) -> None:
     write_run(runs / "a0" / "checkpoints" / "copy")
     write_run(runs / ".hidden" / "run")
@@ -153,7 +141,7 @@ def test_runs_that_did_not_finish_are_named_with_the_reason(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "reason"),
     [
         ("config.yaml", None, "config.yaml is missing"),
         ("config.yaml", "dataset: {", "is not a configuration"),
@@ -163,10 +151,11 @@ def test_runs_that_did_not_finish_are_named_with_the_reason(runs: Path) -> None:
         ("metrics.jsonl", "nonsense\n", "is not a round's record"),
         ("metrics.jsonl", "", "holds no round"),
         ("metrics.jsonl", None, "metrics.jsonl is missing"),
+        ("partition.json", "[]", "does not say what clients hold"),
     ],
 )
 def test_a_damaged_run_is_left_out_and_named(
-    runs: Path, file: str, content: str | None, said: str
+    runs: Path, file: str, content: str | None, reason: str
 ) -> None:
     damaged = runs / "a0" / file
     if content is None:
@@ -176,7 +165,7 @@ def test_a_damaged_run_is_left_out_and_named(
     finished, (left_out,) = find_runs([runs])
     assert len(finished) == 3
     assert (left_out.path, left_out.status) == (runs / "a0", "unreadable")
-    assert said in left_out.reason
+    assert reason in left_out.reason
 
 
 def test_packed_runs_are_compared_as_the_folders_they_were(
@@ -213,22 +202,6 @@ def test_runs_can_be_chosen_by_the_names_of_their_folders(
     assert "no run with a name like c* in" in refused([runs, "--only", "c*"], capsys)
 
 
-def test_a_file_that_is_no_tar_file_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "summary.json").write_text("{}")
-    said = refused([tmp_path / "summary.json"], capsys)
-    assert f"{tmp_path / 'summary.json'} cannot be read as a tar file of runs" in said
-
-
-def test_one_packed_file_is_compared_beside_itself(runs: Path) -> None:
-    pack_runs(runs / "kept.tar.xz", [RunFolder(runs / "a0"), RunFolder(runs / "a1")])
-    assert compare([runs / "kept.tar.xz"]) == runs / "comparison" / "comparison.md"
-
-
-# -------------------------------------------------------------------------------------- tables
-
-
 def test_the_csv_has_a_row_a_run_and_a_row_a_method(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,7 +228,7 @@ def test_the_csv_has_a_row_a_run_and_a_row_a_method(
     assert (float(first["seconds"]), float(fedavg["seconds"])) == (8.0, 8.0)
 
 
-def test_the_page_holds_tables_whose_rows_are_whole_and_links_that_lead_to_pictures(
+def test_the_page_holds_tables_whose_rows_are_whole_and_links_that_lead_to_plots(
     page: Path,
 ) -> None:
     text = page.read_text(encoding="utf-8")
@@ -270,17 +243,13 @@ def test_the_page_holds_tables_whose_rows_are_whole_and_links_that_lead_to_pictu
     }
     assert all((page.parent / unquote(link)).is_file() for link in links)
     assert str(page.parents[2]) not in text
-
-
-def test_differences_are_in_the_page_and_in_a_file_of_their_own(page: Path) -> None:
-    assert "### Difference to fedavg, last round" in page.read_text(encoding="utf-8")
+    assert "### Difference to fedavg, last round" in text
     found = rows(page.parent / "differences.csv")
     row = next(row for row in found if row["figure"] == "domains.mean")
     assert (row["method"], row["reference"], row["window"]) == ("fedpw", "fedavg", "last_round")
-    # Seed 0: 64 to 60, seed 1: 67 to 61.
+    # Seed 0: 64 to 60, seed 1: 67 to 61. With one degree of freedom p = 1 - 2/π · arctan t.
     assert float(row["difference"]) == pytest.approx(5)
     assert float(row["difference.sd"]) == pytest.approx(math.sqrt(2))
-    # t = 5 with one degree of freedom: p = 1 - 2/π · arctan t.
     assert float(row["p_t"]) == pytest.approx(1 - 2 / math.pi * math.atan(5), abs=1e-6)
     assert row["p_wilcoxon"] == ""
 
@@ -289,7 +258,8 @@ def test_a_terminals_width_breaks_names_at_their_commas_and_no_figure(
     runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rate in (1.0, 1.25):
-        write_run(runs / f"m{rate}", "fedavgm", server_learning_rate=rate, server_momentum=rate / 2)
+        keys = {"server_learning_rate": rate, "server_momentum": rate / 2}
+        write_run(runs / f"m{rate}", "fedavgm", strategy_keys=keys)
     monkeypatch.setenv("COLUMNS", "80")
     assert main([str(runs)]) == 0
     words = capsys.readouterr().out.split()
@@ -316,61 +286,56 @@ def test_left_out_runs_are_in_the_page_and_on_the_terminal(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(runs / "stopped", finished=False)
+    write_run(runs / "deeper" / "failed").mark_failed("finished:failed", "ValueError: too few")
     older = write_run(runs / "again", "fedavg", 0, 10.0)
     os.utime(older.path / "summary.json", (1.0, 1.0))
     (runs / "a1" / "summary.json").write_text("{}")
     assert main([str(runs)]) == 0
     printed = capsys.readouterr().out
     text = (runs / "comparison" / "comparison.md").read_text(encoding="utf-8")
-    assert "**Left out: 3 runs** (1 repeated, 1 unfinished, 1 unreadable)." in text
+    assert "**Left out: 4 runs** (1 failed, 1 repeated, 1 unfinished, 1 unreadable)." in text
+    assert "| ../deeper/failed | failed | ValueError: too few |" in text
     assert "| ../stopped | unfinished | the last recorded round is 3 |" in text
     assert "| ../again | repeated | the same was run again later: a0 |" in text
     assert "| ../a1 | unreadable | summary.json is not a run's summary" in text
-    for name in ("stopped", "again", "a1"):
+    for name in ("stopped", "deeper/failed", "again", "a1"):
         assert re.search(rf"left out, \w+: {runs / name} ", printed)
 
 
-def test_a_failed_run_below_the_folders_is_listed_with_its_error(
-    runs: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("runs_of_one_setting", "told"),
+    [
+        (
+            [{"strategy": "fedpw"}, {"data_digest": "9f8e7d6c5b"}],
+            "**Not all runs recorded which images they stood on**: 1 of 2 runs did not",
+        ),
+        (
+            [
+                {"strategy": "fedavg", "package": "0.1.0+aaaa"},
+                {"strategy": "fedpw", "package": "0.1.0+aaaa"},
+                {"strategy": "afl", "package": "0.1.0+bbbb"},
+                {"strategy": "term"},
+            ],
+            "**Made by more than one state of the package**: 0.1.0+aaaa (2 runs), 0.1.0+bbbb "
+            "(1 run), not recorded (1 run).",
+        ),
+        (
+            [{"seed": 0}, {"seed": 2}, {"strategy": "fedpw", "seed": 1}],
+            "**Methods were run with different seeds**: fedavg: 0, 2; fedpw: 1",
+        ),
+    ],
+)
+def test_circumstances_in_which_runs_differ_are_pointed_out(
+    tmp_path: Path, page: Path, runs_of_one_setting: list[dict[str, Any]], told: str
 ) -> None:
-    write_run(runs / "deeper" / "failed").mark_failed("finished:failed", "ValueError: too few")
-    text = compare([runs]).read_text(encoding="utf-8")
-    assert "| ../deeper/failed | failed | ValueError: too few |" in text
-    assert f"left out, failed: {runs / 'deeper' / 'failed'} (" in capsys.readouterr().out
-
-
-def test_runs_on_different_pictures_have_tables_of_their_own(tmp_path: Path) -> None:
-    write_run(tmp_path / "older", "fedpw", data_digest="1a2b3c4d5e")
-    write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
+    for index, options in enumerate(runs_of_one_setting):
+        write_run(tmp_path / str(index), **options)
+    assert told in compare([tmp_path]).read_text(encoding="utf-8")
+    assert told.partition(":")[0] not in page.read_text(encoding="utf-8")
+    summary = tmp_path / "0" / "summary.json"
+    summary.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "0.1"', summary.read_text()))
     text = compare([tmp_path]).read_text(encoding="utf-8")
-    assert re.findall(r"^## .*data=(\w+)$", text, flags=re.MULTILINE) == ["1a2b3c4d", "9f8e7d6c"]
-    assert "recorded which images" not in text
-
-
-def test_runs_that_did_not_record_their_pictures_are_pointed_out(tmp_path: Path) -> None:
-    write_run(tmp_path / "older", "fedpw")
-    write_run(tmp_path / "newer", "fedavg", data_digest="9f8e7d6c5b")
-    text = compare([tmp_path]).read_text(encoding="utf-8")
-    assert "**Not all runs recorded which images they stood on**: 1 of 2 runs did not" in text
-
-
-def test_runs_of_more_than_one_state_of_the_package_are_pointed_out(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "fedavg", package="0.1.0+aaaa")
-    write_run(tmp_path / "b", "fedpw", package="0.1.0+aaaa")
-    said = "Made by more than one state of the package"
-    assert said not in compare([tmp_path]).read_text(encoding="utf-8")
-    write_run(tmp_path / "c", "afl", package="0.1.0+bbbb")
-    write_run(tmp_path / "d", "term")
-    assert f"**{said}**: 0.1.0+aaaa (2 runs), 0.1.0+bbbb (1 run), not recorded (1 run)." in compare(
-        [tmp_path]
-    ).read_text(encoding="utf-8")
-
-
-def test_an_unreadable_partition_makes_a_run_unreadable(runs: Path) -> None:
-    (runs / "a0" / "partition.json").write_text("[]")
-    _, (left_out,) = find_runs([runs])
-    assert (left_out.path, left_out.status) == (runs / "a0", "unreadable")
-    assert "does not say what clients hold" in left_out.reason
+    assert re.search(r"\*\*Runs of different versions\*\*: .*torch 0\.1 and ", text)
 
 
 def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
@@ -393,15 +358,6 @@ def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
     assert "chance: 10.0 %" in capsys.readouterr().out
 
 
-def test_methods_run_with_different_seeds_or_versions_are_pointed_out(runs: Path) -> None:
-    write_run(runs / "c", "fedavg", 2)
-    other = runs / "a0" / "summary.json"
-    other.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "0.1"', other.read_text()))
-    text = compare([runs]).read_text(encoding="utf-8")
-    assert "**Methods were run with different seeds**: fedavg: 0, 1, 2; fedpw: 0, 1" in text
-    assert re.search(r"\*\*Runs of different versions\*\*: .*torch 0\.1 and ", text)
-
-
 def test_clients_own_tests_have_tables_of_their_own(tmp_path: Path) -> None:
     for name in ("fedavg", "fedpw"):
         write_run(tmp_path / name, name, domains=["cifar10"], tested_clients=True)
@@ -420,77 +376,46 @@ def test_clients_own_tests_have_tables_of_their_own(tmp_path: Path) -> None:
     assert "last_round.domains.std" not in row
 
 
-def test_each_setting_has_its_tables_and_a_folder_of_pictures(tmp_path: Path) -> None:
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", domains=["usps"])
-    page = compare([tmp_path / "a", tmp_path / "b"])
-    assert page == tmp_path / "comparison" / "comparison.md"
-    text = page.read_text(encoding="utf-8")
-    assert len(re.findall(r"^## .* 3 rounds$", text, flags=re.MULTILINE)) == 2
-    folders = [path for path in page.parent.iterdir() if path.is_dir()]
-    assert len(folders) == 2
-    assert all((folder / "curves.png").is_file() for folder in folders)
+def test_one_run_s_comparison_lies_beside_it_and_can_be_made_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs" / "a", "a|b *c* <script> _d_")
+    page = compare([run.path])
+    assert page == tmp_path / "runs" / "comparison" / "comparison.md"
+    # Names cannot break its tables.
+    assert r"| a\|b \*c\* \<script> \_d\_ | 1 |" in page.read_text(encoding="utf-8")
+    before = {path: path.read_bytes() for path in page.parent.iterdir()}
+    compare([run.path])
+    assert {path: path.read_bytes() for path in page.parent.iterdir()} == before
+    pack_runs(tmp_path / "kept.tar.xz", [run])
+    assert compare([tmp_path / "kept.tar.xz"]) == tmp_path / "comparison" / "comparison.md"
 
 
-def test_names_cannot_break_a_table(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", "a|b *c* <script> _d_")
-    text = compare([tmp_path / "a"]).read_text(encoding="utf-8")
-    assert r"| a\|b \*c\* \<script> \_d\_ | 1 |" in text
-
-
-def test_a_single_run_s_comparison_lies_beside_it(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "runs" / "a")
-    assert compare([run.path]).parent == tmp_path / "runs" / "comparison"
-
-
-def test_a_comparison_can_be_made_again_and_is_the_same(page: Path) -> None:
-    files = [page, page.with_name("comparison.csv"), page.with_name("differences.csv")]
-    before = [file.read_bytes() for file in files]
-    assert compare([page.parents[1]]) == page
-    assert [file.read_bytes() for file in files] == before
-    assert not list(page.parent.glob(".*"))
-
-
-def test_pictures_that_only_an_earlier_comparison_had_are_removed_and_no_others(
+def test_plots_that_only_an_earlier_comparison_had_are_removed_and_no_others(
     tmp_path: Path,
 ) -> None:
-    write_run(tmp_path / "a")
+    run = write_run(tmp_path / "a").path
     write_run(tmp_path / "b", domains=["usps"])
     page = compare([tmp_path])
-    settings = [folder for folder in page.parent.iterdir() if folder.is_dir()]
-    assert len(settings) == 2
-    other = settings[0] / "weights_of_somebody_else.png"
-    other.write_bytes(b"")
-    compare([tmp_path / "a"], output=page.parent)
-    assert {path.name for path in page.parent.glob("*.png")} == {
-        *("fairness.png", "curves.png", "domains.png", "rounds_to_target.png", "weights.png")
-    }
-    assert [path for folder in settings for path in folder.glob("*")] == [other]
-    assert not settings[1].exists()
+    one, two = (folder for folder in page.parent.iterdir() if folder.is_dir())
+    others = (one / "weights_of_somebody_else.png", run / "weights.png")
+    for other in others:
+        other.write_bytes(b"")
+    page.write_text(page.read_text(encoding="utf-8") + "\n![a run's](../a/weights.png)\n")
     compare([tmp_path / "b"], output=page.parent)
     assert {path.name for path in page.parent.glob("*.png")} == {
         *("curves.png", "rounds_to_target.png", "weights.png")
     }
-
-
-def test_a_page_that_shows_pictures_elsewhere_costs_none_of_them(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "runs" / "a").path
-    (folder / "weights.png").write_bytes(b"")
-    output = tmp_path / "runs" / "comparison"
-    output.mkdir()
-    (output / "comparison.md").write_text("![a run's](../a/weights.png)\n")
-    compare([folder], output=output)
-    assert (folder / "weights.png").exists()
-
-
-# ------------------------------------------------------------------------------------- refusals
+    assert list(one.iterdir()) == [others[0]]
+    assert not two.exists()
+    assert others[1].exists()
 
 
 @pytest.mark.parametrize(
     ("option", "value", "asked"),
     [
-        ("--target", "high", "choose a percentage above 0 and up to 100, not high"),
-        ("--target", "nan", "choose a percentage above 0 and up to 100, not nan"),
+        *(
+            ("--target", value, "choose a percentage above 0 and up to 100, not")
+            for value in ("high", "nan", "0", "101")
+        ),
         ("--last", "0", "choose a whole number of rounds from 1, not 0"),
         ("--last", "1.5", "choose a whole number of rounds from 1, not 1.5"),
     ],
@@ -498,9 +423,20 @@ def test_a_page_that_shows_pictures_elsewhere_costs_none_of_them(tmp_path: Path)
 def test_a_number_that_is_none_is_refused_with_what_is_asked_for(
     option: str, value: str, asked: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main([str(tmp_path), option, value])
+    assert ended.value.code == 2
     assert asked in capsys.readouterr().err
+
+
+def test_what_is_no_folder_of_runs_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no folder" in refused([tmp_path / "nothing"], capsys)
+    assert "there is no run in" in refused([tmp_path], capsys)
+    (tmp_path / "summary.json").write_text("{}")
+    said = refused([tmp_path / "summary.json"], capsys)
+    assert f"{tmp_path / 'summary.json'} cannot be read as a tar file of runs" in said
 
 
 def test_without_a_finished_run_the_unfinished_ones_are_listed(
@@ -513,13 +449,6 @@ def test_without_a_finished_run_the_unfinished_ones_are_listed(
     assert not (tmp_path / "comparison").exists()
 
 
-def test_a_missing_folder_and_one_without_runs_are_told_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "there is no folder" in refused([tmp_path / "nothing"], capsys)
-    assert "there is no run in" in refused([tmp_path], capsys)
-
-
 def test_an_output_folder_that_cannot_be_written_is_named(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -528,35 +457,9 @@ def test_an_output_folder_that_cannot_be_written_is_named(
     assert "choose another folder with --output" in said
 
 
-@pytest.mark.parametrize("option", [["--target", "0"], ["--target", "101"], ["--last", "0"]])
-def test_options_out_of_range_are_refused(runs: Path, option: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([str(runs), *option])
-    assert ended.value.code == 2
-
-
-def test_the_module_is_a_command(runs: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fedpw_flwr.lab.compare.command"]
-    output = ["--last", "1", "--output", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*command, runs, *output], check=False, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "out" / "comparison.md") in done.stdout
-    assert "65.50 ± 2.12" in done.stdout
-    failed = subprocess.run([*command, "missing"], check=False, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "there is no folder missing" in failed.stderr
-    assert "Traceback" not in failed.stderr
-
-
-# ---------------------------------------------------------------------------------- TensorBoard
-
-
-def test_scalars_of_a_round_are_its_figures_losses_and_weights(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a", tested_clients=True)
-    records = folder.read_rounds()
-    scalars = dict(scalars_of_round(records[-1]))
+def test_scalars_of_a_round_are_its_finite_figures_losses_and_weights(tmp_path: Path) -> None:
+    record = write_run(tmp_path / "a", tested_clients=True).read_rounds()[-1]
+    scalars = dict(scalars_of_round(record))
     assert scalars["accuracy/svhn"] == pytest.approx(50)
     assert scalars["domains/mean"] == pytest.approx(60)
     assert scalars["clients/worst_10"] == pytest.approx(35)
@@ -564,14 +467,10 @@ def test_scalars_of_a_round_are_its_figures_losses_and_weights(tmp_path: Path) -
     # Shares, where the weights also say how far the server steps.
     assert scalars["weight/client_0"] == pytest.approx(0.6)
     assert scalars["weight/client_1"] == pytest.approx(0.4)
-    assert all(math.isfinite(value) for value in scalars.values())
-
-
-def test_a_figure_that_is_not_finite_is_no_scalar(tmp_path: Path) -> None:
-    record = write_run(tmp_path / "a").read_rounds()[0]
-    assert "domains/std" in dict(scalars_of_round(record))
     unknown = replace(record, accuracy={"mnist": math.nan, "svhn": 0.5})
-    assert "domains/std" not in dict(scalars_of_round(unknown))
+    assert scalars.keys() - dict(scalars_of_round(unknown)).keys() == {
+        *("accuracy/mnist", "domains/mean", "domains/std", "domains/worst")
+    }
 
 
 def test_without_tensorboard_the_command_says_what_to_install(
@@ -586,12 +485,18 @@ def test_without_tensorboard_the_command_says_what_to_install(
     assert 'pip install "fedpw-flwr[tensorboard]"' in said
 
 
-def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path, packed: bool) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    path = runs
+    if packed:
+        path = tmp_path / "kept.tar.xz"
+        found, _ = find_runs([runs])
+        pack_runs(path, [run.folder for run in found])
     # Twice: old events must be replaced, or TensorBoard would draw both.
     for _ in range(2):
-        compare([runs], tensorboard=tmp_path / "events")
+        compare([path], tensorboard=tmp_path / "events")
     folders = sorted(path.name for path in (tmp_path / "events").iterdir())
     assert folders == ["fedavg_seed0", "fedavg_seed1", "fedpw_seed0", "fedpw_seed1"]
     events = EventAccumulator(str(tmp_path / "events" / "fedpw_seed1"))
@@ -602,17 +507,3 @@ def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> Non
     assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0, abs=1e-3)
     weights = events.Scalars("weight/client_0")
     assert [event.step for event in weights] == [1, 2, 3]
-
-
-def test_events_of_packed_runs_are_in_the_order_of_their_rounds(runs: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    pack_runs(tmp_path / "kept.tar.xz", [RunFolder(runs / "a0"), RunFolder(runs / "a1")])
-    compare([tmp_path / "kept.tar.xz"], tensorboard=tmp_path / "events")
-    events = EventAccumulator(str(tmp_path / "events" / "fedavg_seed1"))
-    events.Reload()
-    mean = events.Scalars("domains/mean")
-    assert [event.step for event in mean] == [0, 1, 2, 3]
-    assert mean[-1].value == pytest.approx(61)
-    assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0)

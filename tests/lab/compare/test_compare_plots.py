@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +14,16 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
+from support.made_runs import made_run
 
-from fedpw_flwr.lab.compare.history import history_of
-from fedpw_flwr.lab.compare.plots.domains import domains_figure
+from fedpw_flwr.lab.compare.plots.bands import band_over_seeds
 from fedpw_flwr.lab.compare.plots.draw import draw_setting, write_plots
-from fedpw_flwr.lab.compare.plots.fairness import fairness_figure
-from fedpw_flwr.lab.compare.plots.looks import give_looks
-from fedpw_flwr.lab.compare.plots.over_rounds import (
-    band_over_seeds,
-    weights_over_seeds,
-)
-from fedpw_flwr.lab.compare.plots.rounds_to_target import rounds_to_target_figure
-from fedpw_flwr.lab.compare.plots.weights import weights_figure
-from fedpw_flwr.lab.compare.runs import FinishedRun
+from fedpw_flwr.lab.compare.plots.looks import Look, give_looks
+from fedpw_flwr.lab.compare.plots.weights import weights_over_seeds
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import Window, default_target, over_seeds
 from fedpw_flwr.lab.plots.panels import PALETTE
-from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary
-from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
 
 WINDOW = Window(5)
 METHODS = (
@@ -52,15 +44,17 @@ def synthetic_setting(
     participants: int | None = None,
     alike: bool = False,
     name: str = "domain",
+    classes: int | None = None,
 ) -> Setting:
     """Methods that learn faster and more evenly the later they come."""
     names = [f"{name} {number}" for number in range(domains)]
+    configuration = {} if classes is None else {"dataset": {"num_classes": classes}}
     made = []
-    for place, label in enumerate(methods):
-        rank = 0 if alike else place / max(1, len(methods) - 1)
+    for index, label in enumerate(methods):
+        rank = 0 if alike else index / max(1, len(methods) - 1)
         runs = {}
         for seed in range(seeds):
-            draw = np.random.default_rng([place * (not alike), seed])
+            draw = np.random.default_rng([index * (not alike), seed])
             skill = np.linspace(0.95, 0.4 + 0.3 * rank, domains)
             of_clients = np.clip(draw.normal(0.75, 0.2 - 0.1 * rank, clients), 0.05, 0.98)
             records = []
@@ -69,60 +63,54 @@ def synthetic_setting(
                 accuracy = 0.1 + (skill - 0.1) * learnt + draw.normal(0, 0.01, domains)
                 who = sorted(draw.choice(clients, participants or clients, replace=False).tolist())
                 weight = draw.uniform(0.8, 1.2, len(who))
-                records.append(
-                    RoundRecord(
-                        number,
-                        1.0,
-                        dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True)),
-                        dict.fromkeys(names, 1.0),
-                        clients=ClientFigures(
-                            who,
-                            [names[client * domains // clients] for client in who],
-                            (weight / weight.sum()).tolist(),
-                        )
-                        if number
-                        else None,
-                        client_accuracy=(0.1 + (of_clients - 0.1) * learnt).tolist()
-                        if tested_clients
-                        else None,
-                    )
+                tested = (0.1 + (of_clients - 0.1) * learnt).tolist() if tested_clients else None
+                trained = ClientFigures(
+                    who,
+                    [names[client * domains // clients] for client in who],
+                    (weight / weight.sum()).tolist(),
                 )
-            runs[seed] = FinishedRun(
-                folder=RunFolder(Path(f"/runs/{place}_{seed}")),
-                configuration={},
-                summary=RunSummary.of_run(records, config_text="", strategy=label, seed=seed),
-                history=history_of(records),
-                finished_at=0.0,
-            )
+                record = RoundRecord(
+                    number,
+                    1.0,
+                    dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True)),
+                    dict.fromkeys(names, 1.0),
+                    clients=trained if number else None,
+                    client_accuracy=tested,
+                )
+                records.append(record)
+            runs[seed] = made_run(records, configuration, strategy=label, seed=seed)
         made.append(Method(label, label, runs))
     return Setting(f"{domains} domains · {rounds} rounds", "slug", tuple(names), tuple(made))
 
 
-SHAPES = {
-    "three methods, four domains": synthetic_setting(),
-    "six methods, one domain, twenty clients": synthetic_setting(
+SHAPES: dict[str, Callable[[], Setting]] = {
+    "three methods, four domains": synthetic_setting,
+    "six methods, one domain, twenty clients": lambda: synthetic_setting(
         METHODS[:6], 1, 20, tested_clients=True
     ),
-    "thirteen methods, four domains": synthetic_setting(METHODS, rounds=60),
-    "thirteen methods, a hundred clients, ten a round": synthetic_setting(
-        METHODS, 1, 100, tested_clients=True, participants=10, rounds=200
+    "thirteen methods, four domains": lambda: synthetic_setting(METHODS, rounds=60),
+    "thirteen methods, a hundred clients, ten a round": lambda: synthetic_setting(
+        METHODS, 1, 100, tested_clients=True, participants=10, rounds=100
     ),
-    "long names of nine domains with client tests": synthetic_setting(
+    "long names of nine domains with client tests": lambda: synthetic_setting(
         METHODS, 9, 18, tested_clients=True, name="a hospital with a long name, number"
     ),
-    "methods that are alike": synthetic_setting(METHODS, alike=True),
-    "one seed": synthetic_setting(METHODS[:6], seeds=1),
-    "one method, one domain, one round, one seed": synthetic_setting(
+    "methods that are alike": lambda: synthetic_setting(METHODS, alike=True),
+    "one seed": lambda: synthetic_setting(METHODS[:6], seeds=1),
+    "one method, one domain, one round, one seed": lambda: synthetic_setting(
         METHODS[:1], 1, 1, rounds=1, seeds=1
     ),
 }
 
 
-def drawn(setting: Setting) -> dict[str, Figure]:
-    looks = give_looks([method.label for method in setting.methods])
-    plots = draw_setting(
-        setting, looks, WINDOW, default_target(setting, setting.reference(None), WINDOW)[0]
-    )
+def looks_of(setting: Setting) -> dict[str, Look]:
+    return give_looks([method.label for method in setting.methods])
+
+
+def drawn(setting: Setting, target: float | None = None) -> dict[str, Figure]:
+    if target is None:
+        target, _ = default_target(setting, setting.reference(None), WINDOW)
+    plots = draw_setting(setting, looks_of(setting), WINDOW, target)
     return {name: figure for name, (figure, _) in plots.items()}
 
 
@@ -155,9 +143,9 @@ def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
     return width > 1 and height > 1
 
 
-@pytest.mark.parametrize("setting", SHAPES.values(), ids=SHAPES.keys())
-def test_no_text_overlaps_or_leaves_the_picture(setting: Setting) -> None:
-    for name, figure in drawn(setting).items():
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_text_overlaps_or_leaves_the_plot(shape: str) -> None:
+    for name, figure in drawn(SHAPES[shape]()).items():
         texts = shown_texts(figure)
         width, height = figure.get_size_inches() * figure.dpi
         for text, (left, bottom, right, top) in texts:
@@ -181,16 +169,14 @@ def test_no_text_overlaps_or_leaves_the_picture(setting: Setting) -> None:
 )
 def test_each_setting_has_the_plots_it_has_figures_for(shape: str, names: set[str]) -> None:
     always = {"rounds_to_target.png", "weights.png"}
-    assert drawn(SHAPES[shape]).keys() == always | {f"{name}.png" for name in names}
+    assert drawn(SHAPES[shape]()).keys() == always | {f"{name}.png" for name in names}
 
 
 def test_fairness_shows_each_seed_and_the_mean_of_each_method() -> None:
     setting = synthetic_setting()
-    looks = give_looks([method.label for method in setting.methods])
-    figure = fairness_figure(setting, looks, "domains", WINDOW)
-    assert figure is not None
-    (axes,) = figure.axes
-    runs = WINDOW.of(setting.rounds_of_runs)[["domains.mean", "domains.std"]]
+    looks = looks_of(setting)
+    (axes,) = drawn(setting)["fairness.png"].axes
+    runs = WINDOW.of(setting)[["domains.mean", "domains.std"]]
     means, _ = over_seeds(runs)
     for method in setting.methods:
         look = looks[method.label]
@@ -206,24 +192,19 @@ def test_fairness_shows_each_seed_and_the_mean_of_each_method() -> None:
 
 def test_fairness_says_which_method_is_near_chance() -> None:
     # In two classes guessing gets 50 %, and what is at most 75 % counts as near.
-    base = synthetic_setting(METHODS[:2])
-    for run in base.runs:
-        run.configuration["dataset"] = {"num_classes": 2}
-    looks = give_looks([method.label for method in base.methods])
-    figure = fairness_figure(base, looks, "domains", WINDOW)
-    assert figure is not None
+    base = synthetic_setting(METHODS[:2], classes=2)
+    figure = drawn(base)["fairness.png"]
     said = {text.get_text() for axes in figure.axes for text in axes.texts}
     marked = {text.partition(":")[0] for text in said if text.endswith("(near chance)")}
-    mean, _ = over_seeds(Window(1).of(base.rounds_of_runs))
+    mean, _ = over_seeds(Window(1).of(base))
     low = set(mean.index[mean["domains.mean"] <= 75])
     assert marked == low
     assert len(low) == 1
 
 
-def test_a_method_keeps_its_colour_in_every_picture() -> None:
+def test_a_method_keeps_its_colour_in_every_plot() -> None:
     setting = synthetic_setting(METHODS[:6])
-    looks = give_looks([method.label for method in setting.methods])
-    figures = drawn(setting)
+    looks, figures = looks_of(setting), drawn(setting)
     curve_colors = {
         to_hex(line.get_color()).upper() for line in figures["curves.png"].axes[0].lines
     }
@@ -254,29 +235,19 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed() -> None:
 
 def test_a_seed_that_never_reached_the_target_is_crossed_in_a_column_of_its_own() -> None:
     setting = synthetic_setting(METHODS[:2])
-    looks = give_looks([method.label for method in setting.methods])
-    figure = rounds_to_target_figure(setting, looks, 99.0)
-    assert figure is not None
-    (axes,) = figure.axes
-    crosses = [line for line in axes.lines if line.get_marker() == "x"]
-    assert len(crosses) == 6
-    assert all(cross.get_xdata()[0] > setting.rounds for cross in crosses)
-    assert [text.get_text() for text in axes.texts] == [*["0 of 3 seeds"] * 2, "not reached"]
+    (axes,) = drawn(setting, 99.0)["rounds_to_target.png"].axes
+    crosses = [line.get_xdata() for line in axes.lines if line.get_marker() == "x"]
+    assert [len(line) for line in crosses] == [3, 3]
+    assert np.all(np.concatenate(crosses) > setting.rounds)
+    assert [text.get_text() for text in axes.texts] == ["not reached", *["0 of 3 seeds"] * 2]
     assert len(axes.patches) == 1  # the column; no bar without a mean
-
-
-def test_without_a_target_there_is_no_picture_of_it() -> None:
-    setting = synthetic_setting()
-    looks = give_looks([method.label for method in setting.methods])
-    assert rounds_to_target_figure(setting, looks, math.nan) is None
+    assert "rounds_to_target.png" not in drawn(setting, math.nan)
 
 
 def test_bars_of_a_domain_are_its_mean_accuracies() -> None:
     setting = synthetic_setting()
-    looks = give_looks([method.label for method in setting.methods])
-    figure = domains_figure(setting, looks, WINDOW)
-    assert figure is not None
-    mean, _ = over_seeds(WINDOW.of(setting.rounds_of_runs))
+    figure = drawn(setting)["domains.png"]
+    mean, _ = over_seeds(WINDOW.of(setting))
     for axes, domain in zip(figure.axes, setting.domains, strict=True):
         widths = [bar.get_width() for bar in axes.patches]
         np.testing.assert_allclose(widths, mean[f"accuracy.{domain}"])
@@ -299,8 +270,7 @@ def test_weights_are_averaged_over_the_seeds_in_which_a_domain_took_part() -> No
 
 def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
     setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30, seeds=1)
-    figure = weights_figure(setting)
-    assert figure is not None
+    figure = drawn(setting)["weights.png"]
     weights = weights_over_seeds(setting.methods[0], of_clients=False)
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 30]
     for line, values in zip(lines, weights.to_numpy().T, strict=True):
@@ -312,8 +282,7 @@ def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
 
 def test_plots_are_written_whole(tmp_path: Path) -> None:
     setting = synthetic_setting()
-    looks = give_looks([method.label for method in setting.methods])
-    captions = write_plots(tmp_path / "new", setting, looks, WINDOW, 70.0)
+    captions = write_plots(tmp_path / "new", setting, looks_of(setting), WINDOW, 70.0)
     assert {path.name for path in captions} == {path.name for path in (tmp_path / "new").iterdir()}
     for path, caption in captions.items():
         assert imread(path).std() > 0.05
@@ -324,13 +293,12 @@ def test_more_than_six_methods_get_a_panel_each_with_the_reference_in_grey() -> 
     setting = synthetic_setting(METHODS[:7])
     figure = drawn(setting)["curves.png"]
     assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == list(METHODS[:7])
-    reference = setting.reference(None)
-    assert reference is not None
-    band = band_over_seeds(reference, "domains.mean")
+    fedavg = setting.methods[0]
+    band = band_over_seeds(fedavg, "domains.mean")
     assert band is not None
     for method, axes in zip(setting.methods, figure.axes, strict=True):
         grey = [line for line in axes.lines if to_hex(line.get_color()).upper() == "#8C8C8C"]
-        assert len(grey) == (0 if method is reference else 2)
+        assert len(grey) == (0 if method is fedavg else 2)
         own = band_over_seeds(method, "domains.worst")
         assert own is not None
         assert axes.lines[-1].get_ydata() == pytest.approx(own["mean"].to_numpy())

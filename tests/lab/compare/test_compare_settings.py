@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.made_runs import made_run
 
-from fedpw_flwr.lab.compare.history import history_of
-from fedpw_flwr.lab.compare.labels import held_images, local_training
-from fedpw_flwr.lab.compare.runs import ComparisonError, FinishedRun
+from fedpw_flwr.lab.compare.configured import held_images, local_training
+from fedpw_flwr.lab.compare.runs import FinishedRun
 from fedpw_flwr.lab.compare.settings import Setting, group_runs
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
-from fedpw_flwr.lab.runs.records import RoundRecord, RunSummary
-from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.lab.runs.records import RoundRecord
 
 
 def run(
@@ -23,26 +21,21 @@ def run(
     domains: tuple[str, ...] = ("a", "b"),
     rounds: int = 2,
     client_accuracy: list[float] | None = None,
-    finished_at: float = 0.0,
     name: str = "",
+    finished_at: float = 0.0,
     data_digest: str | None = None,
     holdings: Holdings | None = None,
     **groups: Any,
 ) -> FinishedRun:
     """A finished run whose configuration is as given."""
     strategy = {"name": "fedavg"} if strategy is None else strategy
+    accuracy, loss = dict.fromkeys(domains, 0.5), dict.fromkeys(domains, 1.0)
     records = [
-        RoundRecord(
-            number,
-            1.0,
-            dict.fromkeys(domains, 0.5),
-            dict.fromkeys(domains, 1.0),
-            client_accuracy=client_accuracy,
-        )
+        RoundRecord(number, 1.0, accuracy, loss, client_accuracy=client_accuracy)
         for number in range(rounds + 1)
     ]
     configuration = {
-        "dataset": {"_target_": "some.pictures", "folder": "/data", "domains": list(domains)},
+        "dataset": {"_target_": "some.images", "folder": "/data", "domains": list(domains)},
         "partition": {"_target_": "some.ByDomain", "clients_per_domain": 2},
         "model": {"_target_": "some.ResNet10", "width": 16},
         "strategy": strategy,
@@ -51,18 +44,14 @@ def run(
         "rounds": rounds,
         "resume": None,
     }
-    return FinishedRun(
-        folder=RunFolder(Path(f"/runs/{name or len(strategy)}_{seed}")),
-        configuration=configuration | groups,
-        summary=RunSummary.of_run(
-            records,
-            config_text="",
-            strategy=strategy.get("name", "mine"),
-            seed=seed,
-            data_digest=data_digest,
-        ),
-        history=history_of(records),
+    return made_run(
+        records,
+        configuration | groups,
+        strategy=strategy.get("name", "mine"),
+        seed=seed,
+        name=name,
         finished_at=finished_at,
+        data_digest=data_digest,
         holdings=holdings,
     )
 
@@ -81,48 +70,42 @@ def labels(setting: Setting) -> list[str]:
     return [method.label for method in setting.methods]
 
 
-# ----------------------------------------------------------------------------------- settings
+ONE: dict[str, Any] = {
+    "runtime": {"device": "cpu"},
+    "resume": None,
+    "dataset": {"folder": "/data", "download": False, "archives_folder": "/archives"},
+    "client": {"decay": [0.5, 0]},
+}
+OTHER: dict[str, Any] = {
+    "runtime": {"device": "cuda"},
+    "resume": "/runs/before",
+    "dataset": {"folder": None, "download": True, "archives_folder": "/elsewhere"},
+    "client": {"decay": [0.5, 0.0]},
+}
+# What clients evaluate, how long the server waits, and where it computes.
+ONE_WAY = {"fraction_evaluate": 0.0, "wait_for_clients": 1.0, "device": None, "beta": 1}
+ANOTHER = {"fraction_evaluate": 1.0, "wait_for_clients": 9.0, "device": "cpu", "beta": 1.0}
 
 
-def test_strategy_seed_machine_and_resuming_make_no_other_setting() -> None:
-    setting = only_setting(
-        run(),
-        run(seed=1, runtime={"device": "cuda"}),
-        run(seed=2, resume="/runs/before"),
-        run({"name": "fedpw"}, seed=3),
-    )
+def test_what_changes_no_result_makes_neither_another_setting_nor_another_method() -> None:
+    first = run({"name": "fedavg", **ONE_WAY}, **ONE)
+    second = run({"name": "fedavg", **ANOTHER, "min_evaluate_nodes": 3}, seed=1, **OTHER)
+    setting = only_setting(first, second)
+    assert labels(setting) == ["fedavg"]
+    assert list(setting.methods[0].runs) == [0, 1]
+
+
+def test_strategies_are_the_methods_of_one_setting() -> None:
+    setting = only_setting(run(), run({"name": "fedpw"}, seed=3), run(seed=1))
     assert labels(setting) == ["fedavg", "fedpw"]
-    assert list(setting.methods[0].runs) == [0, 1, 2]
+    assert [list(method.runs) for method in setting.methods] == [[0, 1], [3]]
 
 
-def test_where_data_lie_makes_no_other_setting() -> None:
-    places = (
-        {"folder": "/data", "archives_folder": "/archives", "download": False},
-        {"folder": None, "archives_folder": "/elsewhere", "download": True},
-    )
-    setting = only_setting(
-        *(
-            run(seed=seed, dataset={"name": "digits", "root": place})
-            for seed, place in enumerate(places)
-        )
-    )
-    assert len(setting.runs) == 2
-
-
-def test_archives_in_place_of_full_sets_make_another_setting() -> None:
-    settings, _ = group_runs(
-        [
-            run(dataset={"name": "cifar10", "archives_folder": folder})
-            for folder in ("/archives", None)
-        ]
-    )
-    assert [setting.label.partition(" · ")[0] for setting in settings] == [
-        "cifar10 (archives)",
-        "cifar10",
+def test_how_many_clients_train_makes_another_setting_and_no_other_method() -> None:
+    settings, _ = group_runs([run({"name": "a", "min_train_nodes": least}) for least in (2, 5)])
+    assert [setting.label.rpartition(" · ")[2] for setting in settings] == [
+        *("strategy.min_train_nodes=2", "strategy.min_train_nodes=5")
     ]
-
-
-def test_few_clients_a_round_make_another_setting_and_no_other_method() -> None:
     all_clients = {"name": "fedavg", "fraction_train": 1.0}
     some = {"name": "fedavg", "fraction_train": 0.1}
     settings, _ = group_runs([run(all_clients), run(some)])
@@ -133,31 +116,6 @@ def test_few_clients_a_round_make_another_setting_and_no_other_method() -> None:
     assert len(only_setting(run(all_clients), run({"name": "fedpw"})).methods) == 2
 
 
-def test_a_least_number_of_clients_a_round_makes_another_setting() -> None:
-    settings, _ = group_runs([run({"name": "a", "min_train_nodes": least}) for least in (2, 5)])
-    assert [setting.label.rpartition(" · ")[2] for setting in settings] == [
-        "strategy.min_train_nodes=2",
-        "strategy.min_train_nodes=5",
-    ]
-
-
-def test_what_clients_evaluate_makes_neither_another_setting_nor_another_method() -> None:
-    setting = only_setting(
-        run({"name": "fedavg", "fraction_evaluate": 0.0}),
-        run({"name": "fedavg", "fraction_evaluate": 1.0, "min_evaluate_nodes": 3}, seed=1),
-    )
-    assert labels(setting) == ["fedavg"]
-
-
-def test_numbers_are_compared_as_numbers() -> None:
-    setting = only_setting(
-        run({"name": "fedpw", "beta": 1}, client={"weight_decay": 0, "mean": [0.5, 0.0]}),
-        run({"name": "fedpw", "beta": 1.0}, seed=1, client={"weight_decay": 0.0, "mean": [0.5, 0]}),
-    )
-    assert labels(setting) == ["fedpw"]
-    assert len(setting.runs) == 2
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -166,37 +124,51 @@ def test_numbers_are_compared_as_numbers() -> None:
         {"partition": {"name": "dirichlet", "alpha": 0.1}},
         {"domains": ("a", "c")},
         {"rounds": 3},
+        {"dataset": {"name": "cifar10", "archives_folder": None}},
     ],
     ids=lambda other: next(iter(other)),
 )
 def test_anything_else_makes_another_setting(other: dict[str, Any]) -> None:
-    settings, _ = group_runs([run(), run(**other)])
+    same = {"dataset": {"name": "cifar10", "archives_folder": "/archives"}}
+    settings, _ = group_runs([run(**(same if "dataset" in other else {})), run(**other)])
     assert len(settings) == 2
     assert len({setting.label for setting in settings}) == 2
     assert len({setting.slug for setting in settings}) == 2
 
 
-def test_a_label_says_data_partition_clients_model_and_rounds() -> None:
-    assert (
-        only_setting(run()).label == "a, b · ByDomain · 4 clients · ResNet10, width=16 · 2 rounds"
-    )
-    named = run(
-        rounds=1,
-        dataset={"name": "cifar10"},
-        partition={"name": "dirichlet", "alpha": 0.1, "clients_per_domain": 10},
-        model={"name": "small"},
-    )
-    assert (
-        only_setting(named).label == "cifar10 · dirichlet, alpha=0.1 · 20 clients · small · 1 round"
-    )
+@pytest.mark.parametrize(
+    ("one", "label"),
+    [
+        ({}, "a, b · ByDomain · 4 clients · ResNet10, width=16 · 2 rounds"),
+        (
+            {
+                "rounds": 1,
+                "dataset": {"name": "cifar10"},
+                "partition": {"name": "dirichlet", "alpha": 0.1, "clients_per_domain": 10},
+                "model": {"name": "small"},
+            },
+            "cifar10 · dirichlet, alpha=0.1 · 20 clients · small · 1 round",
+        ),
+        # A data set's own partition is not repeated.
+        (
+            {"dataset": {"name": "own"}, "partition": {"name": "own"}},
+            "own · ResNet10, width=16 · 2 rounds",
+        ),
+        # Many domains are counted.
+        (
+            {"domains": tuple(f"site {number}" for number in range(9))},
+            "9 domains (site 0, site 1, site 2, …) · ByDomain · 18 clients · ResNet10, width=16 · "
+            "2 rounds",
+        ),
+    ],
+)
+def test_a_label_says_data_partition_clients_model_and_rounds(
+    one: dict[str, Any], label: str
+) -> None:
+    assert only_setting(run(**one)).label == label
 
 
-def test_a_label_does_not_repeat_a_data_set_s_own_partition() -> None:
-    own = run(dataset={"name": "embedded_digits"}, partition={"name": "embedded_digits"})
-    assert only_setting(own).label == "embedded_digits · ResNet10, width=16 · 2 rounds"
-
-
-def test_a_label_says_that_data_are_archives_and_how_many_test_pictures_there_are() -> None:
+def test_a_label_says_that_data_are_archives_and_how_many_test_images_there_are() -> None:
     several = {"_target_": "some.archives", "max_test_per_domain": 300}
     label = only_setting(run(dataset=several)).label
     assert label.startswith("a, b (archives, at most 300 test pictures a domain) · ")
@@ -251,35 +223,6 @@ def test_the_number_of_classes_is_the_configuration_s_or_the_partition_s() -> No
     assert only_setting(run()).classes is None
 
 
-def test_settings_with_one_label_are_told_apart_by_what_differs() -> None:
-    settings, _ = group_runs([run(client={"epochs": 1}), run(client={"epochs": 10})])
-    assert [setting.label.rpartition(" · ")[2] for setting in settings] == [
-        "client.epochs=1",
-        "client.epochs=10",
-    ]
-
-
-def test_many_domains_are_counted_in_the_label() -> None:
-    domains = tuple(f"hospital {number}" for number in range(9))
-    label = only_setting(run(domains=domains)).label
-    assert label.startswith("9 domains (hospital 0, hospital 1, hospital 2, …)")
-
-
-def test_clients_are_compared_before_domains_where_they_have_tests() -> None:
-    assert only_setting(run()).bases == ("domains",)
-    assert only_setting(run(domains=("a",))).bases == ()
-    assert only_setting(run(client_accuracy=[0.5, 0.6])).bases == ("clients", "domains")
-    assert only_setting(run(domains=("a",), client_accuracy=[0.5, 0.6])).bases == ("clients",)
-
-
-def test_without_runs_there_is_nothing_to_compare() -> None:
-    with pytest.raises(ComparisonError, match="no finished run"):
-        group_runs([])
-
-
-# ------------------------------------------------------------------------------------ methods
-
-
 def test_each_value_of_a_sweep_is_a_method_of_its_own() -> None:
     swept = [run({"name": "fedpw", "beta": beta}, seed=s) for beta in (10, 0.5) for s in (0, 1)]
     setting = only_setting(run(), *swept)
@@ -292,14 +235,6 @@ def test_a_key_that_some_runs_do_not_have_is_said_to_be_absent() -> None:
     assert labels(setting) == ["fedpw, max_weight=absent", "fedpw, max_weight=null"]
 
 
-def test_how_long_a_server_waits_makes_no_other_method() -> None:
-    setting = only_setting(
-        run({"name": "fedpw", "wait_for_clients": 1.0, "device": None}),
-        run({"name": "fedpw", "wait_for_clients": 9.0, "device": "cpu"}, seed=1),
-    )
-    assert labels(setting) == ["fedpw"]
-
-
 def test_of_runs_that_are_the_same_the_newest_counts_and_the_others_are_named() -> None:
     older, newer = run(finished_at=1.0, name="older"), run(finished_at=2.0, name="newer")
     for order in ((older, newer), (newer, older)):
@@ -309,10 +244,7 @@ def test_of_runs_that_are_the_same_the_newest_counts_and_the_others_are_named() 
         assert "newer_0" in repeated[0].reason
 
 
-# ----------------------------------------------------------------------------------- same data
-
-
-def test_runs_of_one_configuration_on_different_pictures_are_not_compared() -> None:
+def test_runs_of_one_configuration_on_different_images_are_not_compared() -> None:
     settings, left_out = group_runs(
         [
             run(data_digest="1a2b3c4d5e6f"),
@@ -326,32 +258,24 @@ def test_runs_of_one_configuration_on_different_pictures_are_not_compared() -> N
         "data=9f8e7d6c": ["afl", "fedpw"],
         "data=not recorded": ["term"],
     }
-    assert left_out == ()
+    assert left_out == []
 
 
-def test_runs_that_did_not_record_their_pictures_are_compared_with_those_on_the_only_ones() -> None:
+def test_runs_that_did_not_record_their_images_are_compared_with_those_on_the_only_ones() -> None:
     setting = only_setting(run(), run({"name": "fedpw"}, data_digest="1a2b3c4d5e6f"))
     assert labels(setting) == ["fedavg", "fedpw"]
     assert "data=" not in setting.label
 
 
-# ---------------------------------------------------------------------------------- reference
-
-
 def test_the_reference_is_fedavg_or_else_the_first_method() -> None:
-    setting = only_setting(run({"name": "afl"}), run(), run({"name": "fedpw"}))
-    default, wanted = setting.reference(None), setting.reference("fedpw")
-    assert default is not None
-    assert wanted is not None
-    assert (default.label, wanted.label) == ("fedavg", "fedpw")
+    fedpw, afl = run({"name": "fedpw"}), run({"name": "afl"})
+    setting = only_setting(afl, run(), fedpw)
+    assert setting.reference(None) is setting.methods[1]
+    assert setting.reference("fedpw") is setting.methods[2]
     assert setting.reference("term") is None
-    without = only_setting(run({"name": "fedpw"}), run({"name": "afl"})).reference(None)
-    assert without is not None
-    assert without.label == "afl"
-
-
-def test_a_reference_in_a_sweep_is_named_by_label_or_strategy() -> None:
-    setting = only_setting(*(run({"name": "fedpw", "beta": beta}) for beta in (0.1, 0.3)))
-    by_label, by_name = setting.reference("fedpw, beta=0.3"), setting.reference("fedpw")
-    assert by_label is setting.methods[1]
-    assert by_name is setting.methods[0]
+    without = only_setting(fedpw, afl)
+    assert without.reference(None) is without.methods[0]
+    # In a sweep it is named by its label, or by its strategy.
+    swept = only_setting(*(run({"name": "fedpw", "beta": beta}) for beta in (0.1, 0.3)))
+    assert swept.reference("fedpw, beta=0.3") is swept.methods[1]
+    assert swept.reference("fedpw") is swept.methods[0]

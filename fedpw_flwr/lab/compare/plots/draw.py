@@ -5,49 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
 
-from fedpw_flwr.lab.compare.formats import percent
+from fedpw_flwr.lab.compare.figures import percent
 from fedpw_flwr.lab.compare.plots.curves import curves_figure
 from fedpw_flwr.lab.compare.plots.domains import domains_figure
 from fedpw_flwr.lab.compare.plots.fairness import fairness_figure
 from fedpw_flwr.lab.compare.plots.looks import Look
+from fedpw_flwr.lab.compare.plots.page import STYLE
 from fedpw_flwr.lab.compare.plots.rounds_to_target import rounds_to_target_figure
 from fedpw_flwr.lab.compare.plots.weights import weights_figure
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import Window
 from fedpw_flwr.lab.runs.run_folder import atomic_file
 
-__all__ = ["draw_setting", "write_plots"]
-
 DPI = 150
 
 
+def write_plots(
+    folder: Path, setting: Setting, looks: Mapping[str, Look], window: Window, target: float
+) -> dict[Path, str]:
+    """Draw a setting's plots as PNG files and return their captions by path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = {}
+    for name, (figure, caption) in draw_setting(setting, looks, window, target).items():
+        with atomic_file(folder / name) as partial:
+            figure.savefig(partial, format="png", dpi=DPI)
+        captions[folder / name] = caption
+    return captions
+
+
+@matplotlib.rc_context(STYLE)
 def draw_setting(
     setting: Setting, looks: Mapping[str, Look], window: Window, target: float
 ) -> dict[str, tuple[Figure, str]]:
-    """Draw all plots that a setting's runs have the figures for.
+    """Draw all plots that a setting's runs have the figures for, with captions by file name.
 
-    Parameters
-    ----------
-    setting : Setting
-        The runs.
-    looks : Mapping[str, Look]
-        By the methods' labels.
-    window : Window
-        Which rounds the plots of final accuracies are about.
-    target : float
-        Mean accuracy to be reached, in percent; NaN: no plot of it.
-
-    Returns
-    -------
-    dict[str, tuple[Figure, str]]
-        Figure and caption by file name. Where accuracies are known over clients and over several
-        domains, the plots over domains have names of their own (``fairness_domains.png``).
+    Final accuracies are those of the window; a target of NaN has no plot. Where accuracies are
+    known over clients and over several domains, the plots over domains have names of their own
+    (``fairness_domains.png``).
     """
     figures: dict[str, tuple[Figure | None, str]] = {}
-    for place, basis in enumerate(setting.bases):
-        suffix = "" if place == 0 else f"_{basis}"
+    for basis in setting.bases:
+        suffix = "" if basis == setting.bases[0] else f"_{basis}"
         figures[f"fairness{suffix}.png"] = (
             fairness_figure(setting, looks, basis, window),
             f"Mean accuracy against standard deviation over {basis}, {window.label}; small "
@@ -57,7 +58,7 @@ def draw_setting(
             curves_figure(setting, looks, basis),
             f"Accuracy over {basis}, round by round; bands from the lowest to the highest seed",
         )
-    if "curves.png" not in figures or (len(setting.domains) == 1 and setting.bases):
+    if "domains" not in setting.bases:
         suffix = "_test_set" if setting.bases else ""
         figures[f"curves{suffix}.png"] = (
             curves_figure(setting, looks, "domains"),
@@ -75,19 +76,4 @@ def draw_setting(
         weights_figure(setting),
         "Aggregation weights over rounds, mean over seeds",
     )
-    return {
-        name: (figure, caption) for name, (figure, caption) in figures.items() if figure is not None
-    }
-
-
-def write_plots(
-    folder: Path, setting: Setting, looks: Mapping[str, Look], window: Window, target: float
-) -> dict[Path, str]:
-    """Draw a setting's plots as PNG files and return their captions by path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    captions = {}
-    for name, (figure, caption) in draw_setting(setting, looks, window, target).items():
-        with atomic_file(folder / name) as partial:
-            figure.savefig(partial, format="png", dpi=DPI)
-        captions[folder / name] = caption
-    return captions
+    return {name: (figure, text) for name, (figure, text) in figures.items() if figure is not None}

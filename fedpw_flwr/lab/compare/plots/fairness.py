@@ -6,24 +6,18 @@ A method's mean accuracy against the standard deviation between those it serves,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedpw_flwr.lab.compare.figures import Basis
-from fedpw_flwr.lab.compare.formats import number, percent
+from fedpw_flwr.lab.compare.figures import Basis, number, percent
 from fedpw_flwr.lab.compare.plots.looks import Look
 from fedpw_flwr.lab.compare.plots.page import new_page, widest
 from fedpw_flwr.lab.compare.settings import Setting
-from fedpw_flwr.lab.compare.statistics import (
-    Window,
-    near_chance,
-    over_seeds,
-)
-from fedpw_flwr.lab.plots.panels import INK, LABEL_PITCH, LABEL_SIZE, spread_out
-
-__all__ = ["fairness_figure"]
+from fedpw_flwr.lab.compare.statistics import Window, near_chance, over_seeds
+from fedpw_flwr.lab.plots.panels import LABEL_PITCH, spread_out
 
 WIDTH, LEADER = 5.2, 0.55  # inches
 
@@ -34,7 +28,7 @@ def fairness_figure(
     """Draw the methods that have figures over `basis`; None if none has."""
     if f"{basis}.mean" not in setting.rounds_of_runs:
         return None
-    runs = window.of(setting.rounds_of_runs)[[f"{basis}.mean", f"{basis}.std"]]
+    runs = window.of(setting)[[f"{basis}.mean", f"{basis}.std"]]
     runs.columns = ["mean", "std"]
     points = over_seeds(runs)[0].dropna()
     if points.empty:
@@ -58,41 +52,18 @@ def fairness_figure(
         height=max(3.6, (len(points) + 1) * LABEL_PITCH / 72) + 0.2,
         labels=(f"mean accuracy over {basis} (%)", f"STD over {basis} (points)"),
     )
-    axes.grid(axis="x", color="#E4E4E4", linewidth=0.8)
-    for label in points.index:
-        _draw_method(axes, looks[label], runs.loc[label], points.loc[label])
+    axes.grid(axis="x")
+    for label, mean, std in points.itertuples():
+        own, look = runs.loc[label], looks[label]
+        if len(own) > 1:
+            look.draw_points(axes, own["mean"], own["std"], 4.5, alpha=0.55, zorder=3)
+        look.draw_points(axes, [mean], [std], 10.0, edge=1.0, zorder=4)
     axes.margins(0.08)
     _leave_room(axes)
     # Labels are moved apart by heights that only the layout gives.
     figure.draw_without_rendering()
     _write_labels(axes, looks, points, texts)
     return figure
-
-
-def _draw_method(axes: Axes, look: Look, seeds: pd.DataFrame, center: pd.Series) -> None:
-    if len(seeds) > 1:
-        axes.plot(
-            seeds["mean"],
-            seeds["std"],
-            linestyle="",
-            marker=look.marker,
-            markersize=4.5 * look.marker_size,
-            markerfacecolor=look.color,
-            markeredgewidth=0,
-            alpha=0.55,
-            zorder=3,
-        )
-    axes.plot(
-        [center["mean"]],
-        [center["std"]],
-        linestyle="",
-        marker=look.marker,
-        markersize=10.0 * look.marker_size,
-        markerfacecolor=look.color,
-        markeredgecolor="white",
-        markeredgewidth=1.0,
-        zorder=4,
-    )
 
 
 def _leave_room(axes: Axes) -> None:
@@ -107,42 +78,14 @@ def _write_labels(
     axes: Axes, looks: Mapping[str, Look], points: pd.DataFrame, texts: Mapping[str, str]
 ) -> None:
     """Name the markers right of the axes, each led to by a thin line, so that no name hides any."""
-    height = axes.bbox.height / axes.figure.dpi
-    low, high = axes.get_ylim()
-    heights = [(std - low) / (high - low) for std in points["std"]]
-    left, right = axes.get_xlim()
-    placed = spread_out(heights, LABEL_PITCH / 72 / height)
-    for (label, mean), own, place in zip(points["mean"].items(), heights, placed, strict=True):
+    in_axes = axes.transData + axes.transAxes.inverted()
+    starts, heights = in_axes.transform(points.to_numpy()).T
+    placed = spread_out(heights, LABEL_PITCH / 72 / (axes.bbox.height / axes.figure.dpi))
+    outside: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
+    for label, start, own, height in zip(points.index, starts, heights, placed, strict=True):
         look = looks[label]
-        start = (mean - left) / (right - left)
-        axes.plot(
-            [start, 1.0, 1.0 + 0.15 / WIDTH, 1.0 + 0.25 / WIDTH],
-            [own, own, place, place],
-            color=look.color,
-            linewidth=0.7,
-            alpha=0.6,
-            transform=axes.transAxes,
-            clip_on=False,
-            zorder=2,
-        )
-        axes.plot(
-            [1.0 + 0.38 / WIDTH],
-            [place],
-            linestyle="",
-            marker=look.marker,
-            markersize=7.0 * look.marker_size,
-            markerfacecolor=look.color,
-            markeredgewidth=0,
-            transform=axes.transAxes,
-            clip_on=False,
-        )
-        axes.text(
-            1.0 + LEADER / WIDTH,
-            float(place),
-            texts[label],
-            transform=axes.transAxes,
-            va="center_baseline",
-            fontsize=LABEL_SIZE,
-            color=INK,
-            parse_math=False,
-        )
+        across = [start, 1.0, 1.0 + 0.15 / WIDTH, 1.0 + 0.25 / WIDTH]
+        level = [own, own, height, height]
+        axes.plot(across, level, color=look.color, linewidth=0.7, alpha=0.6, zorder=2, **outside)
+        look.draw_points(axes, [1.0 + 0.38 / WIDTH], [height], 7.0, **outside)
+        axes.text(1.0 + LEADER / WIDTH, height, texts[label], va="center_baseline", **outside)

@@ -9,55 +9,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 from fedpw_flwr.lab.compare.plots.page import shortened
 from fedpw_flwr.lab.plots.panels import INK, PALETTE, LineStyle
 
-__all__ = ["Look", "give_looks"]
-
 COLORS = (INK, *PALETTE)
-MARKERS = {
-    **{"o": 1.0, "s": 0.9, "^": 1.1, "D": 0.8, "v": 1.1, "P": 1.05, "X": 1.05, "<": 1.1},
-    **{"p": 1.1, ">": 1.1, "*": 1.45, "h": 1.05, "d": 1.05},
-}
+MARKERS = "os^DvPX<p>*hd"
+# What a marker's size is multiplied by to look as large as the others.
+SIZES = (1.0, 0.9, 1.1, 0.8, 1.1, 1.05, 1.05, 1.1, 1.1, 1.1, 1.45, 1.05, 1.05)
 LINE_STYLES: tuple[LineStyle, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn.
+    """How one method is drawn."""
 
-    Attributes
-    ----------
-    label : str
-        Its name, shortened.
-    color : str
-        Hexadecimal.
-    marker : str
-        As matplotlib names it.
-    marker_size : float
-        What its size is to be multiplied by to look as large as the others.
-    style : LineStyle
-        Of its line.
-    """
-
-    label: str
+    label: str  # its name, shortened
     color: str
     marker: str
-    marker_size: float
     style: LineStyle
+
+    def draw_points(
+        self, axes: Axes, x: ArrayLike, y: ArrayLike, size: float, edge: float = 0.0, **more: Any
+    ) -> None:
+        """Draw its marker at points, in white edges; `size` is as large for every marker."""
+        (line,) = axes.plot(x, y, self.marker, color=self.color, markeredgewidth=edge, **more)
+        line.set_markersize(size * SIZES[MARKERS.index(self.marker)])
 
 
 def give_looks(labels: Sequence[str]) -> dict[str, Look]:
     """Give each label of a method a look; the same order gives the same looks."""
-    markers = list(MARKERS.items())
     return {
         label: Look(
             label=shortened(label),
-            color=COLORS[place % len(COLORS)],
-            marker=markers[place % len(markers)][0],
-            marker_size=markers[place % len(markers)][1],
-            style=LINE_STYLES[place // len(COLORS) % len(LINE_STYLES)],
+            color=COLORS[index % len(COLORS)],
+            marker=MARKERS[index % len(MARKERS)],
+            style=LINE_STYLES[index // len(COLORS) % len(LINE_STYLES)],
         )
-        for place, label in enumerate(dict.fromkeys(labels))
+        for index, label in enumerate(dict.fromkeys(labels))
     }
