@@ -1,76 +1,69 @@
-"""What each setting of this package's strategies, partitions, models and data sets may be.
+"""What each setting of a run may be, as data: the one definition that every check reads.
 
-The classes themselves check what they are given, but they stand on PyTorch and Flower, which take
-seconds to import. These rules say the same of single values without either, so that the command
-refuses ``strategy.beta=7`` at once and by its key, and a class that this package does not have.
-``tests/experiment/test_setting_rules.py`` holds them against the classes. What is not of this
-package has no rules here.
+The run, its runtime and its clients are checked with these rules alone. Strategies, models and data
+sets also check themselves, but they need PyTorch, which takes seconds to import: the rules refuse
+``strategy.beta=7`` at once, by its key. ``tests/lab/config/test_setting_rules.py`` holds them
+against the classes. An object that is not of this package has no rules here.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RULES", "Rule", "broken_rules"]
+from fedpw_flwr.lab.training.precision import PRECISIONS
+
+__all__ = ["CLIENT", "GROUPS", "RULES", "RUN", "RUNTIME", "Rule", "broken_rules", "wrong_settings"]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value may be.
-
-    Attributes
-    ----------
-    words : str
-        Completes "it must be ...".
-    allows : Callable[[Any], bool]
-        Says whether a value may be used.
-    """
+    """What a value may be: `words` completes "it must be ...", `allows` tests a value."""
 
     words: str
     allows: Callable[[Any], bool]
 
 
 def broken_rules(group: str, settings: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a group's settings, each with its key; empty where nothing is.
-
-    Parameters
-    ----------
-    group : str
-        Its key in the configuration.
-    settings : Mapping[str, Any]
-        What it is built from, ``_target_`` included.
-    """
+    """Return what is wrong with a group's settings (``_target_`` included), each with its key."""
     module, _, target = str(settings.get("_target_")).rpartition(".")
-    if group not in RULES or module.split(".")[0] != "fedpw_flwr":
+    package, *inside = module.split(".")
+    if not package.isidentifier() or find_spec(package) is None:
+        return [
+            f"{group}._target_={module}.{target}: there is no module {package}: correct the name, "
+            "or add the folder that holds it to PYTHONPATH"
+        ]
+    if package != "fedpw_flwr":
         return []
+    path = Path(__file__).parents[2].joinpath(*inside)
     rules = RULES[group].get(target)
-    if rules is None or not _names(module, target):
+    if rules is None or not (path.is_dir() or path.with_suffix(".py").is_file()):
         return [
             f"{group}._target_={module}.{target}: this package has no such {group}: choose one of "
             f"conf/{group}/ by its file name, or one of {', '.join(RULES[group])} in its module"
         ]
     given = {key: value for key, value in settings.items() if not key.startswith("_")}
+    return wrong_settings(given, rules, f"{group}.", of=target)
+
+
+def wrong_settings(
+    given: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str = "", of: str = "a run"
+) -> list[str]:
+    """Return what is wrong with the given values: keys without a rule, and broken rules."""
     unknown = [
-        f"{group}.{key} is no setting of {target}: leave it out. There are {', '.join(rules)}"
-        for key in given.keys() - rules.keys()
+        f"{prefix}{key} is no setting of {of}: leave it out. There are {', '.join(rules)}"
+        for key in given
+        if key not in rules
     ]
     return unknown + [
-        f"{group}.{key} must be {rules[key].words}, got {value!r}"
+        f"{prefix}{key} must be {rules[key].words}, got {value!r}"
         for key, value in given.items()
         if key in rules and not _is_built(value) and not rules[key].allows(value)
     ]
-
-
-def _names(module: str, name: str) -> bool:
-    """Return whether the text of one of this package's modules has a name."""
-    place = Path(__file__).parents[2].joinpath(*module.split(".")[1:])
-    files = [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
-    return any(re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) for file in files)
 
 
 def _is_built(value: object) -> bool:
@@ -125,7 +118,7 @@ def _list_of(each: Rule) -> Rule:
         names = [one for one in value if isinstance(one, str)]
         return len(names) == len(set(names))
 
-    return Rule(f"a list, in each place {each.words}, and no name twice", allows)
+    return Rule(f"a list with at least one entry, each {each.words}, and no name twice", allows)
 
 
 def _for_each_domain(rule: Rule) -> Rule:
@@ -149,6 +142,47 @@ _NOT_NEGATIVE = _number(0)
 _BOUND = _or_null(_number(1))
 _RESCALE = _one_of("none", "mean")
 _NORMALISATION = _one_of("batch", "group", "none")
+_GROUP = Rule("a group of settings", lambda value: isinstance(value, dict))
+
+GROUPS = ("dataset", "model", "partition", "client", "strategy")
+"""Groups of a configuration that describe an object."""
+
+RUN: dict[str, Rule] = {
+    "seed": Rule(
+        f"a whole number of at least 0 and at most 2**64 - 1 = {2**64 - 1}",
+        lambda value: _FROM_ZERO.allows(value) and value < 2**64,
+    ),
+    "rounds": _COUNT,
+    "resume": _or_null(_TEXT),
+    **dict.fromkeys((*GROUPS, "runtime"), _GROUP),
+}
+"""Rules of the top-level keys."""
+
+RUNTIME: dict[str, Rule] = {
+    "device": _TEXT,
+    "cpus_per_client": _COUNT,
+    "gpus_per_client": _NOT_NEGATIVE,
+    "total_cpus": _or_null(_COUNT),
+    "ray_address": _or_null(_TEXT),
+    "connect_timeout": _number(0, above=True, infinite=True),
+    "round_timeout": _number(0, above=True, infinite=True),
+    "profile": _SWITCH,
+    "checkpoint_every": _COUNT,
+}
+"""Rules of `RuntimeSettings`, which also checks what its values have to do with each other."""
+
+CLIENT: dict[str, Rule] = {
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "learning_rate": _POSITIVE,
+    "momentum": _BELOW_ONE,
+    "weight_decay": _NOT_NEGATIVE,
+    "crop_padding": _FROM_ZERO,
+    "precision": _one_of(*PRECISIONS),
+    "compile": _SWITCH,
+    "horizontal_flip": _SWITCH,
+}
+"""Rules of `ClientSettings`."""
 
 _FEDAVG = {
     "fraction_train": _SHARE,
@@ -164,7 +198,7 @@ _FEDAVG = {
     "train_loss_key": _TEXT,
 }
 _PARTITION = {"clients_per_domain": _COUNT, "test_share": _BELOW_ONE}
-_PICTURES = {
+_IMAGES = {
     "image_size": _COUNT,
     "channels": _one_of(1, 3),
     "num_classes": _COUNT,
@@ -176,6 +210,7 @@ _MODEL = {"num_classes": _COUNT, "in_channels": _COUNT}
 _RESNET10 = {**_MODEL, "width": _COUNT, "normalisation": _NORMALISATION}
 
 RULES: dict[str, dict[str, dict[str, Rule]]] = {
+    "client": {"ClientSettings": CLIENT},
     "strategy": {
         "FedPW": {
             **_FEDAVG,
@@ -257,13 +292,13 @@ RULES: dict[str, dict[str, dict[str, Rule]]] = {
             "domains": _list_of(_one_of("scans", "textured", "blurred", "fonts")),
             "image_size": _number(8, whole=True),
         },
-        "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_PICTURES},
+        "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_IMAGES},
         "named_set": {
             "domains": _list_of(_TEXT),
             "folder": _TEXT,
             "archives_folder": _or_null(_TEXT),
             "download": _SWITCH,
-            **_PICTURES,
+            **_IMAGES,
             "test_share": _number(0, 1, above=True, below=True),
             "syn": _one_of("rendered", "folder"),
             "syn_train": _COUNT,

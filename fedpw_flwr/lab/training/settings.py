@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from fedpw_flwr.lab.training.precision import PRECISIONS, Precision
+from fedpw_flwr.lab.config.setting_rules import CLIENT, wrong_settings
+from fedpw_flwr.lab.training.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -54,31 +54,6 @@ class ClientSettings:
     horizontal_flip: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"client.{name} must be an integer of at least {least}, got {value!r}"
-                )
-        for name in ("learning_rate", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"client.{name} must be a number, got {value!r}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"client.learning_rate must be above 0 and finite, got {self.learning_rate}"
-            )
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"client.momentum must be in [0, 1), got {self.momentum}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(
-                f"client.weight_decay must be at least 0 and finite, got {self.weight_decay}"
-            )
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"client.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
-            )
-        for name in ("compile", "horizontal_flip"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ValueError(f"client.{name} must be true or false, got {value!r}")
+        wrong = wrong_settings(vars(self), CLIENT, "client.")
+        if wrong:
+            raise ValueError("\n".join(wrong))
