@@ -41,19 +41,24 @@ def _finish(folder: Path, configuration: DictConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", ["seed=1", "rounds=31", "strategy=fedavg", "strategy.beta=0.2", "client.epochs=3"]
+    ("overrides", "is_another"),
+    [
+        ("seed=1", True),
+        ("rounds=31", True),
+        ("strategy=fedavg", True),
+        ("strategy.beta=0.2", True),
+        ("client.epochs=3", True),
+        ("runtime.total_cpus=1", False),
+        ("runtime.profile=true", False),
+        ("strategy.wait_for_clients=5", False),
+    ],
 )
-def test_what_changes_results_changes_the_fingerprint_and_the_folder(overrides: str) -> None:
+def test_a_run_is_another_where_something_changes_its_results(
+    overrides: str, is_another: bool
+) -> None:
     plain, changed = _configuration(), _configuration(overrides)
-    assert results_fingerprint(plain) != results_fingerprint(changed)
-    assert run_name(plain) != run_name(changed)
-
-
-@pytest.mark.parametrize(
-    "overrides", ["runtime.total_cpus=1", "runtime.profile=true", "strategy.wait_for_clients=5"]
-)
-def test_where_and_how_fast_a_run_goes_is_no_part_of_its_fingerprint(overrides: str) -> None:
-    assert results_fingerprint(_configuration()) == results_fingerprint(_configuration(overrides))
+    assert (results_fingerprint(plain) != results_fingerprint(changed)) is is_another
+    assert (run_name(plain) != run_name(changed)) is is_another
 
 
 def test_archives_in_place_of_a_full_set_are_another_run_wherever_they_lie() -> None:
@@ -75,17 +80,13 @@ def test_the_fingerprint_is_that_of_the_configuration_a_run_leaves(tmp_path: Pat
 def test_a_finished_run_is_found_under_any_name(tmp_path: Path) -> None:
     configuration = _configuration("rounds=3")
     _finish(tmp_path / "of last week" / "called otherwise", configuration)
-    sweep = _sweep(tmp_path)
+    sweep, longer = _sweep(tmp_path), _configuration("rounds=4")
     found = sweep.finished(configuration)
     assert found == tmp_path / "of last week" / "called otherwise"
-    assert sweep.finished(_configuration("rounds=4")) is None
-
-
-def test_a_run_that_another_sweep_ended_meanwhile_is_seen(tmp_path: Path) -> None:
-    configuration, sweep = _configuration("rounds=3"), _sweep(tmp_path)
-    assert sweep.finished(configuration) is None
-    _finish(tmp_path / run_name(configuration), configuration)
-    assert sweep.finished(configuration) == tmp_path / run_name(configuration)
+    assert sweep.finished(longer) is None
+    # Another sweep ends it meanwhile.
+    _finish(tmp_path / run_name(longer), longer)
+    assert sweep.finished(longer) == tmp_path / run_name(longer)
 
 
 def test_a_folder_that_is_no_run_is_passed_over(tmp_path: Path) -> None:

@@ -17,7 +17,17 @@ from typing import Any
 
 from fedpw_flwr.lab.training.precision import PRECISIONS
 
-__all__ = ["CLIENT", "GROUPS", "RULES", "RUN", "RUNTIME", "Rule", "broken_rules", "wrong_settings"]
+__all__ = [
+    "CLIENT",
+    "GROUPS",
+    "OWN",
+    "RUN",
+    "RUNTIME",
+    "SHARED",
+    "Rule",
+    "broken_rules",
+    "wrong_settings",
+]
 
 
 @dataclass(frozen=True)
@@ -40,14 +50,14 @@ def broken_rules(group: str, settings: Mapping[str, Any]) -> list[str]:
     if package != "fedpw_flwr":
         return []
     path = Path(__file__).parents[2].joinpath(*inside)
-    rules = RULES[group].get(target)
-    if rules is None or not (path.is_dir() or path.with_suffix(".py").is_file()):
+    own = OWN[group].get(target)
+    if own is None or not (path.is_dir() or path.with_suffix(".py").is_file()):
         return [
             f"{group}._target_={module}.{target}: this package has no such {group}: choose one of "
-            f"conf/{group}/ by its file name, or one of {', '.join(RULES[group])} in its module"
+            f"conf/{group}/ by its file name, or one of {', '.join(OWN[group])} in its module"
         ]
     given = {key: value for key, value in settings.items() if not key.startswith("_")}
-    return wrong_settings(given, rules, f"{group}.", of=target)
+    return wrong_settings(given, SHARED[group] | own, f"{group}.", of=target)
 
 
 def wrong_settings(
@@ -139,6 +149,7 @@ _SHARE = _number(0, 1)
 _BELOW_ONE = _number(0, 1, below=True)
 _POSITIVE = _number(0, above=True)
 _NOT_NEGATIVE = _number(0)
+_ABOVE_ZERO_TO_ONE = _number(0, 1, above=True)
 _BOUND = _or_null(_number(1))
 _RESCALE = _one_of("none", "mean")
 _NORMALISATION = _one_of("batch", "group", "none")
@@ -184,20 +195,6 @@ CLIENT: dict[str, Rule] = {
 }
 """Rules of `ClientSettings`."""
 
-_FEDAVG = {
-    "fraction_train": _SHARE,
-    "fraction_evaluate": _SHARE,
-    "min_train_nodes": _FROM_ZERO,
-    "min_evaluate_nodes": _FROM_ZERO,
-    "min_available_nodes": _FROM_ZERO,
-    "weighted_by_key": _TEXT,
-    "arrayrecord_key": _TEXT,
-    "configrecord_key": _TEXT,
-    "train_metrics_aggr_fn": _ANYTHING,
-    "evaluate_metrics_aggr_fn": _ANYTHING,
-    "train_loss_key": _TEXT,
-}
-_PARTITION = {"clients_per_domain": _COUNT, "test_share": _BELOW_ONE}
 _IMAGES = {
     "image_size": _COUNT,
     "channels": _one_of(1, 3),
@@ -206,16 +203,35 @@ _IMAGES = {
     "mean": _or_null(_list_of(_number())),
     "std": _or_null(_list_of(_POSITIVE)),
 }
-_MODEL = {"num_classes": _COUNT, "in_channels": _COUNT}
-_RESNET10 = {**_MODEL, "width": _COUNT, "normalisation": _NORMALISATION}
+_RESNET10 = {"width": _COUNT, "normalisation": _NORMALISATION}
 
-RULES: dict[str, dict[str, dict[str, Rule]]] = {
+SHARED: dict[str, dict[str, Rule]] = {
+    "strategy": {
+        "fraction_train": _SHARE,
+        "fraction_evaluate": _SHARE,
+        "min_train_nodes": _FROM_ZERO,
+        "min_evaluate_nodes": _FROM_ZERO,
+        "min_available_nodes": _FROM_ZERO,
+        "weighted_by_key": _TEXT,
+        "arrayrecord_key": _TEXT,
+        "configrecord_key": _TEXT,
+        "train_metrics_aggr_fn": _ANYTHING,
+        "evaluate_metrics_aggr_fn": _ANYTHING,
+        "train_loss_key": _TEXT,
+    },
+    "partition": {"clients_per_domain": _COUNT, "test_share": _BELOW_ONE},
+    "model": {"num_classes": _COUNT, "in_channels": _COUNT},
+    "dataset": {},
+    "client": {},
+}
+"""Rules of the settings that all objects of a group have."""
+
+OWN: dict[str, dict[str, dict[str, Rule]]] = {
     "client": {"ClientSettings": CLIENT},
     "strategy": {
         "FedPW": {
-            **_FEDAVG,
             "avg_drop_rate": _BELOW_ONE,
-            "beta": _number(0, 1, above=True),
+            "beta": _ABOVE_ZERO_TO_ONE,
             "clip_weights": _SWITCH,
             "adjust_parameters": _SWITCH,
             "adapt_weights": _SWITCH,
@@ -233,59 +249,38 @@ RULES: dict[str, dict[str, dict[str, Rule]]] = {
             "when_missing": _one_of("stop", "continue"),
             "seed": _or_null(_number(whole=True)),
         },
-        "FedAvg": _FEDAVG,
-        "EqualFedAvg": _FEDAVG,
-        "FedProx": {**_FEDAVG, "proximal_mu": _NOT_NEGATIVE},
-        "AFL": {**_FEDAVG, "lambda_step": _POSITIVE},
-        "TERM": {**_FEDAVG, "t": _number()},
-        "QFedAvg": {
-            **_FEDAVG,
-            "client_learning_rate": _POSITIVE,
-            "q": _NOT_NEGATIVE,
-            "rescale": _RESCALE,
-        },
-        "FedHEAL": {**_FEDAVG, "tau": _BELOW_ONE, "beta": _SHARE},
+        "FedAvg": {},
+        "EqualFedAvg": {},
+        "FedProx": {"proximal_mu": _NOT_NEGATIVE},
+        "AFL": {"lambda_step": _POSITIVE},
+        "TERM": {"t": _number()},
+        "QFedAvg": {"client_learning_rate": _POSITIVE, "q": _NOT_NEGATIVE, "rescale": _RESCALE},
+        "FedHEAL": {"tau": _BELOW_ONE, "beta": _SHARE},
         "FedMGDAPlus": {
-            **_FEDAVG,
             "epsilon": _SHARE,
             "server_learning_rate": _POSITIVE,
-            "decay": _number(0, 1, above=True),
+            "decay": _ABOVE_ZERO_TO_ONE,
             "rescale": _RESCALE,
         },
-        "FedAvgM": {**_FEDAVG, "server_learning_rate": _POSITIVE, "server_momentum": _BELOW_ONE},
-        "FedAdam": {
-            **_FEDAVG,
-            "eta": _POSITIVE,
-            "beta_1": _BELOW_ONE,
-            "beta_2": _BELOW_ONE,
-            "tau": _POSITIVE,
-        },
+        "FedAvgM": {"server_learning_rate": _POSITIVE, "server_momentum": _BELOW_ONE},
+        "FedAdam": {"eta": _POSITIVE, "beta_1": _BELOW_ONE, "beta_2": _BELOW_ONE, "tau": _POSITIVE},
     },
     "partition": {
         "ByDomain": {
-            **_PARTITION,
             "train_per_client": _or_null(_for_each_domain(_COUNT)),
-            "share": _or_null(_number(0, 1, above=True)),
+            "share": _or_null(_ABOVE_ZERO_TO_ONE),
         },
-        "Dirichlet": {
-            **_PARTITION,
-            "alpha": _number(0, above=True, infinite=True),
-            "min_pictures": _COUNT,
-        },
-        "Pathological": {**_PARTITION, "classes_per_client": _COUNT},
-        "Shards": {**_PARTITION, "shards_per_client": _COUNT},
+        "Dirichlet": {"alpha": _number(0, above=True, infinite=True), "min_pictures": _COUNT},
+        "Pathological": {"classes_per_client": _COUNT},
+        "Shards": {"shards_per_client": _COUNT},
     },
     "model": {
         "ResNet10": _RESNET10,
         "ResNet": {**_RESNET10, "depth": _one_of(10, 12, 18, 20, 34)},
         "SmallCNN": _RESNET10,
-        "McMahanCNN": {
-            **_MODEL,
-            "image_size": _number(4, whole=True),
-            "normalisation": _NORMALISATION,
-        },
-        "MLP": {**_MODEL, "image_size": _COUNT, "width": _COUNT},
-        "torchvision_resnet18": {**_MODEL, "normalisation": _NORMALISATION},
+        "McMahanCNN": {"image_size": _number(4, whole=True), "normalisation": _NORMALISATION},
+        "MLP": {"image_size": _COUNT, "width": _COUNT},
+        "torchvision_resnet18": {"normalisation": _NORMALISATION},
     },
     "dataset": {
         "embedded_digits": {
@@ -306,4 +301,4 @@ RULES: dict[str, dict[str, dict[str, Rule]]] = {
         },
     },
 }
-"""Rules by group, by the name of what is built, and of its argument."""
+"""Rules of an object's further settings, by group and by the name of what is built."""

@@ -1,18 +1,18 @@
 """Show how a run fares while it runs.
 
-The server writes one line a round to `metrics.jsonl`; the command reads it, because the two are
-different processes and the file is there anyway. On a terminal that is a bar with the figures that
-matter for fairness, in a pipe or a CI log one plain line a round: between domains, or, where there
-is one only, between the clients. A run that is profiled says at its end where the time went.
+The server writes one line per round to `metrics.jsonl`, and the command, another process, reads it.
+A terminal shows a bar with the figures that matter for fairness, a pipe or a CI log one plain line
+per round: between domains, or, where there is only one, between the clients. A run that is profiled
+says at its end where the time went.
 """
 
+import contextlib
 import json
 import statistics
 import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
@@ -26,26 +26,17 @@ _WIDTH_WITH_BAR = 100
 
 
 class RoundLines:
-    """Read the lines of a `metrics.jsonl` as they are written.
-
-    Parameters
-    ----------
-    path : Path
-        The file; need not exist yet.
-    """
+    """Read the lines of a `metrics.jsonl` as they are written; the file need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
 
     def read_new(self) -> list[dict[str, Any]]:
-        """Return the rounds completed since the last call.
+        """Return the rounds completed since the last call, one dictionary per line.
 
-        Returns
-        -------
-        list[dict[str, Any]]
-            One dictionary a line. A last line that is not complete yet comes with a later call; a
-            complete line that is no JSON object is left out.
+        A last line that is not complete yet comes with a later call; a complete line that is no
+        JSON object is left out.
         """
         try:
             with self.path.open("rb") as file:
@@ -61,16 +52,9 @@ class RoundLines:
 
 
 class RunProgress:
-    """A progress display for one run; a context manager.
+    """A progress display for one run of so many rounds; a context manager.
 
-    Parameters
-    ----------
-    metrics_file : Path
-        The run's `metrics.jsonl`.
-    rounds : int
-        Number of rounds the run will have.
-    console : Console | None (default: None)
-        Where to write. By default standard output; a bar where that is a terminal, lines elsewhere.
+    It writes on standard output if not told otherwise: a bar on a terminal, lines elsewhere.
     """
 
     def __init__(self, metrics_file: Path, rounds: int, console: Console | None = None) -> None:
@@ -101,23 +85,12 @@ class RunProgress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     def say(self, phase: str) -> None:
-        """Tell what is going on while there is no round to show.
-
-        Parameters
-        ----------
-        phase : str
-            A few words, for example "starting Flower".
-        """
+        """Tell in a few words what is going on while there is no round to show."""
         if self._bar is not None:
             self._bar.update(self._task, description=phase)
         else:
@@ -133,22 +106,26 @@ class RunProgress:
         if not isinstance(number, int):
             return
         if self._first is None:
-            self._warn_of_scarce_pictures()
+            self._warn_of_scarce_images()
         self._latest = (number, time.monotonic())
         self._first = self._first or self._latest
+
+        # The round's figures
+        done, figures, left = f"round {number}/{self.rounds}", _figures(record), self._time_left()
         if self._bar is not None:
             self._bar.update(
                 self._task,
-                description=f"round {number}/{self.rounds}",
+                description=done,
                 completed=number,
                 total=self.rounds,
-                figures=f"{_figures(record)}  {self._time_left()}",
+                figures=f"{figures}  {left}",
             )
         else:
             seconds = _number(record.get("seconds"))
             took = "" if seconds is None else f"  {seconds:.1f} s"
-            line = f"round {number}/{self.rounds}  {_figures(record)}{took}  {self._time_left()}"
-            self._print(line.rstrip())
+            self._print(f"{done}  {figures}{took}  {left}".rstrip())
+
+        # Who is missing in it
         left_out = sum(_number(record.get(key)) or 0 for key in ("quarantined", "failed"))
         if left_out:
             replies = "1 reply" if left_out == 1 else f"{left_out:.0f} replies"
@@ -163,13 +140,15 @@ class RunProgress:
             self._most_empty = empty
             clients = "1 client" if empty == 1 else f"{empty:.0f} clients"
             self._print(f"round {number} left out {clients} without data; flower.log says which")
-        if (profile := _profile(record)) is not None:
-            self._profiles[number] = profile
+
+        # Where the time went
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            self._profiles[number] = RoundProfile.from_json(record["profile"])
         if number == self.rounds and self._profiles:
             for sentence in MeanProfile.of_rounds(self._profiles).sentences():
                 self._print(sentence)
 
-    def _warn_of_scarce_pictures(self) -> None:
+    def _warn_of_scarce_images(self) -> None:
         try:
             holdings = RunFolder(self._metrics_file.parent).read_holdings()
         except RunFolderError:
@@ -178,7 +157,7 @@ class RunProgress:
         if scarce:
             listed = ", ".join(f"{domain} ({each})" for domain, each in scarce.items())
             self._print(
-                f"warning: clients train on fewer pictures than there are classes: {listed}; fewer "
+                f"warning: clients train on fewer images than there are classes: {listed}; fewer "
                 "clients, a larger share of the data (partition.share, partition.train_per_client) "
                 "or a larger data set gives each more",
                 style="yellow",
@@ -201,13 +180,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
-
-
-def _profile(record: Mapping[str, Any]) -> RoundProfile | None:
-    try:
-        return RoundProfile.from_json(record["profile"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
 
 
 def _number(value: object) -> float | None:
@@ -239,7 +211,7 @@ def _figures(record: Mapping[str, Any]) -> str:
 
 
 def _clients_figures(accuracy: object) -> str:
-    """Describe how the clients fare on their own test pictures; empty where they have none."""
+    """Describe how the clients fare on their own test images; empty where they have none."""
     known = [_number(value) for value in accuracy] if isinstance(accuracy, list) else []
     values = [value for value in known if value is not None and 0 <= value <= 1]
     if not values:

@@ -17,7 +17,7 @@ from fedpw_flwr.lab.config.configuration import (
     config_folder,
     group_settings,
 )
-from fedpw_flwr.lab.config.setting_rules import GROUPS, RULES, RUNTIME, broken_rules
+from fedpw_flwr.lab.config.setting_rules import GROUPS, OWN, RUNTIME, SHARED, broken_rules
 from fedpw_flwr.strategy.screened_fedavg import FedAvgOptions
 
 STRATEGIES = sorted(path.stem for path in (config_folder() / "strategy").glob("*.yaml"))
@@ -59,7 +59,7 @@ def test_every_setting_of_what_is_configured_has_a_rule_and_keeps_it(
 ) -> None:
     settings = _configured(group, choice)
     target = settings["_target_"]
-    rules = RULES[group][target.rpartition(".")[2]]
+    rules = SHARED[group] | OWN[group][target.rpartition(".")[2]]
     assert _parameters(target) <= rules.keys() | {"train_loss_key"}
     assert broken_rules(group, settings) == []
 
@@ -71,8 +71,7 @@ def test_every_setting_of_the_runtime_has_a_rule() -> None:
 @pytest.mark.parametrize("choice", STRATEGIES)
 def test_what_a_rule_refuses_of_a_strategy_the_strategy_refuses(choice: str) -> None:
     settings = _configured("strategy", choice)
-    rules = RULES["strategy"][settings["_target_"].rpartition(".")[2]]
-    own = [key for key in settings if key in rules and not key.startswith(("_", "fraction_"))]
+    own = settings.keys() & OWN["strategy"][settings["_target_"].rpartition(".")[2]]
     tried = 0
     for key in own:
         for value in (-1.5, SMALL, 0, 1, 1.5, LARGE, math.nan, math.inf, "word", True, None):

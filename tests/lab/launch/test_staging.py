@@ -62,24 +62,24 @@ def test_a_users_files_are_added_to_the_packages(tmp_path: Path) -> None:
     assert not (conf / "notes.txt").exists()
 
 
-def test_a_users_file_with_a_name_of_the_packages_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model/cnn.yaml", r"model/cnn\.yaml.*names of their own"),
+        ("mine.yml", r"rename in .*mine\.yml"),
+        ("notes.txt", r"holds no \*\.yaml file"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_users_folder_that_cannot_be_taken_along_is_refused(
+    tmp_path: Path, file: str | None, message: str
+) -> None:
     mine = tmp_path / "mine"
-    (mine / "model").mkdir(parents=True)
-    (mine / "model" / "cnn.yaml").write_text("replaced: 1\n")
-    with pytest.raises(StagingError, match=r"model/cnn\.yaml.*names of their own"):
+    if file is not None:
+        (mine / file).parent.mkdir(parents=True)
+        (mine / file).write_text("x: 1\n")
+    with pytest.raises(StagingError, match=message):
         stage_app(tmp_path / "app", mine)
-
-
-def test_a_folder_that_hydra_would_not_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StagingError, match="does not exist"):
-        stage_app(tmp_path / "a", tmp_path / "nowhere")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(StagingError, match=r"holds no \*\.yaml file"):
-        stage_app(tmp_path / "b", empty)
-    (empty / "mine.yml").write_text("x: 1\n")
-    with pytest.raises(StagingError, match=r"rename in .*mine\.yml"):
-        stage_app(tmp_path / "c", empty)
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
