@@ -1,4 +1,4 @@
-"""Run the app on Flower's simulation, safely, and say truthfully how it ended.
+"""Run the app on Flower's simulation, safely, and tell truthfully how it ended.
 
 `flwr run` returns 0 whether the run succeeded or not, shares a SuperLink with whatever was started
 before and waits for ever if a process dies. `launch` stages the app, runs it on a SuperLink of its
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any, Self
 
 import tomli_w
 from rich.text import Text
@@ -115,23 +115,10 @@ def launch(
 ) -> RunOutcome:
     """Run the app once and wait for it; a failed run is an outcome, not an exception.
 
-    Parameters
-    ----------
-    run_config : Mapping[str, str | bool]
-        Values for Flower's run config, any text.
-    resources : ClientResources
-        Number of clients and what each may use.
-    output_folder : Path
-        Folder of the run; `flower.log` goes there and `metrics.jsonl` is expected there.
-    rounds : int
-        Number of rounds, for the progress display.
-    app_folder : Path | None (default: None)
-        A Flower app to run instead of this package's own. It is copied first.
-    extra_config_folder : Path | None (default: None)
-        The user's own hydra files; see `stage_app`.
-    check : Callable[[Path], None] | None (default: None)
-        Called while Flower boots, with the file in which the run's processes look for a prepared
-        experiment. What it raises ends the launch before the run starts.
+    `flower.log` goes into `output_folder`, and `metrics.jsonl` is expected there. `app_folder` is a
+    Flower app to run instead of this package's own, which `stage_app` puts together with the user's
+    hydra files in `extra_config_folder`. `check` is called while Flower boots, with the file in
+    which the run's processes look for a prepared experiment; what it raises ends the launch.
 
     Raises
     ------
@@ -141,6 +128,7 @@ def launch(
         After Ctrl-C, or after a SIGTERM or SIGHUP (with status 128 + the signal's number), when
         all processes have ended.
     """
+    # Put the app into a folder of its own
     started = time.monotonic()
     output_folder = output_folder.resolve()
     output_folder.mkdir(parents=True, exist_ok=True)
@@ -151,6 +139,8 @@ def launch(
             stage_app(app, extra_config_folder)
         else:
             shutil.copytree(app_folder, app)
+
+        # Check the experiment while Flower boots
         display = RunProgress(output_folder / METRICS_FILE, rounds)
         with (
             _signals_as_exceptions(),
@@ -166,6 +156,8 @@ def launch(
             # Counting cores imports joblib, which fits in while Flower boots.
             federation = resources.federation_config()
             superlink.wait_until_ready()
+
+            # Run it
             with _Run(superlink, output_folder / LOG_NAME) as run:
                 try:
                     status, error = run.follow(run_config, federation, display)
@@ -184,31 +176,27 @@ class _Run:
 
     def __init__(self, superlink: LocalSuperLink, log_file: Path) -> None:
         self._superlink = superlink
-        self._log_file = log_file
+        self._log = log_file.open("a", encoding="utf-8")
         self._recent: deque[str] = deque(maxlen=2000)
         self._run_id: str | None = None
         self._process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
-        self._log: IO[str] | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
 
-    def __enter__(self) -> "_Run":
-        self._log = self._log_file.open("a", encoding="utf-8")
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        if self._reader is not None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
             self._reader.join(timeout=2.0)
-        if self._log is not None:
-            self._log.close()
+        self._log.close()
 
     def note(self, text: str) -> None:
         """Add a line of our own to the log."""
-        if self._log is not None:
-            self._log.write(f"fedpw: {text}\n")
-            self._log.flush()
+        self._log.write(f"fedpw: {text}\n")
+        self._log.flush()
 
     def follow(
         self, run_config: Mapping[str, str | bool], federation: str, display: RunProgress
@@ -230,8 +218,7 @@ class _Run:
                     break
             time.sleep(_POLL_SECONDS)
         display.update()
-        if self._reader is not None:
-            self._reader.join(timeout=5.0)
+        self._reader.join(timeout=5.0)
         return self._outcome(lost)
 
     def stop(self) -> None:
@@ -259,13 +246,12 @@ class _Run:
             errors="replace",
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
 
-    def _read(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        assert self._log is not None
-        for line in process.stdout:
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             plain = Text.from_ansi(line).plain + "\n"
             if self._run_id is None and (found := re.search(r"started run (\d+)", plain)):
                 self._run_id = found[1]

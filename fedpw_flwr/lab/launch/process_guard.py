@@ -1,15 +1,11 @@
 """End every process of a launch, whatever becomes of the one that launched it.
 
-A simulation is a tree of some fifteen processes (SuperLink, SuperExec, the simulation, Ray's GCS,
-raylet, agents and actors), several of which detach themselves on purpose. Nothing that runs in the
-launching process can clear them up after it was killed. So a small process of its own, this file
+A simulation is a tree of some fifteen processes, several of which detach themselves on purpose, and
+a launching process that was killed cannot clear them up. So a small process of its own, this file
 run as a script, starts the SuperLink and stays beside it: as a *subreaper* (Linux) it inherits
 every orphan of the tree, and a marker in the environment finds the rest elsewhere. It ends the tree
 when its standard input closes, which the operating system sees to however the launching process
-ends.
-
-Only processes that descend from the guard or carry its marker are ever touched: other SuperLinks
-and other Rays of the same user are left alone.
+ends. Other SuperLinks and other Rays of the same user are left alone.
 """
 
 import contextlib

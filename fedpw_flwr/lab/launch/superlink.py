@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -150,8 +149,8 @@ class LocalSuperLink:
     after an error. Should the calling process be killed, the processes end without it.
 
     `app_folder`, the staged app, is the working folder of every process, so that Ray's clients
-    import from it. `scratch`, from `make_scratch_folder`, is removed with everything in it.
-    `ray_address` is the Ray cluster to run clients on; None: a Ray of the launch's own.
+    import from it. `scratch`, from `make_scratch_folder`, is removed with everything in it, the log
+    included. `ray_address` is the Ray cluster to run clients on; None: a Ray of the launch's own.
     """
 
     def __init__(self, app_folder: Path, scratch: Path, ray_address: str | None = None) -> None:
@@ -180,12 +179,7 @@ class LocalSuperLink:
         self._start()
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def wait_until_ready(self, seconds: float = 120.0) -> None:

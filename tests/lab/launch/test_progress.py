@@ -26,9 +26,7 @@ def _record(number: int, **changes: Any) -> dict[str, Any]:
         "round": number,
         "seconds": 2.1,
         "accuracy": {"scans": 0.91, "fonts": 0.62},
-        "mean_accuracy": 0.812,
-        "std_accuracy": 0.119,
-        "worst_accuracy": 0.62,
+        "loss": {"scans": 0.4, "fonts": 1.3},
     } | changes
 
 
@@ -58,7 +56,7 @@ def test_a_pipe_gets_one_plain_line_a_round(path: Path) -> None:
     _append(path, _record(0, seconds=None), _record(1), _record(2))
     lines = _shown(path, 2).splitlines()
     assert len(lines) == 3
-    assert lines[1].startswith("round 1/2  mean 81.2 %  spread 11.9  worst 62.0 % (fonts)  2.1 s")
+    assert lines[1].startswith("round 1/2  mean 76.5 %  spread 20.5  worst 62.0 % (fonts)  2.1 s")
     assert "left" in lines[1]
     assert "\x1b" not in "".join(lines)
 
@@ -66,12 +64,12 @@ def test_a_pipe_gets_one_plain_line_a_round(path: Path) -> None:
 def test_a_terminal_gets_a_bar_with_the_same_figures(path: Path) -> None:
     _append(path, _record(0), _record(1))
     shown = _shown(path, 4, terminal=True)
-    for expected in ("1/4", "mean 81.2 %", "spread 11.9", "worst 62.0 % (fonts)", "left"):
+    for expected in ("1/4", "mean 76.5 %", "spread 20.5", "worst 62.0 % (fonts)", "left"):
         assert expected in shown
 
 
 def test_with_one_domain_the_clients_fare_is_shown_in_place_of_a_spread(path: Path) -> None:
-    one = {"accuracy": {"cifar10": 0.4}, "mean_accuracy": 0.4, "std_accuracy": None}
+    one = {"accuracy": {"cifar10": 0.4}}
     _append(path, _record(1, **one, client_accuracy=[0.5, 0.3, 0.1]), _record(2, **one))
     with_clients, without = _shown(path, 2).splitlines()
     assert with_clients.startswith(
@@ -87,7 +85,7 @@ def test_a_half_written_line_is_shown_once_it_is_whole(path: Path) -> None:
     path.write_text(whole[:20])
     assert lines.read_new() == []
     path.write_text(whole + "not json\n[1]\n" + whole[:10])
-    assert [record["round"] for record in lines.read_new()] == [1]
+    assert [record.round for record in lines.read_new()] == [1]
     assert lines.read_new() == []
 
 
@@ -151,7 +149,7 @@ def test_a_profiled_run_says_at_its_end_where_the_time_went(path: Path) -> None:
 
 
 def test_an_unknown_figure_is_a_dash(path: Path) -> None:
-    _append(path, _record(1, mean_accuracy=None, std_accuracy=float("nan")))
+    _append(path, _record(1, accuracy={"scans": None, "fonts": 0.5}))
     assert "mean - %  spread -  worst" in _shown(path, 2)
 
 
