@@ -45,13 +45,6 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         assert compose("mine").answer == 42
 
 
-@pytest.mark.parametrize("strategy", ["fedpw", "fedavg", "fedpw_pa", "fedpw_awa"])
-def test_every_strategy_file_names_itself_and_can_be_built(strategy: str) -> None:
-    configuration = compose_configuration("config", f"strategy={strategy}")
-    assert configuration.strategy.name == strategy
-    build_experiment(configuration).check()
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -113,12 +106,9 @@ def test_a_number_of_the_runtime_may_come_from_the_environment(
     ("overrides", "message"),
     [
         ("strategy.beta=0", "strategy: beta=0 is outside"),
-        ("strategy.avg_drop_rate=1.5", "strategy: avg_drop_rate=1.5 is outside"),
         ("+strategy.betta=0.1", "strategy: .*betta"),
         ("client.momentum=2", "client: client.momentum"),
-        ("+client.nesterov=true", "client: .*nesterov"),
         ("model.width=0", "model: .*width"),
-        ("+model.depth=3", "model: .*depth"),
         ("partition.clients_per_domain=0", "partition: clients_per_domain"),
         ("runtime.device=tpu9", "runtime: device='tpu9'"),
         ("experiment=four_domains dataset.folder=/nowhere", "dataset: .*/nowhere"),
