@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -342,8 +343,6 @@ def count_clients(configuration: DictConfig) -> int:
         raise ConfigurationError(
             "dataset has no key 'domains': the number of clients follows from its length"
         )
-    from hydra.utils import instantiate
-
     with named_part("partition"):
         partition = instantiate(group_settings(configuration, "partition"))
         return int(partition.num_clients(list(configuration.dataset.domains)))

@@ -162,21 +162,28 @@ def test_a_failing_check_ends_the_launch_before_the_run(tiny_app: Path, tmp_path
     assert not (tmp_path / "out" / "flower.log").exists()
 
 
-def test_ctrl_c_stops_the_run_and_leaves_no_process(waiting: Launch, tmp_path: Path) -> None:
-    waiting.process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in waiting.ended()
-    assert waiting.process.returncode in (1, 130, -signal.SIGINT)
-    assert "fedpw: stopped: KeyboardInterrupt" in (tmp_path / "out" / "flower.log").read_text()
-    assert waiting.left() == []
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_being_terminated_leaves_no_process(waiting: Launch, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "statuses"),
+    [
+        (signal.SIGINT, (1, 130, -signal.SIGINT)),
+        pytest.param(signal.SIGTERM, (128 + signal.SIGTERM,), marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, (128 + signal.SIGHUP,), marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, (-signal.SIGKILL,), marks=pytest.mark.long),
+    ],
+)
+def test_a_launch_that_is_ended_leaves_no_process(
+    waiting: Launch, tmp_path: Path, number: signal.Signals, statuses: tuple[int, ...]
+) -> None:
     waiting.process.send_signal(number)
     waiting.ended()
-    assert waiting.process.returncode == 128 + number
+    assert waiting.process.returncode in statuses
+    # Who was killed cannot wait until the others have ended.
+    deadline = time.monotonic() + (20 if number == signal.SIGKILL else 0)
+    while waiting.left() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert waiting.left() == []
+    log = (tmp_path / "out" / "flower.log").read_text()
+    assert ("fedpw: stopped: KeyboardInterrupt" in log) is (number == signal.SIGINT)
 
 
 @pytest.mark.long
@@ -186,16 +193,6 @@ def test_a_launch_under_nohup_survives_the_hang_up(tiny_app: Path, tmp_path: Pat
     launch.process.send_signal(signal.SIGHUP)
     output = launch.ended(120)
     assert launch.process.returncode == 0, output
-
-
-@pytest.mark.long
-def test_being_killed_leaves_no_process(waiting: Launch) -> None:
-    waiting.process.kill()
-    waiting.ended()
-    deadline = time.monotonic() + 20
-    while waiting.left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert waiting.left() == []
 
 
 @pytest.mark.long
