@@ -58,6 +58,9 @@ class CheckedJobs(Callback):
         except HydraException:
             # Hydra says what is wrong with them; another sweeper chooses runs as it goes.
             return
+        except OmegaConfBaseException as error:
+            say(what_hydra_said(error))
+            sys.exit(1)
         found: dict[str, list[str]] = {}
         errors = Console(stderr=True)
         quiet = not errors.is_terminal

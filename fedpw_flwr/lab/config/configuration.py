@@ -181,7 +181,8 @@ def checked(configuration: DictConfig) -> DictConfig:
     ConfigurationError
         If a top-level key is unknown or missing, or a value has the wrong type or range.
     """
-    without = sorted(OmegaConf.missing_keys(configuration))
+    with _in_our_words():
+        without = sorted(OmegaConf.missing_keys(configuration))
     if without:
         raise ConfigurationError("\n".join(_how_to_give(key, configuration) for key in without))
     plain = _plain(configuration)
@@ -234,10 +235,8 @@ def runtime_settings(configuration: DictConfig) -> RuntimeSettings:
 
 def _plain(configuration: DictConfig) -> dict[str, Any]:
     """Return a configuration with every interpolation resolved."""
-    try:
+    with _in_our_words():
         plain = OmegaConf.to_container(configuration, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(what_hydra_said(error)) from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -358,6 +357,14 @@ def named_part(part: str) -> Iterator[None]:
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise ConfigurationError(f"{part}: {cause}") from error
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(what_hydra_said(error)) from error
 
 
 def what_hydra_said(error: BaseException) -> str:

@@ -62,6 +62,7 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         ("runtime.cpus_per_client=4 runtime.total_cpus=2", "total_cpus is 2.*raise the first"),
         ("runtime.round_timeout=0", "round_timeout must be a number above 0"),
         ("strategy=nope", "fedavg"),
+        ("strategy.beta='${nope}'", "Interpolation key 'nope' not found"),
         ("experiment=four_domains", "dataset.folder"),
         ("seed=[1", "seed"),
         ("seed='1", "cannot be split"),
