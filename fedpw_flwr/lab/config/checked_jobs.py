@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import track
@@ -52,15 +52,15 @@ class CheckedJobs(Callback):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         given = config.hydra.sweeper.get("params") or {}
-        overrides = [f"{key}={value}" for key, value in given.items()]
+        # As they were typed: what they refer to may differ from run to run.
+        typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        assert isinstance(typed, list)
+        overrides = [*(f"{key}={value}" for key, value in given.items()), *map(str, typed)]
         try:
-            jobs = jobs_of([*overrides, *config.hydra.overrides.task], hydra.config_loader)
+            jobs = jobs_of(overrides, hydra.config_loader)
         except HydraException:
             # Hydra says what is wrong with them; another sweeper chooses runs as it goes.
             return
-        except OmegaConfBaseException as error:
-            say(what_hydra_said(error))
-            sys.exit(1)
         found: dict[str, list[str]] = {}
         errors = Console(stderr=True)
         quiet = not errors.is_terminal

@@ -100,6 +100,7 @@ def test_the_command_names_the_key_and_imports_and_starts_nothing(tmp_path: Path
             "no run was started",
         ],
         "-m strategy=fedpw,fedav": ["strategy=fedav: In 'config': Could not find 'strategy/fedav'"],
+        "-m seed=${nope}": ["Interpolation key 'nope' not found", "no run was"],
         "-m strategy.beta=0.4,-2 seed=5,6": [
             "strategy.beta=-2 seed=5; strategy.beta=-2 seed=6: strategy.beta must be a number "
             "above 0 and at most 1, got -2",
