@@ -164,7 +164,8 @@ RUN: dict[str, Rule] = {
         lambda value: _FROM_ZERO.allows(value) and value < 2**64,
     ),
     "rounds": _COUNT,
-    "resume": _or_null(_TEXT),
+    # A folder's name may be a number.
+    "resume": Rule("a folder", lambda value: not isinstance(value, dict | list)),
     **dict.fromkeys((*GROUPS, "runtime"), _GROUP),
 }
 """Rules of the top-level keys."""

@@ -61,6 +61,7 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         ("runtime.gpus_per_client=-1", "gpus_per_client must be a number of at least 0"),
         ("runtime.cpus_per_client=4 runtime.total_cpus=2", "total_cpus is 2.*raise the first"),
         ("runtime.round_timeout=0", "round_timeout must be a number above 0"),
+        ("resume=[5]", "resume must be a folder, got [5"),
         ("strategy=nope", "fedavg"),
         ("strategy.beta='${nope}'", "Interpolation key 'nope' not found"),
         ("experiment=four_domains", "dataset.folder"),
