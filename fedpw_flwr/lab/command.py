@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import shlex
 import sys
 import time
@@ -19,9 +20,10 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -37,7 +39,9 @@ from fedpw_flwr.lab.config.configuration import (
     count_clients,
     join_overrides,
     override_key,
+    quoted,
     runtime_settings,
+    what_hydra_said,
     with_absolute_folders,
 )
 from fedpw_flwr.lab.config.early_checks import check_early, warning_of_slow_arithmetic
@@ -48,7 +52,7 @@ from fedpw_flwr.lab.launch.staging import StagingError
 from fedpw_flwr.lab.launch.superlink import SuperLinkError
 from fedpw_flwr.lab.launch.terminal import say, write_any_text
 from fedpw_flwr.lab.runs.package_state import package_state
-from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.lab.runs.run_folder import COMMAND_FILE, RunFolder, RunFolderError
 from fedpw_flwr.lab.sweep import Sweep, count_runs, run_name
 
 __all__ = ["main"]
@@ -57,32 +61,40 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command; exits with status 1 if the configuration or a run failed, or is missing."""
     write_any_text()
-    try:
-        sys.argv[1:] = readable_words(sys.argv[1:])
-    except ConfigurationError as error:
-        say(str(error))
-        sys.exit(1)
     failed = False
     sweep: Sweep | None = None
 
     def run(configuration: DictConfig) -> None:
         nonlocal failed, sweep
+        folder = Path(HydraConfig.get().runtime.output_dir)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             if sweep is None:
-                folder = Path(HydraConfig.get().runtime.output_dir).resolve()
-                sweep = Sweep(folder, count_runs(sys.argv[1:]), Console())
+                sweep = Sweep(folder.resolve(), count_runs(sys.argv[1:]), Console())
             failed |= not _run_of_sweep(sweep, configuration)
             return
-        folder = Path(HydraConfig.get().runtime.output_dir)
         failed |= not _run(configuration, _folder(configuration))
         _remove_if_empty(folder)
 
-    hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(run)()
+    # Hydra raises then what it would otherwise print with its inner names.
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        sys.argv[1:] = readable_words(sys.argv[1:])
+        decorate = hydra.main(str(config_folder()), config_name="config", version_base="1.3")
+        decorate(run)()
+    except ConfigurationError as error:
+        say(str(error))
+        sys.exit(1)
+    except (HydraException, OmegaConfBaseException) as error:
+        if traceback_wanted:
+            raise
+        say(what_hydra_said(error))
+        sys.exit(1)
     if sweep is not None:
         sweep.look_again()
         sweep.print_endings()
         _compare(sweep)
-        failed |= sweep.in_other_hands > 0
+        failed |= sweep.count("run by another sweep") > 0
     if failed:
         sys.exit(1)
 
@@ -96,7 +108,7 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
             raise ConfigurationError(
                 "resume= is for one run: the same sweep, begun again, goes on by itself"
             )
-        configuration = _with_absolute_folders(configuration)
+        configuration = with_absolute_folders(configuration, Path(HydraConfig.get().runtime.cwd))
         sweep.announce(configuration)
     except ConfigurationError as error:
         say(str(error))
@@ -109,14 +121,14 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
         sweep.ended(before, "done before")
         return True
     begun = time.monotonic()
-    with sweep.claim(configuration) as claim:
-        if claim is None:
+    with sweep.claim(configuration) as folder:
+        if folder is None:
             sweep.console.print("another process runs it at the moment", highlight=False)
             sweep.ended(sweep.folder / run_name(configuration), "run by another sweep")
             return True
-        claim.folder.unmark_failed()
-        completed = _run(configuration, claim.folder, go_on=claim.resume)
-        sweep.ended(claim.folder.path, "done" if completed else "failed", time.monotonic() - begun)
+        folder.unmark_failed()
+        completed = _run(configuration, folder, go_on=folder.has(COMMAND_FILE))
+        sweep.ended(folder.path, "done" if completed else "failed", time.monotonic() - begun)
     return completed
 
 
@@ -129,14 +141,15 @@ def _made_by(run: Path) -> str:
 
 
 def _compare(sweep: Sweep) -> None:
-    """Put the finished runs of a sweep into a table and pictures."""
-    if sweep.in_other_hands:
+    """Put the finished runs of a sweep into a table and plots."""
+    elsewhere = sweep.count("run by another sweep")
+    if elsewhere:
         say(
-            f"another sweep is at {sweep.in_other_hands} of the runs, which are missing here: the "
+            f"another sweep is at {elsewhere} of the runs, which are missing here: the "
             "same command, begun again when it is done, has them all",
             style="bold yellow",
         )
-    if not sweep.finished_count:
+    if not sweep.count("done", "done before"):
         return
     # Not at the top: matplotlib and SciPy take a second.
     from fedpw_flwr.lab.compare.command import compare
@@ -150,7 +163,6 @@ def _compare(sweep: Sweep) -> None:
 
 def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -> bool:
     """Launch the run that hydra composed, say how it ended, and return whether it completed."""
-    console, errors = Console(), Console(stderr=True, soft_wrap=True)
     try:
         outcome = _launch(configuration, folder, go_on=go_on)
     except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
@@ -158,17 +170,16 @@ def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -
         _mark_failed(folder, "not-started", str(error))
         return False
     except KeyboardInterrupt:
-        errors.print("fedpw: stopped; no process is left", highlight=False)
+        say("stopped; no process is left")
         sys.exit(130)
     if not outcome.completed:
-        errors.print(
-            f"[bold red]fedpw: the run failed[/] ({outcome.status})\n{escape(outcome.error)}\n"
-            f"The whole log is in {escape(str(outcome.log_file))}",
-            highlight=False,
+        say(
+            f"the run failed ({outcome.status})\n{outcome.error}\n"
+            f"The whole log is in {outcome.log_file}"
         )
         _mark_failed(folder, outcome.status, outcome.error)
         return False
-    _print_results(console, folder, outcome)
+    _print_results(folder, outcome)
     return True
 
 
@@ -181,32 +192,19 @@ def _mark_failed(folder: RunFolder, status: str, error: str) -> None:
 
 def _folder(configuration: DictConfig) -> RunFolder:
     """Return the folder of the run to go on with, else the one that hydra made."""
-    hydra_config = HydraConfig.get()
+    runtime = HydraConfig.get().runtime
     resume = configuration.get("resume")
     if resume is None:
-        return RunFolder(Path(hydra_config.runtime.output_dir))
-    path = Path(str(resume)).expanduser()
-    return RunFolder((Path(hydra_config.runtime.cwd) / path).resolve())
-
-
-def _with_absolute_folders(configuration: DictConfig) -> DictConfig:
-    return with_absolute_folders(configuration, Path(HydraConfig.get().runtime.cwd))
+        return RunFolder(Path(runtime.output_dir))
+    return RunFolder((Path(runtime.cwd) / Path(str(resume)).expanduser()).resolve())
 
 
 def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> RunOutcome:
-    """Launch a run.
-
-    Parameters
-    ----------
-    configuration : DictConfig
-        What hydra composed.
-    folder : RunFolder
-        The run's folder.
-    go_on : bool
-        Whether the folder holds the begun run of this very configuration.
-    """
+    """Launch a run; `go_on` says that the folder holds the begun run of this configuration."""
+    # Choose what to run
     hydra_config = HydraConfig.get()
     launched_from = Path(hydra_config.runtime.cwd)
+    extra = _extra_config_folder(launched_from)
     config_name = str(hydra_config.job.config_name)
     overrides = list(hydra_config.overrides.task)
     resume = go_on or configuration.get("resume") is not None
@@ -215,23 +213,26 @@ def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> Run
         config_name, saved = folder.read_command()
         changes = [word for word in overrides if override_key(word) != "resume"]
         overrides = changed_overrides(shlex.split(saved), changes)
-        extra = _extra_config_folder(launched_from)
-        search = []
-        if extra is not None:
-            place = QuotedString(f"file://{extra.resolve()}", Quote.single).with_quotes()
-            search = [f"hydra.searchpath=[{place}]"]
-        configuration = compose_configuration(config_name, join_overrides([*overrides, *search]))
+        search = quoted(f"file://{extra.resolve()}") if extra is not None else ""
+        configuration = compose_configuration(
+            config_name, join_overrides([*overrides, f"hydra.searchpath=[{search}]"])
+        )
     else:
         if not go_on:
             folder.check_unused()
         checked(configuration)
-    check_early(with_absolute_folders(configuration, launched_from))
+
+    # Check it
+    absolute = with_absolute_folders(configuration, launched_from)
+    check_early(absolute)
     runtime = runtime_settings(configuration)
     if runtime.ray_address is not None:
         check_cluster_answers(runtime.ray_address)
     warning = warning_of_slow_arithmetic(configuration, multiplies_bfloat16())
     if warning is not None:
         say(warning, style="bold yellow")
+
+    # Launch it
     overrides = changed_overrides(overrides, absolute_folders(configuration, launched_from))
     joined = join_overrides(overrides)
 
@@ -243,7 +244,7 @@ def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> Run
         flower_log = logging.getLogger("flwr")
         flower_log.disabled = True
         try:
-            experiment = build_experiment(with_absolute_folders(configuration, launched_from))
+            experiment = build_experiment(absolute)
             experiment.check()
         finally:
             flower_log.disabled = False
@@ -265,7 +266,7 @@ def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> Run
         ),
         output_folder=folder.path,
         rounds=int(configuration.rounds),
-        extra_config_folder=_extra_config_folder(launched_from),
+        extra_config_folder=extra,
         check=check,
     )
 
@@ -289,7 +290,7 @@ def _extra_config_folder(launched_from: Path) -> Path | None:
     return None
 
 
-def _print_results(console: Console, folder: RunFolder, outcome: RunOutcome) -> None:
+def _print_results(folder: RunFolder, outcome: RunOutcome) -> None:
     summary = folder.read_summary()
     table = Table(title=f"{summary.strategy}, seed {summary.seed}: test accuracy, %")
     table.add_column("domain")
@@ -303,6 +304,7 @@ def _print_results(console: Console, folder: RunFolder, outcome: RunOutcome) -> 
         ("worst", summary.final.worst),
     ):
         table.add_row(label, f"{100 * value:.1f}" if math.isfinite(value) else "-")
+    console = Console()
     console.print(table)
     if summary.quarantined or summary.failed or summary.empty:
         console.print(

@@ -1,9 +1,9 @@
-"""An experiment, built: from the configuration to pictures, clients' shares, model and strategy.
+"""An experiment, built: from the configuration to images, clients' shares, model and strategy.
 
-One process builds it once: the ServerApp to evaluate, every ClientApp worker to train. The command
-builds it first, to find mistakes before anything is started, and saves what it composed and read in
-a file of the launch, which spares the others the seconds that takes. Where nobody left such a file
-(`flwr run`, a SuperNode of its own), each process builds from the configuration.
+Each process builds it once: the ServerApp to evaluate, every ClientApp worker to train. The command
+builds it first, to find mistakes, and saves what it composed and read in a file of the launch,
+which spares the others these seconds. Where nobody left such a file (`flwr run`, a SuperNode of its
+own), each process builds from the configuration.
 """
 
 from __future__ import annotations
@@ -57,24 +57,8 @@ _DIGEST = "data-digest"
 class Experiment:
     """Everything a process needs to take part in a run.
 
-    Attributes
-    ----------
-    configuration : DictConfig
-        What it was built from.
-    seed, rounds : int
-        The run's seed and number of rounds.
-    data : DomainCollection
-        The domains with their training and test pictures.
-    shares : tuple[ClientShare, ...]
-        What each client holds; client k is at place k.
-    client : ClientSettings
-        How a client trains.
-    runtime : RuntimeSettings
-        Where clients run.
-    device : torch.device
-        Device of training and evaluation in this process.
-    prepared_digest : str | None (default: None)
-        Digest of the pictures that were read, where `data` no longer holds all of them.
+    ``shares[k]`` is what client k holds; `device` is that of training and evaluation in this
+    process; `prepared_digest` stands in for the digest where `data` no longer holds all images.
     """
 
     configuration: DictConfig
@@ -89,7 +73,7 @@ class Experiment:
 
     @cached_property
     def data_digest(self) -> str:
-        """SHA-256 of the pictures that were read, before they were divided among clients."""
+        """SHA-256 of the images that were read, before they were divided among clients."""
         return self.prepared_digest or pictures_digest(self.data)
 
     def check(self) -> None:
@@ -118,25 +102,16 @@ class Experiment:
     def new_strategy(
         self, train_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord]
     ) -> Strategy:
-        """Build the strategy for this number of clients.
-
-        Parameters
-        ----------
-        train_metrics_aggr_fn : Callable[[list[RecordDict], str], MetricRecord]
-            Aggregates the training metrics of a round.
-        """
+        """Build the strategy; `train_metrics_aggr_fn` aggregates a round's training metrics."""
         settings = group_settings(self.configuration, "strategy")
-        sampling = {
+        defaults = {
             "min_train_nodes": 1,
             "min_evaluate_nodes": 1,
             "min_available_nodes": len(self.shares),
         }
-        defaults = {key: value for key, value in sampling.items() if key not in settings}
         with named_part("strategy"):
             strategy: Strategy = instantiate(
-                settings,
-                train_metrics_aggr_fn=train_metrics_aggr_fn,
-                **defaults,
+                defaults | settings, train_metrics_aggr_fn=train_metrics_aggr_fn
             )
         return strategy
 
@@ -160,21 +135,9 @@ def prepare_experiment(
 ) -> bool:
     """Save an experiment for the processes in whose environment `PREPARED_VARIABLE` names the file.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        What the two strings below compose and build.
-    file : Path
-        Where to save it.
-    config_name, overrides : str, str
-        The run configuration; `experiment_of` takes the file for no other.
-
-    Returns
-    -------
-    bool
-        Whether it was saved. If not, the processes build it themselves: there is no room for it, a
-        partition of the user's own made shares of another form, or a text of the configuration
-        would be taken for an interpolation.
+    `experiment_of` takes the file for this name and these overrides only. Returns whether it was
+    saved. If not, each process builds it: there is no room for it, a partition of the user's own
+    made shares of another form, or a text of the configuration would be taken for an interpolation.
     """
     configuration = resolved_yaml(experiment.configuration)
     if "${" in configuration:
@@ -234,16 +197,7 @@ def _notes(config_name: str, overrides: str) -> dict[str, str]:
 
 
 def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:
-    """Build what a group of a configuration describes, with hydra's nested errors unwrapped.
-
-    Parameters
-    ----------
-    group : str
-        Key of the configuration, such as "dataset".
-    configuration : DictConfig
-        Any run's configuration.
-    **arguments
-        Passed on to what is built.
+    """Build what a group of any run's configuration describes, with these further arguments.
 
     Raises
     ------

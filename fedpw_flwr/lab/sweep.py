@@ -1,6 +1,6 @@
 """The runs of a sweep (`fedpw -m`): which there are, which are done, and what becomes of the rest.
 
-Runs are told apart by what decides their results, not by the folder's name or the place in the
+Runs are told apart by what decides their results, not by a folder's name or their number in the
 sweep: the same command, or another one that shares some of its runs, runs only what is missing. A
 run that was interrupted goes on; one that failed is marked, and tried again the next time. Two
 sweeps may share a folder: what one of them runs at the moment, the other leaves alone.
@@ -8,7 +8,6 @@ sweeps may share a folder: what one of them runs at the moment, the other leaves
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -19,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -33,7 +33,6 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedpw_flwr.lab.config.configuration import ConfigurationError, run_fingerprint
 from fedpw_flwr.lab.runs.run_folder import (
     CHECKPOINTS_FOLDER,
-    COMMAND_FILE,
     CONFIG_FILE,
     FAILURE_FILE,
     SUMMARY_FILE,
@@ -41,7 +40,7 @@ from fedpw_flwr.lab.runs.run_folder import (
     RunFolderError,
 )
 
-__all__ = ["Claim", "Sweep", "count_runs", "jobs_of", "results_fingerprint", "run_name"]
+__all__ = ["Sweep", "count_runs", "jobs_of", "results_fingerprint", "run_name"]
 
 Ending = Literal["done before", "done", "failed", "run by another sweep"]
 
@@ -74,13 +73,7 @@ def run_name(configuration: DictConfig) -> str:
 
 
 def count_runs(words: Sequence[str]) -> int | None:
-    """Return how many runs a command line asks for; None where its words do not say.
-
-    Parameters
-    ----------
-    words : Sequence[str]
-        Arguments of the command, flags among them.
-    """
+    """Return how many runs the command's arguments ask for; None where they do not say."""
     try:
         return len(jobs_of([word for word in words if "=" in word and not word.startswith("-")]))
     except HydraException:
@@ -90,12 +83,7 @@ def count_runs(words: Sequence[str]) -> int | None:
 def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:
     """Return the overrides of each of a sweep's runs, as hydra's own sweeper divides them.
 
-    Parameters
-    ----------
-    overrides : Sequence[str]
-        The sweep's.
-    loader : ConfigLoader | None (default: None)
-        Knows the choices of groups, for ``strategy=glob(*)``.
+    The loader knows the choices of groups, for ``strategy=glob(*)``.
 
     Raises
     ------
@@ -107,34 +95,11 @@ def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> lis
     return jobs
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A run of the sweep that is this process's to run.
-
-    Attributes
-    ----------
-    folder : RunFolder
-        Where.
-    resume : bool
-        Whether there is something to go on with.
-    """
-
-    folder: RunFolder
-    resume: bool
-
-
 @dataclass
 class Sweep:
     """What became of the runs of one command, and how far it is.
 
-    Parameters
-    ----------
-    folder : Path
-        Where its runs are, and those of other sweeps.
-    total : int | None
-        Number of its runs, where known.
-    console : Console
-        Where to say it.
+    `folder` holds its runs and those of other sweeps; `total` is the number of its runs, if known.
     """
 
     folder: Path
@@ -148,17 +113,18 @@ class Sweep:
         """Return the folder of a finished run with the same results; None where there is none."""
         if self._finished is None:
             self._finished = _finished_runs(self.folder)
-        wanted, place = results_fingerprint(configuration), self.folder / run_name(configuration)
-        # Another sweep may have ended it since.
-        ended = _fingerprint_of(place) == wanted and _is_finished(place)
-        found = [*self._finished.get(wanted, []), *([place] if ended else [])]
+        wanted, folder = results_fingerprint(configuration), self.folder / run_name(configuration)
+        found = list(self._finished.get(wanted, []))
+        if _fingerprint_of(folder) == wanted and _is_finished(folder):
+            # Another sweep may have ended it since.
+            found.append(folder)
         if not found:
             return None
         digest = self._data_digest(configuration)
         return next((run for run in reversed(found) if _may_be_of(run, digest)), None)
 
     def _data_digest(self, configuration: DictConfig) -> str | None:
-        """Return the digest of a run's pictures; None where they cannot be read."""
+        """Return the digest of a run's images; None where they cannot be read."""
         # Not at the top: PyTorch takes seconds, and the command has to start before it is needed.
         from fedpw_flwr.lab.data.digest import pictures_digest
         from fedpw_flwr.lab.experiment import build_group
@@ -175,41 +141,37 @@ class Sweep:
         return self._digests[key]
 
     @contextmanager
-    def claim(self, configuration: DictConfig) -> Iterator[Claim | None]:
-        """Take a run that is not finished, as long as the context lasts.
+    def claim(self, configuration: DictConfig) -> Iterator[RunFolder | None]:
+        """Hold a run that is not finished; yields its folder, None where another process has it."""
+        folder = self._folder_of(configuration)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_FILE)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield None
+            return
+        try:
+            yield RunFolder(folder)
+        finally:
+            lock.release()
 
-        Yields
-        ------
-        Claim | None
-            The run; None where another process runs it.
-        """
-        place = self._place(configuration)
-        place.mkdir(parents=True, exist_ok=True)
-        with (place / LOCK_FILE).open("a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield None
-                return
-            yield Claim(RunFolder(place), resume=(place / COMMAND_FILE).is_file())
-
-    def _place(self, configuration: DictConfig) -> Path:
+    def _folder_of(self, configuration: DictConfig) -> Path:
         """Return the run's folder: not one in which a run was made longer, and is another since."""
         name, wanted = run_name(configuration), results_fingerprint(configuration)
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        for place in (self.folder / name for name in names):
-            fingerprint = _fingerprint_of(place)
-            if fingerprint is None or (
-                fingerprint == wanted and _may_be_of(place, self._data_digest(configuration))
-            ):
-                return place
-        raise AssertionError("there is always another name")
+        return next(
+            folder
+            for folder in (self.folder / name for name in names)
+            if (fingerprint := _fingerprint_of(folder)) is None
+            or (fingerprint == wanted and _may_be_of(folder, self._data_digest(configuration)))
+        )
 
     def announce(self, configuration: DictConfig) -> None:
         """Tell which run is next, how the others went, and how long the rest may take."""
         number = len(self.endings) + 1
         parts = [f"run {number}" + (f" of {self.total}" if self.total else "")]
-        before, failed = self._count("done before"), self._count("failed")
+        before, failed = self.count("done before"), self.count("failed")
         if before:
             parts.append(f"{before} done before")
         if failed:
@@ -221,41 +183,30 @@ class Sweep:
         self.console.rule(f"[bold]{escape(run_name(configuration))}[/]", align="left")
         self.console.print(", ".join(parts), highlight=False)
 
-    def ended(self, place: Path, ending: Ending, seconds: float = 0.0) -> None:
+    def ended(self, folder: Path, ending: Ending, seconds: float = 0.0) -> None:
         """Note how a run ended."""
-        self.endings.append((place, ending, seconds))
+        self.endings.append((folder, ending, seconds))
 
     def look_again(self) -> None:
         """See which of the runs that other sweeps had in hand are finished by now."""
-        for number, (place, ending, took) in enumerate(self.endings):
-            if ending == "run by another sweep" and _is_finished(place):
-                self.endings[number] = (place, "done before", took)
+        for number, (folder, ending, took) in enumerate(self.endings):
+            if ending == "run by another sweep" and _is_finished(folder):
+                self.endings[number] = (folder, "done before", took)
 
     def runs(self) -> list[Path]:
         """Return the folders of its runs, those that failed and are not finished among them."""
-        return [place for place, _, _ in self.endings if place.is_dir()]
+        return [folder for folder, _, _ in self.endings if folder.is_dir()]
 
     @property
     def comparison(self) -> Path:
-        """The folder of its table and pictures: the same for the same runs, in whatever order."""
-        names = sorted({place.name for place, _, _ in self.endings})
+        """The folder of its table and plots: the same for the same runs, in whatever order."""
+        names = sorted({folder.name for folder, _, _ in self.endings})
         digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
         return self.folder / f"comparison-{digest[:8]}"
 
-    @property
-    def finished_count(self) -> int:
-        """How many runs are finished."""
-        return self._count("done") + self._count("done before")
-
-    @property
-    def in_other_hands(self) -> int:
-        """How many runs another sweep is running."""
-        return self._count("run by another sweep")
-
-    @property
-    def failed(self) -> int:
-        """How many runs failed."""
-        return self._count("failed")
+    def count(self, *endings: Ending) -> int:
+        """Return how many runs ended in one of these ways."""
+        return sum(ending in endings for _, ending, _ in self.endings)
 
     def print_endings(self) -> None:
         """Print what became of each run."""
@@ -263,29 +214,24 @@ class Sweep:
         table.add_column("run")
         table.add_column("")
         table.add_column("seconds", justify="right")
-        for place, ending, seconds in self.endings:
+        for folder, ending, seconds in self.endings:
             style = {"failed": "bold red", "run by another sweep": "yellow"}.get(ending, "")
             table.add_row(
-                escape(place.name),
+                escape(folder.name),
                 f"[{style}]{ending}[/]" if style else ending,
                 f"{seconds:.0f}" if seconds else "",
             )
         self.console.print(table)
 
-    def _count(self, ending: Ending) -> int:
-        return sum(one == ending for _, one, _ in self.endings)
-
 
 def _may_be_of(run: Path, digest: str | None) -> bool:
-    """Return whether a run may be one on pictures of this digest: nothing says that it is not."""
+    """Return whether a run may be one on images of this digest: nothing says that it is not."""
     try:
         holdings = RunFolder(run).read_holdings()
     except RunFolderError:
         return True
     return (
-        holdings is None
-        or None in (holdings.data_digest, digest)
-        or (holdings.data_digest == digest)
+        holdings is None or None in (holdings.data_digest, digest) or holdings.data_digest == digest
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,40 +87,28 @@ def test_a_configuration_that_looks_like_an_interpolation_is_not_handed_over(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shares_of_another_form_are_left_to_each_process(tmp_path: Path) -> None:
-    built = build_experiment(compose_configuration("config", OVERRIDES))
-    strange = ClientShare(0, "elsewhere", built.shares[0].train)
-    odd = Experiment(
-        built.configuration,
-        *(built.seed, built.rounds, built.data, (strange,)),
-        *(built.client, built.runtime, built.device),
-    )
-    assert not prepare_experiment(odd, tmp_path / "prepared", "config", OVERRIDES)
+def test_what_cannot_be_saved_is_left_to_each_process(prepared: Experiment, tmp_path: Path) -> None:
+    assert not prepare_experiment(prepared, tmp_path / "missing" / "file", "config", OVERRIDES)
+    strange = ClientShare(0, "elsewhere", prepared.shares[0].train)
+    odd = dataclasses.replace(prepared, shares=(strange,))
+    assert not prepare_experiment(odd, tmp_path / "odd", "config", OVERRIDES)
 
 
-def test_a_file_that_cannot_be_written_leaves_the_building_to_each_process(
-    prepared: Experiment, tmp_path: Path
-) -> None:
-    missing = tmp_path / "missing" / "prepared"
-    assert not prepare_experiment(prepared, missing, "config", OVERRIDES)
-
-
-def test_the_command_starts_flower_before_anything_heavy_is_imported() -> None:
-    code = (
-        "import sys; import fedpw_flwr.lab.command as command\n"
-        "from fedpw_flwr.lab.config.configuration import compose_configuration, count_clients\n"
-        "assert count_clients(compose_configuration()) == 8\n"
-        "heavy = {'torch', 'flwr', 'ray', 'datasets', 'sklearn', 'scipy', 'matplotlib', 'pandas'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_embedded_pictures_are_drawn_without_scikit_learn_and_matplotlib() -> None:
-    code = (
-        "import sys; from fedpw_flwr.lab.data.embedded_digits import embedded_digits\n"
-        "embedded_digits()\n"
-        "heavy = {'sklearn', 'scipy', 'matplotlib', 'pandas', 'datasets', 'torchvision'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    )
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        (
+            "import fedpw_flwr.lab.command\n"
+            "from fedpw_flwr.lab.config.configuration import compose_configuration, count_clients\n"
+            "assert count_clients(compose_configuration()) == 8",
+            {"torch", "flwr", "ray", "datasets", "sklearn", "scipy", "matplotlib", "pandas"},
+        ),
+        (
+            "from fedpw_flwr.lab.data.embedded_digits import embedded_digits; embedded_digits()",
+            {"sklearn", "scipy", "matplotlib", "pandas", "datasets", "torchvision"},
+        ),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code: str, heavy: set[str]) -> None:
+    code += f"\nimport sys; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -12,18 +12,22 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.progress import track
 
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     checked,
     join_overrides,
+    what_hydra_said,
     with_absolute_folders,
 )
 from fedpw_flwr.lab.config.early_checks import check_early
@@ -48,14 +52,20 @@ class CheckedJobs(Callback):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         given = config.hydra.sweeper.get("params") or {}
-        overrides = [f"{key}={value}" for key, value in given.items()]
+        # As they were typed: what they refer to may differ from run to run.
+        typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        assert isinstance(typed, list)
+        overrides = [*(f"{key}={value}" for key, value in given.items()), *map(str, typed)]
         try:
-            jobs = jobs_of([*overrides, *config.hydra.overrides.task], hydra.config_loader)
+            jobs = jobs_of(overrides, hydra.config_loader)
         except HydraException:
             # Hydra says what is wrong with them; another sweeper chooses runs as it goes.
             return
         found: dict[str, list[str]] = {}
-        for number, job in enumerate(jobs):
+        errors = Console(stderr=True)
+        quiet = not errors.is_terminal
+        seen = track(jobs, "checking the runs", console=errors, transient=True, disable=quiet)
+        for number, job in enumerate(seen):
             wrong = _what_is_wrong(hydra.config_loader, config, job, number)
             if wrong is not None:
                 found.setdefault(wrong, []).append(join_overrides(job))
@@ -64,32 +74,21 @@ class CheckedJobs(Callback):
             others = f" (and {more} more)" if more > 0 else ""
             say(f"{'; '.join(where[:_MOST_NAMED])}{others}: {wrong}")
         if found:
-            say(f"none of the {len(jobs)} runs was started")
+            say("no run was started")
             sys.exit(1)
+        # Hydra would compose all of them again here, which takes as long, without a word.
+        BasicSweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
         _check_folder("hydra.sweep.dir", config.hydra.sweep.dir)
 
 
 def _what_is_wrong(
     loader: ConfigLoader, sweep: DictConfig, overrides: Sequence[str], number: int
 ) -> str | None:
-    """Return why a run of a sweep cannot start; None where it can, or is done already.
-
-    Parameters
-    ----------
-    loader : ConfigLoader
-        Hydra's.
-    sweep : DictConfig
-        The configuration of the sweep.
-    overrides : Sequence[str]
-        The run's.
-    number : int
-        Its place in the sweep.
-    """
+    """Return why run `number` of a sweep cannot start; None where it can, or is done already."""
     try:
         configuration = loader.load_sweep_config(sweep, list(overrides))
-    except HydraException:
-        # Hydra composes all runs, and says what is wrong, before it starts the first.
-        return None
+    except (HydraException, OmegaConfBaseException) as error:
+        return what_hydra_said(error)
     # What refers to hydra's own settings finds this run's.
     with open_dict(configuration):
         configuration.hydra.job.id = configuration.hydra.job.num = number

@@ -1,8 +1,8 @@
 """The words of the command line, before hydra reads them: paths as people write them.
 
-Hydra's grammar knows letters of ASCII, digits and a few signs outside quotes, and says of any other
-word only where it stopped. The shell takes one pair of quotes away, so a path with ``~``, ``=``, a
-comma or an umlaut needs two: ``'dataset.folder="~/pictures"'``. Who forgot them reads what to type.
+Outside quotes hydra reads ASCII letters, digits and a few signs, and says of any other word only
+where it stopped. The shell takes one pair of quotes away, so a path with ``~``, ``=``, a comma or
+an umlaut needs two: ``'dataset.folder="~/images"'``. Who forgot them reads what to type.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from fedpw_flwr.lab.config.configuration import ConfigurationError, is_folder, override_key
+from fedpw_flwr.lab.config.configuration import ConfigurationError, is_folder, override_key, quoted
 
-__all__ = ["quoted", "readable_words"]
+__all__ = ["readable_words"]
 
 _TAKE_A_VALUE = {
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
@@ -27,18 +26,8 @@ _CONFIG_DIR = "--config-dir="
 _OUTPUT_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 
 
-def quoted(key: str, value: str) -> str:
-    """Return an override that gives a key this very text, whatever is in it."""
-    return f"{key}={QuotedString(value, Quote.double).with_quotes()}"
-
-
 def readable_words(words: Sequence[str]) -> list[str]:
-    """Return the arguments of the command with ``~`` replaced where hydra itself makes a folder.
-
-    Parameters
-    ----------
-    words : Sequence[str]
-        Arguments of the command, flags among them.
+    """Return the command's arguments with ``~`` replaced where hydra itself makes a folder.
 
     Raises
     ------
@@ -63,7 +52,7 @@ def readable_words(words: Sequence[str]) -> list[str]:
 def _readable(word: str, several: bool) -> str:
     parser = OverridesParser.create()
     key, _, value = word.partition("=")
-    right = quoted(key, value)
+    right = f"{key}={quoted(value)}"
     try:
         override = parser.parse_override(word)
     except HydraException as error:
@@ -81,7 +70,7 @@ def _readable(word: str, several: bool) -> str:
             f"another pair around them. Type {shlex.quote(right)}"
         )
     if key in _OUTPUT_FOLDERS and str(override.value()).startswith("~"):
-        return quoted(key, str(Path(str(override.value())).expanduser()))
+        return f"{key}={quoted(str(Path(str(override.value())).expanduser()))}"
     return word
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: hydra's, composed once a process, wrong keys and values refused.
+"""The configuration of a run: hydra's, composed once per process, wrong keys and values refused.
 
 The `fedpw` command, the ServerApp and every ClientApp compose the same configuration from the same
 two strings, the name of a config and a line of hydra overrides, so nothing else has to travel.
@@ -8,7 +8,7 @@ Light on purpose: the command needs it before anything heavy is imported.
 from __future__ import annotations
 
 import copy
-import math
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +22,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedpw_flwr.lab.config.moved_targets import with_first_targets, with_present_targets
+from fedpw_flwr.lab.config.setting_rules import GROUPS, RUN, RUNTIME, wrong_settings
 
 __all__ = [
     "PREPARED_VARIABLE",
@@ -41,18 +43,16 @@ __all__ = [
     "join_overrides",
     "named_part",
     "override_key",
+    "quoted",
     "resolved_yaml",
     "run_fingerprint",
     "runtime_settings",
+    "what_hydra_said",
     "with_absolute_folders",
 ]
 
 PREPARED_VARIABLE = "FEDPW_PREPARED"
 """Environment variable with the path of the file that holds a launch's prepared experiment."""
-
-_LARGEST_SEED = 2**64 - 1
-
-GROUPS = ("dataset", "model", "partition", "client", "strategy")
 
 _composing = Lock()
 
@@ -65,27 +65,12 @@ class ConfigurationError(ValueError):
 class RuntimeSettings:
     """Where clients run and how long the server waits for them.
 
-    Attributes
-    ----------
-    device : str
-        Device of training and evaluation; "auto" takes CUDA where a process sees it. Clients see
-        it if `gpus_per_client` is above 0.
-    cpus_per_client : int
-        CPU cores Ray reserves a client; PyTorch uses as many threads.
-    gpus_per_client : float
-        Share of a GPU that Ray reserves a client.
-    total_cpus : int | None
-        CPU cores that all clients together may take; None: all of the machine.
-    ray_address : str | None
-        Address of the Ray cluster that clients run on; None: a Ray of the run's own, here.
-    connect_timeout : float
-        Seconds to wait for all clients before the first round.
-    round_timeout : float
-        Seconds to wait for the replies of one phase of a round.
-    profile : bool
-        Whether to record and draw where the time of every round went.
-    checkpoint_every : int
-        Rounds between two checkpoints; the last round always has one.
+    ``conf/runtime/local.yaml`` explains each setting.
+
+    Raises
+    ------
+    ConfigurationError
+        If a value is out of range, or two contradict each other.
     """
 
     device: str = "auto"
@@ -99,70 +84,41 @@ class RuntimeSettings:
     checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.cpus_per_client < 1:
-            raise ConfigurationError(
-                f"runtime.cpus_per_client must be at least 1, got {self.cpus_per_client}"
-            )
-        if not 0 <= self.gpus_per_client < math.inf:
-            raise ConfigurationError(
-                f"runtime.gpus_per_client must be 0 or more, got {self.gpus_per_client}"
-            )
-        if self.gpus_per_client > 1 and not self.gpus_per_client.is_integer():
-            raise ConfigurationError(
+        """Check the values: this is the only check of what a client and all of them may take."""
+        wrong = wrong_settings(vars(self), RUNTIME, "runtime.") or list(self._contradictions())
+        if wrong:
+            raise ConfigurationError("\n".join(wrong))
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.gpus_per_client > 1 and self.gpus_per_client % 1:
+            yield (
                 f"runtime.gpus_per_client={self.gpus_per_client}: above 1 it must be a whole "
                 "number, for Ray gives a client a share of one GPU, or whole ones"
             )
         if self.device.startswith("cuda") and self.gpus_per_client == 0:
-            raise ConfigurationError(
+            yield (
                 f"runtime.device={self.device}, but runtime.gpus_per_client is 0 and Ray hides the "
                 "GPU from such clients: set a share, for example runtime.gpus_per_client=0.25"
             )
         if self.total_cpus is not None and self.total_cpus < self.cpus_per_client:
-            raise ConfigurationError(
+            yield (
                 f"runtime.total_cpus is {self.total_cpus}, but one client alone takes "
-                f"runtime.cpus_per_client={self.cpus_per_client}"
+                f"runtime.cpus_per_client={self.cpus_per_client}: raise the first or lower the "
+                "second"
             )
-        if self.ray_address is not None:
-            self._check_cluster()
-        if self.checkpoint_every < 1:
-            raise ConfigurationError(
-                f"runtime.checkpoint_every must be at least 1, got {self.checkpoint_every}"
-            )
-        for name in ("connect_timeout", "round_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(
-                    f"runtime.{name} must be a positive number of seconds, "
-                    f"got {getattr(self, name)}"
-                )
-
-    def _check_cluster(self) -> None:
-        address = str(self.ray_address)
-        if ":" not in address or "://" in address:
-            raise ConfigurationError(
-                f"runtime.ray_address={address!r} is not host and port of a Ray cluster that this "
-                "machine belongs to, such as 192.168.0.10:6379, as `ray start --head` prints it"
+        if self.ray_address is None:
+            return
+        if ":" not in self.ray_address or "://" in self.ray_address:
+            yield (
+                f"runtime.ray_address={self.ray_address!r} is not host and port of a Ray cluster "
+                "that this machine belongs to, such as 192.168.0.10:6379, as `ray start --head` "
+                "prints it"
             )
         if self.total_cpus is not None:
-            raise ConfigurationError(
-                f"runtime.total_cpus={self.total_cpus} is for a run's own Ray: how many cores of a "
-                "machine a cluster has is said there, by `ray start --num-cpus=...`"
+            yield (
+                f"runtime.total_cpus={self.total_cpus} is for a run's own Ray: leave it out, and "
+                "tell a cluster how many cores a machine has by `ray start --num-cpus=...`"
             )
-
-
-@dataclass
-class _Schema:
-    """Types of the top-level keys; groups that build objects check themselves when built."""
-
-    seed: int
-    rounds: int
-    dataset: dict[str, Any]
-    model: dict[str, Any]
-    partition: dict[str, Any]
-    client: dict[str, Any]
-    strategy: dict[str, Any]
-    runtime: RuntimeSettings
-    resume: str | None = None
 
 
 def config_folder() -> Path:
@@ -185,19 +141,10 @@ def config_folder() -> Path:
 
 @lru_cache(maxsize=4)
 def compose_configuration(config_name: str = "config", overrides: str = "") -> DictConfig:
-    """Compose and check the configuration; the same arguments compose once a process.
+    """Compose and check the configuration; the same arguments compose once per process.
 
-    Parameters
-    ----------
-    config_name : str (default: "config")
-        Name of a file in conf/, without its ending.
-    overrides : str (default: "")
-        Hydra overrides as typed on a command line, separated by blanks.
-
-    Returns
-    -------
-    DictConfig
-        Read-only. Interpolations are resolved when read.
+    The overrides are hydra's, as typed on a command line, separated by blanks. The configuration is
+    read-only; interpolations are resolved when read.
 
     Raises
     ------
@@ -219,7 +166,7 @@ def compose_configuration(config_name: str = "config", overrides: str = "") -> D
                 configuration = compose(config_name, words)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigurationError(
-                f"{_with_cause(error)}\n(config {config_name!r}, overrides {overrides!r})"
+                f"{what_hydra_said(error)}\n(config {config_name!r}, overrides {overrides!r})"
             ) from error
         finally:
             GlobalHydra.instance().hydra = before
@@ -227,33 +174,27 @@ def compose_configuration(config_name: str = "config", overrides: str = "") -> D
 
 
 def checked(configuration: DictConfig) -> DictConfig:
-    """Check a composed configuration's keys and types, and return it read-only.
+    """Check a composed configuration's keys and values, and return it read-only.
 
     Raises
     ------
     ConfigurationError
         If a top-level key is unknown or missing, or a value has the wrong type or range.
     """
-    without = sorted(OmegaConf.missing_keys(configuration))
+    with _in_our_words():
+        without = sorted(OmegaConf.missing_keys(configuration))
     if without:
         raise ConfigurationError("\n".join(_how_to_give(key, configuration) for key in without))
-    try:
-        OmegaConf.to_container(configuration, resolve=True, throw_on_missing=True)
-        OmegaConf.merge(OmegaConf.structured(_Schema), configuration)
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(_with_cause(error)) from error
-    if configuration.rounds < 1:
-        raise ConfigurationError(f"rounds must be at least 1, got {configuration.rounds}")
-    if not 0 <= configuration.seed <= _LARGEST_SEED:
-        raise ConfigurationError(
-            f"seed must be 0 or more and at most 2**64 - 1 = {_LARGEST_SEED}, got "
-            f"{configuration.seed}"
-        )
+    plain = _plain(configuration)
+    wrong = wrong_settings(dict.fromkeys(RUN) | plain, RUN)
+    if wrong:
+        raise ConfigurationError("\n".join(wrong))
     for group in GROUPS:
-        if "_target_" not in configuration[group]:
+        if "_target_" not in plain[group]:
+            choices = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
             raise ConfigurationError(
                 f"{group} has no _target_: choose one of conf/{group}/ by its file name, for "
-                f"example {group}={_choices(group)[0]}"
+                f"example {group}={choices[0]}"
             )
     if "name" not in configuration.strategy:
         raise ConfigurationError("strategy has no name: it labels the run in tables and plots")
@@ -274,22 +215,30 @@ def _how_to_give(key: str, configuration: DictConfig) -> str:
     return f"{key} is not set: give it on the command line, as in {key}=..."
 
 
-def group_settings(configuration: DictConfig, group: str) -> DictConfig:
-    """Return what a group is built from: all of it but `name`, its label in tables and plots.
-
-    What refers to other groups is resolved.
-    """
-    settings = OmegaConf.to_container(configuration[group], resolve=True)
-    assert isinstance(settings, dict)
-    return OmegaConf.create({key: value for key, value in settings.items() if key != "name"})
+def group_settings(configuration: DictConfig, group: str) -> dict[str, Any]:
+    """Return what a group is built from, resolved: all of it but `name`, its label in tables."""
+    settings = _plain(configuration[group])
+    return {key: value for key, value in settings.items() if key != "name"}
 
 
 def runtime_settings(configuration: DictConfig) -> RuntimeSettings:
-    """Return the runtime group, typed and checked."""
-    typed = OmegaConf.merge(OmegaConf.structured(RuntimeSettings), configuration.runtime)
-    settings = OmegaConf.to_object(typed)
+    """Return the runtime group, typed and checked; numbers may be texts, as of ``oc.env``."""
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(RuntimeSettings), configuration.runtime)
+        settings = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        wrong = wrong_settings(_plain(configuration.runtime), RUNTIME, "runtime.")
+        raise ConfigurationError("\n".join(wrong) or what_hydra_said(error)) from error
     assert isinstance(settings, RuntimeSettings)
     return settings
+
+
+def _plain(configuration: DictConfig) -> dict[str, Any]:
+    """Return a configuration with every interpolation resolved."""
+    with _in_our_words():
+        plain = OmegaConf.to_container(configuration, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def resolved_yaml(configuration: DictConfig) -> str:
@@ -321,7 +270,7 @@ def _of_the_results(nested: dict[Any, Any]) -> dict[str, Any]:
 
 
 def is_folder(key: object) -> bool:
-    """Return whether the value of a key is a folder: it tells by its name."""
+    """Return whether the value of a key is a folder: ``folder``, or a name that ends so."""
     return key == "folder" or str(key).endswith("_folder")
 
 
@@ -336,46 +285,41 @@ def override_key(override: str) -> str:
     return override.split("=", 1)[0].lstrip("+~")
 
 
+def quoted(value: str) -> str:
+    """Return a value as overrides write it to give a key this very text, whatever is in it."""
+    return str(QuotedString(value, Quote.double).with_quotes())
+
+
 def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:
-    """Return overrides that make every relative folder of the configuration absolute.
+    """Return overrides that make every folder absolute, relative ones starting from `base`.
 
     A run's processes work in folders of their own, so a path typed on the command line must be tied
-    to where it was typed. A folder is any key named ``folder``, or whose name ends in ``_folder``.
-
-    Parameters
-    ----------
-    configuration : DictConfig
-        The composed configuration.
-    base : Path
-        The folder that relative paths start from.
+    to where it was typed.
     """
-    overrides = []
-    for where, folder in _folders(configuration, base).items():
-        overrides.append(f"{where}={QuotedString(folder, Quote.single).with_quotes()}")
-    return overrides
+    return [f"{key}={quoted(folder)}" for key, folder in _folders(configuration, base).items()]
 
 
 def with_absolute_folders(configuration: DictConfig, base: Path) -> DictConfig:
     """Return the configuration that the overrides of `absolute_folders` would compose."""
     absolute = copy.deepcopy(configuration)
     OmegaConf.set_readonly(absolute, False)
-    for where, folder in _folders(configuration, base).items():
-        OmegaConf.update(absolute, where, folder)
+    for key, folder in _folders(configuration, base).items():
+        OmegaConf.update(absolute, key, folder)
     OmegaConf.set_readonly(absolute, True)
     return absolute
 
 
 def _folders(configuration: DictConfig, base: Path) -> dict[str, str]:
-    """Return the absolute path of every folder, by the place of its key."""
+    """Return the absolute path of every folder, by its dotted key."""
     folders: dict[str, str] = {}
 
     def visit(node: Any, path: str) -> None:
         for key, value in node.items():
-            where = f"{path}.{key}" if path else str(key)
+            dotted = f"{path}.{key}" if path else str(key)
             if isinstance(value, dict):
-                visit(value, where)
+                visit(value, dotted)
             elif is_folder(key) and isinstance(value, str):
-                folders[where] = str((base / Path(value).expanduser()).resolve())
+                folders[dotted] = str((base / Path(value).expanduser()).resolve())
 
     visit(OmegaConf.to_container(configuration, resolve=True), "")
     return folders
@@ -398,8 +342,6 @@ def count_clients(configuration: DictConfig) -> int:
         raise ConfigurationError(
             "dataset has no key 'domains': the number of clients follows from its length"
         )
-    from hydra.utils import instantiate
-
     with named_part("partition"):
         partition = instantiate(group_settings(configuration, "partition"))
         return int(partition.num_clients(list(configuration.dataset.domains)))
@@ -407,13 +349,7 @@ def count_clients(configuration: DictConfig) -> int:
 
 @contextmanager
 def named_part(part: str) -> Iterator[None]:
-    """Name the part of the experiment in whatever goes wrong inside.
-
-    Raises
-    ------
-    ConfigurationError
-        In place of it.
-    """
+    """Raise whatever goes wrong inside as a ConfigurationError that names the part."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, OSError) as error:
@@ -423,15 +359,22 @@ def named_part(part: str) -> Iterator[None]:
         raise ConfigurationError(f"{part}: {cause}") from error
 
 
-def _choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(what_hydra_said(error)) from error
 
 
-def _with_cause(error: BaseException) -> str:
-    """Return what hydra said, without its type names, and the reason where a cause hides it."""
-    said = str(error).strip().splitlines()
+def what_hydra_said(error: BaseException) -> str:
+    """Return hydra's words without its inner names, and the reason where a cause hides it."""
+    key = re.match(r"Could not override '(.+)'", str(error))
+    if key is not None and "is not in struct" in str(error.__cause__):
+        return f"there is no setting {key[1]}: correct its name"
     inner = ("object_type=", "reference_type=", "provider=", "Config search path:")
-    lines = ["\n".join(line for line in said if not line.strip().startswith(inner))]
+    said = str(error).strip().splitlines()
+    lines = ["\n".join(line for line in said if not line.strip().startswith(inner)).strip()]
     cause = error.__cause__
     while cause is not None:
         text = str(cause).strip()

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedpw_flwr.lab.config.configuration import (
-    GROUPS,
     ConfigurationError,
     RuntimeSettings,
     count_clients,
@@ -24,7 +21,7 @@ from fedpw_flwr.lab.config.configuration import (
     runtime_settings,
 )
 from fedpw_flwr.lab.config.hardware import count_gpus
-from fedpw_flwr.lab.config.setting_rules import broken_rules
+from fedpw_flwr.lab.config.setting_rules import GROUPS, broken_rules
 from fedpw_flwr.lab.data.locations import check_archives, check_named_set
 
 __all__ = ["check_early", "warning_of_slow_arithmetic"]
@@ -36,12 +33,7 @@ _DEVICES = re.compile(r"(cpu|cuda|mps|xpu|hpu|xla|mtia)(:\d+)?")
 
 
 def check_early(configuration: DictConfig) -> None:
-    """Check all that can be known without PyTorch, Flower and the data themselves.
-
-    Parameters
-    ----------
-    configuration : DictConfig
-        A checked one; its folders are absolute.
+    """Check a configuration with absolute folders, without PyTorch, Flower and the data themselves.
 
     Raises
     ------
@@ -49,32 +41,22 @@ def check_early(configuration: DictConfig) -> None:
         If a value cannot be used, values contradict each other, the data are not where they should
         be, or there is no GPU for the clients. The message has the key and what to do.
     """
-    groups = {group: _plain(group_settings(configuration, group)) for group in (*GROUPS, "runtime")}
-    wrong = [
-        line
-        for group in GROUPS
-        for line in (*_missing_module(group, groups[group]), *broken_rules(group, groups[group]))
-    ]
-    wrong = wrong or [*_contradictions(groups)]
+    groups = {group: group_settings(configuration, group) for group in GROUPS}
+    runtime = runtime_settings(configuration)
+    wrong = [line for group in GROUPS for line in broken_rules(group, groups[group])]
+    wrong = wrong or [*_contradictions(groups, runtime)]
+    wrong = wrong or [*_minima_out_of_reach(groups["strategy"], count_clients(configuration))]
     if wrong:
         raise ConfigurationError("\n".join(wrong))
-    with named_part("client"):
-        instantiate(group_settings(configuration, "client"))
-    _check_minima(groups["strategy"], count_clients(configuration))
     with named_part("dataset"):
         _check_files(groups["dataset"])
-    _check_gpus(runtime_settings(configuration))
+    _check_gpus(runtime)
 
 
 def warning_of_slow_arithmetic(configuration: DictConfig, has_bfloat16: bool | None) -> str | None:
     """Return that training on this processor will be slow in bfloat16; None where it will not be.
 
-    Parameters
-    ----------
-    configuration : DictConfig
-        A checked one.
-    has_bfloat16 : bool | None
-        Whether the processor has instructions for it; None where that cannot be told.
+    `has_bfloat16` is what `multiplies_bfloat16` returns.
     """
     runtime = runtime_settings(configuration)
     on_gpu = runtime.gpus_per_client > 0 and runtime.device != "cpu"
@@ -88,25 +70,10 @@ def warning_of_slow_arithmetic(configuration: DictConfig, has_bfloat16: bool | N
     )
 
 
-def _plain(settings: DictConfig) -> dict[str, Any]:
-    nested = OmegaConf.to_container(settings, resolve=True)
-    assert isinstance(nested, dict)
-    return {str(key): value for key, value in nested.items()}
-
-
-def _missing_module(group: str, settings: Settings) -> Iterator[str]:
-    target = str(settings["_target_"])
-    module = target.split(".")[0]
-    if not module.isidentifier() or find_spec(module) is None:
-        yield (
-            f"{group}._target_={target}: there is no module {module}: correct the name, or add the "
-            "folder that holds it to PYTHONPATH"
-        )
-
-
-def _contradictions(groups: Mapping[str, Settings]) -> Iterator[str]:
-    """Return which values, each of them right, do not go together."""
+def _contradictions(groups: Mapping[str, Settings], runtime: RuntimeSettings) -> Iterator[str]:
+    """Return which values do not go together, though each of them is right."""
     strategy, dataset = groups["strategy"], groups["dataset"]
+    # What clients send
     packed = strategy.get("upload") == "packed"
     on_clients = strategy.get("adjustment") == "client" and strategy.get("adjust_parameters", True)
     if packed and not on_clients:
@@ -119,6 +86,7 @@ def _contradictions(groups: Mapping[str, Settings]) -> Iterator[str]:
             f"strategy.upload_dtype={strategy['upload_dtype']} is the type of packed values: add "
             "strategy.upload=packed"
         )
+    # Classes and channels of the images
     wanted = groups["partition"].get("classes_per_client", 1)
     of_package = str(dataset["_target_"]).startswith("fedpw_flwr.")
     # What this package reads is digits unless it is told otherwise.
@@ -139,29 +107,25 @@ def _contradictions(groups: Mapping[str, Settings]) -> Iterator[str]:
     sizes = [groups[group].get("image_size") for group in ("model", "dataset")]
     if None not in sizes and sizes[0] != sizes[1]:
         yield (
-            f"model.image_size={sizes[0]}, but pictures have dataset.image_size={sizes[1]}: leave "
+            f"model.image_size={sizes[0]}, but images have dataset.image_size={sizes[1]}: leave "
             "the first out, and it follows the second"
         )
-    for group, automatic in (("runtime", "auto"), ("strategy", None)):
-        device = groups[group].get("device")
-        if device != automatic and not _DEVICES.fullmatch(str(device)):
-            words = "null" if automatic is None else automatic
-            yield f"{group}.device={device} is no device: choose {words}, cpu, cuda or cuda:0"
-    if str(strategy.get("device")).startswith("cuda") and count_gpus() == 0:
-        yield f"strategy.device={strategy['device']}, but there is no GPU: set it to null or cpu"
+    # Devices
+    device = strategy.get("device")
+    for key, value, automatic in (
+        ("runtime.device", runtime.device, "auto"),
+        ("strategy.device", "null" if device is None else device, "null"),
+    ):
+        if value != automatic and not _DEVICES.fullmatch(value):
+            yield f"{key}={value} is no device: choose {automatic}, cpu, cuda or cuda:0"
+    if str(device).startswith("cuda") and count_gpus() == 0:
+        yield f"strategy.device={device}, but there is no GPU: set it to null or cpu"
 
 
-def _check_minima(strategy: Settings, clients: int) -> None:
-    """Check that the strategy does not wait for more clients than there will ever be.
-
-    Raises
-    ------
-    ConfigurationError
-        If it does.
-    """
+def _minima_out_of_reach(strategy: Settings, clients: int) -> Iterator[str]:
     for key in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
         if strategy.get(key, 0) > clients:
-            raise ConfigurationError(
+            yield (
                 f"strategy.{key}={strategy[key]}, but there are {clients} clients, and the run "
                 "would wait for the others: choose no more than there are"
             )
@@ -178,13 +142,7 @@ def _check_files(dataset: Settings) -> None:
 
 
 def _check_gpus(runtime: RuntimeSettings) -> None:
-    """Check that a client gets its share of a GPU: Flower would say so after a minute.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is none, or not as many as one client takes.
-    """
+    """Refuse a share of a GPU that is not there: Flower would say so after a minute."""
     # What a cluster has, only the cluster knows.
     if runtime.gpus_per_client == 0 or runtime.ray_address is not None:
         return

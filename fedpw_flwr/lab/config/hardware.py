@@ -46,10 +46,7 @@ def _count_of_driver() -> int:
 def multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool | None:
     """Return whether the processor has instructions for bfloat16; None where that cannot be told.
 
-    Parameters
-    ----------
-    cpuinfo : Path (default: /proc/cpuinfo)
-        Linux's description of the processor.
+    `cpuinfo` is Linux's description of the processor.
     """
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()

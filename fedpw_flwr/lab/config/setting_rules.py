@@ -1,76 +1,77 @@
-"""What each setting of this package's strategies, partitions, models and data sets may be.
+"""What each setting of a run may be, as data: the one definition that every check reads.
 
-The classes themselves check what they are given, but they stand on PyTorch and Flower, which take
-seconds to import. These rules say the same of single values without either, so that the command
-refuses ``strategy.beta=7`` at once and by its key, and a class that this package does not have.
-``tests/experiment/test_setting_rules.py`` holds them against the classes. What is not of this
-package has no rules here.
+The run, its runtime and its clients are checked with these rules alone. Strategies, models and data
+sets also check themselves, but they need PyTorch, which takes seconds to import: the rules refuse
+``strategy.beta=7`` at once, by its key. ``tests/lab/config/test_setting_rules.py`` holds them
+against the classes. An object that is not of this package has no rules here.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RULES", "Rule", "broken_rules"]
+__all__ = [
+    "CLIENT",
+    "GROUPS",
+    "OWN",
+    "RUN",
+    "RUNTIME",
+    "SHARED",
+    "Rule",
+    "broken_rules",
+    "wrong_settings",
+]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value may be.
-
-    Attributes
-    ----------
-    words : str
-        Completes "it must be ...".
-    allows : Callable[[Any], bool]
-        Says whether a value may be used.
-    """
+    """What a value may be: `words` completes "it must be ...", `allows` tests a value."""
 
     words: str
     allows: Callable[[Any], bool]
 
 
 def broken_rules(group: str, settings: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a group's settings, each with its key; empty where nothing is.
-
-    Parameters
-    ----------
-    group : str
-        Its key in the configuration.
-    settings : Mapping[str, Any]
-        What it is built from, ``_target_`` included.
-    """
+    """Return what is wrong with a group's settings (``_target_`` included), each with its key."""
     module, _, target = str(settings.get("_target_")).rpartition(".")
-    if group not in RULES or module.split(".")[0] != "fedpw_flwr":
+    package, *inside = module.split(".")
+    if not package.isidentifier() or find_spec(package) is None:
+        return [
+            f"{group}._target_={module}.{target}: there is no module {package}: correct the name, "
+            "or add the folder that holds it to PYTHONPATH"
+        ]
+    if package != "fedpw_flwr":
         return []
-    rules = RULES[group].get(target)
-    if rules is None or not _names(module, target):
+    path = Path(__file__).parents[2].joinpath(*inside)
+    own = OWN[group].get(target)
+    if own is None or not (path.is_dir() or path.with_suffix(".py").is_file()):
         return [
             f"{group}._target_={module}.{target}: this package has no such {group}: choose one of "
-            f"conf/{group}/ by its file name, or one of {', '.join(RULES[group])} in its module"
+            f"conf/{group}/ by its file name, or one of {', '.join(OWN[group])} in its module"
         ]
     given = {key: value for key, value in settings.items() if not key.startswith("_")}
+    return wrong_settings(given, SHARED[group] | own, f"{group}.", of=target)
+
+
+def wrong_settings(
+    given: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str = "", of: str = "a run"
+) -> list[str]:
+    """Return what is wrong with the given values: keys without a rule, and broken rules."""
     unknown = [
-        f"{group}.{key} is no setting of {target}: leave it out. There are {', '.join(rules)}"
-        for key in given.keys() - rules.keys()
+        f"{prefix}{key} is no setting of {of}: leave it out. There are {', '.join(rules)}"
+        for key in given
+        if key not in rules
     ]
     return unknown + [
-        f"{group}.{key} must be {rules[key].words}, got {value!r}"
+        f"{prefix}{key} must be {rules[key].words}, got {value!r}"
         for key, value in given.items()
         if key in rules and not _is_built(value) and not rules[key].allows(value)
     ]
-
-
-def _names(module: str, name: str) -> bool:
-    """Return whether the text of one of this package's modules has a name."""
-    place = Path(__file__).parents[2].joinpath(*module.split(".")[1:])
-    files = [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
-    return any(re.search(rf"\b{name}\b", file.read_text(encoding="utf-8")) for file in files)
 
 
 def _is_built(value: object) -> bool:
@@ -125,7 +126,7 @@ def _list_of(each: Rule) -> Rule:
         names = [one for one in value if isinstance(one, str)]
         return len(names) == len(set(names))
 
-    return Rule(f"a list, in each place {each.words}, and no name twice", allows)
+    return Rule(f"a list with at least one entry, each {each.words}, and no name twice", allows)
 
 
 def _for_each_domain(rule: Rule) -> Rule:
@@ -146,25 +147,54 @@ _SHARE = _number(0, 1)
 _BELOW_ONE = _number(0, 1, below=True)
 _POSITIVE = _number(0, above=True)
 _NOT_NEGATIVE = _number(0)
+_ABOVE_ZERO_TO_ONE = _number(0, 1, above=True)
 _BOUND = _or_null(_number(1))
 _RESCALE = _one_of("none", "mean")
 _NORMALISATION = _one_of("batch", "group", "none")
+_GROUP = Rule("a group of settings", lambda value: isinstance(value, dict))
 
-_FEDAVG = {
-    "fraction_train": _SHARE,
-    "fraction_evaluate": _SHARE,
-    "min_train_nodes": _FROM_ZERO,
-    "min_evaluate_nodes": _FROM_ZERO,
-    "min_available_nodes": _FROM_ZERO,
-    "weighted_by_key": _TEXT,
-    "arrayrecord_key": _TEXT,
-    "configrecord_key": _TEXT,
-    "train_metrics_aggr_fn": _ANYTHING,
-    "evaluate_metrics_aggr_fn": _ANYTHING,
-    "train_loss_key": _TEXT,
+GROUPS = ("dataset", "model", "partition", "client", "strategy")
+"""Groups of a configuration that describe an object."""
+
+RUN: dict[str, Rule] = {
+    "seed": Rule(
+        f"a whole number of at least 0 and at most 2**64 - 1 = {2**64 - 1}",
+        lambda value: _FROM_ZERO.allows(value) and value < 2**64,
+    ),
+    "rounds": _COUNT,
+    # A folder's name may be a number.
+    "resume": Rule("a folder", lambda value: not isinstance(value, dict | list)),
+    **dict.fromkeys((*GROUPS, "runtime"), _GROUP),
 }
-_PARTITION = {"clients_per_domain": _COUNT, "test_share": _BELOW_ONE}
-_PICTURES = {
+"""Rules of the top-level keys."""
+
+RUNTIME: dict[str, Rule] = {
+    "device": _TEXT,
+    "cpus_per_client": _COUNT,
+    "gpus_per_client": _NOT_NEGATIVE,
+    "total_cpus": _or_null(_COUNT),
+    "ray_address": _or_null(_TEXT),
+    "connect_timeout": _number(0, above=True, infinite=True),
+    "round_timeout": _number(0, above=True, infinite=True),
+    "profile": _SWITCH,
+    "checkpoint_every": _COUNT,
+}
+"""Rules of `RuntimeSettings`, which also checks what its values have to do with each other."""
+
+CLIENT: dict[str, Rule] = {
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "learning_rate": _POSITIVE,
+    "momentum": _BELOW_ONE,
+    "weight_decay": _NOT_NEGATIVE,
+    "crop_padding": _FROM_ZERO,
+    "precision": _one_of("float32", "bfloat16"),
+    "compile": _SWITCH,
+    "horizontal_flip": _SWITCH,
+}
+"""Rules of `ClientSettings`."""
+
+_IMAGES = {
     "image_size": _COUNT,
     "channels": _one_of(1, 3),
     "num_classes": _COUNT,
@@ -172,15 +202,35 @@ _PICTURES = {
     "mean": _or_null(_list_of(_number())),
     "std": _or_null(_list_of(_POSITIVE)),
 }
-_MODEL = {"num_classes": _COUNT, "in_channels": _COUNT}
-_RESNET10 = {**_MODEL, "width": _COUNT, "normalisation": _NORMALISATION}
+_RESNET10 = {"width": _COUNT, "normalisation": _NORMALISATION}
 
-RULES: dict[str, dict[str, dict[str, Rule]]] = {
+SHARED: dict[str, dict[str, Rule]] = {
+    "strategy": {
+        "fraction_train": _SHARE,
+        "fraction_evaluate": _SHARE,
+        "min_train_nodes": _FROM_ZERO,
+        "min_evaluate_nodes": _FROM_ZERO,
+        "min_available_nodes": _FROM_ZERO,
+        "weighted_by_key": _TEXT,
+        "arrayrecord_key": _TEXT,
+        "configrecord_key": _TEXT,
+        "train_metrics_aggr_fn": _ANYTHING,
+        "evaluate_metrics_aggr_fn": _ANYTHING,
+        "train_loss_key": _TEXT,
+    },
+    "partition": {"clients_per_domain": _COUNT, "test_share": _BELOW_ONE},
+    "model": {"num_classes": _COUNT, "in_channels": _COUNT},
+    "dataset": {},
+    "client": {},
+}
+"""Rules of the settings that all objects of a group have."""
+
+OWN: dict[str, dict[str, dict[str, Rule]]] = {
+    "client": {"ClientSettings": CLIENT},
     "strategy": {
         "FedPW": {
-            **_FEDAVG,
             "avg_drop_rate": _BELOW_ONE,
-            "beta": _number(0, 1, above=True),
+            "beta": _ABOVE_ZERO_TO_ONE,
             "clip_weights": _SWITCH,
             "adjust_parameters": _SWITCH,
             "adapt_weights": _SWITCH,
@@ -198,72 +248,51 @@ RULES: dict[str, dict[str, dict[str, Rule]]] = {
             "when_missing": _one_of("stop", "continue"),
             "seed": _or_null(_number(whole=True)),
         },
-        "FedAvg": _FEDAVG,
-        "EqualFedAvg": _FEDAVG,
-        "FedProx": {**_FEDAVG, "proximal_mu": _NOT_NEGATIVE},
-        "AFL": {**_FEDAVG, "lambda_step": _POSITIVE},
-        "TERM": {**_FEDAVG, "t": _number()},
-        "QFedAvg": {
-            **_FEDAVG,
-            "client_learning_rate": _POSITIVE,
-            "q": _NOT_NEGATIVE,
-            "rescale": _RESCALE,
-        },
-        "FedHEAL": {**_FEDAVG, "tau": _BELOW_ONE, "beta": _SHARE},
+        "FedAvg": {},
+        "EqualFedAvg": {},
+        "FedProx": {"proximal_mu": _NOT_NEGATIVE},
+        "AFL": {"lambda_step": _POSITIVE},
+        "TERM": {"t": _number()},
+        "QFedAvg": {"client_learning_rate": _POSITIVE, "q": _NOT_NEGATIVE, "rescale": _RESCALE},
+        "FedHEAL": {"tau": _BELOW_ONE, "beta": _SHARE},
         "FedMGDAPlus": {
-            **_FEDAVG,
             "epsilon": _SHARE,
             "server_learning_rate": _POSITIVE,
-            "decay": _number(0, 1, above=True),
+            "decay": _ABOVE_ZERO_TO_ONE,
             "rescale": _RESCALE,
         },
-        "FedAvgM": {**_FEDAVG, "server_learning_rate": _POSITIVE, "server_momentum": _BELOW_ONE},
-        "FedAdam": {
-            **_FEDAVG,
-            "eta": _POSITIVE,
-            "beta_1": _BELOW_ONE,
-            "beta_2": _BELOW_ONE,
-            "tau": _POSITIVE,
-        },
+        "FedAvgM": {"server_learning_rate": _POSITIVE, "server_momentum": _BELOW_ONE},
+        "FedAdam": {"eta": _POSITIVE, "beta_1": _BELOW_ONE, "beta_2": _BELOW_ONE, "tau": _POSITIVE},
     },
     "partition": {
         "ByDomain": {
-            **_PARTITION,
             "train_per_client": _or_null(_for_each_domain(_COUNT)),
-            "share": _or_null(_number(0, 1, above=True)),
+            "share": _or_null(_ABOVE_ZERO_TO_ONE),
         },
-        "Dirichlet": {
-            **_PARTITION,
-            "alpha": _number(0, above=True, infinite=True),
-            "min_pictures": _COUNT,
-        },
-        "Pathological": {**_PARTITION, "classes_per_client": _COUNT},
-        "Shards": {**_PARTITION, "shards_per_client": _COUNT},
+        "Dirichlet": {"alpha": _number(0, above=True, infinite=True), "min_pictures": _COUNT},
+        "Pathological": {"classes_per_client": _COUNT},
+        "Shards": {"shards_per_client": _COUNT},
     },
     "model": {
         "ResNet10": _RESNET10,
         "ResNet": {**_RESNET10, "depth": _one_of(10, 12, 18, 20, 34)},
         "SmallCNN": _RESNET10,
-        "McMahanCNN": {
-            **_MODEL,
-            "image_size": _number(4, whole=True),
-            "normalisation": _NORMALISATION,
-        },
-        "MLP": {**_MODEL, "image_size": _COUNT, "width": _COUNT},
-        "torchvision_resnet18": {**_MODEL, "normalisation": _NORMALISATION},
+        "McMahanCNN": {"image_size": _number(4, whole=True), "normalisation": _NORMALISATION},
+        "MLP": {"image_size": _COUNT, "width": _COUNT},
+        "torchvision_resnet18": {"normalisation": _NORMALISATION},
     },
     "dataset": {
         "embedded_digits": {
             "domains": _list_of(_one_of("scans", "textured", "blurred", "fonts")),
             "image_size": _number(8, whole=True),
         },
-        "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_PICTURES},
+        "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_IMAGES},
         "named_set": {
             "domains": _list_of(_TEXT),
             "folder": _TEXT,
             "archives_folder": _or_null(_TEXT),
             "download": _SWITCH,
-            **_PICTURES,
+            **_IMAGES,
             "test_share": _number(0, 1, above=True, below=True),
             "syn": _one_of("rendered", "folder"),
             "syn_train": _COUNT,
@@ -271,4 +300,4 @@ RULES: dict[str, dict[str, dict[str, Rule]]] = {
         },
     },
 }
-"""Rules by group, by the name of what is built, and of its argument."""
+"""Rules of an object's further settings, by group and by the name of what is built."""

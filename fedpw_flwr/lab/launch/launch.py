@@ -1,4 +1,4 @@
-"""Run the app on Flower's simulation, safely, and say truthfully how it ended.
+"""Run the app on Flower's simulation, safely, and tell truthfully how it ended.
 
 `flwr run` returns 0 whether the run succeeded or not, shares a SuperLink with whatever was started
 before and waits for ever if a process dies. `launch` stages the app, runs it on a SuperLink of its
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any, Self
 
 import tomli_w
 from rich.text import Text
@@ -49,67 +49,30 @@ _LOST_PROCESS_PATIENCE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class ClientResources:
-    """What the simulation may use.
+    """What the simulation may use: Flower's number of SuperNodes, and what Ray reserves for each.
 
-    Parameters
-    ----------
-    num_clients : int
-        Number of simulated clients (Flower's SuperNodes).
-    cpus_per_client : int (default: 1)
-        CPU cores one client takes; also the number of its PyTorch threads.
-    gpus_per_client : float (default: 0.0)
-        Share of a GPU one client takes, for scheduling; GPU memory is not limited.
-    total_cpus : int | None (default: None)
-        CPU cores Ray may fill with clients. If None, those of the machine (of the container, where
-        it is given fewer), but no more than all clients together take: Flower starts a process for
-        every client that fits, whether there is one to run or not.
-    total_gpus : int | None (default: None)
-        GPUs Ray may fill with clients; all of the machine if None.
-    ray_address : str | None (default: None)
-        Address of a running Ray cluster, which then decides both; None starts a Ray for the run.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or not one client fits.
+    `total_cpus` are the cores that Ray may fill with clients. None: those of the machine (of the
+    container, where it is given fewer), but no more than all clients together take, since Flower
+    starts a process for every client that fits, whether there is one to run or not. A Ray cluster
+    (`ray_address`) decides that itself. `RuntimeSettings` has checked the values.
     """
 
     num_clients: int
     cpus_per_client: int = 1
     gpus_per_client: float = 0.0
     total_cpus: int | None = None
-    total_gpus: int | None = None
     ray_address: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_clients < 1:
-            raise ValueError(f"num_clients is {self.num_clients}; it must be at least 1.")
-        if self.cpus_per_client < 1:
-            raise ValueError(f"cpus_per_client is {self.cpus_per_client}; it must be at least 1.")
-        if self.gpus_per_client < 0:
-            raise ValueError(f"gpus_per_client is {self.gpus_per_client}; it must be at least 0.")
-        if self.total_cpus is not None and self.total_cpus < self.cpus_per_client:
-            raise ValueError(
-                f"total_cpus is {self.total_cpus}, and one client alone takes cpus_per_client="
-                f"{self.cpus_per_client}: raise the first or lower the second."
-            )
-        if self.total_gpus is not None and self.total_gpus < self.gpus_per_client:
-            raise ValueError(
-                f"total_gpus is {self.total_gpus}, and one client alone takes gpus_per_client="
-                f"{self.gpus_per_client}: raise the first or lower the second."
-            )
 
     def federation_config(self) -> str:
         """Write the resources as `flwr run --federation-config` takes them."""
-        settings: dict[str, int | float | None] = {
+        settings = {
             "num-supernodes": self.num_clients,
             "client-resources-num-cpus": self.cpus_per_client,
             "client-resources-num-gpus": float(self.gpus_per_client),
         }
         if self.ray_address is None:
             settings["init-args-num-cpus"] = self.total_cpus or self._useful_cpus()
-            settings["init-args-num-gpus"] = self.total_gpus
-        return " ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
+        return " ".join(f"{key}={value}" for key, value in settings.items())
 
     def _useful_cpus(self) -> int:
         # A third of a second, which nothing that only imports this module should pay.
@@ -122,25 +85,14 @@ class ClientResources:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended.
+    """How a run ended, and after how many seconds.
 
-    Parameters
-    ----------
-    status : str
-        Flower's own word, `finished:completed` or `finished:failed`; `not-started` if Flower
-        refused the run, `process-died` if a process was lost on the way.
-    details : str
-        Flower's status details, empty if there are none.
-    error : str
-        The lines of the log that say what went wrong; empty for a completed run.
-    log_file : Path
-        The whole log.
-    seconds : float
-        From the call to the end of the last process.
+    `status` is Flower's own word, ``finished:completed`` or ``finished:failed``; ``not-started`` if
+    Flower refused the run, ``process-died`` if a process was lost on the way. `error` holds the
+    lines of the log that say what went wrong.
     """
 
     status: str
-    details: str
     error: str
     log_file: Path
     seconds: float
@@ -160,34 +112,13 @@ def launch(
     app_folder: Path | None = None,
     extra_config_folder: Path | None = None,
     check: Callable[[Path], None] | None = None,
-    progress: RunProgress | None = None,
 ) -> RunOutcome:
-    """Run the app once and wait for it.
+    """Run the app once and wait for it; a failed run is an outcome, not an exception.
 
-    Parameters
-    ----------
-    run_config : Mapping[str, str | bool]
-        Values for Flower's run config, any text.
-    resources : ClientResources
-        Number of clients and what each may use.
-    output_folder : Path
-        Folder of the run; `flower.log` goes there and `metrics.jsonl` is expected there.
-    rounds : int
-        Number of rounds, for the progress display.
-    app_folder : Path | None (default: None)
-        A Flower app to run instead of this package's own. It is copied first.
-    extra_config_folder : Path | None (default: None)
-        The user's own hydra files; see `stage_app`.
-    check : Callable[[Path], None] | None (default: None)
-        Called while Flower boots, with the file in which the run's processes look for a prepared
-        experiment. What it raises ends the launch before the run starts.
-    progress : RunProgress | None (default: None)
-        The display to use. By default a new one on standard output.
-
-    Returns
-    -------
-    RunOutcome
-        How the run ended. A failed run is an outcome, not an exception.
+    `flower.log` goes into `output_folder`, and `metrics.jsonl` is expected there. `app_folder` is a
+    Flower app to run instead of this package's own, which `stage_app` puts together with the user's
+    hydra files in `extra_config_folder`. `check` is called while Flower boots, with the file in
+    which the run's processes look for a prepared experiment; what it raises ends the launch.
 
     Raises
     ------
@@ -197,6 +128,7 @@ def launch(
         After Ctrl-C, or after a SIGTERM or SIGHUP (with status 128 + the signal's number), when
         all processes have ended.
     """
+    # Put the app into a folder of its own
     started = time.monotonic()
     output_folder = output_folder.resolve()
     output_folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +139,9 @@ def launch(
             stage_app(app, extra_config_folder)
         else:
             shutil.copytree(app_folder, app)
-        display = progress or RunProgress(output_folder / METRICS_FILE, rounds)
+
+        # Check the experiment while Flower boots
+        display = RunProgress(output_folder / METRICS_FILE, rounds)
         with (
             _signals_as_exceptions(),
             LocalSuperLink(app, scratch, resources.ray_address) as superlink,
@@ -222,9 +156,11 @@ def launch(
             # Counting cores imports joblib, which fits in while Flower boots.
             federation = resources.federation_config()
             superlink.wait_until_ready()
+
+            # Run it
             with _Run(superlink, output_folder / LOG_NAME) as run:
                 try:
-                    status, details, error = run.follow(run_config, federation, display)
+                    status, error = run.follow(run_config, federation, display)
                 except BaseException as reason:
                     display.say("stopping")
                     run.stop()
@@ -232,7 +168,7 @@ def launch(
                     raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return RunOutcome(status, details, error, output_folder / LOG_NAME, time.monotonic() - started)
+    return RunOutcome(status, error, output_folder / LOG_NAME, time.monotonic() - started)
 
 
 class _Run:
@@ -240,36 +176,32 @@ class _Run:
 
     def __init__(self, superlink: LocalSuperLink, log_file: Path) -> None:
         self._superlink = superlink
-        self._log_file = log_file
+        self._log = log_file.open("a", encoding="utf-8")
         self._recent: deque[str] = deque(maxlen=2000)
         self._run_id: str | None = None
         self._process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
-        self._log: IO[str] | None = None
+        self._reader = threading.Thread(target=self._read, daemon=True)
 
-    def __enter__(self) -> "_Run":
-        self._log = self._log_file.open("a", encoding="utf-8")
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        if self._reader is not None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
             self._reader.join(timeout=2.0)
-        if self._log is not None:
-            self._log.close()
+        self._log.close()
 
     def note(self, text: str) -> None:
         """Add a line of our own to the log."""
-        if self._log is not None:
-            self._log.write(f"fedpw: {text}\n")
-            self._log.flush()
+        self._log.write(f"fedpw: {text}\n")
+        self._log.flush()
 
     def follow(
         self, run_config: Mapping[str, str | bool], federation: str, display: RunProgress
-    ) -> tuple[str, str, str]:
-        """Submit the run, wait for its end, return status, details and error."""
+    ) -> tuple[str, str]:
+        """Submit the run, wait for its end, return its status and error."""
         self._submit(run_config, federation)
         assert self._process is not None
         lost: str | None = None
@@ -286,8 +218,7 @@ class _Run:
                     break
             time.sleep(_POLL_SECONDS)
         display.update()
-        if self._reader is not None:
-            self._reader.join(timeout=5.0)
+        self._reader.join(timeout=5.0)
         return self._outcome(lost)
 
     def stop(self) -> None:
@@ -315,13 +246,12 @@ class _Run:
             errors="replace",
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
 
-    def _read(self, process: "subprocess.Popen[str]") -> None:
-        assert process.stdout is not None
-        assert self._log is not None
-        for line in process.stdout:
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             plain = Text.from_ansi(line).plain + "\n"
             if self._run_id is None and (found := re.search(r"started run (\d+)", plain)):
                 self._run_id = found[1]
@@ -329,7 +259,7 @@ class _Run:
             self._log.write(plain)
             self._log.flush()
 
-    def _outcome(self, lost: str | None) -> tuple[str, str, str]:
+    def _outcome(self, lost: str | None) -> tuple[str, str]:
         record = self._recorded() if lost != "flower-superlink" else None
         if record is None and lost is None:
             # A killed SuperLink breaks the log stream off before the next look at the processes.
@@ -346,10 +276,10 @@ class _Run:
             status, details = ("not-started", "") if lost is None else ("process-died", "")
         self.note(f"Flower's status of the run: {status}")
         if status == "finished:completed":
-            return status, details, ""
+            return status, ""
         if not status.startswith("finished"):
             self.note(f"the end of the SuperLink's own log:\n{self._superlink.log_tail(40)}")
-        return status, details, self._explain(status, details, lost)
+        return status, self._explain(status, details, lost)
 
     def _explain(self, status: str, details: str, lost: str | None) -> str:
         if status == "process-died":

@@ -1,15 +1,11 @@
 """End every process of a launch, whatever becomes of the one that launched it.
 
-A simulation is a tree of some fifteen processes (SuperLink, SuperExec, the simulation, Ray's GCS,
-raylet, agents and actors), several of which detach themselves on purpose. Nothing that runs in the
-launching process can clear them up after it was killed. So a small process of its own, this file
+A simulation is a tree of some fifteen processes, several of which detach themselves on purpose, and
+a launching process that was killed cannot clear them up. So a small process of its own, this file
 run as a script, starts the SuperLink and stays beside it: as a *subreaper* (Linux) it inherits
 every orphan of the tree, and a marker in the environment finds the rest elsewhere. It ends the tree
 when its standard input closes, which the operating system sees to however the launching process
-ends.
-
-Only processes that descend from the guard or carry its marker are ever touched: other SuperLinks
-and other Rays of the same user are left alone.
+ends. Other SuperLinks and other Rays of the same user are left alone.
 """
 
 import contextlib
@@ -35,19 +31,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def family(launch: str, root: int) -> list[psutil.Process]:
-    """List the living processes of a launch.
+    """List the living processes that carry the mark of a launch or descend from `root`.
 
-    Parameters
-    ----------
-    launch : str
-        Value of the marker in the processes' environment.
-    root : int
-        Process id whose descendants belong to the launch too. It is not listed itself.
-
-    Returns
-    -------
-    list[psutil.Process]
-        The processes, without the calling one, `root` and those that already ended.
+    The calling process and `root` itself are not listed.
     """
     found: dict[int, psutil.Process] = {}
     # Where the root is gone, what is left of its tree carries the marker.
@@ -68,15 +54,7 @@ def family(launch: str, root: int) -> list[psutil.Process]:
 
 
 def end_family(launch: str, root: int, grace: float) -> None:
-    """End the processes of a launch: ask first, then kill until none is left.
-
-    Parameters
-    ----------
-    launch, root : str, int
-        As for `family`.
-    grace : float
-        Seconds between asking and killing. 0 kills at once.
-    """
+    """End the processes of a launch: ask, wait `grace` seconds, then kill until none is left."""
     if grace > 0:
         processes = family(launch, root)
         for process in processes:
@@ -130,12 +108,8 @@ def _watch(child: subprocess.Popen[bytes]) -> None:
 def main() -> int:
     """Start the command, wait, end everything, remove the folder if nobody else will.
 
-    Arguments on the command line: the folder to remove, then the command to start.
-
-    Returns
-    -------
-    int
-        The exit status of the command, 0 where the guard itself ended it.
+    Arguments on the command line: the folder to remove, then the command to start. Returns the exit
+    status of the command, 0 where the guard itself ended it.
     """
     folder, *command = sys.argv[1:]
     launch = os.environ[MARKER]

@@ -1,76 +1,65 @@
 """Show how a run fares while it runs.
 
-The server writes one line a round to `metrics.jsonl`; the command reads it, because the two are
-different processes and the file is there anyway. On a terminal that is a bar with the figures that
-matter for fairness, in a pipe or a CI log one plain line a round: between domains, or, where there
-is one only, between the clients. A run that is profiled says at its end where the time went.
+The server writes one line per round to `metrics.jsonl`, and the command, another process, reads it.
+A terminal shows a bar with the figures that matter for fairness, a pipe or a CI log one plain line
+per round: between domains, or, where there is only one, between the clients. A run that is profiled
+says at its end where the time went.
 """
 
+import contextlib
 import json
+import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 
+from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 
-_UNKNOWN = "-"
 _WIDTH_WITH_BAR = 100
 
 
 class RoundLines:
-    """Read the lines of a `metrics.jsonl` as they are written.
-
-    Parameters
-    ----------
-    path : Path
-        The file; need not exist yet.
-    """
+    """Read the lines of a `metrics.jsonl` as they are written; the file need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
 
-    def read_new(self) -> list[dict[str, Any]]:
-        """Return the rounds completed since the last call.
+    def read_new(self) -> list[RoundRecord]:
+        """Return the rounds completed since the last call; what is no record is left out.
 
-        Returns
-        -------
-        list[dict[str, Any]]
-            One dictionary a line. A last line that is not complete yet comes with a later call; a
-            complete line that is no JSON object is left out.
+        A last line that is not complete yet comes with a later call.
         """
         try:
             with self.path.open("rb") as file:
-                file.seek(0, 2)
-                if file.tell() < self._offset:
+                if file.seek(0, 2) < self._offset:
                     self._offset = 0
                 file.seek(self._offset)
                 complete, newline, _ = file.read().rpartition(b"\n")
         except OSError:
             return []
         self._offset += len(complete) + len(newline)
-        return [record for line in complete.split(b"\n") if (record := _parsed(line)) is not None]
+        records = []
+        for line in complete.split(b"\n"):
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError, AttributeError, OverflowError
+            ):
+                records.append(RoundRecord.from_json(json.loads(line)))
+        return records
 
 
 class RunProgress:
-    """A progress display for one run; a context manager.
+    """A progress display for one run of so many rounds; a context manager.
 
-    Parameters
-    ----------
-    metrics_file : Path
-        The run's `metrics.jsonl`.
-    rounds : int
-        Number of rounds the run will have.
-    console : Console | None (default: None)
-        Where to write. By default standard output; a bar where that is a terminal, lines elsewhere.
+    It writes on standard output if not told otherwise: a bar on a terminal, lines elsewhere.
     """
 
     def __init__(self, metrics_file: Path, rounds: int, console: Console | None = None) -> None:
@@ -80,7 +69,7 @@ class RunProgress:
         self._lines = RoundLines(metrics_file)
         self._first: tuple[int, float] | None = None
         self._latest: tuple[int, float] | None = None
-        self._most_empty = 0.0
+        self._most_empty = 0
         self._profiles: dict[int, RoundProfile] = {}
         self._bar: Progress | None = None
         if self.console.is_terminal:
@@ -101,23 +90,12 @@ class RunProgress:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
     def say(self, phase: str) -> None:
-        """Tell what is going on while there is no round to show.
-
-        Parameters
-        ----------
-        phase : str
-            A few words, for example "starting Flower".
-        """
+        """Tell in a few words what is going on while there is no round to show."""
         if self._bar is not None:
             self._bar.update(self._task, description=phase)
         else:
@@ -128,48 +106,51 @@ class RunProgress:
         for record in self._lines.read_new():
             self._show(record)
 
-    def _show(self, record: Mapping[str, Any]) -> None:
-        number = record.get("round")
-        if not isinstance(number, int):
-            return
+    def _show(self, record: RoundRecord) -> None:
+        number = record.round
         if self._first is None:
-            self._warn_of_scarce_pictures()
+            self._warn_of_scarce_images()
         self._latest = (number, time.monotonic())
         self._first = self._first or self._latest
+
+        # The round's figures
+        done, figures, left = f"round {number}/{self.rounds}", _figures(record), self._time_left()
         if self._bar is not None:
             self._bar.update(
                 self._task,
-                description=f"round {number}/{self.rounds}",
+                description=done,
                 completed=number,
                 total=self.rounds,
-                figures=f"{_figures(record)}  {self._time_left()}",
+                figures=f"{figures}  {left}",
             )
         else:
-            seconds = _number(record.get("seconds"))
-            took = "" if seconds is None else f"  {seconds:.1f} s"
-            line = f"round {number}/{self.rounds}  {_figures(record)}{took}  {self._time_left()}"
-            self._print(line.rstrip())
-        left_out = sum(_number(record.get(key)) or 0 for key in ("quarantined", "failed"))
+            took = f"  {record.seconds:.1f} s" if math.isfinite(record.seconds) else ""
+            self._print(f"{done}  {figures}{took}  {left}".rstrip())
+
+        # Who is missing in it
+        left_out = (record.quarantined or 0) + (record.failed or 0)
         if left_out:
-            replies = "1 reply" if left_out == 1 else f"{left_out:.0f} replies"
+            replies = "1 reply" if left_out == 1 else f"{left_out} replies"
             self._print(
                 f"warning: round {number} left out {replies} that could not be used; "
                 "flower.log says which and why",
                 style="yellow",
             )
-        empty = _number(record.get("empty")) or 0.0
+        empty = record.empty or 0
         if empty > self._most_empty:
             # It is no fault, and the same clients lack data in every round.
             self._most_empty = empty
-            clients = "1 client" if empty == 1 else f"{empty:.0f} clients"
+            clients = "1 client" if empty == 1 else f"{empty} clients"
             self._print(f"round {number} left out {clients} without data; flower.log says which")
-        if (profile := _profile(record)) is not None:
-            self._profiles[number] = profile
+
+        # Where the time went
+        if record.profile is not None:
+            self._profiles[number] = record.profile
         if number == self.rounds and self._profiles:
             for sentence in MeanProfile.of_rounds(self._profiles).sentences():
                 self._print(sentence)
 
-    def _warn_of_scarce_pictures(self) -> None:
+    def _warn_of_scarce_images(self) -> None:
         try:
             holdings = RunFolder(self._metrics_file.parent).read_holdings()
         except RunFolderError:
@@ -178,7 +159,7 @@ class RunProgress:
         if scarce:
             listed = ", ".join(f"{domain} ({each})" for domain, each in scarce.items())
             self._print(
-                f"warning: clients train on fewer pictures than there are classes: {listed}; fewer "
+                f"warning: clients train on fewer images than there are classes: {listed}; fewer "
                 "clients, a larger share of the data (partition.share, partition.train_per_client) "
                 "or a larger data set gives each more",
                 style="yellow",
@@ -195,56 +176,32 @@ class RunProgress:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if math.isfinite(value) else "-"
 
 
-def _profile(record: Mapping[str, Any]) -> RoundProfile | None:
-    try:
-        return RoundProfile.from_json(record["profile"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and value == value else None
-
-
-def _percent(value: object) -> str:
-    number = _number(value)
-    return _UNKNOWN if number is None else f"{100 * number:.1f}"
-
-
-def _figures(record: Mapping[str, Any]) -> str:
+def _figures(record: RoundRecord) -> str:
     """Describe a round: mean accuracy, spread between domains and the worst domain, in percent.
 
     With one domain these are the clients' own, beside the accuracy on the test set.
     """
-    mean, spread = _percent(record.get("mean_accuracy")), _percent(record.get("std_accuracy"))
-    worst = _percent(record.get("worst_accuracy"))
-    accuracy = record.get("accuracy")
-    if isinstance(accuracy, dict) and len(accuracy) == 1:
-        return f"test set {mean} %{_clients_figures(record.get('client_accuracy'))}"
-    known = {
-        str(domain): number
-        for domain, value in (accuracy.items() if isinstance(accuracy, dict) else ())
-        if (number := _number(value)) is not None
-    }
-    named = f" ({min(known, key=lambda domain: known[domain])})" if known else ""
-    return f"mean {mean} %  spread {spread}  worst {worst} %{named}"
+    spread = record.spread
+    if len(record.accuracy) == 1:
+        clients = _clients_figures(record.client_accuracy or [])
+        return f"test set {_percent(spread.mean)} %{clients}"
+    figures = f"mean {_percent(spread.mean)} %  spread {_percent(spread.std)}  worst "
+    if not math.isfinite(spread.worst):
+        return f"{figures}-"
+    worst = min(record.accuracy, key=record.accuracy.__getitem__)
+    return f"{figures}{_percent(spread.worst)} % ({worst})"
 
 
-def _clients_figures(accuracy: object) -> str:
-    """Describe how the clients fare on their own test pictures; empty where they have none."""
-    known = [_number(value) for value in accuracy] if isinstance(accuracy, list) else []
-    values = [value for value in known if value is not None and 0 <= value <= 1]
+def _clients_figures(accuracy: Sequence[float]) -> str:
+    """Describe how the clients fare on their own test images; empty where they have none."""
+    values = [value for value in accuracy if 0 <= value <= 1]
     if not values:
         return ""
-    spread = statistics.stdev(values) if len(values) > 1 else None
+    spread = statistics.stdev(values) if len(values) > 1 else math.nan
     return (
         f"  clients: mean {_percent(statistics.fmean(values))} %  spread {_percent(spread)}  "
         f"worst {_percent(min(values))} %"

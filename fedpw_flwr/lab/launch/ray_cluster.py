@@ -20,21 +20,11 @@ _ANSWER_SECONDS = 10.0
 
 
 def cluster_environment(address: str, app_folder: Path) -> dict[str, str]:
-    """Build the environment variables that let Flower's Ray join a cluster and carry the app there.
+    """Return the variables that let a process, Flower's, join a cluster and carry the app there.
 
-    Parameters
-    ----------
-    address : str
-        Host and port of the cluster.
-    app_folder : Path
-        The staged app. Becomes the working folder of the workers, on whatever machine.
-
-    Returns
-    -------
-    dict[str, str]
-        Variables for the process that joins the cluster, and for it alone.
+    The staged app becomes the working folder of the workers, on whatever machine.
     """
-    # Relative for the workers: each machine has its copy of the app in a place of its own.
+    # Relative for the workers: each machine has its copy of the app in a folder of its own.
     workers = {"working_dir": str(app_folder), "env_vars": {PREPARED_VARIABLE: PREPARED_FILE}}
     return {
         PREPARED_VARIABLE: str(app_folder / PREPARED_FILE),

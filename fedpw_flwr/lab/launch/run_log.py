@@ -32,20 +32,9 @@ class _Traceback:
 def explain_failure(lines: Sequence[str], details: str, app_folders: Sequence[str]) -> str:
     """Return in a few lines why a run failed.
 
-    Parameters
-    ----------
-    lines : Sequence[str]
-        The run's log without colours.
-    details : str
-        Flower's status details of the run.
-    app_folders : Sequence[str]
-        Folders of the app's code; a frame inside one of them is worth showing.
-
-    Returns
-    -------
-    str
-        The root exception of the log's last chain of tracebacks and its place in the app; without
-        a traceback Flower's details, or the log's last lines where those say nothing.
+    These are the root exception of the last chain of tracebacks in the log (without colours) and
+    where in one of the app's folders it was raised; without a traceback Flower's status details, or
+    the log's last lines where those say nothing.
     """
     chain = _last_chain(lines)
     if chain is None:

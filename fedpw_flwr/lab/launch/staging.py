@@ -22,20 +22,10 @@ class StagingError(RuntimeError):
 
 
 def stage_app(destination: Path, extra_config_folder: Path | None = None) -> Path:
-    """Copy the package and its configuration into a Flower app folder.
+    """Copy the package and its configuration into a new Flower app folder, and return that.
 
-    Parameters
-    ----------
-    destination : Path
-        The folder to create. Must not exist, or be empty.
-    extra_config_folder : Path | None (default: None)
-        A user's folder of hydra files, laid out as `conf/` (say `dataset/mine.yaml`). Its files
-        are added to the package's.
-
-    Returns
-    -------
-    Path
-        `destination`, which now holds `fedpw_flwr/`, `conf/` and a `pyproject.toml`.
+    `extra_config_folder` holds a user's hydra files, laid out as `conf/` (say
+    `dataset/mine.yaml`), which are added to the package's.
 
     Raises
     ------

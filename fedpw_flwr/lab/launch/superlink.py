@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -45,25 +44,14 @@ class SuperLinkError(RuntimeError):
 
 
 def make_scratch_folder() -> Path:
-    """Create a temporary folder whose path is short enough for Ray's sockets.
-
-    Returns
-    -------
-    Path
-        A new folder below the system's temporary folder, or below `/tmp` where that is too deep.
-    """
+    """Create a folder whose path is short enough for Ray's sockets, below ``/tmp`` if need be."""
     base = Path(tempfile.gettempdir()).resolve()
     too_deep = len(str(base / "fedpw-12345678")) > _LONGEST_SCRATCH
     return Path(tempfile.mkdtemp(prefix="fedpw-", dir="/tmp" if too_deep else base)).resolve()
 
 
 def scripts_folder() -> Path:
-    """Find the folder with the commands of the Flower that this Python imports.
-
-    Returns
-    -------
-    Path
-        The folder that holds `flwr` and `flower-superlink`. The environment need not be activated.
+    """Return the folder with the commands of the Flower that this Python imports.
 
     Raises
     ------
@@ -90,22 +78,8 @@ def private_environment(
 ) -> dict[str, str]:
     """Build the environment of a launch from the caller's own.
 
-    Parameters
-    ----------
-    scratch : Path
-        Folder for Flower's home and Ray's session.
-    app_folder : Path
-        Folder that all processes import the app from.
-    launch : str
-        Names the launch in every process's environment.
-    ray_address : str | None (default: None)
-        The Ray cluster to run clients on; None: a Ray of the launch's own.
-
-    Returns
-    -------
-    dict[str, str]
-        The environment, without settings that would lead to another SuperLink or another Ray, and
-        without proxies that Flower's client would stumble over.
+    It lacks settings that would lead to another SuperLink or another Ray, and proxies that Flower's
+    client would stumble over; `launch` marks every process that has it.
     """
     environment = {
         name: value
@@ -141,9 +115,8 @@ def private_environment(
 def _is_unusable_proxy(name: str, value: str) -> bool:
     """Return whether a variable names a proxy that no process of a launch can work with.
 
-    Flower's HTTP client builds the transport to every proxy before it looks at NO_PROXY, and fails
-    at SOCKS proxies, which Ray does not know either. HTTP proxies stay, for downloads by a model or
-    a strategy of the user's own: NO_PROXY keeps them away from Flower.
+    Flower's HTTP client fails at SOCKS proxies, even those that NO_PROXY keeps away from it, and
+    Ray does not know them. HTTP proxies stay, for downloads by a user's model or strategy.
     """
     is_proxy = name.lower() in ("all_proxy", "http_proxy", "https_proxy")
     scheme, separator, _ = value.partition("://")
@@ -175,23 +148,9 @@ class LocalSuperLink:
     `wait_until_ready` comes before the first use. Leaving ends it and everything it started, also
     after an error. Should the calling process be killed, the processes end without it.
 
-    Parameters
-    ----------
-    app_folder : Path
-        The staged app. Becomes the working folder of every process, so that Ray's clients import
-        from it.
-    scratch : Path
-        A folder from `make_scratch_folder` for Flower's home, Ray's session and the log. It is
-        removed with everything in it.
-    ray_address : str | None (default: None)
-        The Ray cluster to run clients on; None: a Ray of the launch's own.
-
-    Attributes
-    ----------
-    environment : Mapping[str, str]
-        What a `flwr` command needs to talk to this SuperLink.
-    log_file : Path
-        Output of the SuperLink and its processes, inside `scratch`.
+    `app_folder`, the staged app, is the working folder of every process, so that Ray's clients
+    import from it. `scratch`, from `make_scratch_folder`, is removed with everything in it, the log
+    included. `ray_address` is the Ray cluster to run clients on; None: a Ray of the launch's own.
     """
 
     def __init__(self, app_folder: Path, scratch: Path, ray_address: str | None = None) -> None:
@@ -206,7 +165,7 @@ class LocalSuperLink:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The environment of every process of this launch."""
+        """The environment of every process of this launch, `flwr` commands included."""
         return self._environment
 
     @property
@@ -220,21 +179,13 @@ class LocalSuperLink:
         self._start()
         return self
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def wait_until_ready(self, seconds: float = 120.0) -> None:
         """Wait until this SuperLink, and no other on the same port, answers.
 
-        Parameters
-        ----------
-        seconds : float (default: 120.0)
-            How long to wait. A boot takes about 2 s, and far longer where files are read cold.
+        A boot takes about 2 s, and far longer where files are read cold.
 
         Raises
         ------
@@ -259,13 +210,9 @@ class LocalSuperLink:
             time.sleep(0.05)
 
     def lost_process(self) -> str | None:
-        """Name a process the run cannot go on without and that has ended.
+        """Return the name of a process that has ended, and without which the run cannot go on.
 
-        Returns
-        -------
-        str | None
-            For example `"flwr-simulation"`, which also ends when its run is over; None while all
-            that were ever seen are alive.
+        "flwr-simulation" also ends when its run is over.
         """
         if self._guard is None or self._guard.poll() is not None:
             return _ESSENTIAL[0]
@@ -274,18 +221,7 @@ class LocalSuperLink:
         return next((name for name in _ESSENTIAL if name in self._seen - alive), None)
 
     def log_tail(self, lines: int = 15) -> str:
-        """Read the end of the log.
-
-        Parameters
-        ----------
-        lines : int (default: 15)
-            How many lines at most.
-
-        Returns
-        -------
-        str
-            The lines, or an empty string where there is no log yet.
-        """
+        """Return the last lines of the log; nothing where there is no log yet."""
         if not self.log_file.is_file():
             return ""
         text = self.log_file.read_text(encoding="utf-8", errors="replace")
@@ -386,7 +322,7 @@ def _free_port() -> int:
 
 
 def _command_name(process: psutil.Process) -> str | None:
-    """Name Flower's command that a process runs: its script, not the interpreter."""
+    """Return which of Flower's commands a process runs: its script, not the interpreter."""
     try:
         words = process.cmdline()[:2]
     except psutil.Error:

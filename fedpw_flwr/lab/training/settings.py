@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["float32", "bfloat16"]
+from fedpw_flwr.lab.config.setting_rules import CLIENT, wrong_settings
 
-# The least value, a value that all are below, and words for both.
-_RANGES = {
-    "epochs": (1, math.inf, "an integer of at least 1"),
-    "batch_size": (1, math.inf, "an integer of at least 1"),
-    "crop_padding": (0, math.inf, "an integer of at least 0"),
-    "learning_rate": (5e-324, math.inf, "above 0 and finite"),
-    "momentum": (0, 1, "in [0, 1)"),
-    "weight_decay": (0, math.inf, "at least 0 and finite"),
-}
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -66,17 +57,6 @@ class ClientSettings:
     horizontal_flip: bool = False
 
     def __post_init__(self) -> None:
-        for name, (least, limit, words) in _RANGES.items():
-            value = getattr(self, name)
-            types = int if "integer" in words else (int, float)
-            is_number = isinstance(value, types) and not isinstance(value, bool)
-            if not is_number or not least <= value < limit:
-                raise ValueError(f"client.{name} must be {words}, got {value!r}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(
-                f"client.precision must be one of float32, bfloat16, got {self.precision!r}"
-            )
-        for name in ("compile", "horizontal_flip"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise ValueError(f"client.{name} must be true or false, got {value!r}")
+        wrong = wrong_settings(vars(self), CLIENT, "client.")
+        if wrong:
+            raise ValueError("\n".join(wrong))

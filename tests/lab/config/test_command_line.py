@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fedpw_flwr.lab.config.command_line import quoted, readable_words
-from fedpw_flwr.lab.config.configuration import ConfigurationError
+from fedpw_flwr.lab.config.command_line import readable_words
+from fedpw_flwr.lab.config.configuration import ConfigurationError, quoted
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_home_folder_is_put_in_where_hydra_makes_folders(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     run, sweep = readable_words(
-        ["hydra.run.dir='~/a, b/${seed}'", quoted("hydra.sweep.dir", "~/läufe")]
+        ["hydra.run.dir='~/a, b/${seed}'", f"hydra.sweep.dir={quoted('~/läufe')}"]
     )
     parse = OverridesParser.create().parse_override
     assert parse(run).value() == f"{tmp_path}/a, b/${{seed}}"

@@ -12,19 +12,12 @@ from fedpw_flwr.lab.config.configuration import (
     absolute_folders,
     changed_overrides,
     compose_configuration,
-    config_folder,
-    count_clients,
     join_overrides,
     resolved_yaml,
-    run_fingerprint,
     runtime_settings,
     with_absolute_folders,
 )
 from fedpw_flwr.lab.experiment import build_experiment
-
-
-def test_default_configuration_has_eight_clients() -> None:
-    assert count_clients(compose_configuration()) == 8
 
 
 def test_same_arguments_compose_once_a_process() -> None:
@@ -52,29 +45,25 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         assert compose("mine").answer == 42
 
 
-@pytest.mark.parametrize("strategy", ["fedpw", "fedavg", "fedpw_pa", "fedpw_awa"])
-def test_every_strategy_file_names_itself_and_can_be_built(strategy: str) -> None:
-    configuration = compose_configuration("config", f"strategy={strategy}")
-    assert configuration.strategy.name == strategy
-    build_experiment(configuration).check()
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ("rounds=x", "rounds"),
-        ("rounds=0", "rounds must be at least 1"),
-        ("seed=-1", "seed must be 0 or more"),
-        ("foo=1", "'foo'"),
-        ("+foo=1", "foo"),
-        ("client.epoch=3", "epoch"),
-        ("runtime.cpus=1", "cpus"),
-        ("+runtime.cpus=1", "cpus"),
-        ("runtime.cpus_per_client=abc", "cpus_per_client"),
-        ("runtime.cpus_per_client=0", "cpus_per_client must be at least 1"),
-        ("runtime.gpus_per_client=-1", "gpus_per_client must be 0 or more"),
-        ("runtime.round_timeout=0", "round_timeout"),
+        ("rounds=0", "rounds must be a whole number of at least 1, got 0"),
+        ("rounds=null", "rounds must be a whole number of at least 1, got None"),
+        ("seed=-1", "seed must be a whole number of at least 0 and at most"),
+        ("foo=1", "^there is no setting foo: correct its name"),
+        ("+foo=1", "^foo is no setting of a run: leave it out. There are seed, rounds, resume"),
+        ("client.epoch=3", "there is no setting client.epoch"),
+        ("+runtime.cpus=1", "^runtime.cpus is no setting"),
+        ("runtime.cpus_per_client=abc", "cpus_per_client must be a whole number"),
+        ("runtime.cpus_per_client=0", "cpus_per_client must be a whole number of at least 1"),
+        ("runtime.gpus_per_client=-1", "gpus_per_client must be a number of at least 0"),
+        ("runtime.cpus_per_client=4 runtime.total_cpus=2", "total_cpus is 2.*raise the first"),
+        ("runtime.round_timeout=0", "round_timeout must be a number above 0"),
+        ("resume=[5]", "resume must be a folder, got [5"),
         ("strategy=nope", "fedavg"),
+        ("strategy.beta='${nope}'", "Interpolation key 'nope' not found"),
         ("experiment=four_domains", "dataset.folder"),
         ("seed=[1", "seed"),
         ("seed='1", "cannot be split"),
@@ -85,32 +74,43 @@ def test_wrong_key_or_value_is_refused_by_name(overrides: str, message: str) -> 
         compose_configuration("config", overrides)
 
 
-def test_a_folder_that_is_not_given_is_told_with_its_files() -> None:
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "experiment=four_domains",
+            "dataset.folder is not set: it is the folder that holds mnist.npz, usps.npz, svhn.npz, "
+            "mnistm.npz; give it on the command line, as in dataset.folder=/path/to/archives",
+        ),
+        (
+            "strategy=fedheal strategy.tau=???",
+            "strategy.tau is not set: give it on the command line, as in strategy.tau=...",
+        ),
+    ],
+)
+def test_a_value_that_is_not_given_is_told_by_its_key(overrides: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        compose_configuration("config", "experiment=four_domains")
-    assert str(caught.value).startswith(
-        "dataset.folder is not set: it is the folder that holds mnist.npz, usps.npz, svhn.npz, "
-        "mnistm.npz; give it on the command line, as in dataset.folder=/path/to/archives"
+        compose_configuration("config", overrides)
+    assert str(caught.value) == message
+
+
+def test_a_number_of_the_runtime_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    words = "runtime.total_cpus='${oc.env:SLURM_CPUS_PER_TASK}'"
+    assert (
+        runtime_settings(compose_configuration("config", join_overrides([words]))).total_cpus == 3
     )
-
-
-def test_another_value_that_is_not_given_is_told_by_its_key() -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"strategy.tau is not set: .* strategy.tau=\.\.\."
-    ):
-        compose_configuration("config", "strategy=fedheal strategy.tau=???")
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ("strategy.beta=0", "strategy: beta=0 is outside"),
-        ("strategy.avg_drop_rate=1.5", "strategy: avg_drop_rate=1.5 is outside"),
         ("+strategy.betta=0.1", "strategy: .*betta"),
         ("client.momentum=2", "client: client.momentum"),
-        ("+client.nesterov=true", "client: .*nesterov"),
         ("model.width=0", "model: .*width"),
-        ("+model.depth=3", "model: .*depth"),
         ("partition.clients_per_domain=0", "partition: clients_per_domain"),
         ("runtime.device=tpu9", "runtime: device='tpu9'"),
         ("experiment=four_domains dataset.folder=/nowhere", "dataset: .*/nowhere"),
@@ -136,18 +136,6 @@ def test_resolved_configuration_can_be_read_back() -> None:
     assert OmegaConf.create(resolved_yaml(configuration)) == configuration
 
 
-def test_runtime_defaults_are_those_of_the_file() -> None:
-    runtime = runtime_settings(compose_configuration())
-    assert (runtime.cpus_per_client, runtime.gpus_per_client) == (1, 0.0)
-
-
-def test_configuration_lies_beside_the_package_or_inside_it() -> None:
-    assert (config_folder() / "config.yaml").is_file()
-    assert {path.name for path in config_folder().iterdir() if path.is_dir()} >= {
-        "dataset", "model", "partition", "strategy", "client", "runtime", "experiment",
-    }  # fmt: skip
-
-
 def test_changed_overrides_replace_what_was_said_before() -> None:
     saved = ["strategy=fedavg", "+new.key=1", "rounds=3", "client.epochs=2"]
     assert changed_overrides(saved, ["rounds=9", "new.key=2"]) == [
@@ -156,9 +144,3 @@ def test_changed_overrides_replace_what_was_said_before() -> None:
         "rounds=9",
         "new.key=2",
     ]
-
-
-def test_the_fingerprint_of_a_run_is_what_changes_its_results() -> None:
-    one = run_fingerprint(compose_configuration("config", "rounds=3 runtime.total_cpus=1"))
-    assert one == run_fingerprint(compose_configuration("config", ""))
-    assert one != run_fingerprint(compose_configuration("config", "client.epochs=9"))

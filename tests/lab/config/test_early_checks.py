@@ -21,7 +21,6 @@ from fedpw_flwr.lab.config.configuration import (
 from fedpw_flwr.lab.config.early_checks import check_early, warning_of_slow_arithmetic
 from fedpw_flwr.lab.config.hardware import count_gpus, multiplies_bfloat16
 
-COMMANDS = Path(sys.executable).parent
 HEAVY = ("torch", "flwr", "ray", "torchvision", "datasets")
 
 
@@ -84,39 +83,37 @@ def _typed(folder: Path, lines: Sequence[str]) -> Iterator[Typed]:
 
 def test_the_command_names_the_key_and_imports_and_starts_nothing(tmp_path: Path) -> None:
     messages = {
-        "strategy.beta=1.5": "strategy.beta must be a number above 0 and at most 1, got 1.5",
-        "strategy=qfedavg strategy.q=-0.5": "strategy.q must be a number of at least 0",
-        "client.batch_size=-2": "client.batch_size must be an integer of at least 1, got -2",
-        "seed=18446744073709551616": "seed must be 0 or more and at most 2**64 - 1",
-        "runtime.gpus_per_client=0.5": "runtime.gpus_per_client=0.5, but this machine has no GPU",
-        "experiment=digits dataset.archives_folder=/nowhere": "set dataset.archives_folder to",
-        "dataset.folder=~/pictures": """Type 'dataset.folder="~/pictures"'""",
-        """rounds=0 'hydra.run.dir="run ü"'""": "rounds must be at least 1, got 0",
-        "hydra.run.dir=/proc/kept/run": "no run can be kept in the folder /proc/kept/run (No such",
-        "strategy._target_=fedpw_flwr.baselines.FedNova": "this package has no such strategy",
-        "-m seed=1,2 hydra.sweep.dir=/proc/sweep": "give another with hydra.sweep.dir=",
-    }
-    for typed in _typed(tmp_path, list(messages)):
-        assert messages[typed.line] in typed.errors, typed
-        assert "Traceback" not in typed.errors
-        assert (typed.status, typed.said, typed.left) == (1, "", []), typed
-
-
-def test_a_sweep_with_a_run_that_cannot_start_starts_none(tmp_path: Path) -> None:
-    messages = {
+        "strategy.beta=1.5": ["strategy.beta must be a number above 0 and at most 1, got 1.5"],
+        "strategy=qfedavg strategy.q=-0.5": ["strategy.q must be a number of at least 0"],
+        "client.batch_size=-2": ["client.batch_size must be a whole number of at least 1, got -2"],
+        "seed=18446744073709551616": ["seed must be a whole number of at least 0 and at most 2**6"],
+        "runtime.gpus_per_client=0.5": ["runtime.gpus_per_client=0.5, but this machine has no GPU"],
+        "experiment=digits dataset.archives_folder=/nowhere": ["set dataset.archives_folder to"],
+        "dataset.folder=~/images": ["""Type 'dataset.folder="~/images"'"""],
+        """rounds=0 'hydra.run.dir="run ü"'""": ["rounds must be a whole number of at least 1"],
+        "hydra.run.dir=/proc/kept/run": ["no run can be kept in the folder /proc/kept/run (No suc"],
+        "strategy._target_=fedpw_flwr.baselines.FedNova": ["this package has no such strategy"],
+        "nope=1": ["fedpw: there is no setting nope: correct its name"],
+        "-m seed=1,2 hydra.sweep.dir=/proc/sweep": ["give another with hydra.sweep.dir="],
+        "-m +nope=1,2": [
+            "+nope=1; +nope=2: nope is no setting of a run: leave it out. There are",
+            "no run was started",
+        ],
+        "-m strategy=fedpw,fedav": ["strategy=fedav: In 'config': Could not find 'strategy/fedav'"],
+        "-m seed=${nope}": ["Interpolation key 'nope' not found", "no run was"],
         "-m strategy.beta=0.4,-2 seed=5,6": [
             "strategy.beta=-2 seed=5; strategy.beta=-2 seed=6: strategy.beta must be a number "
             "above 0 and at most 1, got -2",
         ],
         "-m seed=2,-3 rounds=1 client.epochs=1,0": [
-            "seed=2 rounds=1 client.epochs=0: client: client.epochs must be an integer",
+            "seed=2 rounds=1 client.epochs=0: client.epochs must be a whole number",
             "seed=-3 rounds=1 client.epochs=1; seed=-3 rounds=1 client.epochs=0: seed must be",
         ],
     }
     for typed in _typed(tmp_path, list(messages)):
-        wanted = [*messages[typed.line], "none of the 4 runs was started"]
-        assert [message for message in wanted if message not in typed.errors] == [], typed
+        assert [one for one in messages[typed.line] if one not in typed.errors] == [], typed
         assert "Traceback" not in typed.errors
+        assert "HYDRA_FULL_ERROR" not in typed.errors
         assert (typed.status, typed.said, typed.left) == (1, "", []), typed
 
 
@@ -134,42 +131,30 @@ def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
     [
         ("strategy.max_weight=0.5", "strategy.max_weight must be a number of at least 1"),
         ("strategy.upload=packed strategy.adjustment=server", "strategy.adjustment=client"),
-        ("strategy=fedadam strategy.tau=0", "strategy.tau must be a number above 0, got 0"),
-        ("strategy=fedheal strategy.tau=1", "strategy.tau must be a number of at least 0 and bel"),
-        ("strategy=fedprox strategy.proximal_mu=x", "strategy.proximal_mu must be a number"),
         ("strategy=afl strategy.lambda_step=nan", "strategy.lambda_step must be a number"),
         ("strategy=term strategy.t=inf", "strategy.t must be a number that is finite, got inf"),
-        ("client.learning_rate=-0.1", "client.learning_rate must be above 0"),
         ("runtime.gpus_per_client=1.5", "runtime.gpus_per_client=1.5: above 1 it must be a whole"),
         ("runtime.device=gpu", "runtime.device=gpu is no device: choose auto, cpu, cuda or cuda:0"),
-        ("partition=dirichlet partition.alpha=0", "partition.alpha must be a number above 0"),
         ("partition=by_domain partition.share=0.7", "partition: share is the part of a domain"),
         (
             "partition=pat2 dataset=cifar10 partition.classes_per_client=11",
             "but the data set has 10 classes: choose",
         ),
         (
-            "partition=pat2 partition.classes_per_client=17",
-            "but the data set has 10 classes: choos",
-        ),
-        (
             "dataset=cifar100 dataset.archives_folder=. partition=pat1 "
             "partition.classes_per_client=101",
             "but the data set has 100 classes: choose",
         ),
-        ("strategy._target_=fedpw_flwr.baselines.FedNova", "this package has no such strategy"),
         ("strategy._target_=fedpw_flwr.baselins.FedAvg", "one of FedPW, FedAvg, EqualFedAvg"),
         (
             "strategy._target_=fedpw_flwr.lab.models.cnn.SmallCNN",
             "this package has no such strategy",
         ),
-        ("model._target_=fedpw_flwr.lab.models.resnet.SmallCNN", "this package has no such model"),
-        ("model._target_=fedpw_flwr.SmallCNN", "choose one of conf/model/ by its file name"),
         ("dataset._target_=fedpw_flwr.lab.data.embedded_digits.digits", "no such dataset"),
         ("partition._target_=fedpw_flwr.lab.data.partition.Dirichlets", "no such partition"),
         ("+strategy.min_train_nodes=9", "strategy.min_train_nodes=9, but there are 8 clients"),
         ("model.width=0", "model.width must be a whole number of at least 1, got 0"),
-        ("model=mlp model.image_size=28", "model.image_size=28, but pictures have dataset.image_"),
+        ("model=mlp model.image_size=28", "model.image_size=28, but images have dataset.image_s"),
         ("model._target_=my_nets.Net", "there is no module my_nets: correct the name, or add"),
         ("experiment=four_domains dataset.folder=/nowhere", "there is no folder /nowhere"),
         ("dataset=cifar100 partition=iid", "cifar100 is not in"),
@@ -185,25 +170,12 @@ def test_a_value_is_refused_before_any_data_are_read(
     assert message in str(refused.value)
 
 
-def test_the_command_that_is_installed_is_the_one_that_is_checked_here(tmp_path: Path) -> None:
-    command = [COMMANDS / "fedpw", "strategy.beta=2", "hydra.run.dir=run"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=_environment(tmp_path),
-        capture_output=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "strategy.beta must be a number above 0" in done.stderr
-
-
-def test_a_cluster_may_have_the_gpus_that_this_machine_lacks(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+def test_a_cluster_may_have_the_gpus_that_this_machine_lacks_or_hides(
+    monkeypatch: pytest.MonkeyPatch, hidden: str
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert count_gpus() in (0, None)
     check_early(
         compose_configuration(
             "config", "runtime.gpus_per_client=0.5 runtime.ray_address=10.0.0.3:6379"
@@ -211,12 +183,6 @@ def test_a_cluster_may_have_the_gpus_that_this_machine_lacks(
     )
     with pytest.raises(ConfigurationError, match="see whether nvidia-smi lists them"):
         check_early(compose_configuration("config", "runtime.gpus_per_client=0.5"))
-
-
-@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
-def test_gpus_that_are_hidden_are_none(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert count_gpus() in (0, None)
 
 
 def test_gpus_are_counted_as_ray_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:

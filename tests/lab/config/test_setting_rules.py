@@ -8,16 +8,16 @@ import re
 from typing import Any
 
 import pytest
-from hydra.utils import get_method, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from fedpw_flwr.lab.config.configuration import (
-    GROUPS,
+    RuntimeSettings,
     compose_configuration,
     config_folder,
     group_settings,
 )
-from fedpw_flwr.lab.config.setting_rules import RULES, broken_rules
+from fedpw_flwr.lab.config.setting_rules import GROUPS, OWN, RUNTIME, SHARED, broken_rules
 from fedpw_flwr.strategy.options import FedAvgOptions
 
 STRATEGIES = sorted(path.stem for path in (config_folder() / "strategy").glob("*.yaml"))
@@ -26,9 +26,7 @@ LARGE, SMALL = 1e6, -1e-9
 
 def _configured(group: str, choice: str) -> dict[str, Any]:
     configuration = compose_configuration("config", f"{group}={choice}")
-    settings = OmegaConf.to_container(group_settings(configuration, group), resolve=True)
-    assert isinstance(settings, dict)
-    return {str(key): value for key, value in settings.items()}
+    return group_settings(configuration, group)
 
 
 def _refused_when_built(settings: dict[str, Any], **arguments: Any) -> bool:
@@ -40,11 +38,7 @@ def _refused_when_built(settings: dict[str, Any], **arguments: Any) -> bool:
 
 
 def _parameters(target: str) -> set[str]:
-    called = get_method(target) if target.rpartition(".")[2].islower() else None
-    if called is None:
-        module, _, name = target.rpartition(".")
-        called = getattr(__import__(module, fromlist=[name]), name)
-    parameters = inspect.signature(called).parameters.values()
+    parameters = inspect.signature(get_object(target)).parameters.values()
     names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
         names |= FedAvgOptions.__annotations__.keys() | {"train_loss_key"}
@@ -56,7 +50,6 @@ def _parameters(target: str) -> set[str]:
     [
         (group, path.stem)
         for group in GROUPS
-        if group != "client"
         for path in sorted((config_folder() / group).glob("*.yaml"))
         if path.stem != "four_domains" or group != "dataset"
     ],
@@ -66,16 +59,19 @@ def test_every_setting_of_what_is_configured_has_a_rule_and_keeps_it(
 ) -> None:
     settings = _configured(group, choice)
     target = settings["_target_"]
-    rules = RULES[group][target.rpartition(".")[2]]
+    rules = SHARED[group] | OWN[group][target.rpartition(".")[2]]
     assert _parameters(target) <= rules.keys() | {"train_loss_key"}
     assert broken_rules(group, settings) == []
+
+
+def test_every_setting_of_the_runtime_has_a_rule() -> None:
+    assert RuntimeSettings.__dataclass_fields__.keys() == RUNTIME.keys()
 
 
 @pytest.mark.parametrize("choice", STRATEGIES)
 def test_what_a_rule_refuses_of_a_strategy_the_strategy_refuses(choice: str) -> None:
     settings = _configured("strategy", choice)
-    rules = RULES["strategy"][settings["_target_"].rpartition(".")[2]]
-    own = [key for key in settings if key in rules and not key.startswith(("_", "fraction_"))]
+    own = settings.keys() & OWN["strategy"][settings["_target_"].rpartition(".")[2]]
     tried = 0
     for key in own:
         for value in (-1.5, SMALL, 0, 1, 1.5, LARGE, math.nan, math.inf, "word", True, None):

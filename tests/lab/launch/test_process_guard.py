@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -17,34 +17,30 @@ STUBBORN = (
 )
 
 
-class Sleepers:
-    """Starts processes and makes sure that none outlives the test."""
+Start = Callable[[str | None], "subprocess.Popen[bytes]"]
 
-    def __init__(self) -> None:
-        self.started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, launch: str | None) -> "subprocess.Popen[bytes]":
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a process with the marker of a launch, or without one; none outlives the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(launch: str | None) -> "subprocess.Popen[bytes]":
         environment = {key: value for key, value in os.environ.items() if key != MARKER}
-        if launch is not None:
-            environment[MARKER] = launch
         process = subprocess.Popen(
             [sys.executable, "-c", STUBBORN],
-            env=environment,
+            env=environment if launch is None else environment | {MARKER: launch},
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        self.started.append(process)
+        started.append(process)
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
         return process
 
-
-@pytest.fixture
-def sleepers() -> Iterator[Sleepers]:
-    sleepers = Sleepers()
-    yield sleepers
-    for process in sleepers.started:
+    yield start
+    for process in started:
         process.kill()
         process.wait()
 
@@ -53,27 +49,18 @@ NOBODY = 2**22 + 1
 """A process id that the system never gives out."""
 
 
-def test_a_launch_is_found_by_its_marker_alone(sleepers: Sleepers) -> None:
+def test_a_process_that_ignores_sigterm_is_killed_and_a_strangers_is_not(start: Start) -> None:
     launch = uuid.uuid4().hex
-    mine = [sleepers.start(launch), sleepers.start(launch)]
-    sleepers.start(None)
-    sleepers.start(uuid.uuid4().hex)
-    assert {process.pid for process in family(launch, NOBODY)} == {p.pid for p in mine}
-
-
-def test_descendants_belong_to_the_launch_without_a_marker(sleepers: Sleepers) -> None:
-    process = sleepers.start(None)
-    assert process.pid in {found.pid for found in family(uuid.uuid4().hex, os.getpid())}
-
-
-def test_a_process_that_ignores_sigterm_is_killed_and_a_strangers_is_not(
-    sleepers: Sleepers,
-) -> None:
-    launch = uuid.uuid4().hex
-    mine, strangers = sleepers.start(launch), sleepers.start(uuid.uuid4().hex)
+    mine, unmarked, strangers = start(launch), start(None), start(uuid.uuid4().hex)
+    assert [process.pid for process in family(launch, NOBODY)] == [mine.pid]
     started = time.monotonic()
     end_family(launch, NOBODY, grace=0.5)
     assert time.monotonic() - started < 5
     assert mine.poll() is not None
-    assert strangers.poll() is None
+    assert (unmarked.poll(), strangers.poll()) == (None, None)
     assert family(launch, NOBODY) == []
+
+
+def test_descendants_belong_to_the_launch_without_a_marker(start: Start) -> None:
+    process = start(None)
+    assert process.pid in {found.pid for found in family(uuid.uuid4().hex, os.getpid())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,6 @@ from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     RuntimeSettings,
 )
-from fedpw_flwr.lab.launch.launch import ClientResources
 from fedpw_flwr.lab.launch.ray_cluster import LARGEST_CARRIED, leave_behind_if_large
 from fedpw_flwr.lab.launch.superlink import private_environment
 
@@ -33,11 +33,6 @@ def test_workers_find_app_and_data_in_their_working_folder(
     assert app / carried["env_vars"][PREPARED_VARIABLE] == Path(environment[PREPARED_VARIABLE])
 
 
-def test_the_size_of_a_cluster_is_its_own() -> None:
-    words = ClientResources(4, gpus_per_client=0.25, ray_address=ADDRESS).federation_config()
-    assert words == ("num-supernodes=4 client-resources-num-cpus=1 client-resources-num-gpus=0.25")
-
-
 def test_large_data_are_left_behind_and_small_ones_travel(tmp_path: Path) -> None:
     small, large = tmp_path / "small", tmp_path / "large"
     for file, size in ((small, LARGEST_CARRIED), (large, LARGEST_CARRIED + 1)):
@@ -49,12 +44,17 @@ def test_large_data_are_left_behind_and_small_ones_travel(tmp_path: Path) -> Non
     assert not large.exists()
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "192.168.0.10", "ray://192.168.0.10:10001"])
-def test_an_address_that_is_not_host_and_port_is_refused(address: str) -> None:
-    with pytest.raises(ConfigurationError, match="is not host and port of a Ray cluster"):
-        RuntimeSettings(ray_address=address)
-
-
-def test_a_number_of_processors_is_refused_beside_a_cluster() -> None:
-    with pytest.raises(ConfigurationError, match="ray start --num-cpus"):
-        RuntimeSettings(ray_address=ADDRESS, total_cpus=2)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ray_address": "auto"}, "is not host and port of a Ray cluster"),
+        ({"ray_address": "192.168.0.10"}, "is not host and port of a Ray cluster"),
+        ({"ray_address": "ray://192.168.0.10:10001"}, "is not host and port of a Ray cluster"),
+        ({"ray_address": ADDRESS, "total_cpus": 2}, "ray start --num-cpus"),
+    ],
+)
+def test_an_address_or_a_size_that_no_cluster_can_take_is_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        RuntimeSettings(**settings)

@@ -27,15 +27,18 @@ def test_every_module_and_configuration_file_is_staged(tmp_path: Path) -> None:
     assert {path.suffix for path in app.rglob("*") if path.is_file()} == {".py", ".yaml", ".toml"}
 
 
-def test_flowers_bundle_holds_all_that_is_staged(tmp_path: Path) -> None:
-    mine = tmp_path / "mine" / "dataset"
-    mine.mkdir(parents=True)
-    (mine / "test_of_mine.yaml").write_text("x: 1\n")
-    app = stage_app(tmp_path / "app", tmp_path / "mine")
+def test_flowers_bundle_holds_all_that_is_staged_and_a_users_own_files(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "dataset").mkdir(parents=True)
+    (mine / "dataset" / "mine.yaml").write_text("mine: 1\n")
+    (mine / "notes.txt").write_text("not a configuration")
+    app = stage_app(tmp_path / "app", mine)
     load_and_validate(app / "pyproject.toml", check_module=False)
     bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app)))
     staged = {path.relative_to(app).as_posix() for path in app.rglob("*") if path.is_file()}
     assert staged <= set(bundle.namelist())
+    assert {"conf/dataset/mine.yaml", "conf/dataset/digits.yaml"} <= staged
+    assert "conf/notes.txt" not in staged
 
 
 def test_the_app_is_described_as_in_the_repositorys_own_pyproject(tmp_path: Path) -> None:
@@ -51,35 +54,24 @@ def test_the_app_is_described_as_in_the_repositorys_own_pyproject(tmp_path: Path
     assert staged_app == own_app
 
 
-def test_a_users_files_are_added_to_the_packages(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model/cnn.yaml", r"model/cnn\.yaml.*names of their own"),
+        ("mine.yml", r"rename in .*mine\.yml"),
+        ("notes.txt", r"holds no \*\.yaml file"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_users_folder_that_cannot_be_taken_along_is_refused(
+    tmp_path: Path, file: str | None, message: str
+) -> None:
     mine = tmp_path / "mine"
-    (mine / "dataset").mkdir(parents=True)
-    (mine / "dataset" / "mine.yaml").write_text("mine: 1\n")
-    (mine / "notes.txt").write_text("not a configuration")
-    conf = stage_app(tmp_path / "app", mine) / "conf"
-    assert (conf / "dataset" / "mine.yaml").read_text() == "mine: 1\n"
-    assert (conf / "dataset" / "digits.yaml").is_file()
-    assert not (conf / "notes.txt").exists()
-
-
-def test_a_users_file_with_a_name_of_the_packages_is_refused(tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    (mine / "model").mkdir(parents=True)
-    (mine / "model" / "cnn.yaml").write_text("replaced: 1\n")
-    with pytest.raises(StagingError, match=r"model/cnn\.yaml.*names of their own"):
+    if file is not None:
+        (mine / file).parent.mkdir(parents=True)
+        (mine / file).write_text("x: 1\n")
+    with pytest.raises(StagingError, match=message):
         stage_app(tmp_path / "app", mine)
-
-
-def test_a_folder_that_hydra_would_not_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StagingError, match="does not exist"):
-        stage_app(tmp_path / "a", tmp_path / "nowhere")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(StagingError, match=r"holds no \*\.yaml file"):
-        stage_app(tmp_path / "b", empty)
-    (empty / "mine.yml").write_text("x: 1\n")
-    with pytest.raises(StagingError, match=r"rename in .*mine\.yml"):
-        stage_app(tmp_path / "c", empty)
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

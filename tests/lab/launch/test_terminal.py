@@ -67,7 +67,9 @@ def _typed(words: list[str], terminal: dict[str, str]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("terminal", OTHER_TERMINALS, ids=str)
-def test_tables_are_printed_to_any_terminal(run: Path, terminal: dict[str, str]) -> None:
+def test_tables_and_configurations_are_printed_to_any_terminal(
+    run: Path, terminal: dict[str, str]
+) -> None:
     printed, said = _typed(["fedpw-compare", str(run), "--output", str(run / "c")], terminal)
     assert "fairer" in printed
     assert "comparison.md" in printed
@@ -75,16 +77,11 @@ def test_tables_are_printed_to_any_terminal(run: Path, terminal: dict[str, str])
     assert "größer→fairer" in (run / "c" / "comparison.md").read_text(encoding="utf-8")
     printed, _ = _typed(["fedpw-evaluate", str(run)], terminal)
     assert "75.00" in printed
+    printed, _ = _typed(["fedpw", 'strategy.name="größer→fairer"', "--cfg", "job"], terminal)
+    assert "fairer" in printed
+    assert "rounds: 30" in printed
 
 
 def test_json_is_whole_on_any_terminal(run: Path) -> None:
     printed, _ = _typed(["fedpw-evaluate", str(run), "--json"], OTHER_TERMINALS[0])
     assert json.loads(printed)["recorded_accuracy"] == {"scans": 0.75, "fonts": 0.5}
-
-
-@pytest.mark.parametrize("terminal", OTHER_TERMINALS, ids=str)
-def test_the_configuration_is_printed_to_any_terminal(terminal: dict[str, str]) -> None:
-    words = ["fedpw", 'strategy.name="größer→fairer"', "--cfg", "job"]
-    printed, _ = _typed(words, terminal)
-    assert "fairer" in printed
-    assert "rounds: 30" in printed
