@@ -29,8 +29,7 @@ from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.client_step import Consensus
 from fedpw_flwr.algorithm.tensors import has_names, is_nonnegative
 from fedpw_flwr.device import available_device
-from fedpw_flwr.engines import engine_for
-from fedpw_flwr.engines.kernels import why_not_compiled
+from fedpw_flwr.engines import engine_for, why_not_compiled
 from fedpw_flwr.rounds.faults import BadReply, Project
 from fedpw_flwr.rounds.global_model import check_model, without_private
 from fedpw_flwr.rounds.identities import Identities

@@ -99,45 +99,6 @@ ROUND_2 = [8.0, 1, 7, 2, 6, 3, 5, 4]
 ROUND_3 = [1.0, 8, 2, 7, 3, 6, 4, 5]
 
 
-def test_first_round_averages_updates_as_they_are_and_measures_nothing(
-    a_round: RoundBuilder,
-) -> None:
-    results = a_round(EIGHT, {0: ROUND_2, 1: ROUND_3}, {0: 1.0, 1: 3.0})
-    step = server_step(
-        EIGHT,
-        all_carried_out(EIGHT, results, NOTHING),
-        WeightingState(),
-        PA_ALONE,
-        sent=NOTHING,
-    )
-    assert step.model["weight"].tolist() == [-4.5] * 8
-    assert step.drop_rates is None
-    assert step.consensus is None
-    assert step.amplification == {}
-    assert step.state.rounds == 1
-
-
-def test_second_round_masks_with_the_rates_that_were_sent_and_measures_consensus(
-    a_round: RoundBuilder,
-) -> None:
-    # The losses of this round would give the rates (0.25, 0.75); sent were the others.
-    sent = SentAdjustment(rates={0: 0.75, 1: 0.25})
-    results = a_round(EIGHT, {0: ROUND_2, 1: ROUND_2}, {0: 3.0, 1: 1.0})
-    step = server_step(
-        EIGHT, all_carried_out(EIGHT, results, sent), SECOND_ROUND, PA_ALONE, sent=sent
-    )
-    # Client 0 keeps 8 and 7; client 1 drops 1 and 2. m = ((1+2+3+4+5+6)/6 + (1+2)/2) / 2 = 2.5.
-    # Both kept entries 0 and 2; of those that one kept (score 1) the lowest are 4 and 5.
-    # g is applied as it is; a = (8 + 7 + 3 + 1.5) / 4 = 4.875 only decides the next f.
-    assert step.model["weight"].tolist() == [-8.0, 0.0, -7.0, 0.0, -3.0, -1.5, -2.5, -2.0]
-    assert step.drop_rates == (0.75, 0.25)
-    assert member_indices(step.consensus) == [0, 2, 4, 5]
-    assert step.consensus is not None
-    assert step.consensus.round == 2
-    assert step.consensus.factors == {"weight": pytest.approx(1 + 2.5 / 4.875)}
-    assert step.amplification == {"weight": 1.0}
-
-
 def test_third_round_applies_what_was_rescaled_and_divides_it_out_of_the_next_factor(
     a_round: RoundBuilder,
 ) -> None:
@@ -163,46 +124,6 @@ def test_third_round_applies_what_was_rescaled_and_divides_it_out_of_the_next_fa
     assert step.consensus.factors["weight"] == pytest.approx(expected)
     assert step.consensus.factors["weight"] != pytest.approx(not_divided, rel=0.02)
     assert step.consensus.factors["weight"] != pytest.approx(divided_on_the_next_set, rel=0.02)
-
-
-def test_factor_of_steady_updates_stays_the_same_for_ever(a_round: RoundBuilder) -> None:
-    model = {"weight": torch.zeros(4)}
-    results = a_round(model, {0: [4.0, 3.0, 0.5, 1.0], 1: [4.0, 1.0, 0.75, -0.75]})
-    rates, state, consensus = {0: 0.5, 1: 0.5}, SECOND_ROUND, None
-    factors = []
-    for _ in range(6):
-        sent = SentAdjustment(rates, consensus)
-        step = server_step(model, all_carried_out(model, results, sent), state, PA_ALONE, sent=sent)
-        state, consensus = step.state, step.consensus
-        assert consensus is not None
-        factors.append(consensus.factors["weight"])
-    # m = 0.75 and a = (4 + 2) / 2 in every round. Fed on itself, f would go 1.25, 1.2, 1.208, ...
-    assert factors == [1.25] * 6
-    assert step.model["weight"].tolist() == [-5.0, -2.5, 0.0, 0.0]
-
-
-def test_direction_is_that_of_the_rescaled_updates(a_round: RoundBuilder) -> None:
-    model = {"weight": torch.zeros(4)}
-    settings = FedPWSettings(avg_drop_rate=0.5)
-    first = server_step(
-        model,
-        all_carried_out(model, a_round(model, {0: [1.0] * 4, 1: [1.0] * 4}), NOTHING),
-        WeightingState(),
-        settings,
-        sent=NOTHING,
-    )
-    sent = SentAdjustment({0: 0.5, 1: 0.5}, consensus_of([0, 1], 4, 1.5, round_=2))
-    results = a_round(model, {0: [4.0, 0.5, 0.25, 2.0], 1: [2.0, 0.5, 0.25, 4.0]})
-    step = server_step(
-        model, all_carried_out(model, results, sent), first.state, settings, sent=sent
-    )
-    # Masked and rescaled: (6, 0, 0, 2) and (3, 0, 0, 4), summing to (9, 0, 0, 6).
-    d = (6 * 9 + 2 * 6, 3 * 9 + 4 * 6)
-    # Round 1 leaves p = (1/2, 1/2), δp = β · (1/2, 1/2) and d̄₀ = 16 / 4; here d̄ = Σd / 4.
-    beta = min(1.0, 0.3 * (sum(d) / 4) / (16 / 4))
-    momentum = [(1 - beta) * 0.3 * 0.5 + beta * d_k / sum(d) for d_k in d]
-    p = [(0.5 + delta) / (1 + sum(momentum)) for delta in momentum]
-    assert step.weights.direction_term == pytest.approx(p)
 
 
 def test_a_tensor_that_one_client_could_not_mask_has_no_consensus_next(
@@ -239,54 +160,6 @@ def test_a_sent_factor_is_not_carried_over_a_round_that_measures_none(
     assert step.consensus is not None
     assert step.consensus.round == 3
     assert step.consensus.factors == {}
-
-
-def test_nothing_is_rescaled_next_where_masking_took_as_much_as_consensus_holds(
-    a_round: RoundBuilder,
-) -> None:
-    model = {"weight": torch.zeros(4)}
-    sent = SentAdjustment({0: 0.5, 1: 0.5})
-    results = a_round(model, {0: [4.0, 3.0, 2.0, 2.0], 1: [-4.0, 3.0, 2.0, 2.0]})
-    step = server_step(
-        model, all_carried_out(model, results, sent), SECOND_ROUND, PA_ALONE, sent=sent
-    )
-    # C = {1, 0}: g there is (0, 3), a = 1.5, m = 2.
-    assert step.model["weight"].tolist() == [0.0, -3.0, 0.0, 0.0]
-    assert step.consensus is not None
-    assert step.consensus.factors == {}
-
-
-def test_running_statistics_are_masked_and_never_rescaled(a_round: RoundBuilder) -> None:
-    model = {"bn.weight": torch.zeros(4), "bn.running_mean": torch.zeros(4)}
-    entries = torch.tensor([4.0, 3.0, 0.5, 1.0])
-    update = {"bn.weight": entries, "bn.running_mean": entries}
-    state, consensus = SECOND_ROUND, None
-    for _ in range(2):
-        sent = SentAdjustment({0: 0.5, 1: 0.5}, consensus)
-        results = a_round(model, {0: update, 1: update})
-        step = server_step(model, all_carried_out(model, results, sent), state, PA_ALONE, sent=sent)
-        state, consensus = step.state, step.consensus
-        assert consensus is not None
-        assert list(consensus.factors) == ["bn.weight"]
-        assert step.model["bn.running_mean"].tolist() == [-4.0, -3.0, 0.0, 0.0]
-    assert step.amplification == {"bn.weight": pytest.approx(1 + 0.75 / 3.5)}
-    assert step.model["bn.weight"].tolist() == pytest.approx([-34 / 7, -25.5 / 7, 0, 0])
-
-
-def test_only_named_tensors_are_rescaled_and_all_floating_ones_are_masked(
-    a_round: RoundBuilder,
-) -> None:
-    model = {"body": torch.zeros(4), "head": torch.zeros(4)}
-    entries = torch.tensor([4.0, 3.0, 0.5, 1.0])
-    results = a_round(model, {client: {"body": entries, "head": entries} for client in (0, 1)})
-    settings = replace(PA_ALONE, trainable=("head",))
-    sent = SentAdjustment({0: 0.5, 1: 0.5})
-    step = server_step(
-        model, all_carried_out(model, results, sent), SECOND_ROUND, settings, sent=sent
-    )
-    assert step.consensus is not None
-    assert list(step.consensus.factors) == ["head"]
-    assert step.model["body"].tolist() == [-4.0, -3.0, 0.0, 0.0]
 
 
 def test_counters_and_single_numbers_are_only_averaged(a_round: RoundBuilder) -> None:

@@ -23,7 +23,6 @@ from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtr
 from fedpw_flwr.algorithm.engine import Measured
 from fedpw_flwr.algorithm.reference import Reference
 from fedpw_flwr.engines.cpu import CpuEngine
-from fedpw_flwr.engines.kernels import kernels, uncompiled, why_not_compiled
 
 SHAPES = {
     "conv.weight": (70, 130, 3, 3),
@@ -103,17 +102,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True, scope="module", params=["installed", "uncompiled"])
-def loops(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run everything with the loops that are installed, and as where Numba is not."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "installed":
-            patch.setattr("fedpw_flwr.engines.kernels._WORTH_COMPILING", 0)
-        compiled = request.param == "installed" and not why_not_compiled()
-        assert compiled == (kernels(1) is not uncompiled)
-        yield
 
 
 @claim
