@@ -22,17 +22,6 @@ from fedpw_flwr.engines import compiled
 from fedpw_flwr.engines.compiled import Bools, Float32s
 from fedpw_flwr.engines.selection import PART, SAMPLED, Smallest, parts, smallest
 
-__all__ = [
-    "NOTHING",
-    "BlockReader",
-    "DenseBlocks",
-    "Mask",
-    "block_reader",
-    "is_plain",
-    "mask_of",
-    "masked",
-]
-
 
 class BlockReader(Protocol):
     """One client's w_k of one tensor, of which a block can be had without making the whole."""
@@ -90,21 +79,11 @@ class DenseBlocks:
         return np.asarray(self._flat[::SAMPLED], dtype=np.float32)
 
 
-class Packed(Protocol):
-    """A packed update, see `fedpw_flwr.wire.packing`."""
-
-    def subtract_from(
-        self, start: Float32s, begin: int, out: Float32s, unpack: Callable[..., None]
-    ) -> None:
-        """Write w − Δ̃_k to `out`, of as many entries as w has from `begin` on."""
-        ...
-
-
 @dataclass(frozen=True)
 class PackedBlocks:
-    """w_k = w − Δ̃_k of a packed update, rounded as if it had come dense; w is `start`, flat."""
+    """w_k = w − Δ̃_k of a packed update of `fedpw_flwr.wire`, rounded as if it had come dense."""
 
-    update: Packed
+    update: Any
     start: Float32s
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:

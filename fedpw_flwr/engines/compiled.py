@@ -69,14 +69,10 @@ def _inner_sum(loop: Loop) -> Loop:
 def _with_numba(
     loop: Loop, liberties: set[str], *, cache: bool = False, forceinline: bool = False
 ) -> Loop:
-    compiler = numba.njit(
-        nogil=True,
-        error_model="numpy",
-        fastmath=liberties,
-        cache=cache,
-        forceinline=forceinline,
+    how = numba.njit(
+        nogil=True, error_model="numpy", fastmath=liberties, cache=cache, forceinline=forceinline
     )
-    return cast(Loop, compiler(loop))
+    return cast(Loop, how(loop))
 
 
 @_compiled
@@ -311,29 +307,9 @@ def unpack(
 
     Behind the kept `values` are 8 more, which are finite and not used. `scale` is a power of two.
     """
-    first, one = 0, np.uint8(1)
-    for index in range(out.size // 8):
-        byte, i = bits[index], 8 * index
-        b0, b1, b2, b3 = byte >> 7, (byte >> 6) & one, (byte >> 5) & one, (byte >> 4) & one
-        b4, b5, b6, b7 = (byte >> 3) & one, (byte >> 2) & one, (byte >> 1) & one, byte & one
-        # Where each value is, without a branch that nobody can predict.
-        v1 = first + b0
-        v2 = v1 + b1
-        v3 = v2 + b2
-        v4 = v3 + b3
-        v5 = v4 + b4
-        v6 = v5 + b5
-        v7 = v6 + b6
-        out[i] = start[i] - values[first] * scale * np.float32(b0)
-        out[i + 1] = start[i + 1] - values[v1] * scale * np.float32(b1)
-        out[i + 2] = start[i + 2] - values[v2] * scale * np.float32(b2)
-        out[i + 3] = start[i + 3] - values[v3] * scale * np.float32(b3)
-        out[i + 4] = start[i + 4] - values[v4] * scale * np.float32(b4)
-        out[i + 5] = start[i + 5] - values[v5] * scale * np.float32(b5)
-        out[i + 6] = start[i + 6] - values[v6] * scale * np.float32(b6)
-        out[i + 7] = start[i + 7] - values[v7] * scale * np.float32(b7)
-        first = v7 + b7
-    for i in range(out.size - out.size % 8, out.size):
+    first = 0
+    for i in range(out.size):
+        # Without a branch, which nobody could predict.
         bit = (bits[i >> 3] >> (7 - (i & 7))) & 1
         out[i] = start[i] - values[first] * scale * np.float32(bit)
         first += bit

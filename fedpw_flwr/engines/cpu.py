@@ -40,8 +40,6 @@ from fedpw_flwr.engines.blocks import (
 from fedpw_flwr.engines.compiled import Bools, Float32s
 from fedpw_flwr.engines.selection import PART, Smallest, parts, smallest_of
 
-__all__ = ["CpuEngine"]
-
 _SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-16, 1e30
 """Squared norms between which no square of an entry that counts is lost in float32."""
 
@@ -58,17 +56,7 @@ _SORTED = 1 << 12
 
 @dataclass(frozen=True)
 class Kept:
-    """What masking leaves of one client's update of a tensor.
-
-    Attributes
-    ----------
-    mask : Mask
-        Which entries are masked.
-    discarded : float
-        m_k, the mean magnitude of the masked entries; 0 where there are none.
-    norm : float
-        ‖Δ̃_k‖ of what is kept.
-    """
+    """What masking leaves of one client's update of a tensor: m_k is `discarded`, ‖Δ̃_k‖ `norm`."""
 
     mask: Mask
     discarded: float
@@ -79,12 +67,8 @@ class Kept:
 class Blocks:
     """One tensor of a round: w, flat, and how to read each w_k.
 
-    Attributes
-    ----------
-    counts : Sequence[int]
-        Entries of each update that the server masks.
-    is_scored : bool
-        Whether the clients' agreement is measured.
+    `counts` are the entries of each update that the server masks; the clients' agreement is
+    measured where it `is_scored`.
     """
 
     name: str

@@ -17,8 +17,6 @@ import numpy as np
 from fedpw_flwr.engines import compiled
 from fedpw_flwr.engines.compiled import Float32s
 
-__all__ = ["PART", "SAMPLED", "Smallest", "bracket", "parts", "select", "smallest", "smallest_of"]
-
 SAMPLED = 61
 """One entry in so many is sampled: a prime, not to meet the same channels of every filter."""
 

@@ -87,7 +87,8 @@ def test_score_decreases_with_the_papers_standard_deviation(data: st.DataObject)
     total = torch.zeros(entries, dtype=torch.float64)
     squares = torch.zeros(entries, dtype=torch.float64)
     for update in torch.from_numpy(updates):
-        normalised = unit_normalise_(update.clone())
+        normalised = update.clone()
+        unit_normalise_(normalised)
         total += normalised
         squares += normalised**2
     score = consensus_score_(total, squares).numpy()
