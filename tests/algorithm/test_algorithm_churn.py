@@ -46,19 +46,18 @@ class Signal:
         self.rounds = 0
 
     def step(
-        self, clients: Sequence[int] | NDArray[np.int64], shares: NDArray[np.float64], size: float
+        self, clients: Sequence[int] | NDArray[np.int64], observed: NDArray[np.float64], size: float
     ) -> NDArray[np.float64]:
-        term, self.state = update_signal(
+        shares, self.brought, self.state = update_signal(
             self.state,
             [int(client) for client in clients],
-            torch.from_numpy(shares),
+            torch.from_numpy(observed),
             size,
             BETA,
             self.rounds == 0,
         )
         self.rounds += 1
-        self.brought = term.brought
-        return term.shares.numpy()
+        return shares.numpy()
 
     def share(self, clients: Sequence[int]) -> float:
         known = [
@@ -109,8 +108,8 @@ def test_a_return_after_a_missed_round_and_a_newcomer_give_the_hand_computed_wei
 def test_participants_bring_at_least_a_quarter_of_what_average_clients_would() -> None:
     memory = {client: ClientSignal(0.01, 0.003, 0.3, -0.3, 0.0) for client in (0, 1)}
     state = SignalState(memory, first_size=1.0, log_kept=-0.7, log_held=-0.2)
-    term, after = update_signal(state, [0, 1], doubles(0.5, 0.5), 1.0, BETA, False)
-    assert term.brought == 0.5
+    _, brought, after = update_signal(state, [0, 1], doubles(0.5, 0.5), 1.0, BETA, False)
+    assert brought == 0.5
     assert after.clients[0].share == pytest.approx(0.25)
 
 
@@ -121,8 +120,8 @@ def test_a_cohort_whose_shares_sum_to_nothing_shares_equally() -> None:
     }
     # A round without a size changes no momentum.
     state = SignalState(memory, first_size=1.0)
-    term, after = update_signal(state, [0, 1], doubles(0.5, 0.5), 0.0, BETA, False)
-    assert term.shares.tolist() == [0.5, 0.5]
+    shares, _, after = update_signal(state, [0, 1], doubles(0.5, 0.5), 0.0, BETA, False)
+    assert shares.tolist() == [0.5, 0.5]
     assert after.clients[0].share == after.clients[1].share == 0.25
 
 
@@ -276,7 +275,7 @@ def test_the_memory_of_a_client_takes_a_bounded_number_of_bytes() -> None:
         there = rng.choice(50, 5, replace=False).tolist()
         shares = torch.from_numpy(rng.dirichlet(np.ones(5)))
         parts = [
-            update_signal(part, there, shares, float(rng.random()), BETA, server_round == 0)[1]
+            update_signal(part, there, shares, float(rng.random()), BETA, server_round == 0)[2]
             for part in (state.direction, state.loss)
         ]
         state = WeightingState(server_round + 1, *parts)

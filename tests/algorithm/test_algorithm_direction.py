@@ -28,11 +28,6 @@ def test_shape_and_memory_layout_do_not_matter_to_a_direction() -> None:
     assert directions == [0 + 1 + 4 + 9 + 16 + 25]
 
 
-def test_a_share_is_the_direction_over_the_sum_and_may_be_negative() -> None:
-    shares = direction_shares(torch.tensor([6.0, -1.0, 5.0], dtype=torch.float64))
-    assert shares.tolist() == [6 / 10, -1 / 10, 5 / 10]
-
-
 @pytest.mark.parametrize("directions", [[0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 2.0, -2.0]])
 def test_shares_are_equal_where_directions_sum_to_zero(directions: list[float]) -> None:
     shares = direction_shares(torch.tensor(directions, dtype=torch.float64))

@@ -76,7 +76,7 @@ def test_the_smallest_are_summed_up(seed: int, entries: int, data: st.DataObject
     taken = data.draw(st.integers(1, entries), "taken")
     total, squares, ties, further = compiled.sum_of_smallest(parted, taken)
     chosen = parted[:taken].astype(np.float64)
-    assert (total, squares) == (chosen.sum(), chosen @ chosen)
+    assert (total, squares) == (float(chosen.sum()), float(chosen @ chosen))
     assert ties == np.count_nonzero(parted[:taken] == parted[taken - 1])
     assert further == np.count_nonzero(parted[taken:] == parted[taken - 1])
 
@@ -167,7 +167,7 @@ c.IndexDataCacheFile.save = full
 def test_compiled_loops_give_the_same_bits_kept_or_not(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     environment["NUMBA_CACHE_DIR"] = str(tmp_path / "kept")
-    said = {}
+    said: dict[tuple[str, int], str] = {}
     # The last run loads what the first one kept.
     for obstacle in (*OBSTACLES, "none"):
         done = subprocess.run(

@@ -2,16 +2,15 @@
 
 import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rounds import carried_out
 from torch import Tensor
 
 from fedpw_flwr.algorithm import (
-    AppliedAdjustment,
     ClientResult,
     FedPWSettings,
     SentAdjustment,
@@ -19,7 +18,6 @@ from fedpw_flwr.algorithm import (
     WeightingState,
     server_step,
 )
-from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
 from fedpw_flwr.algorithm.engine import Measured
 from fedpw_flwr.algorithm.reference import Reference
 from fedpw_flwr.engines.cpu import CpuEngine
@@ -59,25 +57,6 @@ def a_round(
         }
         results.append(ClientResult(client, trained, loss=0.3 + client))
     return results
-
-
-def as_sent(
-    model: Mapping[str, Tensor], results: list[ClientResult], sent: SentAdjustment
-) -> list[ClientResult]:
-    """Let every client adjust its own update."""
-    adjusted = []
-    for result in results:
-        rate = 0.0 if sent.rates is None else sent.rates[result.client]
-        tensors, discarded, norms = dict(result.tensors), {}, {}
-        for name, start in model.items():
-            discarded[name] = 0.0
-            if is_adjustable(start):
-                update, magnitude = adjust_tensor(start, tensors[name], rate)
-                tensors[name] = subtract_update(start, update)
-                discarded[name], norms[name] = float(magnitude), float(update.norm())
-        applied = AppliedAdjustment(rate, discarded, None, norms)
-        adjusted.append(replace(result, tensors=tensors, applied=applied))
-    return adjusted
 
 
 def assert_same(found: ServerStep, expected: ServerStep, size: float = 1e-2) -> None:
@@ -144,7 +123,7 @@ def test_adjusted_updates_are_averaged_and_measured_alike(
     sent = SentAdjustment(rates, None)
     trained = a_round(model, clients, generator)
     # The server adjusts what the others send.
-    results = as_sent(model, trained[:adjusting], sent) + trained[adjusting:]
+    results = carried_out(model, trained[:adjusting], sent) + trained[adjusting:]
     found = server_step(model, results, LATER, FedPWSettings(), sent=sent, engine=CpuEngine)
     expected = server_step(model, results, LATER, FedPWSettings(), sent=sent)
     assert_same(found, expected)
