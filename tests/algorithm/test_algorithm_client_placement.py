@@ -162,19 +162,6 @@ def test_counters_and_single_numbers_are_only_averaged(a_round: RoundBuilder) ->
     assert_same_step(step, server_step(model, results, THIRD_ROUND, PA_ALONE, sent=sent))
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])
-def test_empty_tensors_pass_through(a_round: RoundBuilder, rate: float) -> None:
-    model = {"none": torch.zeros(0, 3), "no.running_mean": torch.zeros(0), "weight": torch.zeros(2)}
-    update = {**model, "weight": torch.ones(2)}
-    sent = SentAdjustment(dict.fromkeys((0, 1), rate))
-    results = a_round(model, {0: update, 1: update})
-    step = adjusted_step(model, results, sent, SECOND_ROUND)
-    assert {name: tensor.shape for name, tensor in step.model.items()} == {
-        name: tensor.shape for name, tensor in model.items()
-    }
-    assert_same_step(step, server_step(model, results, SECOND_ROUND, PA_ALONE, sent=sent))
-
-
 def test_the_server_only_averages_what_adjusted_clients_sent(a_round: RoundBuilder) -> None:
     # Masking twice with the same rate changes nothing, rescaling twice would show.
     model = {"weight": torch.linspace(-1.0, 1.0, 10)}
