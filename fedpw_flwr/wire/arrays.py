@@ -187,6 +187,10 @@ class ArrayTensors(Mapping[str, Tensor]):
         """Return the update of a tensor that is packed; None for one that is not."""
         return None
 
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would decode the tensor.
+        return name in self._arrays
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
