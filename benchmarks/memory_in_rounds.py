@@ -85,7 +85,7 @@ class SignalAsItIs:
     def step(self, clients: Sequence[int], shares: FloatArray, size: float) -> Mapping[int, float]:
         """Move the participants by one round."""
         first = not self.state.clients
-        _, self.state = update_signal(
+        *_, self.state = update_signal(
             self.state, clients, torch.from_numpy(shares), size, BETA, first
         )
         return {client: one.share for client, one in self.state.clients.items()}

@@ -129,8 +129,8 @@ def growth_table(clients: Sequence[int], widths: Sequence[int], width: int, repe
         rows=tuple(rows),
         note=(
             "A straight line has the same time an entry (client × parameter) in every row. Below "
-            "16,777,216 entries the loops are NumPy's, from there on compiled; a round has fixed "
-            "costs of some ms beside."
+            "16,777,216 entries the reference computes, from there on compiled loops; a round has "
+            "fixed costs of some ms beside."
         ),
     )
 

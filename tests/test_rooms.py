@@ -46,7 +46,7 @@ ROOMS = (
     [
         ("algorithm", set()),
         ("engines", {"algorithm"}),
-        ("wire", {"algorithm", "engines"}),
+        ("wire", {"algorithm"}),
         ("rounds", {"algorithm", "wire"}),
         ("client", {"algorithm", "device", "wire"}),
         ("strategy", {"algorithm", "device", "engines", "rounds", "wire"}),

@@ -20,20 +20,6 @@ from torch import Tensor
 from fedpw_flwr.algorithm.bounds import bounded_losses, floored_losses
 from fedpw_flwr.algorithm.tensors import is_nonnegative
 
-__all__ = [
-    "amplification_factor",
-    "amplify_",
-    "consensus_score_",
-    "consensus_set",
-    "drop_rates",
-    "entry_count",
-    "factor_of_magnitudes",
-    "keep_nonnegative_",
-    "mask_smallest_",
-    "requested_rates",
-    "unit_normalise_",
-]
-
 
 def drop_rates(losses: Tensor, avg_drop_rate: float) -> Tensor:
     """Drop rate of every client: r_k = min(1, r̄ · (1/ℓ_k) / mean_j(1/ℓ_j)).
@@ -113,13 +99,11 @@ def mask_smallest_(update: Tensor, count: int, magnitudes: Tensor) -> Tensor:
     return mean
 
 
-def unit_normalise_(update: Tensor, norm: Tensor | None = None) -> Tensor:
-    """Divide by the Euclidean norm in place: x_k = Δ̃_k / ‖Δ̃_k‖, 0 for a zero update.
-
-    `norm` is ‖Δ̃_k‖, 0-d, where it is known already.
-    """
-    length = torch.linalg.vector_norm(update) if norm is None else norm
-    return update.mul_(torch.where(length > 0, 1.0 / length, torch.zeros_like(length)))
+def unit_normalise_(update: Tensor) -> Tensor:
+    """Divide by the norm in place: x_k = Δ̃_k / ‖Δ̃_k‖, 0 for a zero update; return the norm, 0-d."""
+    norm: Tensor = torch.linalg.vector_norm(update)
+    update.mul_(torch.where(norm > 0, 1.0 / norm, torch.zeros_like(norm)))
+    return norm
 
 
 def consensus_score_(total: Tensor, total_of_squares: Tensor) -> Tensor:

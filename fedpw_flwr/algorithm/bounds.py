@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["bounded_losses", "bounded_weights", "floored_losses"]
-
 LOSS_FLOOR = 1e-3
 """Losses enter quotients at no less than this share of the round's mean."""
 

@@ -17,17 +17,6 @@ from torch import Tensor
 from fedpw_flwr.algorithm.adjustment import amplify_, entry_count, mask_smallest_
 from fedpw_flwr.algorithm.tensors import is_nonnegative, saturated, working_dtype
 
-__all__ = [
-    "AdjustedTensors",
-    "AdjustmentState",
-    "AppliedAdjustment",
-    "Consensus",
-    "SentAdjustment",
-    "adjust_tensor",
-    "is_adjustable",
-    "subtract_update",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Consensus:
@@ -173,28 +162,11 @@ def subtract_update(start: Tensor, update: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class AdjustedTensors(Mapping[str, Tensor]):
-    """A trained model that came unadjusted, seen as the client would have sent it.
+    """A trained model w_k that came unadjusted, seen as the client would have sent it.
 
     Tensors are adjusted when they are asked for, and again when they are asked for again: nothing
-    of the size of a model is kept.
-
-    Parameters
-    ----------
-    global_model : Mapping[str, Tensor]
-        w.
-    trained : Mapping[str, Tensor]
-        w_k.
-    rate : float
-        The drop rate the client was sent.
-    consensus : Consensus | None
-        C and f it was sent.
-    keep_sign : bool (default: True)
-        As in `adjust_tensor`.
-
-    Attributes
-    ----------
-    discarded : dict[str, float]
-        m_k of the tensors that were adjusted so far.
+    of the size of a model is kept. `rate` and `consensus` are what the client was sent; `discarded`
+    has m_k of the tensors that were adjusted so far.
     """
 
     global_model: Mapping[str, Tensor]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import entry_count
@@ -16,8 +15,6 @@ from fedpw_flwr.algorithm.client_step import (
     SentAdjustment,
     is_adjustable,
 )
-
-__all__ = ["ClientResult", "Cohort", "discarded_magnitude", "sent_scale"]
 
 CLIPPED = 0.99
 """An update that comes with less than this share of its reported norm was clipped on the way."""
@@ -33,7 +30,7 @@ class ClientResult:
     Attributes
     ----------
     client : int
-        Stable identity of the client.
+        Client id, the same in every round.
     tensors : Mapping[str, Tensor]
         w_k, the client's model after training; may decode on access.
     loss : float | None
@@ -96,12 +93,3 @@ def discarded_magnitude(result: ClientResult, name: str, norm: float, entries: i
         return reported
     most = ROUNDING * norm / math.sqrt(kept)
     return min(reported, most)
-
-
-def sent_scale(sent: SentAdjustment | None, name: str, start: Tensor) -> Tensor | None:
-    """Return what the clients multiplied each entry by: f on C, 1 elsewhere."""
-    consensus = None if sent is None else sent.consensus
-    if consensus is None or name not in consensus.members:
-        return None
-    factor = torch.tensor(consensus.factors[name], dtype=start.dtype, device=start.device)
-    return torch.where(consensus.members[name].to(start.device), factor, 1.0)

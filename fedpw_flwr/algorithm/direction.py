@@ -14,8 +14,6 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm.tensors import working_dtype
 
-__all__ = ["add_tensor_directions", "direction_shares", "direction_size", "updates_cancel"]
-
 SMALLEST_PRODUCT, LARGEST_PRODUCT = 1e-30, 1e36
 """Between these magnitudes an inner product in float32 has neither underflowed nor overflowed."""
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from fedpw_flwr.algorithm.cohort import Cohort
 from fedpw_flwr.algorithm.tensors import TensorKind
 
-__all__ = ["Engine", "Measured", "StartEngine"]
-
 
 @dataclass(frozen=True, eq=False)
 class Measured:
@@ -34,18 +32,9 @@ class Engine(Protocol):
         ...
 
     def move(self, weights: Sequence[float]) -> Iterator[tuple[str, Tensor, Measured | None]]:
-        """Compute the new model's tensors, one after the other.
+        """Compute the new model's tensors with the weights λ_k, in the order of the global model.
 
-        Parameters
-        ----------
-        weights : Sequence[float]
-            λ_k.
-
-        Yields
-        ------
-        tuple[str, Tensor, Measured | None]
-            Name, w − g on the CPU in the shape and dtype of w, and what it says about consensus;
-            in the order of the global model.
+        Yields name, w − g on the CPU in the shape and dtype of w, and what it says about consensus.
         """
         ...
 

@@ -11,20 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-
-__all__ = [
-    "ClientSignal",
-    "SignalState",
-    "SignalTerm",
-    "WeightingState",
-    "momentum_rate",
-    "update_signal",
-]
 
 LARGEST_RATE = 1.0 - 1e-12
 """Momentum of a round is at most this, so that ln(1 − r) is finite."""
@@ -114,71 +105,40 @@ class WeightingState:
         Raises
         ------
         ValueError
-            If an entry is missing or is no finite number, with its position in the message, or the
-            state is an earlier one, which counted visits.
+            If an entry is missing or is no finite number, with what is wrong and in which part, or
+            the state is an earlier one, which counted visits.
         """
-        rounds = _entry(nested, "rounds")
-        if not isinstance(rounds, int) or rounds < 0:
-            raise ValueError(f"not a saved weighting state: rounds is {rounds!r}")
-        return cls(
-            rounds=rounds,
-            direction=_signal_from_dict(_entry(nested, "direction"), "direction"),
-            loss=_signal_from_dict(_entry(nested, "loss"), "loss"),
-        )
+        if not isinstance(nested, Mapping) or not isinstance(nested.get("rounds"), int):
+            raise ValueError("not a saved weighting state: it has no number of rounds")
+        signals = (_signal_from_dict(nested.get(name), name) for name in ("direction", "loss"))
+        return cls(nested["rounds"], *signals)
 
 
 def _signal_to_dict(state: SignalState) -> dict[str, Any]:
-    return {
-        "clients": {str(client): list(astuple(memory)) for client, memory in state.clients.items()},
-        "first_size": state.first_size,
-        "log_kept": state.log_kept,
-        "log_held": state.log_held,
-    }
+    clients = {str(client): list(astuple(memory)) for client, memory in state.clients.items()}
+    return {**vars(state), "clients": clients}
 
 
 def _signal_from_dict(nested: Any, where: str) -> SignalState:
-    clients = _entry(nested, "clients", where)
-    if not isinstance(clients, Mapping):
-        raise ValueError(f"not a saved weighting state: {where}.clients is no mapping")
-    if "log_kept" not in nested:
+    if isinstance(nested, Mapping) and "clients" in nested and "log_kept" not in nested:
         raise ValueError(
             "its memory of the clients counts visits, as earlier versions did, and not rounds"
         )
-    memories = {}
-    for client, numbers in clients.items():
-        position = f"{where}.clients.{client}"
-        try:
-            client_id = int(client)
-        except ValueError as error:
-            raise ValueError(f"not a saved weighting state: {position} is no client") from error
-        names = [entry.name for entry in fields(ClientSignal)]
-        if not isinstance(numbers, list) or len(numbers) != len(names):
-            raise ValueError(f"not a saved weighting state: {position} is not the list of {names}")
-        named = dict(zip(names, numbers, strict=True))
-        memories[client_id] = ClientSignal(*(_number(named, name, position) for name in names))
-    unset = _entry(nested, "first_size", where) is None
-    return SignalState(
-        clients=memories,
-        first_size=None if unset else _number(nested, "first_size", where),
-        log_kept=_number(nested, "log_kept", where),
-        log_held=_number(nested, "log_held", where),
-    )
+    try:
+        clients = {
+            int(client): ClientSignal(*map(_finite, numbers))
+            for client, numbers in nested["clients"].items()
+        }
+        first_size = None if nested["first_size"] is None else _finite(nested["first_size"])
+        sums = _finite(nested["log_kept"]), _finite(nested["log_held"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a saved weighting state: {where}: {error!r}") from error
+    return SignalState(clients, first_size, *sums)
 
 
-def _entry(nested: Any, key: str, where: str = "") -> Any:
-    position = f"{where}.{key}" if where else key
-    if not isinstance(nested, Mapping) or key not in nested:
-        raise ValueError(f"not a saved weighting state: {position} is missing")
-    return nested[key]
-
-
-def _number(nested: Any, key: str, where: str) -> float:
-    value = _entry(nested, key, where)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
-        raise ValueError(
-            f"not a saved weighting state: {where}.{key} is {value!r}, not a finite number"
-        )
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
     return float(value)
 
 
@@ -192,22 +152,6 @@ def momentum_rate(beta: float, size: float, first_size: float | None) -> float:
     return min(LARGEST_RATE, beta * (size / first_size))
 
 
-@dataclass(frozen=True)
-class SignalTerm:
-    """One signal's term in the weights of a round.
-
-    Attributes
-    ----------
-    shares : Tensor
-        x: p or q of the participants, shape (N,), float64, summing to 1.
-    brought : float
-        P, what the participants' shares were before the round, in units of the average client.
-    """
-
-    shares: Tensor
-    brought: float
-
-
 def update_signal(
     state: SignalState,
     clients: Sequence[int],
@@ -215,7 +159,7 @@ def update_signal(
     size: float,
     beta: float,
     first_round: bool,
-) -> tuple[SignalTerm, SignalState]:
+) -> tuple[Tensor, float, SignalState]:
     """Move one signal by one round: δp ← (1−β_dir)·δp + β_dir·D, p ← normalise(p + δp).
 
     The same function serves q with E and β_loss. What the formula says of N clients that are always
@@ -244,8 +188,9 @@ def update_signal(
 
     Returns
     -------
-    tuple[SignalTerm, SignalState]
-        The term of this round, and the new memory.
+    tuple[Tensor, float, SignalState]
+        x, which is p or q of the participants, shape (N,), float64, summing to 1; P, in units of
+        the average client; and the new memory.
     """
     first_size = state.first_size
     if first_size is None and size > 0:
@@ -279,8 +224,8 @@ def update_signal(
         client: replace(memory, share=value * brought)
         for client, memory, value in zip(clients, moved, values, strict=True)
     }
-    term = SignalTerm(torch.tensor(values, dtype=torch.float64), brought)
-    return term, SignalState({**state.clients, **after}, first_size, log_kept, log_held)
+    next_state = SignalState({**state.clients, **after}, first_size, log_kept, log_held)
+    return torch.tensor(values, dtype=torch.float64), brought, next_state
 
 
 def _caught_up(
@@ -291,16 +236,8 @@ def _caught_up(
     With c = 1 − e^(L − L_k), the part of momentum that time has replaced since its last visit:
     δ ← δ + c·(õ − δ) + r·(o − õ),  m ← m + c·(1 − m),  s ← T + (s − T)·e^(H − H_k),  T = δ / m.
 
-    Parameters
-    ----------
-    memory : ClientSignal
-        After its last visit.
-    now : SignalState
-        L and H of this round.
-    rate : float
-        r of this round.
-    shown, tamed : float
-        o, and õ, which is o within bounds and stands in for the rounds that were missed.
+    `now` has L and H of this round, `rate` is r; `shown` is o, and `tamed` is õ, which is o within
+    bounds and stands in for the rounds that were missed.
     """
     # As expm1: rates get tiny.
     replaced = -math.expm1(now.log_kept - memory.log_kept)

@@ -24,28 +24,14 @@ from fedpw_flwr.algorithm.adjustment import (
     mask_smallest_,
     unit_normalise_,
 )
-from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, discarded_magnitude, sent_scale
+from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, discarded_magnitude
 from fedpw_flwr.algorithm.direction import add_tensor_directions
 from fedpw_flwr.algorithm.engine import Measured
 from fedpw_flwr.algorithm.tensors import TensorKind, saturated, working_dtype
 
-__all__ = ["LazyTensors", "Reference"]
-
 
 class Reference:
-    """The engine that computes tensor by tensor, see `Engine`.
-
-    Parameters
-    ----------
-    global_model : Mapping[str, Tensor]
-        w.
-    kinds : Mapping[str, TensorKind]
-        What each tensor is.
-    cohort : Cohort
-        The participants.
-    device : torch.device | str (default: "cpu")
-        Where the arithmetic runs.
-    """
+    """The engine that computes tensor by tensor, see `Engine`; w is `global_model`."""
 
     def __init__(
         self,
@@ -54,10 +40,8 @@ class Reference:
         cohort: Cohort,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._global_model = global_model
-        self._kinds = kinds
-        self._cohort = cohort
-        self._device = device
+        self._global_model, self._kinds = global_model, kinds
+        self._cohort, self._device = cohort, device
 
     def directions(self) -> list[float]:
         """Return d_k = ⟨Δ_k, Σ_j Δ_j⟩ over the trainable tensors."""
@@ -130,8 +114,11 @@ class Reference:
         For f alone the factor that the clients multiplied by is divided out of g, else f would feed
         on itself.
         """
-        scale = sent_scale(self._cohort.sent, name, change)
-        unscaled = change if scale is None else torch.div(change, scale)
+        sent, unscaled = self._cohort.sent, change
+        if sent is not None and sent.consensus is not None and name in sent.consensus.members:
+            factor = change.new_tensor(sent.consensus.factors[name])
+            members = sent.consensus.members[name].to(change.device)
+            unscaled = torch.div(change, torch.where(members, factor, 1.0))
         norms = torch.stack(agreement.norms).tolist()
         # Asked for last: an update that the server adjusted has its m_k only now.
         discarded = [
@@ -146,11 +133,10 @@ class LazyTensors(Sequence[Tensor]):
     """One tensor of every client, decoded each time it is asked for and never kept."""
 
     def __init__(self, results: Sequence[ClientResult], name: str) -> None:
-        self._results = results
-        self._name = name
+        self._results, self._name = results, name
 
-    def __getitem__(self, place: Any) -> Any:
-        return self._results[place].tensors[self._name]
+    def __getitem__(self, index: Any) -> Any:
+        return self._results[index].tensors[self._name]
 
     def __len__(self) -> int:
         return len(self._results)
@@ -166,9 +152,7 @@ class _Agreement:
 
     def add_(self, update: Tensor) -> None:
         """Add x_k = Δ̃_k / ‖Δ̃_k‖, and keep the norm, 0-d; `update` is overwritten."""
-        norm: Tensor = torch.linalg.vector_norm(update)
-        self.norms.append(norm)
-        unit_normalise_(update, norm)
+        self.norms.append(unit_normalise_(update))
         self._total.add_(update)
         self._squares.addcmul_(update, update)
 

@@ -10,7 +10,7 @@ consensus for the next round instead of amplifying.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -27,8 +27,6 @@ from fedpw_flwr.algorithm.reference import LazyTensors, Reference
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
 from fedpw_flwr.algorithm.weights import RoundWeights, weigh
-
-__all__ = ["ServerStep", "server_step"]
 
 
 @dataclass(frozen=True)
@@ -134,24 +132,12 @@ def server_step(
     cohort = Cohort(ordered, rates, sent, settings.avg_drop_rate)
 
     # The weights, and with them the new model.
-    model: dict[str, Tensor] = {}
-    measured: dict[str, Measured] = {}
     with torch.no_grad():
         tensors = engine(global_model, kinds, cohort)
         weights, next_state, relative = weigh(ordered, losses, tensors, state, settings)
-        for name, tensor, found in tensors.move(weights.weights):
-            amplified = found if sent is None else None
-            if settings.clip_weights and kinds[name] is not TensorKind.INTEGER:
-                keep_nonnegative_(
-                    tensor,
-                    global_model[name],
-                    LazyTensors(ordered, name),
-                    None if amplified is None else amplified.members,
-                    1.0 if amplified is None else float(amplified.factor),
-                )
-            model[name] = tensor
-            if found is not None:
-                measured[name] = found if sent is not None else replace(found, members=None)
+        moved = tensors.move(weights.weights)
+        guarded = settings.clip_weights
+        model, measured = _moved(moved, global_model, kinds, cohort, guarded=guarded)
 
     # What was amplified, and what the clients will rescale with.
     amplification = {name: float(found.factor) for name, found in measured.items()}
@@ -162,7 +148,8 @@ def server_step(
         trainable = [name for name, kind in kinds.items() if kind is TensorKind.TRAINABLE]
         amplification = {name: applied.get(name, 1.0) for name in trainable}
     clients = tuple(result.client for result in ordered)
-    out_of_bounds = (losses != reported).tolist()
+    within = (losses == reported).tolist()
+    each = zip(clients, within, weights.weights, weights.unbounded, strict=True)
     return ServerStep(
         model=model,
         state=next_state,
@@ -170,17 +157,37 @@ def server_step(
         weights=weights,
         losses=tuple(losses.tolist()),
         relative_losses=relative,
-        bounded=tuple(
-            client
-            for client, by_loss, weight, unbounded in zip(
-                clients, out_of_bounds, weights.weights, weights.unbounded, strict=True
-            )
-            if by_loss or weight < unbounded
-        ),
+        bounded=tuple(client for client, same, now, before in each if not same or now < before),
         drop_rates=rates,
         amplification=amplification,
         consensus=consensus,
     )
+
+
+def _moved(
+    moved: Iterable[tuple[str, Tensor, Measured | None]],
+    global_model: Mapping[str, Tensor],
+    kinds: Mapping[str, TensorKind],
+    cohort: Cohort,
+    *,
+    guarded: bool,
+) -> tuple[dict[str, Tensor], dict[str, Measured]]:
+    """Collect the new model, `guarded` against negative entries, and what the clients agree on."""
+    model: dict[str, Tensor] = {}
+    measured: dict[str, Measured] = {}
+    for name, tensor, found in moved:
+        if guarded and kinds[name] is not TensorKind.INTEGER:
+            amplified = (
+                Measured(torch.ones(())) if found is None or cohort.sent is not None else found
+            )
+            trained = LazyTensors(cohort.results, name)
+            members, factor = amplified.members, float(amplified.factor)
+            keep_nonnegative_(tensor, global_model[name], trained, members, factor)
+        model[name] = tensor
+        if found is not None:
+            # C is of the size of the tensor: held only where the clients will need it.
+            measured[name] = found if cohort.sent is not None else replace(found, members=None)
+    return model, measured
 
 
 def _next_consensus(

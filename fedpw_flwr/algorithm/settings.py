@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["FedPWSettings", "distinct_names"]
-
 
 @dataclass(frozen=True)
 class FedPWSettings:
@@ -58,10 +56,17 @@ class FedPWSettings:
 
     def __post_init__(self) -> None:
         """Check every value and turn `trainable` into a tuple."""
-        for name in ("avg_drop_rate", "beta"):
-            value = getattr(self, name)
+        for name in ("avg_drop_rate", "beta", "max_weight", "max_loss_ratio"):
+            value, optional = getattr(self, name), name.startswith("max")
+            if optional and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+                kind = "a number or None" if optional else "a number"
+                raise TypeError(f"{name} must be {kind}, got {value!r}")
+            if optional and not 1.0 <= value < float("inf"):
+                raise ValueError(
+                    f"{name}={value} is not a finite number from 1 on; None bounds nothing"
+                )
         for name in ("clip_weights", "adapt_weights", "adjust_parameters"):
             value = getattr(self, name)
             if not isinstance(value, bool):
@@ -76,16 +81,6 @@ class FedPWSettings:
                 f"beta={self.beta} is outside (0, 1]: it is the base momentum of the aggregation "
                 "weights (the paper uses 0.3)"
             )
-        for name in ("max_weight", "max_loss_ratio"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number or None, got {value!r}")
-            if not 1.0 <= value < float("inf"):
-                raise ValueError(
-                    f"{name}={value} is not a finite number from 1 on; None bounds nothing"
-                )
         if self.trainable is not None:
             object.__setattr__(self, "trainable", distinct_names(self.trainable))
 
@@ -93,12 +88,8 @@ class FedPWSettings:
 def distinct_names(names: Sequence[str], argument: str = "trainable") -> tuple[str, ...]:
     """Check an argument that holds names of tensors and return them as a tuple.
 
-    Raises
-    ------
-    TypeError
-        If `names` is a single string or holds anything but strings.
-    ValueError
-        If there is no name, or one appears twice.
+    Raises TypeError where they are no sequence of strings, ValueError where there is none or one
+    appears twice.
     """
     listed = isinstance(names, Sequence) and not isinstance(names, str)
     if not listed or not all(isinstance(name, str) for name in names):

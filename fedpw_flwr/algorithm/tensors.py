@@ -14,15 +14,6 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-__all__ = [
-    "TensorKind",
-    "classify_tensors",
-    "has_names",
-    "is_nonnegative",
-    "saturated",
-    "working_dtype",
-]
-
 _RUNNING_STATISTICS = {"running_mean", "running_var", "moving_mean", "moving_variance"}
 """Last words of the names that PyTorch and Keras give to BatchNorm's running statistics."""
 

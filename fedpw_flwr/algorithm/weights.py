@@ -20,17 +20,6 @@ from fedpw_flwr.algorithm.engine import Engine
 from fedpw_flwr.algorithm.memory import WeightingState, update_signal
 from fedpw_flwr.algorithm.settings import FedPWSettings
 
-__all__ = [
-    "RoundWeights",
-    "clip_negative_weights",
-    "loss_shares",
-    "loss_size",
-    "mix_terms",
-    "relative_losses",
-    "weigh",
-    "weights_by_examples",
-]
-
 
 @dataclass(frozen=True)
 class RoundWeights:
@@ -74,17 +63,17 @@ def weigh(
     relative, loss_state = None, state.loss
     if settings.adapt_weights or settings.adjust_parameters:
         # Without adaptive weights, too: drop rates compare losses of different rounds by it.
-        loss_term, loss_state = update_signal(
+        loss_term, brought, loss_state = update_signal(
             state.loss, clients, loss_shares(losses), loss_size(losses), settings.beta, first_round
         )
-        relative = tuple(relative_losses(losses, loss_term.brought).tolist())
+        relative = tuple(relative_losses(losses, brought).tolist())
     if not settings.adapt_weights:
         by_examples = weights_by_examples(results)
         next_state = replace(state, rounds=rounds, loss=loss_state)
         return RoundWeights(by_examples, by_examples), next_state, relative
 
     directions = torch.tensor(tensors.directions(), dtype=torch.float64)
-    direction_term, direction_state = update_signal(
+    direction_term, _, direction_state = update_signal(
         state.direction,
         clients,
         direction_shares(directions),
@@ -92,15 +81,15 @@ def weigh(
         settings.beta,
         first_round,
     )
-    weights, loss_term_share = mix_terms(direction_term.shares, loss_term.shares)
+    weights, loss_term_share = mix_terms(direction_term, loss_term)
     if settings.clip_weights:
         weights = clip_negative_weights(weights)
     return (
         RoundWeights(
             weights=bounded_weights(weights.tolist(), settings.max_weight),
             unbounded=tuple(weights.tolist()),
-            direction_term=tuple(direction_term.shares.tolist()),
-            loss_term=tuple(loss_term.shares.tolist()),
+            direction_term=tuple(direction_term.tolist()),
+            loss_term=tuple(loss_term.tolist()),
             loss_term_share=loss_term_share,
         ),
         WeightingState(rounds=rounds, direction=direction_state, loss=loss_state),

@@ -25,8 +25,7 @@ from fedpw_flwr.algorithm.client_step import Consensus
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.device import available_device
-from fedpw_flwr.engines import engine_for
-from fedpw_flwr.engines.kernels import why_not_compiled
+from fedpw_flwr.engines import engine_for, why_not_compiled
 from fedpw_flwr.rounds.faults import BadReply
 from fedpw_flwr.rounds.method import Method, Requests, Step
 from fedpw_flwr.rounds.replies import TrainReply

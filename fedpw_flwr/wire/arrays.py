@@ -10,7 +10,6 @@ import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, Literal, NamedTuple
@@ -25,8 +24,6 @@ from torch import Tensor
 from fedpw_flwr.algorithm.adjustment import entry_count
 from fedpw_flwr.algorithm.client_step import subtract_update
 from fedpw_flwr.algorithm.tensors import working_dtype
-from fedpw_flwr.engines.blocks import BlockReader, DenseBlocks
-from fedpw_flwr.engines.kernels import Float32s, Kernels
 from fedpw_flwr.wire.packing import PackedUpdate
 
 __all__ = [
@@ -188,10 +185,9 @@ class ArrayTensors(Mapping[str, Tensor]):
         """Return the update of a tensor that is packed; None for one that is not."""
         return None
 
-    def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
-        """Return the reader of one tensor, see `BlockSource`."""
-        trained = self.ndarray(name)
-        return DenseBlocks(trained) if trained.dtype.kind == "f" else None
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would decode the tensor.
+        return name in self._arrays
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -230,13 +226,6 @@ class PackedTensors(ArrayTensors):
         start = self._global_model[name]
         return subtract_update(start, update.unpack().to(working_dtype(start.dtype)))
 
-    def block_reader(self, name: str, start: Float32s, loops: Kernels) -> BlockReader | None:
-        """Return the reader of one tensor, see `BlockSource`."""
-        update = self.packed_update(name)
-        if update is None:
-            return super().block_reader(name, start, loops)
-        return _PackedBlocks(update, start, loops)
-
     def packed_update(self, name: str) -> PackedUpdate | None:
         """Return the update of a tensor that is packed; None for one that is not."""
         if name not in self._packed:
@@ -252,20 +241,6 @@ class PackedTensors(ArrayTensors):
                     payload, start.numel(), self._dtype, most_kept, self._indices[name]
                 )
         return self._updates[name]
-
-
-@dataclass(frozen=True)
-class _PackedBlocks:
-    """w_k = w − Δ̃_k of a packed update, w being `start`, flat, and `loops` what unpacks."""
-
-    update: PackedUpdate
-    start: Float32s
-    loops: Kernels
-
-    def read(self, begin: int, end: int, room: Float32s) -> Float32s:
-        """Write w_k[begin:end] to `room`, rounded as if it had come dense."""
-        self.update.subtract_from(self.start[begin:end], begin, room, self.loops)
-        return room
 
 
 @contextmanager

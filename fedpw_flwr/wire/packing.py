@@ -12,14 +12,13 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-
-from fedpw_flwr.engines.kernels import Bytes, Float32s, Kernels, uncompiled
 
 __all__ = [
     "MOST_ENTRIES",
@@ -29,6 +28,10 @@ __all__ = [
     "pack_update",
     "packed_size",
 ]
+
+Bytes = npt.NDArray[np.uint8]
+Float32s = npt.NDArray[np.float32]
+Unpack = Callable[[Bytes, Float32s, np.float32, Float32s, Float32s], None]
 
 UploadDtype = Literal["float32", "float16", "bfloat16"]
 UPLOAD_DTYPES: dict[str, torch.dtype] = {
@@ -124,17 +127,19 @@ class PackedUpdate:
         self.most_norm = math.sqrt(kept) * largest * self._scale
 
     def subtract_from(
-        self, start: Float32s, begin: int, out: Float32s, loops: Kernels = uncompiled
+        self, start: Float32s, begin: int, out: Float32s, unpack: Unpack | None = None
     ) -> None:
         """Write w − Δ̃_k to `out`, of as many entries as w has from `begin` on.
 
         `start` (w of these entries) and `out` have shape (n,); `begin` is a multiple of 1024.
+        `unpack` does what `_unpack` does, where it is compiled.
         """
         end = begin + len(start)
         first = int(self._kept_before[begin // _STEP])
         last = int(self._kept_before[-(-end // _STEP)])
         bits = self._bits[begin // 8 : (end + 7) // 8]
-        loops.unpack(bits, self._floats(first, last), np.float32(self._scale), start, out)
+        values, scale = self._floats(first, last), np.float32(self._scale)
+        (unpack or _unpack)(bits, values, scale, start, out)
 
     def unpack(self) -> Tensor:
         """Return the whole update Δ̃_k, float32, shape (n,)."""
@@ -165,6 +170,15 @@ class PackedUpdate:
             stored = stored if self._aligned else stored.copy()
             torch.from_numpy(floats)[:-8].copy_(torch.from_numpy(stored).view(self._dtype))
         return floats
+
+
+def _unpack(
+    bits: Bytes, values: Float32s, scale: np.float32, start: Float32s, out: Float32s
+) -> None:
+    """Write w − Δ̃_k over `out`: a bit an entry says whether its value comes next or is 0."""
+    kept = torch.from_numpy(np.unpackbits(bits, count=len(out)).view(np.bool_))
+    update = torch.zeros(len(out)).masked_scatter_(kept, torch.from_numpy(values))
+    np.subtract(start, update.mul_(float(scale)).numpy(), out=out)
 
 
 def _values_at(entries: int) -> int:

@@ -33,13 +33,6 @@ def test_drop_rates_are_inverse_losses_around_the_mean_rate() -> None:
     assert sum(rates.tolist()) / 3 == pytest.approx(0.3, abs=1e-12)
 
 
-def test_a_drop_rate_is_capped_at_one() -> None:
-    rates = drop_rates(doubles(1.0, 100.0, 100.0, 100.0), 0.3)
-    mean_inverse = (1 + 3 * 0.01) / 4
-    assert 0.3 / mean_inverse > 1
-    assert rates.tolist() == pytest.approx([1.0] + [0.3 * 0.01 / mean_inverse] * 3, abs=1e-12)
-
-
 def test_a_zero_loss_enters_as_a_thousandth_of_the_mean() -> None:
     rates = drop_rates(doubles(0.0, 1.0, 1.0, 1.0), 0.3)
     floor = 1e-3 * 0.75
@@ -65,31 +58,6 @@ def test_the_number_of_entries_is_rounded_down() -> None:
     assert entry_count(7, 1.0) == 7
 
 
-def test_masking_removes_the_smallest_magnitudes_and_returns_their_mean() -> None:
-    update = torch.tensor([3.0, -0.5, 2.0, 1.0, -4.0])
-    mean = mask_smallest_(update, 2, torch.empty(5))
-    assert update.tolist() == [3.0, 0.0, 2.0, 0.0, -4.0]
-    assert float(mean) == (0.5 + 1.0) / 2
-
-
-def test_equal_magnitudes_are_masked_by_lower_index_first() -> None:
-    update = torch.tensor([1.0, -1.0, 2.0, 1.0, -1.0])
-    mask_smallest_(update, 3, torch.empty(5))
-    assert update.tolist() == [0.0, 0.0, 2.0, 0.0, -1.0]
-
-
-def test_masking_nothing_leaves_the_update_and_a_mean_of_zero() -> None:
-    update = torch.tensor([1.0, 2.0])
-    assert float(mask_smallest_(update, 0, torch.empty(2))) == 0.0
-    assert update.tolist() == [1.0, 2.0]
-
-
-def test_masking_everything_leaves_zero_and_the_mean_of_all() -> None:
-    update = torch.tensor([1.0, -2.0, 6.0])
-    assert float(mask_smallest_(update, 3, torch.empty(3))) == 3.0
-    assert update.tolist() == [0.0, 0.0, 0.0]
-
-
 @claim
 @given(st.lists(small_integers, min_size=1, max_size=30), st.data())
 def test_the_masked_set_is_that_of_a_stable_sort(entries: list[int], data: st.DataObject) -> None:
@@ -100,20 +68,6 @@ def test_the_masked_set_is_that_of_a_stable_sort(entries: list[int], data: st.Da
     assert update.tolist() == [0 if j in smallest else v for j, v in enumerate(entries)]
     expected = sum(abs(entries[j]) for j in smallest) / count if count else 0.0
     assert float(mean) == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_zero_update_is_normalised_to_zero() -> None:
-    assert unit_normalise_(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
-
-
-def test_an_update_is_normalised_to_length_one() -> None:
-    assert unit_normalise_(doubles(3.0, 0.0, -4.0)).tolist() == pytest.approx([0.6, 0.0, -0.8])
-
-
-def test_score_is_n_in_agreement_zero_in_conflict_and_zero_where_all_masked() -> None:
-    rows = doubles(0.5, 0.5, 0.0, 0.5), doubles(0.5, -0.5, 0.0, 0.0)
-    total, squares = rows[0] + rows[1], rows[0] ** 2 + rows[1] ** 2
-    assert consensus_score_(total, squares).tolist() == [2.0, 0.0, 0.0, 1.0]
 
 
 @claim
@@ -133,7 +87,8 @@ def test_score_decreases_with_the_papers_standard_deviation(data: st.DataObject)
     total = torch.zeros(entries, dtype=torch.float64)
     squares = torch.zeros(entries, dtype=torch.float64)
     for update in torch.from_numpy(updates):
-        normalised = unit_normalise_(update.clone())
+        normalised = update.clone()
+        unit_normalise_(normalised)
         total += normalised
         squares += normalised**2
     score = consensus_score_(total, squares).numpy()
@@ -153,18 +108,6 @@ def test_score_decreases_with_the_papers_standard_deviation(data: st.DataObject)
         np.sort(all_variances)[:count],
         atol=2.0**-15 / (clients - 1),
     )
-
-
-def test_consensus_ties_go_to_the_lower_index() -> None:
-    score = doubles(1.0, 2.0, 1.0, 0.5, 1.0)
-    members = consensus_set(score, 3)
-    assert members.tolist() == [True, True, True, False, False]
-
-
-def test_entries_that_everybody_masked_enter_the_consensus_set_last_by_index() -> None:
-    score = doubles(0.0, 0.0, 0.0, 2.0)
-    members = consensus_set(score, 2)
-    assert members.tolist() == [True, False, False, True]
 
 
 @claim

@@ -30,15 +30,6 @@ def test_a_huge_loss_counts_as_ten_times_the_median() -> None:
     assert bounded_losses(losses(1.0, 2.0, 3.0, 1e6, 2.0), 10.0).tolist() == [1, 2, 3, 20, 2]
 
 
-def test_a_tiny_loss_counts_as_a_tenth_of_the_median() -> None:
-    assert bounded_losses(losses(1.0, 2.0, 3.0, 1e-9, 2.0), 10.0).tolist() == [1, 2, 3, 0.2, 2]
-
-
-def test_no_bound_leaves_losses_alone() -> None:
-    reported = losses(1.0, 1e9, 0.0)
-    assert torch.equal(bounded_losses(reported, None), reported)
-
-
 @pytest.mark.parametrize("reported", [(0.0, 0.0, 5.0), (1e308, 1e308, 0.0), (0.0,)])
 def test_a_median_that_gives_no_bounds_changes_nothing(reported: tuple[float, ...]) -> None:
     assert bounded_losses(losses(*reported), 10.0).tolist() == list(reported)
@@ -115,15 +106,6 @@ def test_a_tiny_loss_does_not_switch_the_masking_of_the_others_off() -> None:
     unbounded = play(1e-9, FedPWSettings(max_weight=None, max_loss_ratio=None))
     assert unbounded.drop_rates is not None
     assert min(unbounded.drop_rates) < 0.01
-
-
-@pytest.mark.parametrize("name", ["max_weight", "max_loss_ratio"])
-@pytest.mark.parametrize(
-    ("value", "error"), [(0.5, ValueError), ("2", TypeError), (True, TypeError)]
-)
-def test_a_bound_below_one_is_refused(name: str, value: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match=name):
-        FedPWSettings(**{name: value})  # type: ignore[arg-type]
 
 
 def play(loss: float, settings: FedPWSettings) -> ServerStep:

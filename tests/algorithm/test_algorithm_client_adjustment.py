@@ -22,22 +22,6 @@ claim = hypothesis_settings(max_examples=100, deadline=None)
 entries = st.lists(st.integers(-16, 16).map(lambda value: value / 8), min_size=1, max_size=20)
 
 
-def test_smallest_entries_are_masked_and_their_mean_magnitude_is_told() -> None:
-    start, trained = torch.ones(6), 1 - torch.tensor([4.0, -0.5, 3.0, 1.0, -2.0, 0.25])
-    update, discarded = adjust_tensor(start, trained, rate=0.5)
-    assert update.tolist() == [4.0, 0.0, 3.0, 0.0, -2.0, 0.0]
-    assert float(discarded) == pytest.approx((0.5 + 1.0 + 0.25) / 3)
-
-
-def test_masking_comes_before_rescaling() -> None:
-    # Rescaled first, 2.5 · 1.9 were no longer among the smallest two.
-    start, trained = torch.zeros(4), -torch.tensor([4.0, 3.0, 2.5, 1.0])
-    members = torch.tensor([False, True, True, False])
-    update, discarded = adjust_tensor(start, trained, 0.5, members, 1.9)
-    assert update.tolist() == pytest.approx([4.0, 5.7, 0.0, 0.0])
-    assert float(discarded) == pytest.approx(1.75)
-
-
 def test_inputs_are_not_modified() -> None:
     start, trained = torch.ones(4), torch.tensor([4.0, 3.0, 2.5, 1.0])
     members = torch.tensor([True, True, False, False])
@@ -146,24 +130,6 @@ def test_discarded_magnitude_may_be_asked_before_or_after_the_tensor() -> None:
     assert after.discarded_magnitude("weight") == 1.5
     assert before.discarded_magnitude("scale") == 0.0
     assert before.discarded_magnitude("count") == 0.0
-
-
-@claim
-@given(
-    st.lists(st.one_of(st.none(), st.floats(1e-3, 1e3)), min_size=1, max_size=8),
-    st.floats(0.0, 0.99),
-)
-def test_rates_average_to_the_mean_rate_over_the_clients_with_a_loss(
-    losses: list[float | None], mean_rate: float
-) -> None:
-    rates = requested_rates(losses, mean_rate, None)
-    known = [(loss, rate) for loss, rate in zip(losses, rates, strict=True) if loss is not None]
-    assert all(rate == mean_rate for loss, rate in zip(losses, rates, strict=True) if loss is None)
-    assert all(0.0 <= rate <= 1.0 for rate in rates)
-    if known and max(rate for _, rate in known) < 1.0:
-        assert sum(rate for _, rate in known) / len(known) == pytest.approx(mean_rate, abs=1e-12)
-    ordered = [rate for _, rate in sorted(known, key=lambda pair: pair[0])]
-    assert ordered == sorted(ordered, reverse=True)
 
 
 def test_rates_by_hand() -> None:

@@ -19,13 +19,6 @@ def test_direction_is_the_inner_product_with_the_sum_of_updates() -> None:
     assert directions == [3 * 3 + 0 * 2, 1 * 3 + 1 * 2, -1 * 3 + 1 * 2]
 
 
-def test_directions_of_several_tensors_add_up() -> None:
-    directions = [0.0, 0.0]
-    for updates in ([2.0, 1.0], [-1.0, 4.0]):
-        add_tensor_directions(directions, torch.zeros(1), [-torch.tensor([u]) for u in updates])
-    assert directions == [2 * 3 + -1 * 3, 1 * 3 + 4 * 3]
-
-
 def test_shape_and_memory_layout_do_not_matter_to_a_direction() -> None:
     start = torch.zeros(2, 3)
     trained = -torch.arange(6.0).reshape(3, 2).T
@@ -33,11 +26,6 @@ def test_shape_and_memory_layout_do_not_matter_to_a_direction() -> None:
     directions = [0.0]
     add_tensor_directions(directions, start, [trained])
     assert directions == [0 + 1 + 4 + 9 + 16 + 25]
-
-
-def test_a_share_is_the_direction_over_the_sum_and_may_be_negative() -> None:
-    shares = direction_shares(torch.tensor([6.0, -1.0, 5.0], dtype=torch.float64))
-    assert shares.tolist() == [6 / 10, -1 / 10, 5 / 10]
 
 
 @pytest.mark.parametrize("directions", [[0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 2.0, -2.0]])

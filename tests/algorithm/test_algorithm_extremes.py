@@ -9,7 +9,7 @@ import torch
 from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
 from fedpw_flwr.algorithm.engine import StartEngine
 from fedpw_flwr.algorithm.reference import Reference
-from fedpw_flwr.engines import CpuEngine
+from fedpw_flwr.engines.cpu import CpuEngine
 
 RoundBuilder = Callable[..., list[ClientResult]]
 
@@ -20,14 +20,7 @@ def engine(request: pytest.FixtureRequest) -> StartEngine:
     return chosen
 
 
-@pytest.mark.parametrize(
-    "magnitude",
-    [
-        1e15,
-        1e25,
-        1e37,
-    ],
-)
+@pytest.mark.parametrize("magnitude", [1e15, 1e25, 1e37])
 def test_a_diverged_but_finite_client_leaves_model_and_memory_finite(
     a_round: RoundBuilder, magnitude: float, engine: StartEngine
 ) -> None:
@@ -43,15 +36,7 @@ def test_a_diverged_but_finite_client_leaves_model_and_memory_finite(
         assert all(math.isfinite(c.share) for c in state.direction.clients.values())
 
 
-@pytest.mark.parametrize(
-    "magnitude",
-    [
-        1e-10,
-        1e-18,
-        1e-25,
-        1e-35,
-    ],
-)
+@pytest.mark.parametrize("magnitude", [1e-10, 1e-18, 1e-25, 1e-35])
 def test_tiny_updates_have_the_weights_of_large_ones(
     a_round: RoundBuilder, magnitude: float, engine: StartEngine
 ) -> None:

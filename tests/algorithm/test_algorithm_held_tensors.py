@@ -8,7 +8,6 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -57,8 +56,7 @@ class LazyModel(Mapping[str, Tensor]):
         return len(self.names)
 
 
-@pytest.fixture(scope="module")
-def decoding() -> Decoding:
+def test_one_tensor_of_each_client_is_decoded_at_a_time_and_at_most_three_times() -> None:
     names = [f"layer{position}.weight" for position in range(TENSORS)]
     counts = Decoding()
     results = [
@@ -68,22 +66,7 @@ def decoding() -> Decoding:
     model = {name: torch.full((50,), -0.1) for name in names}
     step = server_step(model, results, WeightingState(rounds=1), FedPWSettings())
     assert step.amplification
-    return counts
-
-
-def test_a_client_decodes_each_tensor_at_most_three_times(decoding: Decoding) -> None:
-    assert len(decoding.asked) == CLIENTS * TENSORS
-    assert max(decoding.asked.values()) <= 3
-
-
-def test_decoded_models_are_not_held(decoding: Decoding) -> None:
-    assert decoding.most_alive <= 2 * CLIENTS
-    assert decoding.most_alive < CLIENTS * TENSORS / 5
-
-
-def test_decoded_tensors_of_one_name_at_a_time_are_alive(decoding: Decoding) -> None:
-    assert decoding.most_alive <= CLIENTS + 1
-
-
-def test_nothing_decoded_outlives_the_step(decoding: Decoding) -> None:
-    assert decoding.alive == 0
+    assert len(counts.asked) == CLIENTS * TENSORS
+    assert max(counts.asked.values()) <= 3
+    assert counts.most_alive <= CLIENTS + 1
+    assert counts.alive == 0

@@ -21,9 +21,8 @@ from fedpw_flwr.algorithm import (
 from fedpw_flwr.algorithm.adjustment import consensus_score_, consensus_set, keep_nonnegative_
 from fedpw_flwr.algorithm.client_step import AdjustedTensors, adjust_tensor, subtract_update
 from fedpw_flwr.algorithm.tensors import is_nonnegative
-from fedpw_flwr.engines import CpuEngine
 from fedpw_flwr.engines.blocks import block_reader
-from fedpw_flwr.engines.kernels import uncompiled
+from fedpw_flwr.engines.cpu import CpuEngine
 from fedpw_flwr.wire.packing import PackedUpdate, pack_update
 
 SECOND = WeightingState(rounds=1)
@@ -169,7 +168,7 @@ def test_the_server_adjusts_in_blocks_as_the_client_does() -> None:
 
     start = model["x"].numpy()
     adjusted = AdjustedTensors(model, trained, 0.3, consensus)
-    reader = block_reader(adjusted, "x", start, uncompiled)
+    reader = block_reader(adjusted, "x", start)
     assert reader is not None
     room = np.empty_like(start)
     np.testing.assert_array_equal(reader.read(0, 3000, room), sent.numpy())

@@ -17,36 +17,45 @@ def test_defaults_are_the_papers() -> None:
     assert settings.trainable is None
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan, math.inf, -math.inf])
-def test_impossible_drop_rate_is_refused_with_the_allowed_range(rate: float) -> None:
-    with pytest.raises(ValueError, match=r"avg_drop_rate=.*\[0, 1\)"):
-        FedPWSettings(avg_drop_rate=rate)
+@pytest.mark.parametrize(
+    ("name", "values", "allowed"),
+    [
+        ("avg_drop_rate", [-0.1, 1.0, 1.5, math.nan, math.inf, -math.inf], r"\[0, 1\)"),
+        ("beta", [0, 0.0, -0.3, 1.01, math.nan, math.inf], r"\(0, 1\]"),
+        ("max_weight", [0.5, math.nan, math.inf], "from 1 on"),
+        ("max_loss_ratio", [0.5, math.nan, math.inf], "from 1 on"),
+    ],
+)
+def test_an_impossible_number_is_refused_with_the_allowed_range(
+    name: str, values: list[float], allowed: str
+) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"{name}=.*{allowed}"):
+            FedPWSettings(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("beta", [0, 0.0, -0.3, 1.01, math.nan, math.inf])
-def test_impossible_momentum_is_refused_with_the_allowed_range(beta: float) -> None:
-    with pytest.raises(ValueError, match=r"beta=.*\(0, 1\]"):
-        FedPWSettings(beta=beta)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("avg_drop_rate", ["0.3", None, True, [0.3]]),
+        ("beta", ["0.3", None, True]),
+        ("max_weight", ["2", True]),
+        ("max_loss_ratio", ["2", True]),
+        ("clip_weights", ["False", 0, 1, None]),
+        ("adapt_weights", ["False", 1]),
+        ("adjust_parameters", ["False", None]),
+    ],
+)
+def test_a_number_must_be_a_number_and_a_switch_a_bool(name: str, values: list[object]) -> None:
+    for value in values:
+        with pytest.raises(TypeError, match=name):
+            FedPWSettings(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("rate", "beta"), [(0, 1), (0.0, 1.0), (0.999, 1e-9)])
 def test_both_ends_of_the_ranges_are_accepted(rate: float, beta: float) -> None:
     settings = FedPWSettings(avg_drop_rate=rate, beta=beta)
     assert (settings.avg_drop_rate, settings.beta) == (rate, beta)
-
-
-@pytest.mark.parametrize("name", ["avg_drop_rate", "beta"])
-@pytest.mark.parametrize("value", ["0.3", None, True, [0.3]])
-def test_a_number_must_be_a_number(name: str, value: object) -> None:
-    with pytest.raises(TypeError, match=name):
-        FedPWSettings(**{name: value})  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", ["clip_weights", "adapt_weights", "adjust_parameters"])
-@pytest.mark.parametrize("value", ["False", 0, 1, None])
-def test_a_switch_must_be_a_bool(name: str, value: object) -> None:
-    with pytest.raises(TypeError, match=name):
-        FedPWSettings(**{name: value})  # type: ignore[arg-type]
 
 
 def test_trainable_names_become_a_tuple_so_that_settings_compare_by_value() -> None:

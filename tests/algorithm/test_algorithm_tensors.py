@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fedpw_flwr.algorithm import TensorKind, classify_tensors
-from fedpw_flwr.algorithm.tensors import working_dtype
 
 
 def test_a_batch_norm_network_splits_into_its_three_kinds() -> None:
@@ -20,16 +19,6 @@ def test_a_batch_norm_network_splits_into_its_three_kinds() -> None:
         "1.num_batches_tracked": TensorKind.INTEGER,
     }
     assert list(kinds) == list(network.state_dict())
-
-
-def test_a_bare_batch_norm_layer_has_buffers_too() -> None:
-    kinds = classify_tensors({"running_mean": torch.zeros(2), "running_var": torch.ones(2)})
-    assert set(kinds.values()) == {TensorKind.BUFFER}
-
-
-def test_a_name_that_only_ends_alike_is_trainable() -> None:
-    kinds = classify_tensors({"gate.my_running_mean": torch.zeros(2)})
-    assert kinds == {"gate.my_running_mean": TensorKind.TRAINABLE}
 
 
 @pytest.mark.parametrize(
@@ -90,13 +79,6 @@ def test_the_order_of_a_list_says_nothing_where_there_are_names() -> None:
     assert buffers(model) == []
 
 
-def test_half_and_double_precision_are_trainable_and_bool_is_not() -> None:
-    dtypes = {"a": torch.float16, "b": torch.float64, "c": torch.bfloat16, "d": torch.bool}
-    kinds = classify_tensors({name: torch.ones(2, dtype=dtype) for name, dtype in dtypes.items()})
-    assert [kinds[name] for name in "abc"] == [TensorKind.TRAINABLE] * 3
-    assert kinds["d"] is TensorKind.INTEGER
-
-
 def test_named_tensors_override_the_rule_in_both_directions() -> None:
     model = {"body": torch.ones(2), "bn.running_mean": torch.zeros(2), "count": torch.tensor(0)}
     kinds = classify_tensors(model, trainable=["bn.running_mean"])
@@ -120,18 +102,3 @@ def test_an_integer_tensor_cannot_be_trainable() -> None:
 def test_complex_tensors_are_refused() -> None:
     with pytest.raises(TypeError, match=r"'phase'.*complex64"):
         classify_tensors({"phase": torch.ones(1, dtype=torch.complex64)})
-
-
-@pytest.mark.parametrize(
-    ("stored", "computed"),
-    [
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    ],
-)
-def test_arithmetic_runs_in_single_precision_or_better(
-    stored: torch.dtype, computed: torch.dtype
-) -> None:
-    assert working_dtype(stored) == computed

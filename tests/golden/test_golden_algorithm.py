@@ -30,7 +30,7 @@ from fedpw_flwr.algorithm import (
 )
 from fedpw_flwr.algorithm.engine import StartEngine
 from fedpw_flwr.algorithm.reference import Reference
-from fedpw_flwr.engines import CpuEngine
+from fedpw_flwr.engines.cpu import CpuEngine
 
 NO_CUDA = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device; this machine has none"

@@ -22,7 +22,7 @@ from support.records import array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW, MissingLossError
 from fedpw_flwr.algorithm import FedPWSettings
-from fedpw_flwr.engines.kernels import _compiled
+from fedpw_flwr.engines import _blocks
 from fedpw_flwr.strategy.options import FedAvgOptions, FedPWOptions
 
 NODES = [11, 12, 13, 14]
@@ -334,10 +334,9 @@ def test_the_log_says_which_loops_compute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not compiled:
-        monkeypatch.delattr("fedpw_flwr.engines.kernels.compiled", raising=False)
-        monkeypatch.setitem(sys.modules, "fedpw_flwr.engines.kernels.compiled", None)
-    _compiled.cache_clear()
+        monkeypatch.setitem(sys.modules, "fedpw_flwr.engines.cpu", None)
+    _blocks.cache_clear()
     with flower_log.at_level(logging.INFO, logger="flwr"):
         FedPW(device="cpu").summary()
-    _compiled.cache_clear()
+    _blocks.cache_clear()
     assert f"Server step on: {said}" in flower_log.text

@@ -1,7 +1,9 @@
-"""The loops of `Kernels`, compiled by Numba on their first call and kept for later processes.
+"""The inner loops of the server step on a CPU, each of which reads its arrays once.
 
-Loops that vector instructions can do are apart from those that they cannot, and go over blocks that
-stay in the first-level cache.
+Numba compiles them on their first call and keeps them for later processes. Loops that vector
+instructions can do are apart from those that they cannot, and go over blocks that stay in the
+first-level cache. Arrays have shape (n,) and are contiguous, entries are finite. Sums are taken in
+float32 over 2048 entries and in float64 over these.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
-from fedpw_flwr.engines.kernels import Bools, Bytes, Float32s
+Float32s = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
 
 _BLOCK = 2048
 """Entries whose sums are taken in float32, 8 KiB."""
@@ -48,30 +53,38 @@ def _compiled(loop: Loop) -> Loop:
 
 
 def _inner(loop: Loop) -> Loop:
-    """Compile a loop that is called by compiled ones only, and kept as a part of them."""
-    return _with_numba(loop, _EXACT)
+    """Compile a loop that only compiled ones call, as a part of them.
+
+    As a function of its own it could be one code where it was just compiled and another where that
+    was kept, and the last bit of a sum would depend on it.
+    """
+    return _with_numba(loop, _EXACT, forceinline=True)
 
 
 def _inner_sum(loop: Loop) -> Loop:
     """Do what `_inner` does; sums may be taken in any order."""
-    return _with_numba(loop, _ANY_ORDER)
+    return _with_numba(loop, _ANY_ORDER, forceinline=True)
 
 
-def _with_numba(loop: Loop, liberties: set[str], *, cache: bool = False) -> Loop:
-    compiler = numba.njit(nogil=True, error_model="numpy", fastmath=liberties, cache=cache)
-    return cast(Loop, compiler(loop))
+def _with_numba(
+    loop: Loop, liberties: set[str], *, cache: bool = False, forceinline: bool = False
+) -> Loop:
+    how = numba.njit(
+        nogil=True, error_model="numpy", fastmath=liberties, cache=cache, forceinline=forceinline
+    )
+    return cast(Loop, how(loop))
 
 
 @_compiled
 def add_update(start: Float32s, trained: Float32s, total: Float32s) -> None:
-    """See `Kernels`."""
+    """Add Δ_k = w − w_k to `total`."""
     for i in range(start.size):
         total[i] += start[i] - trained[i]
 
 
 @_compiled
 def products(start: Float32s, trained: Float32s, total: Float32s) -> tuple[float, float]:
-    """See `Kernels`."""
+    """Return ⟨Δ_k, Σ_j Δ_j⟩ and ‖Δ_k‖², `total` being Σ_j Δ_j."""
     product = squares = 0.0
     for begin in range(0, start.size, _BLOCK):
         end = min(begin + _BLOCK, start.size)
@@ -95,7 +108,23 @@ def _products(start: Float32s, trained: Float32s, total: Float32s) -> tuple[np.f
 def collect_update(
     start: Float32s, trained: Float32s, low: np.float32, high: np.float32, between: Float32s
 ) -> tuple[int, float, float, int]:
-    """See `Kernels`."""
+    """Sum up the magnitudes of Δ_k below a bracket, and collect those inside.
+
+    Parameters
+    ----------
+    start, trained : NDArray[float32]
+        w and w_k.
+    low, high : float32
+        The bracket, both ends included, 0 ≤ low ≤ high.
+    between : NDArray[float32]
+        Where magnitudes are collected, in their order; shape (n + 8,), the 8 being room to write
+        to.
+
+    Returns
+    -------
+    tuple[int, float, float, int]
+        Number, sum and sum of squares of those below `low`; how many were collected.
+    """
     below = below_square = 0.0
     count = collected = 0
     magnitudes = np.empty(_BLOCK, np.float32)
@@ -153,7 +182,7 @@ def _collect_flagged(
 def collect_values(
     magnitudes: Float32s, low: np.float32, high: np.float32, between: Float32s
 ) -> tuple[int, float, float, int]:
-    """See `Kernels`."""
+    """Do with numbers that are not negative what `collect_update` does with magnitudes."""
     below = below_square = 0.0
     count = collected = 0
     flags = np.zeros(_BLOCK, np.uint8)
@@ -181,7 +210,11 @@ def _sums_below(magnitudes: Float32s, low: np.float32) -> tuple[np.float32, np.f
 
 @_compiled
 def sum_of_smallest(parted: Float32s, taken: int) -> tuple[float, float, int, int]:
-    """See `Kernels`."""
+    """Sum up the first `taken` ≥ 1 of partitioned magnitudes, the last being their largest.
+
+    Returns their sum, the sum of their squares, how many equal the largest of them, and how many of
+    the others do.
+    """
     total = squares = 0.0
     ties = further = 0
     threshold = parted[taken - 1]
@@ -206,7 +239,10 @@ def average(
     total: Float32s,
     squares: Float32s,
 ) -> None:
-    """See `Kernels`."""
+    """Add λ_k Δ̃_k to `change`, x_k = Δ̃_k / ‖Δ̃_k‖ to `total`, x_k² to `squares`.
+
+    Entries of no larger magnitude than `threshold` are masked; none is where it is negative.
+    """
     for i in range(start.size):
         update = start[i] - trained[i]
         update = update if abs(update) > threshold else np.float32(0)
@@ -218,7 +254,7 @@ def average(
 
 @_compiled
 def choose_above(values: Float32s, threshold: np.float32, room: int, members: Bools) -> None:
-    """See `Kernels`."""
+    """Choose what is above the threshold, and the first `room` entries that equal it."""
     ties = 0
     for i in range(values.size):
         members[i] = values[i] > threshold
@@ -234,7 +270,7 @@ def choose_above(values: Float32s, threshold: np.float32, room: int, members: Bo
 
 @_compiled
 def magnitude_on(change: Float32s, members: Bools, sent: Bools, factor: np.float32) -> float:
-    """See `Kernels`."""
+    """Return Σ_{j∈C} |g_j|, divided by `factor` where the clients multiplied by it."""
     multiplied = others = 0.0
     for begin in range(0, change.size, _BLOCK):
         end = min(begin + _BLOCK, change.size)
@@ -257,7 +293,7 @@ def _magnitudes_on(change: Float32s, members: Bools, sent: Bools) -> tuple[np.fl
 
 @_compiled
 def move(start: Float32s, change: Float32s, members: Bools, factor: np.float32) -> None:
-    """See `Kernels`."""
+    """Write w − g over g, amplified by `factor` on C."""
     for i in range(start.size):
         amplified = change[i] * factor if members[i] else change[i]
         change[i] = start[i] - amplified
@@ -267,30 +303,13 @@ def move(start: Float32s, change: Float32s, members: Bools, factor: np.float32) 
 def unpack(
     bits: Bytes, values: Float32s, scale: np.float32, start: Float32s, out: Float32s
 ) -> None:
-    """See `Kernels`."""
-    first, one = 0, np.uint8(1)
-    for place in range(out.size // 8):
-        byte, i = bits[place], 8 * place
-        b0, b1, b2, b3 = byte >> 7, (byte >> 6) & one, (byte >> 5) & one, (byte >> 4) & one
-        b4, b5, b6, b7 = (byte >> 3) & one, (byte >> 2) & one, (byte >> 1) & one, byte & one
-        # Where each value is, without a branch that nobody can predict.
-        v1 = first + b0
-        v2 = v1 + b1
-        v3 = v2 + b2
-        v4 = v3 + b3
-        v5 = v4 + b4
-        v6 = v5 + b5
-        v7 = v6 + b6
-        out[i] = start[i] - values[first] * scale * np.float32(b0)
-        out[i + 1] = start[i + 1] - values[v1] * scale * np.float32(b1)
-        out[i + 2] = start[i + 2] - values[v2] * scale * np.float32(b2)
-        out[i + 3] = start[i + 3] - values[v3] * scale * np.float32(b3)
-        out[i + 4] = start[i + 4] - values[v4] * scale * np.float32(b4)
-        out[i + 5] = start[i + 5] - values[v5] * scale * np.float32(b5)
-        out[i + 6] = start[i + 6] - values[v6] * scale * np.float32(b6)
-        out[i + 7] = start[i + 7] - values[v7] * scale * np.float32(b7)
-        first = v7 + b7
-    for i in range(out.size - out.size % 8, out.size):
+    """Write w − Δ̃_k over `out`: a bit an entry says whether its value comes next or is 0.
+
+    Behind the kept `values` are 8 more, which are finite and not used. `scale` is a power of two.
+    """
+    first = 0
+    for i in range(out.size):
+        # Without a branch, which nobody could predict.
         bit = (bits[i >> 3] >> (7 - (i & 7))) & 1
         out[i] = start[i] - values[first] * scale * np.float32(bit)
         first += bit
