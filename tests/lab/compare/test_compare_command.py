@@ -151,7 +151,7 @@ def test_runs_that_did_not_finish_are_named_with_the_reason(runs: Path) -> None:
         ("metrics.jsonl", "nonsense\n", "is not a round's record"),
         ("metrics.jsonl", "", "holds no round"),
         ("metrics.jsonl", None, "metrics.jsonl is missing"),
-        ("partition.json", "[]", "does not say what clients hold"),
+        ("partition.json", "[]", "partition.json is not a record of what clients hold"),
     ],
 )
 def test_a_damaged_run_is_left_out_and_named(

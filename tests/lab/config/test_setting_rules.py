@@ -18,7 +18,7 @@ from fedpw_flwr.lab.config.configuration import (
     group_settings,
 )
 from fedpw_flwr.lab.config.setting_rules import GROUPS, OWN, RUNTIME, SHARED, broken_rules
-from fedpw_flwr.strategy.options import FedAvgOptions
+from fedpw_flwr.strategy.options import FedAvgOptions, FedPWOptions
 
 STRATEGIES = sorted(path.stem for path in (config_folder() / "strategy").glob("*.yaml"))
 LARGE, SMALL = 1e6, -1e-9
@@ -41,8 +41,9 @@ def _parameters(target: str) -> set[str]:
     parameters = inspect.signature(get_object(target)).parameters.values()
     names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        names |= FedAvgOptions.__annotations__.keys() | {"train_loss_key"}
-    return names
+        options = FedPWOptions if "positional" in names else FedAvgOptions
+        names |= options.__annotations__.keys() | {"train_loss_key"}
+    return names - {"positional"}
 
 
 @pytest.mark.parametrize(
