@@ -67,17 +67,20 @@ def rates_by_hand(losses: Mapping[int, float]) -> dict[int, float]:
     return {node: min(1.0, MEAN / loss / mean) for node, loss in losses.items()}
 
 
+PERFECT = {1: 0.0, 2: 1.0, 3: 2.0}
+"""A loss of 0 enters the quotient as a thousandth of the mean."""
+STRONGEST = {1: 0.01, 2: 1.0, 3: 1.0, 4: 1.0, 5: 1.0}
+"""1/ℓ = (100, 1, 1, 1, 1), and its mean 20.8: client 1 loses its whole update."""
+
+
 @pytest.mark.parametrize(
     ("first", "second", "rates"),
     [
         ({1: 1.0, 2: 3.0}, {1: 1.0, 2: 3.0}, {1: 0.45, 2: 0.15}),
         ({1: 1.0, 2: 3.0}, {3: 0.1, 4: 7.0}, {3: MEAN, 4: MEAN}),
         ({1: 0.2, 2: 3.0}, {1: 0.2, 3: 3.0}, {1: MEAN, 3: MEAN}),
-        # A loss of 0 enters the quotient as a thousandth of the mean.
-        ({1: 0.0, 2: 1.0, 3: 2.0},) * 2 + (rates_by_hand({1: 0.001, 2: 1.0, 3: 2.0}),),
-        # 1/ℓ = (100, 1, 1, 1, 1): the strongest loses its whole update.
-        ({1: 0.01, 2: 1.0, 3: 1.0, 4: 1.0, 5: 1.0},) * 2
-        + ({1: 1.0, **dict.fromkeys((2, 3, 4, 5), 0.3 / 20.8)},),
+        (PERFECT, PERFECT, rates_by_hand({1: 0.001, 2: 1.0, 3: 2.0})),
+        (STRONGEST, STRONGEST, {1: 1.0, **dict.fromkeys((2, 3, 4, 5), MEAN / 20.8)}),
     ],
     ids=["known", "all new", "one of them new", "a perfect client", "far the strongest"],
 )

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from adjusting_clients import following
+from adjusting_clients import following, memory, silent
 from clients_grid import Client, ClientsGrid, ask
-from federation import evaluate_reply, train_reply
+from federation import evaluate_reply
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -80,7 +81,7 @@ class Liar:
             earlier=tuple(self.earlier),
             chance=random.Random(seed),
         )
-        outcome: Outcome = TAMPERED[kind](honest) or (sent.content, Fate.UNCHANGED)
+        outcome: Outcome = TAMPERED[kind][0](honest) or (sent.content, Fate.UNCHANGED)
         self.earlier.append(sent.content)
         return sent, Message(outcome[0], reply_to=message), outcome[1]
 
@@ -103,18 +104,8 @@ def assert_sound(arrays: ArrayRecord, metrics: MetricRecord | None = None) -> No
         assert np.isfinite(value).all()
 
 
-def assert_same(first: FedPW, second: FedPW) -> None:
-    """Two strategies remember the same, consensus and all."""
-    assert first.state == second.state
-    one, other = first.method.adjustment_state, second.method.adjustment_state
-    assert one.relative_losses == other.relative_losses
-    assert (one.consensus is None) == (other.consensus is None)
-    if one.consensus is not None and other.consensus is not None:
-        assert one.consensus.round == other.consensus.round
-        assert one.consensus.factors == other.consensus.factors
-        assert one.consensus.members.keys() == other.consensus.members.keys()
-        for name, members in one.consensus.members.items():
-            assert members.equal(other.consensus.members[name])
+def remembered(strategy: FedPW) -> tuple[object, object]:
+    return strategy.state, memory(strategy.method.adjustment_state)
 
 
 @dataclass
@@ -132,13 +123,11 @@ class Federation:
         return cls(log, a_strategy(dtype), Liar(dtype))
 
     def play(self, kind: str, seed: int) -> bool:
-        """Play a round in which the liar's reply arrives changed; say whether it was believed."""
+        """Play a round; return whether the liar's reply, which arrives changed, was believed."""
         self.round += 1
-        silent = ClientsGrid(
-            {**dict.fromkeys(HONEST_NODES, honest_client), LIAR: lambda message: []}
-        )
-        replies = ask(self.strategy, silent, self.arrays, self.round)
-        [message] = [sent for sent in silent.sent if sent.metadata.dst_node_id == LIAR]
+        grid = ClientsGrid({**dict.fromkeys(HONEST_NODES, honest_client), LIAR: silent})
+        replies = ask(self.strategy, grid, self.arrays, self.round)
+        [message] = [sent for sent in grid.sent if sent.metadata.dst_node_id == LIAR]
         sent, arrives, fate = self.liar.reply(message, kind, seed)
         without, as_sent = copy.deepcopy(self.strategy), copy.deepcopy(self.strategy)
 
@@ -156,16 +145,16 @@ class Federation:
                 expected, expected_metrics = aggregated(as_sent, self.round, [*replies, sent])
                 assert payloads(arrays) == payloads(expected)
                 assert metrics == expected_metrics
-                assert_same(self.strategy, as_sent)
+                assert remembered(self.strategy) == remembered(as_sent)
         else:
             assert kind != "nothing"
             assert metrics["fedpw-quarantined"] == 1
             [reason] = reasons
-            assert f"round {self.round}, node {LIAR} quarantined: " in reason
-            assert len(reason.split("quarantined: ")[1]) > 10
+            said = TAMPERED[kind][1] or ".{11}"
+            assert re.search(rf"round {self.round}, node {LIAR} quarantined: .*({said})", reason)
             expected, _ = aggregated(without, self.round, replies)
             assert payloads(arrays) == payloads(expected)
-            assert_same(self.strategy, without)
+            assert remembered(self.strategy) == remembered(without)
         self.arrays = arrays
         return believed
 
@@ -186,12 +175,12 @@ def after_two_rounds(dtype: UploadDtype, log: pytest.LogCaptureFixture) -> Feder
     return Federation(log, copy.deepcopy(known.strategy), liar, known.arrays, known.round)
 
 
-FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 SEEDS = st.integers(0, 2**32)
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", TAMPERED)
 def test_tampered_reply_is_set_aside_or_harmless(
     kind: str, seed: int, flower_log: pytest.LogCaptureFixture
@@ -235,13 +224,12 @@ def honest_in_both(message: Message) -> list[Message]:
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_run_of_liars_of_every_kind_ends_as_it_should(dtype: UploadDtype) -> None:
+def test_a_run_of_liars_of_every_kind_ends_as_it_should() -> None:
     crowd = {
-        100 + place: tampering(dtype, [kind], seed=place) for place, kind in enumerate(TAMPERED)
+        100 + index: tampering("float16", [kind], seed=index) for index, kind in enumerate(TAMPERED)
     }
     clients: dict[int, Client] = {**dict.fromkeys(HONEST_NODES, honest_in_both), **crowd}
-    strategy = a_strategy(dtype)
+    strategy = a_strategy("float16")
     strategy.fraction_evaluate = 1.0
     result = strategy.start(
         grid=ClientsGrid(clients), initial_arrays=array_record(MODEL), num_rounds=ROUNDS
@@ -256,7 +244,7 @@ def test_a_run_of_liars_of_every_kind_ends_as_it_should(dtype: UploadDtype) -> N
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@settings(FUZZ, max_examples=12)
+@settings(FUZZ, max_examples=8)
 @given(
     dtype=st.sampled_from(DTYPES),
     kinds=st.lists(st.sampled_from(sorted(TAMPERED)), min_size=1, max_size=4),
@@ -266,8 +254,8 @@ def test_whatever_all_clients_send_a_run_returns_a_sound_model_or_says_why_not(
     dtype: UploadDtype, kinds: list[str], seed: int
 ) -> None:
     clients = {
-        node: tampering(dtype, kinds[place:] + kinds[:place], seed + 100 * place)
-        for place, node in enumerate([*HONEST_NODES, LIAR])
+        node: tampering(dtype, kinds[index:] + kinds[:index], seed + 100 * index)
+        for index, node in enumerate([*HONEST_NODES, LIAR])
     }
     grid, reason = ClientsGrid(clients), ""
     arrays = array_record(MODEL)
@@ -277,62 +265,6 @@ def test_whatever_all_clients_send_a_run_returns_a_sound_model_or_says_why_not(
         reason = str(error)
     assert_sound(arrays)
     assert not reason or "replies of round 1 have" in reason or "rounds from the start" in reason
-
-
-LIES = {
-    "packed header, bytes flipped": "tensor '.*': .*(checksum|begins with)",
-    "mask, bytes flipped": "tensor '.*': .*checksum",
-    "mask, bytes flipped and sealed": r"tensor '.*': .*keeps \d+ of \d+|bits behind",
-    "packed values, bytes flipped": "tensor '.*': .*checksum",
-    "array truncated": "tensor '.*': ",
-    "packed payload of another length": "tensor '.*': .*(bytes|checksum)",
-    "another tensor's payload": r"tensor '.*': .*array \d with 96 entries, not of array \d with",
-    "array renamed": "its arrays are not the model's: missing .*, unknown ",
-    "dense where the report says packed": "tensor '.*': a packed update is one row of bytes",
-    "report truncated": "its FedPW report cannot be read",
-    "report of another round": "it (masked with the rate|rescaled with the consensus)",
-    "report missing": r"tensor '.*' has the shape \(\d+,\) instead of|uint8 instead of",
-    "packed list too short": r"tensor '.*' has the shape \(\d+,\) instead of|uint8 instead of",
-    "more kept than the rate leaves": r"tensor '.*': .*keeps \d+ of \d+.*leaves \d+",
-    "packed NaN": "tensor '.*not finite",
-    "packed infinity": "tensor '.*not finite",
-    "packed value that has diverged": "tensor '.*diverged",
-    "negative discarded magnitude": "its FedPW report has a negative discarded magnitude",
-    "discarded magnitude that is NaN": "its FedPW report has nan for .*not a finite number",
-    "discarded magnitudes of another model": "gives no discarded magnitude for each of 7 arrays",
-    "another version": "install the same version on server and clients",
-}
-
-
-@pytest.mark.parametrize("kind", LIES)
-def test_the_log_says_what_was_wrong_with_the_reply(
-    kind: str, flower_log: pytest.LogCaptureFixture
-) -> None:
-    federation = after_two_rounds("float32", flower_log)
-    assert not federation.play(kind, 1)
-    [warning] = [entry for entry in flower_log.messages if "quarantined: " in entry]
-    assert_matches(warning, LIES[kind])
-
-
-def assert_matches(text: str, pattern: str) -> None:
-    with pytest.raises(ValueError, match=pattern):
-        raise ValueError(text)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_layer_that_nobody_trains_travels_packed_and_stays_as_it_is(dtype: UploadDtype) -> None:
-    def train(message: Message) -> Message:
-        reply = train_reply(message)
-        frozen = message.content.array_records["arrays"]["conv.weight"]
-        reply.content.array_records["arrays"]["conv.weight"] = frozen
-        return reply
-
-    client = following(train)
-    grid = ClientsGrid(dict.fromkeys(HONEST_NODES, client))
-    result = a_strategy(dtype).start(grid, array_record(MODEL), num_rounds=ROUNDS)
-    for metrics in result.train_metrics_clientapp.values():
-        assert (metrics["fedpw-failed"], metrics["fedpw-quarantined"]) == (0, 0)
-    np.testing.assert_array_equal(ndarrays(result.arrays)["conv.weight"], MODEL["conv.weight"])
 
 
 @pytest.mark.parametrize("adjustment", ["server", "client"])
