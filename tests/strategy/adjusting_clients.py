@@ -200,11 +200,12 @@ def play(
     clients_by_round: Sequence[Mapping[int, Client]],
     arrays: ArrayRecord,
     first_round: int = 1,
+    arrange: Callable[[list[Message]], Sequence[Message]] = list,
 ) -> list[Round]:
     """Rounds in a row, each from the model of the one before."""
     rounds: list[Round] = []
     for server_round, clients in enumerate(clients_by_round, start=first_round):
-        rounds.append(play_round(strategy, clients, arrays, server_round))
+        rounds.append(play_round(strategy, clients, arrays, server_round, arrange))
         arrays = rounds[-1].arrays
     return rounds
 

@@ -38,7 +38,6 @@ from fedpw_flwr import FedPW
 NODES = [11, 12, 13, 14]
 ROUNDS = 4
 LIAR = 13
-FOLLOW = st.fixed_dictionaries({node: st.booleans() for node in NODES})
 
 
 def clients_at(nodes: Mapping[int, bool], train: Train = train_reply) -> dict[int, Client]:
@@ -50,11 +49,13 @@ def outcome(
     follow: Sequence[Mapping[int, bool]],
     model: NDArrays = MODEL,
     train: Train = train_reply,
+    arrange: Callable[[list[Message]], list[Message]] = list,
     **settings: Any,
 ) -> tuple[Any, ...]:
     """Everything that a run leaves behind, to compare bit for bit."""
     strategy = FedPW(adjustment="client", device="cpu", **settings)
-    rounds = play(strategy, [clients_at(each, train) for each in follow], array_record(model))
+    clients = [clients_at(each, train) for each in follow]
+    rounds = play(strategy, clients, array_record(model), arrange=arrange)
     return (
         [payloads(each.arrays) for each in rounds],
         [dict(each.metrics) for each in rounds],
@@ -85,11 +86,21 @@ def followed() -> tuple[Any, ...]:
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.lists(FOLLOW, min_size=ROUNDS, max_size=ROUNDS))
-def test_any_mixture_of_clients_gives_the_same_bytes(
-    followed: tuple[Any, ...], follow: list[dict[int, bool]]
+@given(
+    st.lists(
+        st.fixed_dictionaries({node: st.booleans() for node in NODES}),
+        min_size=ROUNDS,
+        max_size=ROUNDS,
+    ),
+    st.permutations(NODES),
+)
+def test_any_mixture_of_clients_in_any_order_gives_the_same_bytes(
+    followed: tuple[Any, ...], follow: list[dict[int, bool]], order: list[int]
 ) -> None:
-    assert outcome(follow) == followed
+    def arrange(replies: list[Message]) -> list[Message]:
+        return sorted(replies, key=lambda reply: order.index(reply.metadata.src_node_id))
+
+    assert outcome(follow, arrange=arrange) == followed
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -123,42 +134,6 @@ def test_with_an_average_drop_rate_of_zero_any_mixture_gives_the_same_bytes() ->
     expected = outcome([two] * 2, ODD, train, avg_drop_rate=0.0)
     for last in ({1: True, 2: False}, {1: False, 2: False}):
         assert outcome([two, last], ODD, train, avg_drop_rate=0.0) == expected
-
-
-@settings(max_examples=4, deadline=None)
-@given(st.permutations(NODES), FOLLOW)
-def test_order_of_replies_does_not_matter(order: list[int], follow: dict[int, bool]) -> None:
-    def arrange(replies: list[Message]) -> list[Message]:
-        return sorted(replies, key=lambda reply: order.index(reply.metadata.src_node_id))
-
-    plain, shuffled = FedPW(adjustment="client"), FedPW(adjustment="client")
-    arrays = play(plain, [clients_at(follow)] * 2, array_record(MODEL))[-1].arrays
-    play(shuffled, [clients_at(follow)] * 2, array_record(MODEL))
-    one = play_round(plain, clients_at(follow), arrays, 3)
-    other = play_round(shuffled, clients_at(follow), arrays, 3, arrange)
-    assert payloads(other.arrays) == payloads(one.arrays)
-    assert dict(other.metrics) == dict(one.metrics)
-    assert memory(shuffled.method.adjustment_state) == memory(plain.method.adjustment_state)
-    assert shuffled.state == plain.state
-
-
-def test_node_ids_do_not_matter_to_clients_that_name_themselves() -> None:
-    def named(offset: int, sign: int) -> tuple[object, ...]:
-        def train(message: Message) -> Message:
-            client = sign * (message.metadata.dst_node_id - offset)
-            model = trained(model_of(message), (client, round_of(message)))
-            return Message(train_content(model, 0.5 + 0.17 * client, 10, client), reply_to=message)
-
-        clients = dict.fromkeys((offset + sign * client for client in range(5)), following(train))
-        strategy = FedPW(adjustment="client", device="cpu")
-        rounds = play(strategy, [clients] * ROUNDS, array_record(MODEL))
-        return (
-            [payloads(each.arrays) for each in rounds],
-            [dict(each.metrics) for each in rounds],
-            memory(strategy.method.adjustment_state),
-        )
-
-    assert named(offset=20, sign=1) == named(offset=90, sign=-1)
 
 
 def test_update_of_zeros_is_left_to_the_server_and_counts_as_followed() -> None:

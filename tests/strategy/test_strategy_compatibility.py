@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 from adjusting_clients import following
 from clients_grid import ClientsGrid
-from federation import MODEL, good_client
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from federation import MODEL, evaluating
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -54,24 +54,14 @@ STRATEGIES: dict[str, Callable[[], FedPW]] = {
 }
 
 
-class Federation:
-    """Clients that count the times they train."""
+@pytest.fixture
+def grid() -> ClientsGrid:
+    return ClientsGrid(dict.fromkeys(NODES, evaluating(following())))
 
-    def __init__(self) -> None:
-        self.trained = 0
-        self.grid = ClientsGrid(dict.fromkeys(NODES, self._client))
-        self._train = following()
 
-    def _client(self, message: Message) -> list[Message]:
-        if message.metadata.message_type == "train":
-            self.trained += 1
-            return list(self._train(message))
-        return good_client(message)
-
-    def assert_nothing_was_sent(self) -> None:
-        assert self.grid.sent == []
-        assert self.grid.times_asked_for_nodes == 0
-        assert self.trained == 0
+def assert_nothing_was_sent(grid: ClientsGrid) -> None:
+    assert grid.sent == []
+    assert grid.times_asked_for_nodes == 0
 
 
 def never(server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -83,26 +73,26 @@ def never(server_round: int, arrays: ArrayRecord) -> MetricRecord:
     [*itertools.product(WRAPPERS, ["server"]), *itertools.product(list(WRAPPERS)[:1], STRATEGIES)],
 )
 def test_central_differential_privacy_around_fedpw_is_refused_at_the_start(
-    wrapper: str, strategy: str
+    wrapper: str, strategy: str, grid: ClientsGrid
 ) -> None:
-    federation = Federation()
     wrapped = WRAPPERS[wrapper](STRATEGIES[strategy]())
     with pytest.raises(ValueError, match=f"inside {wrapper}: .*LocalDpMod"):
-        wrapped.start(federation.grid, array_record(MODEL), num_rounds=1, evaluate_fn=never)
-    federation.assert_nothing_was_sent()
+        wrapped.start(grid, array_record(MODEL), num_rounds=1, evaluate_fn=never)
+    assert_nothing_was_sent(grid)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrapper_whose_round_is_driven_by_hand_is_refused_too(wrapper: str) -> None:
+def test_wrapper_whose_round_is_driven_by_hand_is_refused_too(
+    wrapper: str, grid: ClientsGrid
+) -> None:
     # Without `start`, configure_train is the first that FedPW hears of it.
-    federation = Federation()
     wrapped = WRAPPERS[wrapper](FedPW(adjustment="client"))
     with pytest.raises(ValueError, match=wrapper):
-        list(wrapped.configure_train(1, array_record(MODEL), ConfigRecord(), federation.grid))
-    federation.assert_nothing_was_sent()
+        list(wrapped.configure_train(1, array_record(MODEL), ConfigRecord(), grid))
+    assert_nothing_was_sent(grid)
 
 
-def test_wrapper_inside_a_users_own_wrapper_is_named() -> None:
+def test_wrapper_inside_a_users_own_wrapper_is_named(grid: ClientsGrid) -> None:
     class Own(FedAvg):
         """A user's strategy that passes on to another."""
 
@@ -113,19 +103,19 @@ def test_wrapper_inside_a_users_own_wrapper_is_named() -> None:
         def summary(self) -> None:
             self.inner.summary()
 
-    federation = Federation()
     wrapper = "DifferentialPrivacyServerSideFixedClipping"
     with pytest.raises(ValueError, match=wrapper):
-        Own(WRAPPERS[wrapper](FedPW())).start(federation.grid, array_record(MODEL), num_rounds=1)
-    federation.assert_nothing_was_sent()
+        Own(WRAPPERS[wrapper](FedPW())).start(grid, array_record(MODEL), num_rounds=1)
+    assert_nothing_was_sent(grid)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrappers_around_other_strategies_are_none_of_fedpws_business(wrapper: str) -> None:
+def test_wrappers_around_other_strategies_are_none_of_fedpws_business(
+    wrapper: str, grid: ClientsGrid
+) -> None:
     # FedPW runs while a wrapped FedAvg exists and after one was started in the same process.
     bystander = WRAPPERS[wrapper](FedAvg())
     bystander.summary()
-    grid = Federation().grid
     result = FedPW(adjustment="client").start(grid, array_record(MODEL), num_rounds=1)
     assert result.train_metrics_clientapp[1]["fedpw-client-id"] == NODES
 
@@ -133,21 +123,23 @@ def test_wrappers_around_other_strategies_are_none_of_fedpws_business(wrapper: s
 CLIPPING = ConfigRecord({KEY_CLIPPING_NORM: 1.0})
 
 
-def test_clipping_norm_in_the_configuration_of_packed_uploads_is_refused_at_the_start() -> None:
-    federation = Federation()
+def test_clipping_norm_in_the_configuration_of_packed_uploads_is_refused_at_the_start(
+    grid: ClientsGrid,
+) -> None:
     strategy = FedPW(adjustment="client", upload="packed")
     with pytest.raises(ValueError, match=rf'{KEY_CLIPPING_NORM}.*FedPW\(upload="dense"\)'):
-        strategy.start(federation.grid, array_record(MODEL), num_rounds=1, train_config=CLIPPING)
-    federation.assert_nothing_was_sent()
+        strategy.start(grid, array_record(MODEL), num_rounds=1, train_config=CLIPPING)
+    assert_nothing_was_sent(grid)
 
 
 @pytest.mark.parametrize("strategy", ["server", "client"])
-def test_clipping_norm_in_the_configuration_is_fine_with_dense_uploads(strategy: str) -> None:
-    federation = Federation()
+def test_clipping_norm_in_the_configuration_is_fine_with_dense_uploads(
+    strategy: str, grid: ClientsGrid
+) -> None:
     result = STRATEGIES[strategy]().start(
-        federation.grid, array_record(MODEL), num_rounds=3, train_config=CLIPPING.copy()
+        grid, array_record(MODEL), num_rounds=3, train_config=CLIPPING.copy()
     )
     assert result.train_metrics_clientapp[3]["fedpw-quarantined"] == 0
-    for message in federation.grid.sent:
+    for message in grid.sent:
         if message.metadata.message_type == "train":
             assert message.content.config_records["config"][KEY_CLIPPING_NORM] == 1.0

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from adjusting_clients import following, ignoring, memory, play
+from adjusting_clients import following, ignoring, play
 from clients_grid import Client, ClientsGrid
-from federation import MODEL, evaluate_reply
+from federation import MODEL, evaluating
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from model_records import NDArrays, array_record, ndarrays, payloads, train_content
@@ -84,17 +84,6 @@ def torch_client(message: Message) -> Message:
     return Message(train_content(model, 0.3 * node), reply_to=message)
 
 
-def evaluating(client: Client) -> Client:
-    """The same client, which can evaluate, too."""
-
-    def both(message: Message) -> list[Message]:
-        if message.metadata.message_type == "evaluate":
-            return [evaluate_reply(message)]
-        return list(client(message))
-
-    return both
-
-
 def start(strategy: FedPW, client: Client, model: NDArrays, num_rounds: int, **options: Any) -> Any:
     grid = ClientsGrid(dict.fromkeys(NODES, evaluating(client)))
     return strategy.start(grid, array_record(model), num_rounds=num_rounds, **options)
@@ -113,23 +102,6 @@ def test_server_optimizer_on_top_trains_every_round(optimizer: type[FedPW]) -> N
     assert list(model) == list(MODEL)
     assert all(np.isfinite(array).all() for array in model.values())
     assert not np.array_equal(model["body.weight"], MODEL["body.weight"])
-
-
-@pytest.mark.parametrize("optimizer", BY_CLIENTS)
-def test_server_optimizer_on_top_sees_no_difference_between_clients(
-    optimizer: type[FedPW],
-) -> None:
-    outcomes = []
-    for followers in ({1, 2, 3, 4}, set(), {1, 3}):
-        clients = {
-            node: (following if node in followers else ignoring)(torch_client) for node in NODES
-        }
-        strategy = optimizer()
-        rounds = play(strategy, [clients] * 4, array_record(MODEL))
-        models = [payloads(each.arrays) for each in rounds]
-        outcomes.append((models, strategy.state, memory(strategy.method.adjustment_state)))
-    assert outcomes[1] == outcomes[0]
-    assert outcomes[2] == outcomes[0]
 
 
 def test_optimizer_steps_on_the_aggregate_as_plain_fedpw_gives_it() -> None:

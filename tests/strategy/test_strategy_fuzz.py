@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from broken_replies import BROKEN_REPLIES
 from clients_grid import Client, ClientsGrid, train_round
-from federation import MODEL, good_client, train_reply
+from federation import MODEL, train_reply
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -133,36 +133,3 @@ def test_extreme_but_honest_clients_give_a_finite_model(
         assert_sound(arrays, start)
         assert_sound_metrics(metrics)
         assert ndarrays(arrays)["n"] == 3 + trained_rounds
-
-
-@FUZZ
-@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=5), st.floats(0, 1e-6))
-def test_updates_that_cancel_leave_weights_in_range(sizes: list[float], tilt: float) -> None:
-    def client(message: Message) -> list[Message]:
-        node = message.metadata.dst_node_id
-        size = sizes[node // 2] * (1 if node % 2 else -1) + tilt * node
-        moved = {"w": (ndarrays(message.content["arrays"])["w"] + size).astype(np.float32)}
-        return [Message(train_content(moved, loss=1.0 + node), reply_to=message)]
-
-    start = {"w": np.zeros(8, dtype=np.float32)}
-    strategy, arrays = FedPW(), array_record(start)
-    grid = ClientsGrid(dict.fromkeys(range(2 * len(sizes)), client))
-    for server_round in (1, 2, 3):
-        arrays, metrics = train_round(strategy, grid, arrays, server_round)
-        assert_sound(arrays, start)
-        assert_sound_metrics(metrics)
-
-
-def test_every_kind_of_broken_client_in_one_run_from_start_to_end() -> None:
-    def both(train: Client) -> Client:
-        return lambda message: (train if message.metadata.message_type == "train" else good_client)(
-            message
-        )
-
-    broken = {200 + index: both(client_of(kind)) for index, kind in enumerate(BROKEN_REPLIES)}
-    grid = ClientsGrid({**broken, **dict.fromkeys(NODES, good_client)})
-    result = FedPW().start(grid, array_record(MODEL), num_rounds=3)
-    assert_sound(result.arrays, MODEL)
-    for metrics in result.train_metrics_clientapp.values():
-        assert metrics["fedpw-client-id"] == NODES
-        assert metrics["fedpw-quarantined"] + metrics["fedpw-failed"] == len(BROKEN_REPLIES)

@@ -13,7 +13,7 @@ import pytest
 from adjusting_clients import following, ignoring, model_of, round_of
 from baselines_federation import BUILDS
 from clients_grid import Client, ClientsGrid, train_round
-from federation import evaluate_reply
+from federation import evaluate_reply, trained
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.client import Client as LegacyClient
 from flwr.client import NumPyClient
@@ -72,16 +72,10 @@ class Personal:
             self.received.append(list(sent))
             return evaluate_reply(message)
         whole = {**MODEL, **self.own.get(node, {}), **sent}
-        rng = np.random.default_rng([node, round_of(message)])
-        trained = {
-            name: array + 1
-            if array.dtype.kind == "i"
-            else (array + 0.05 * np.abs(rng.standard_normal(array.shape))).astype(np.float32)
-            for name, array in whole.items()
-        }
-        self.own[node] = {n: a for n, a in trained.items() if n.startswith(self.private)}
+        trained_whole = trained(whole, (node, round_of(message)), 0.05)
+        self.own[node] = {n: a for n, a in trained_whole.items() if n.startswith(self.private)}
         self.received.append(list(sent))
-        returned = shared(trained, self.private)
+        returned = shared(trained_whole, self.private)
         return Message(train_content(returned, loss=0.2 * (node - 40)), reply_to=message)
 
 

@@ -184,46 +184,6 @@ def test_nobody_is_asked_where_some_clients_have_no_function_for_it() -> None:
         assert {message.metadata.message_type for message in grid.sent} == {"train"}
 
 
-def test_clients_that_may_be_asked_are_drawn_by_who_they_are() -> None:
-    """At whatever nodes: `numpy_client_app` answers the question."""
-
-    def drawn_at(nodes: list[int]) -> list[list[int]]:
-        clients = {node: running_as(client) for client, node in enumerate(nodes)}
-        strategy = FedPW(seed=6, fraction_train=0.4, fraction_evaluate=0.0)
-        strategy.sampling.asks_identities = True
-        grid, taken = ClientsGrid(clients), []
-        for server_round in (1, 2, 3):
-            messages = strategy.configure_train(
-                server_round, array_record(MODEL), ConfigRecord(), grid
-            )
-            taken.append(sorted(nodes.index(m.metadata.dst_node_id) for m in messages))
-        assert [m.metadata.message_type for m in grid.sent] == [IDENTITY_QUERY] * len(nodes)
-        return taken
-
-    assert drawn_at([71, 5, 33, 18, 90]) == drawn_at([4, 82, 16, 57, 29])
-
-
-def test_single_client_gets_the_whole_weight() -> None:
-    grid = ClientsGrid({41: good_client})
-    strategy = FedPW(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-    result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=3)
-    for metrics in result.train_metrics_clientapp.values():
-        assert metrics["fedpw-weight"] == [1.0]
-        assert metrics["fedpw-quarantined"] == 0
-
-
-def test_newcomer_joins_with_the_average_share() -> None:
-    strategy, arrays = FedPW(), array_record(MODEL)
-    old = ClientsGrid(dict.fromkeys(NODES[:4], good_client))
-    for server_round in (1, 2):
-        arrays, _ = train_round(strategy, old, arrays, server_round)
-    everyone = ClientsGrid(dict.fromkeys(NODES[:5], good_client))
-    _, metrics = train_round(strategy, everyone, arrays, 3)
-    assert metrics["fedpw-client-id"] == NODES[:5]
-    total = sum(memory.share for memory in strategy.state.loss.clients.values())
-    assert total == pytest.approx(5.0)
-
-
 def test_state_can_be_saved_and_a_run_continued_from_it() -> None:
     grid = ClientsGrid(dict.fromkeys(NODES, good_client))
     straight, arrays = FedPW(), array_record(MODEL)
