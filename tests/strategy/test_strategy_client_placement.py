@@ -160,7 +160,6 @@ SHAPES = {
     "a.bias": (5,),
     "bn.running_mean": (6,),
     "b.weight": (2, 7),
-    "scale": (),
     "bn.num_batches_tracked": (),
 }
 COUNTER = "bn.num_batches_tracked"
