@@ -113,13 +113,6 @@ def some_packed(honest: Honest) -> tuple[str, Array, int, int] | None:
     return name, array, mask, mask + (entries + 7) // 8
 
 
-def flipped_npy_header(honest: Honest) -> Outcome | None:
-    name = honest.chance.choice(list(honest.arrays))
-    array = honest.arrays[name]
-    changed = flipped(array, honest.chance, 0, body_start(array))
-    return honest.with_arrays({name: changed}), Fate.UNCHANGED
-
-
 def flipped_payload(honest: Honest) -> Outcome | None:
     if (found := some_packed(honest)) is None:
         return None
@@ -287,7 +280,6 @@ def _told(key: str, *values: Any) -> Tamper:
 
 TAMPERED: dict[str, tuple[Tamper, str]] = {
     "nothing": (lambda honest: (honest.content, Fate.UNCHANGED), ""),
-    "npy header, bytes flipped": (flipped_npy_header, ""),
     "packed payload, bytes flipped": (
         flipped_payload,
         "tensor '.*': .*(checksum|begins with)",

@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import (
-    Plan,
-    failing,
-    following,
-    ignoring,
-    planned,
-    play,
-    play_round,
-)
+from adjusting_clients import Plan, failing, following, ignoring, planned, play, play_round
 from clients_grid import Client, ClientsGrid
 from federation import MODEL, good_client
 from flwr.app import ConfigRecord

@@ -6,16 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from adjusting_clients import (
-    Train,
-    failing,
-    following,
-    ignoring,
-    memory,
-    play,
-    play_round,
-    silent,
-)
+from adjusting_clients import Train, failing, following, ignoring, memory, play, play_round, silent
 from broken_replies import BROKEN_REPLIES
 from clients_grid import Client
 from federation import MODEL, train_reply

@@ -59,16 +59,12 @@ class ClientSideMomentum(FedAvgM, ClientSideFedPW):
         super().__init__(server_learning_rate=0.5, server_momentum=0.9)
 
 
-class ClientSideAdam(FedAdam, ClientSideFedPW):
-    """Adam on updates that clients adjusted."""
-
-
 class PackedYogi(FedYogi, PackedFedPW):
     """Yogi on packed uploads."""
 
 
 OPTIMIZERS = [FedPWAdam, FedPWAdagrad, FedPWYogi, FedPWMomentum]
-BY_CLIENTS = [ClientSideMomentum, ClientSideAdam, PackedYogi]
+BY_CLIENTS = [ClientSideMomentum, PackedYogi]
 
 
 def torch_client(message: Message) -> Message:
