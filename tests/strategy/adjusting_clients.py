@@ -1,7 +1,7 @@
 """Clients of FedPW(adjustment="client"): they train, and follow the server's request or ignore it.
 
 A train function is what a user wrote: from the message to the reply, with no thought of FedPW.
-`following` puts the real `FedPWMod` round it; `ignoring` is the same client without it.
+`following` puts the real `FedPWMod` around it; `ignoring` is the same client without it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -57,13 +57,12 @@ def silent(message: Message) -> list[Message]:
 
 
 def altered(client: Client, change: Callable[[RecordDict], None]) -> Client:
-    """A client whose replies are changed on the way."""
+    """A client whose reply is changed on the way."""
 
     def altered_client(message: Message) -> list[Message]:
-        replies = list(client(message))
-        for reply in replies:
-            change(reply.content)
-        return replies
+        [reply] = client(message)
+        change(reply.content)
+        return [reply]
 
     return altered_client
 
@@ -79,35 +78,20 @@ def model_of(message: Message) -> NDArrays:
 
 
 def report_of(content: RecordDict) -> dict[str, Any]:
-    """A reply's report, as plain JSON."""
-    entries = json.loads(_bytes(content.config_records[REPORT_KEY], REPORT_KEY))
-    assert isinstance(entries, dict)
+    """A reply's report, as plain JSON; an invented one where it has none."""
+    if REPORT_KEY not in content.config_records:
+        arrays = next(iter(content.array_records.values()))
+        told = {"version": 1, "rate": 0.0, "consensus-round": None, "packed": [], "norms": []}
+        return {**told, "discarded": [0.0] * len(arrays), "trainable": None}
+    entries: dict[str, Any] = json.loads(content[REPORT_KEY][REPORT_KEY])
     return entries
 
 
-def _bytes(config: ConfigRecord, key: str) -> bytes:
-    value = config[key]
-    assert isinstance(value, bytes)
-    return value
-
-
 def with_report(**changes: Any) -> Callable[[RecordDict], None]:
-    """Change entries of a reply's report; a reply without one gets an invented one."""
+    """Change entries of a reply's report."""
 
     def change(content: RecordDict) -> None:
-        arrays = next(iter(content.array_records.values()))
-        entries: dict[str, Any] = {
-            "version": 1,
-            "rate": 0.0,
-            "consensus-round": None,
-            "discarded": [0.0] * len(arrays),
-            "packed": [],
-            "norms": [],
-            "trainable": None,
-        }
-        if REPORT_KEY in content.config_records:
-            entries = report_of(content)
-        report = json.dumps({**entries, **changes}).encode()
+        report = json.dumps({**report_of(content), **changes}).encode()
         content[REPORT_KEY] = ConfigRecord({REPORT_KEY: report})
 
     return change
@@ -132,10 +116,7 @@ def planned(plan: Plan, examples: Mapping[int, int] | None = None) -> Train:
 
 @dataclass(frozen=True)
 class Request:
-    """What one client was asked to do, read from its message as plain data.
-
-    `members` are the indices of C of the tensors that are rescaled.
-    """
+    """What one client was asked to do; `members` are the indices of C by tensor."""
 
     rate: float
     consensus_round: int | None
@@ -146,12 +127,12 @@ class Request:
 
 
 def request_of(message: Message) -> Request:
-    config = message.content.config_records["config"]
-    entries = json.loads(_bytes(config, REQUEST_KEY))
-    bits = _bytes(config, CONSENSUS_KEY) if CONSENSUS_KEY in config else b""
+    config: Any = message.content["config"]
+    entries = json.loads(config[REQUEST_KEY])
+    bits = config.get(CONSENSUS_KEY, b"")
     sizes = {name: array.size for name, array in model_of(message).items()}
     names = list(sizes)
-    factors = {names[int(place)]: factor for place, factor in entries["factors"].items()}
+    factors = {names[int(index)]: factor for index, factor in entries["factors"].items()}
     members, offset = {}, 0
     for name in (name for name in names if name in factors):
         whole = np.frombuffer(bits, np.uint8, (sizes[name] + 7) // 8, offset)
@@ -170,7 +151,7 @@ def request_of(message: Message) -> Request:
 
 @dataclass(frozen=True)
 class Round:
-    """A training round as it went: what was sent to each node, and what came of it."""
+    """A training round as it went."""
 
     messages: dict[int, Message]
     replies: dict[int, RecordDict]
@@ -219,11 +200,12 @@ def play(
     clients_by_round: Sequence[Mapping[int, Client]],
     arrays: ArrayRecord,
     first_round: int = 1,
+    arrange: Callable[[list[Message]], Sequence[Message]] = list,
 ) -> list[Round]:
     """Rounds in a row, each from the model of the one before."""
     rounds: list[Round] = []
     for server_round, clients in enumerate(clients_by_round, start=first_round):
-        rounds.append(play_round(strategy, clients, arrays, server_round))
+        rounds.append(play_round(strategy, clients, arrays, server_round, arrange))
         arrays = rounds[-1].arrays
     return rounds
 
@@ -254,14 +236,8 @@ def assert_quarantined(
 
 def memory(state: AdjustmentState) -> dict[str, Any]:
     """What the server carries over for the next request, in a form that compares by value."""
-    consensus = state.consensus
-    return {
-        "relative losses": dict(state.relative_losses),
-        "consensus": None
-        if consensus is None
-        else {
-            "round": consensus.round,
-            "factors": dict(consensus.factors),
-            "members": {name: chosen.tolist() for name, chosen in consensus.members.items()},
-        },
-    }
+    told = asdict(state)
+    if told["consensus"] is not None:
+        members = told["consensus"]["members"]
+        told["consensus"]["members"] = {name: each.tolist() for name, each in members.items()}
+    return told

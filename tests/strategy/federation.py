@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from support.grid import ClientsGrid
+from support.grid import Client, ClientsGrid
 from support.records import NDArrays, array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW
@@ -48,10 +48,19 @@ def evaluate_reply(message: Message, **metrics: Any) -> Message:
     return Message(RecordDict({"metrics": MetricRecord(values)}), reply_to=message)
 
 
+def evaluating(client: Client) -> Client:
+    """The same client, which can evaluate, too."""
+
+    def both(message: Message) -> Iterable[Message]:
+        if message.metadata.message_type == "evaluate":
+            return [evaluate_reply(message)]
+        return client(message)
+
+    return both
+
+
 def good_client(message: Message) -> list[Message]:
-    if message.metadata.message_type == "train":
-        return [train_reply(message)]
-    return [evaluate_reply(message)]
+    return list(evaluating(lambda message: [train_reply(message)])(message))
 
 
 def stray(reply: Message, node_id: int) -> Message:

@@ -1,7 +1,7 @@
 """Ways in which an adjusted, packed reply can arrive other than it was sent.
 
-Each is a function that takes a client's honest reply apart, changes something at random, and says
-what the server may make of it.
+Each takes a client's honest reply, changes something at random, and returns what the server may
+make of it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Honest:
-    """A client's reply as it left, and what there was before it."""
+    """A client's reply as it left."""
 
     content: RecordDict
     global_model: NDArrays
     dtype: str
-    earlier: tuple[RecordDict, ...]
     chance: random.Random = field(repr=False)
 
     @property
@@ -49,15 +48,14 @@ class Honest:
 
     @property
     def report(self) -> dict[str, Any]:
-        entries = json.loads(report_bytes(self.content))
-        assert isinstance(entries, dict)
+        entries: dict[str, Any] = json.loads(report_bytes(self.content))
         return entries
 
     @property
     def packed(self) -> list[str]:
         decoded = AdjustmentReport.decode(report_bytes(self.content), len(self.global_model))
         names = list(self.global_model)
-        return [names[place] for place in decoded.packed]
+        return [names[index] for index in decoded.packed]
 
     def with_arrays(self, changes: Mapping[str, Array]) -> RecordDict:
         return RecordDict({**self.content, "arrays": ArrayRecord({**self.arrays, **changes})})
@@ -88,10 +86,10 @@ def with_data(array: Array, data: bytes) -> Array:
 
 
 def flipped(array: Array, chance: random.Random, start: int, stop: int) -> Array:
-    """Change one to three bytes of the payload between two places, for certain."""
+    """Change one to three bytes of the payload between two indices, for certain."""
     data = bytearray(array.data)
-    for place in chance.sample(range(start, stop), min(chance.randint(1, 3), stop - start)):
-        data[place] ^= chance.randint(1, 255)
+    for index in chance.sample(range(start, stop), min(chance.randint(1, 3), stop - start)):
+        data[index] ^= chance.randint(1, 255)
     return with_data(array, bytes(data))
 
 
@@ -115,61 +113,28 @@ def some_packed(honest: Honest) -> tuple[str, Array, int, int] | None:
     return name, array, mask, mask + (entries + 7) // 8
 
 
-def nothing(honest: Honest) -> Outcome | None:
-    return honest.content, Fate.UNCHANGED
+def flipped_payload(honest: Honest) -> Outcome | None:
+    if (found := some_packed(honest)) is None:
+        return None
+    name, array, _, _ = found
+    changed = flipped(array, honest.chance, body_start(array), len(array.data))
+    return honest.with_arrays({name: changed}), Fate.REFUSED
 
 
-def flipped_npy_header(honest: Honest) -> Outcome | None:
-    name = honest.chance.choice(list(honest.arrays))
-    array = honest.arrays[name]
-    changed = flipped(array, honest.chance, 0, body_start(array))
-    return honest.with_arrays({name: changed}), Fate.UNCHANGED
-
-
-def _flipped_part(part: Callable[[Array, int, int], tuple[int, int]], seal: bool) -> Tamper:
-    """Flip bytes of a packed array; where it is sealed, its own word is all there is."""
-
-    def tamper(honest: Honest) -> Outcome | None:
-        if (found := some_packed(honest)) is None:
-            return None
-        name, array, mask, values = found
-        start, stop = part(array, mask, values)
-        if start == stop:
-            return None
-        changed = flipped(array, honest.chance, start, stop)
-        if not seal:
-            return honest.with_arrays({name: changed}), Fate.REFUSED
-        kept = [
-            np.unpackbits(each.numpy()[packed_size(0, 0, "float32") :][: values - mask]).sum()
-            for each in (array, changed)
-        ]
-        fate = Fate.BELIEVED if kept[0] == kept[1] else Fate.REFUSED
-        return honest.with_arrays({name: sealed(changed)}), fate
-
-    return tamper
-
-
-def _header(array: Array, mask: int, values: int) -> tuple[int, int]:
-    return body_start(array), mask
-
-
-def _mask(array: Array, mask: int, values: int) -> tuple[int, int]:
-    return mask, values
-
-
-def _values(array: Array, mask: int, values: int) -> tuple[int, int]:
-    return values, len(array.data)
-
-
-def empty_mask(honest: Honest) -> Outcome | None:
-    """A payload that keeps nothing: an update of zeros is what it says."""
+def flipped_and_sealed(honest: Honest) -> Outcome | None:
+    """Bytes of the header, the mask or the values flipped, and the checksum made to agree."""
     if (found := some_packed(honest)) is None:
         return None
     name, array, mask, values = found
-    start = body_start(array)
-    payload = array.data[start:mask] + bytes(values - mask)
-    changed = sealed(Array(np.frombuffer(payload, dtype=np.uint8)))
-    return honest.with_arrays({name: changed}), Fate.BELIEVED
+    parts = [(body_start(array), mask), (mask, values), (values, len(array.data))]
+    start, stop = honest.chance.choice([part for part in parts if part[0] < part[1]])
+    changed = flipped(array, honest.chance, start, stop)
+    kept = [
+        np.unpackbits(each.numpy()[packed_size(0, 0, "float32") :][: values - mask]).sum()
+        for each in (array, changed)
+    ]
+    fate = Fate.BELIEVED if kept[0] == kept[1] else Fate.REFUSED
+    return honest.with_arrays({name: sealed(changed)}), fate
 
 
 def flipped_dense_values(honest: Honest) -> Outcome | None:
@@ -179,31 +144,13 @@ def flipped_dense_values(honest: Honest) -> Outcome | None:
     return honest.with_arrays({name: changed}), Fate.BELIEVED
 
 
-def truncated(honest: Honest) -> Outcome | None:
+def cut_or_longer(honest: Honest) -> Outcome | None:
     name = honest.chance.choice(list(honest.arrays))
     array = honest.arrays[name]
-    cut = honest.chance.randint(1, len(array.data))
-    return honest.with_arrays({name: with_data(array, array.data[:-cut])}), Fate.REFUSED
-
-
-def extended(honest: Honest) -> Outcome | None:
-    name = honest.chance.choice(list(honest.arrays))
-    array = honest.arrays[name]
-    surplus = honest.chance.randbytes(honest.chance.randint(1, 20))
-    return honest.with_arrays({name: with_data(array, array.data + surplus)}), Fate.REFUSED
-
-
-def resized_payload(honest: Honest) -> Outcome | None:
-    """A packed payload of another length, under an npy header that agrees with it."""
-    if (found := some_packed(honest)) is None:
-        return None
-    name, array, _, _ = found
-    payload = array.numpy()
-    size = honest.chance.choice([n for n in range(payload.size + 9) if n != payload.size])
-    resized = Array(np.resize(payload, size))
-    if size >= packed_size(0, 0, "float32") and honest.chance.random() < 0.5:
-        resized = sealed(resized)
-    return honest.with_arrays({name: resized}), Fate.REFUSED
+    data = array.data[: -honest.chance.randint(1, len(array.data))]
+    if honest.chance.random() < 0.5:
+        data = array.data + honest.chance.randbytes(honest.chance.randint(1, 20))
+    return honest.with_arrays({name: with_data(array, data)}), Fate.REFUSED
 
 
 def swapped(honest: Honest) -> Outcome | None:
@@ -216,69 +163,32 @@ def swapped(honest: Honest) -> Outcome | None:
     return honest.with_arrays({first: other, second: one}), fate
 
 
-def another_tensors_payload(honest: Honest) -> Outcome | None:
-    """The payload of a tensor of the same size in two places."""
-    pairs = [
-        (first, second)
-        for first in honest.packed
-        for second in honest.packed
-        if first != second and honest.global_model[first].size == honest.global_model[second].size
-    ]
-    if not pairs:
-        return None
-    first, second = honest.chance.choice(pairs)
-    return honest.with_arrays({first: honest.arrays[second]}), Fate.REFUSED
+def _dense(said_so: bool) -> Tamper:
+    """A dense array in place of a packed one; the report says so, or does not."""
 
+    def tamper(honest: Honest) -> Outcome | None:
+        if (found := some_packed(honest)) is None:
+            return None
+        name, report = found[0], honest.report
+        content = honest.with_arrays({name: Array(honest.global_model[name])})
+        if not said_so:
+            return content, Fate.REFUSED
+        report["packed"].remove(list(honest.global_model).index(name))
+        content[REPORT_KEY] = honest.with_report(report)[REPORT_KEY]
+        return content, Fate.BELIEVED
 
-def renamed(honest: Honest) -> Outcome | None:
-    name = honest.chance.choice(list(honest.arrays))
-    arrays = {f"{key}." if key == name else key: array for key, array in honest.arrays.items()}
-    return RecordDict({**honest.content, "arrays": ArrayRecord(arrays)}), Fate.REFUSED
-
-
-def dense_in_place_of_packed(honest: Honest) -> Outcome | None:
-    if (found := some_packed(honest)) is None:
-        return None
-    name = found[0]
-    return honest.with_arrays({name: Array(honest.global_model[name])}), Fate.REFUSED
-
-
-def dense_and_said_so(honest: Honest) -> Outcome | None:
-    if (found := some_packed(honest)) is None:
-        return None
-    name, report = found[0], honest.report
-    report["packed"].remove(list(honest.global_model).index(name))
-    content = honest.with_arrays({name: Array(honest.global_model[name])})
-    content[REPORT_KEY] = honest.with_report(report)[REPORT_KEY]
-    return content, Fate.BELIEVED
-
-
-def lying_about_the_array(honest: Honest) -> Outcome | None:
-    name = honest.chance.choice(list(honest.arrays))
-    array = honest.arrays[name]
-    lie = honest.chance.choice(
-        [
-            Array("float16", array.shape, array.stype, array.data),
-            Array(array.dtype, (*array.shape, 2), array.stype, array.data),
-            Array(array.dtype, array.shape, "torch.tensor", array.data),
-            Array(array.dtype, (-1,), array.stype, array.data),
-        ]
-    )
-    return honest.with_arrays({name: lie}), Fate.REFUSED
+    return tamper
 
 
 def flipped_report(honest: Honest) -> Outcome | None:
+    """Random bytes; or, what they rarely do, a report that says something else and is JSON."""
     data = bytearray(report_bytes(honest.content))
-    for _ in range(honest.chance.randint(1, 3)):
-        data[honest.chance.randrange(len(data))] = honest.chance.randrange(256)
-    return honest.with_report(bytes(data)), _fate_of_report(bytes(data), honest.report)
-
-
-def changed_digit_of_report(honest: Honest) -> Outcome | None:
-    """What flipped bytes rarely do: the report says something else, and is still JSON."""
-    data = bytearray(report_bytes(honest.content))
-    places = [place for place, letter in enumerate(data) if chr(letter).isdecimal()]
-    data[honest.chance.choice(places)] = ord(honest.chance.choice("0123456789"))
+    if honest.chance.random() < 0.5:
+        digits = [index for index, letter in enumerate(data) if chr(letter).isdecimal()]
+        data[honest.chance.choice(digits)] = ord(honest.chance.choice("0123456789"))
+    else:
+        for _ in range(honest.chance.randint(1, 3)):
+            data[honest.chance.randrange(len(data))] = honest.chance.randrange(256)
     return honest.with_report(bytes(data)), _fate_of_report(bytes(data), honest.report)
 
 
@@ -295,25 +205,6 @@ def _fate_of_report(data: bytes, honest: Mapping[str, Any]) -> Fate:
     return Fate.BELIEVED
 
 
-def truncated_report(honest: Honest) -> Outcome | None:
-    data = report_bytes(honest.content)
-    return honest.with_report(data[: honest.chance.randrange(len(data))]), Fate.REFUSED
-
-
-def report_of_another_round(honest: Honest) -> Outcome | None:
-    reports = [report_bytes(content) for content in honest.earlier]
-    others = [data for data in reports if _fate_of_report(data, honest.report) is Fate.REFUSED]
-    return (honest.with_report(honest.chance.choice(others)), Fate.REFUSED) if others else None
-
-
-def payload_of_another_round(honest: Honest) -> Outcome | None:
-    """Stale, but an update of this tensor: its values are the client's own."""
-    if (found := some_packed(honest)) is None or not honest.earlier:
-        return None
-    stale = honest.chance.choice(honest.earlier).array_records["arrays"][found[0]]
-    return honest.with_arrays({found[0]: stale}), Fate.BELIEVED
-
-
 def no_report(honest: Honest) -> Outcome | None:
     content = {name: record for name, record in honest.content.items() if name != REPORT_KEY}
     return RecordDict(content), Fate.REFUSED if honest.packed else Fate.BELIEVED
@@ -321,39 +212,29 @@ def no_report(honest: Honest) -> Outcome | None:
 
 def report_of_no_kind(honest: Honest) -> Outcome | None:
     values: list[ConfigRecordValues]
-    values = ["text", 3, 0.5, True, [1, 2], [], [b"report"], b"", b"{}"]
+    values = ["text", 3, 0.5, True, [1, 2], [], [b"report"], b"", b"{}", b"[0.3]"]
+    values.append(report_bytes(honest.content)[: honest.chance.randint(1, 40)])
     value = honest.chance.choice(values)
     content = RecordDict({**honest.content, REPORT_KEY: ConfigRecord({REPORT_KEY: value})})
     return content, Fate.REFUSED
 
 
-def packed_list_too_long(honest: Honest) -> Outcome | None:
+def another_packed_list(honest: Honest) -> Outcome | None:
+    """A list that names one array too many, or one too few."""
     report = honest.report
-    others = [place for place in range(len(honest.arrays)) if place not in report["packed"]]
-    report["packed"].append(honest.chance.choice([*others, -1, len(honest.arrays), 10**30]))
+    if report["packed"] and honest.chance.random() < 0.5:
+        report["packed"].remove(honest.chance.choice(report["packed"]))
+    else:
+        others = [index for index in range(len(honest.arrays)) if index not in report["packed"]]
+        report["packed"].append(honest.chance.choice([*others, -1, len(honest.arrays), 10**30]))
     return honest.with_report(report), Fate.REFUSED
-
-
-def packed_list_too_short(honest: Honest) -> Outcome | None:
-    report = honest.report
-    if not report["packed"]:
-        return None
-    report["packed"].remove(honest.chance.choice(report["packed"]))
-    return honest.with_report(report), Fate.REFUSED
-
-
-def packed_list_repeated(honest: Honest) -> Outcome | None:
-    report = honest.report
-    report["packed"] = 2 * report["packed"]
-    return honest.with_report(report), Fate.UNCHANGED
 
 
 def more_kept_than_the_rate_leaves(honest: Honest) -> Outcome | None:
     if (found := some_packed(honest)) is None:
         return None
-    name, rate = found[0], honest.report["rate"]
-    entries = honest.global_model[name].size
-    leaves = entries - entry_count(entries, rate)
+    name, entries = found[0], honest.global_model[found[0]].size
+    leaves = entries - entry_count(entries, honest.report["rate"])
     if leaves == entries:
         return None
     update = torch.zeros(entries)
@@ -365,32 +246,26 @@ def repacked(honest: Honest, name: str, update: torch.Tensor) -> Array:
     return Array(pack_update(update, honest.dtype, list(honest.global_model).index(name)))
 
 
-def _some_entry(value: float) -> Tamper:
-    def tamper(honest: Honest) -> Outcome | None:
-        if (found := some_packed(honest)) is None:
-            return None
-        update = torch.zeros(honest.global_model[found[0]].size)
-        update[honest.chance.randrange(update.numel())] = value
-        return honest.with_arrays({found[0]: repacked(honest, found[0], update)}), Fate.REFUSED
+def impossible_value(honest: Honest) -> Outcome | None:
+    """A packed entry that is not finite, or has diverged."""
+    if (found := some_packed(honest)) is None:
+        return None
+    update = torch.zeros(honest.global_model[found[0]].size)
+    value = honest.chance.choice([float("nan"), float("inf"), -float("inf"), 1e30])
+    update[honest.chance.randrange(update.numel())] = value
+    return honest.with_arrays({found[0]: repacked(honest, found[0], update)}), Fate.REFUSED
 
-    return tamper
 
-
-def _discarded(value: Any, fate: Fate) -> Tamper:
+def _discarded(fate: Fate, *values: Any) -> Tamper:
     def tamper(honest: Honest) -> Outcome | None:
         report = honest.report
-        places = range(len(report["discarded"]))
-        for place in honest.chance.sample(places, honest.chance.randint(1, len(places))):
-            report["discarded"][place] = value
+        indices = range(len(report["discarded"]))
+        value = honest.chance.choice(values)
+        for index in honest.chance.sample(indices, honest.chance.randint(1, len(indices))):
+            report["discarded"][index] = value
         return honest.with_report(report), fate
 
     return tamper
-
-
-def discarded_for_another_model(honest: Honest) -> Outcome | None:
-    report = honest.report
-    report["discarded"] = honest.chance.choice([[], report["discarded"][1:], [0.0] * 99])
-    return honest.with_report(report), Fate.REFUSED
 
 
 def _told(key: str, *values: Any) -> Tamper:
@@ -403,50 +278,47 @@ def _told(key: str, *values: Any) -> Tamper:
     return tamper
 
 
-TAMPERED: dict[str, Tamper] = {
-    "nothing": nothing,
-    "npy header, bytes flipped": flipped_npy_header,
-    "packed header, bytes flipped": _flipped_part(_header, seal=False),
-    "packed header, bytes flipped and sealed": _flipped_part(_header, seal=True),
-    "mask, bytes flipped": _flipped_part(_mask, seal=False),
-    "mask, bytes flipped and sealed": _flipped_part(_mask, seal=True),
-    "mask that keeps nothing": empty_mask,
-    "packed values, bytes flipped": _flipped_part(_values, seal=False),
-    "packed values, bytes flipped and sealed": _flipped_part(_values, seal=True),
-    "dense values, bytes flipped": flipped_dense_values,
-    "array truncated": truncated,
-    "array extended": extended,
-    "packed payload of another length": resized_payload,
-    "two arrays swapped": swapped,
-    "another tensor's payload": another_tensors_payload,
-    "array renamed": renamed,
-    "dense where the report says packed": dense_in_place_of_packed,
-    "dense where the report says so": dense_and_said_so,
-    "array that claims another type": lying_about_the_array,
-    "report, bytes flipped": flipped_report,
-    "report, a digit changed": changed_digit_of_report,
-    "report truncated": truncated_report,
-    "report of another round": report_of_another_round,
-    "payload of another round": payload_of_another_round,
-    "report missing": no_report,
-    "report of another kind": report_of_no_kind,
-    "packed list too long": packed_list_too_long,
-    "packed list too short": packed_list_too_short,
-    "packed list repeated": packed_list_repeated,
-    "more kept than the rate leaves": more_kept_than_the_rate_leaves,
-    "packed NaN": _some_entry(float("nan")),
-    "packed infinity": _some_entry(float("inf")),
-    "packed minus infinity": _some_entry(-float("inf")),
-    "packed value that has diverged": _some_entry(1e30),
-    "negative discarded magnitude": _discarded(-1e-9, Fate.REFUSED),
-    "discarded magnitude that is NaN": _discarded(float("nan"), Fate.REFUSED),
-    "discarded magnitude that is infinite": _discarded(float("inf"), Fate.REFUSED),
-    "discarded magnitude no float can hold": _discarded(10**400, Fate.REFUSED),
-    "huge discarded magnitude": _discarded(1.7e308, Fate.BELIEVED),
-    "discarded magnitude that is text": _discarded("0.1", Fate.REFUSED),
-    "discarded magnitudes of another model": discarded_for_another_model,
-    "another rate": _told("rate", 0.0, 0.25, 0.999, 1.0, -0.5, 2.0, None, "0.5", 10**400),
-    "another consensus round": _told("consensus-round", None, 1, 77, -1, 2.5, True, "2"),
-    "another version": _told("version", 0, 2, None, "1"),
+TAMPERED: dict[str, tuple[Tamper, str]] = {
+    "nothing": (lambda honest: (honest.content, Fate.UNCHANGED), ""),
+    "packed payload, bytes flipped": (
+        flipped_payload,
+        "tensor '.*': .*(checksum|begins with)",
+    ),
+    "packed payload, bytes flipped and sealed": (flipped_and_sealed, "tensor '.*"),
+    "dense values, bytes flipped": (flipped_dense_values, "tensor '.*"),
+    "array cut or longer": (cut_or_longer, "tensor '.*': "),
+    "two arrays swapped": (swapped, "tensor '.*"),
+    "dense where the report says packed": (
+        _dense(said_so=False),
+        "tensor '.*': a packed update is one row of bytes",
+    ),
+    "dense where the report says so": (_dense(said_so=True), ""),
+    "report, bytes flipped": (flipped_report, ""),
+    "report missing": (no_report, r"tensor '.*' (has the shape \(\d+,\)|is .*uint8) instead of"),
+    "report that is none": (report_of_no_kind, ""),
+    "another packed list": (another_packed_list, ""),
+    "more kept than the rate leaves": (
+        more_kept_than_the_rate_leaves,
+        r"tensor '.*': .*keeps \d+ of \d+.*leaves \d+",
+    ),
+    "packed value that is impossible": (impossible_value, "tensor '.*(not finite|diverged)"),
+    "negative discarded magnitude": (
+        _discarded(Fate.REFUSED, -1e-9),
+        "its FedPW report has a negative discarded magnitude",
+    ),
+    "discarded magnitude that is no number": (
+        _discarded(Fate.REFUSED, float("nan"), float("inf"), 10**400, "0.1"),
+        "its FedPW report (has .* not a finite number|cannot be read)",
+    ),
+    "huge discarded magnitude": (_discarded(Fate.BELIEVED, 1.7e308), ""),
+    "another rate": (_told("rate", 0.0, 0.25, 0.999, 1.0, -0.5, 2.0, None, "0.5", 10**400), "rate"),
+    "another consensus round": (
+        _told("consensus-round", None, 1, 77, -1, 2.5, True, "2"),
+        "consensus",
+    ),
+    "another version": (
+        _told("version", 0, 2, None, "1"),
+        "install the same version on server and clients",
+    ),
 }
-"""By a name that reads like what happened to the reply."""
+"""By a name that reads like what happened to the reply, and what the log says of those refused."""

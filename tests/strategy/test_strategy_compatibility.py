@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
 
 import pytest
 from adjusting_clients import following
-from federation import MODEL, good_client
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from federation import MODEL, evaluating
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -26,20 +28,17 @@ from fedpw_flwr import FedPW
 NODES = [1, 2, 3]
 
 Wrap = Callable[[Strategy], Strategy]
+FIXED = {"noise_multiplier": 1.0, "clipping_norm": 1.0, "num_sampled_clients": 3}
+ADAPTIVE = {"noise_multiplier": 0.1, "num_sampled_clients": 3}
 
 WRAPPERS: dict[str, Wrap] = {
-    "DifferentialPrivacyServerSideFixedClipping": lambda strategy: (
-        DifferentialPrivacyServerSideFixedClipping(strategy, 1.0, 1.0, 3)
-    ),
-    "DifferentialPrivacyServerSideAdaptiveClipping": lambda strategy: (
-        DifferentialPrivacyServerSideAdaptiveClipping(strategy, 0.1, 3)
-    ),
-    "DifferentialPrivacyClientSideFixedClipping": lambda strategy: (
-        DifferentialPrivacyClientSideFixedClipping(strategy, 1.0, 1.0, 3)
-    ),
-    "DifferentialPrivacyClientSideAdaptiveClipping": lambda strategy: (
-        DifferentialPrivacyClientSideAdaptiveClipping(strategy, 0.1, 3)
-    ),
+    wrapper.__name__: functools.partial(wrapper, **options)
+    for wrapper, options in (
+        (DifferentialPrivacyServerSideFixedClipping, FIXED),
+        (DifferentialPrivacyServerSideAdaptiveClipping, ADAPTIVE),
+        (DifferentialPrivacyClientSideFixedClipping, FIXED),
+        (DifferentialPrivacyClientSideAdaptiveClipping, ADAPTIVE),
+    )
 }
 
 
@@ -55,71 +54,45 @@ STRATEGIES: dict[str, Callable[[], FedPW]] = {
 }
 
 
-class Federation:
-    """Clients that count the times they train."""
-
-    def __init__(self) -> None:
-        self.trained = 0
-        self.grid = ClientsGrid(dict.fromkeys(NODES, self._client))
-        self._train = following()
-
-    def _client(self, message: Message) -> list[Message]:
-        if message.metadata.message_type == "train":
-            self.trained += 1
-            return list(self._train(message))
-        return good_client(message)
-
-    def assert_nothing_was_sent(self) -> None:
-        assert self.grid.sent == []
-        assert self.grid.times_asked_for_nodes == 0
-        assert self.trained == 0
+@pytest.fixture
+def grid() -> ClientsGrid:
+    return ClientsGrid(dict.fromkeys(NODES, evaluating(following())))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_central_differential_privacy_round_fedpw_is_refused_at_the_start(
-    wrapper: str, strategy: str
+def assert_nothing_was_sent(grid: ClientsGrid) -> None:
+    assert grid.sent == []
+    assert grid.times_asked_for_nodes == 0
+
+
+def never(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    raise AssertionError("evaluated before the refusal")
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "strategy"),
+    [*itertools.product(WRAPPERS, ["server"]), *itertools.product(list(WRAPPERS)[:1], STRATEGIES)],
+)
+def test_central_differential_privacy_around_fedpw_is_refused_at_the_start(
+    wrapper: str, strategy: str, grid: ClientsGrid
 ) -> None:
-    federation = Federation()
     wrapped = WRAPPERS[wrapper](STRATEGIES[strategy]())
     with pytest.raises(ValueError, match=f"inside {wrapper}: .*LocalDpMod"):
-        wrapped.start(
-            grid=federation.grid, initial_arrays=array_record(MODEL), num_rounds=1, timeout=1
-        )
-    federation.assert_nothing_was_sent()
+        wrapped.start(grid, array_record(MODEL), num_rounds=1, evaluate_fn=never)
+    assert_nothing_was_sent(grid)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_nothing_is_evaluated_either_before_the_refusal(wrapper: str) -> None:
-    evaluated: list[int] = []
-
-    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        evaluated.append(server_round)
-        return MetricRecord({"accuracy": 0.5})
-
-    federation = Federation()
-    with pytest.raises(ValueError, match=wrapper):
-        WRAPPERS[wrapper](FedPW()).start(
-            grid=federation.grid,
-            initial_arrays=array_record(MODEL),
-            num_rounds=1,
-            evaluate_fn=evaluate,
-        )
-    assert evaluated == []
-    federation.assert_nothing_was_sent()
-
-
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrapper_whose_round_is_driven_by_hand_is_refused_too(wrapper: str) -> None:
+def test_wrapper_whose_round_is_driven_by_hand_is_refused_too(
+    wrapper: str, grid: ClientsGrid
+) -> None:
     # Without `start`, configure_train is the first that FedPW hears of it.
-    federation = Federation()
     wrapped = WRAPPERS[wrapper](FedPW(adjustment="client"))
     with pytest.raises(ValueError, match=wrapper):
-        list(wrapped.configure_train(1, array_record(MODEL), ConfigRecord(), federation.grid))
-    federation.assert_nothing_was_sent()
+        list(wrapped.configure_train(1, array_record(MODEL), ConfigRecord(), grid))
+    assert_nothing_was_sent(grid)
 
 
-def test_wrapper_inside_a_users_own_wrapper_is_named() -> None:
+def test_wrapper_inside_a_users_own_wrapper_is_named(grid: ClientsGrid) -> None:
     class Own(FedAvg):
         """A user's strategy that passes on to another."""
 
@@ -130,56 +103,43 @@ def test_wrapper_inside_a_users_own_wrapper_is_named() -> None:
         def summary(self) -> None:
             self.inner.summary()
 
-    federation = Federation()
     wrapper = "DifferentialPrivacyServerSideFixedClipping"
     with pytest.raises(ValueError, match=wrapper):
-        Own(WRAPPERS[wrapper](FedPW())).start(
-            grid=federation.grid, initial_arrays=array_record(MODEL), num_rounds=1
-        )
-    federation.assert_nothing_was_sent()
+        Own(WRAPPERS[wrapper](FedPW())).start(grid, array_record(MODEL), num_rounds=1)
+    assert_nothing_was_sent(grid)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrappers_round_other_strategies_are_none_of_fedpws_business(wrapper: str) -> None:
+def test_wrappers_around_other_strategies_are_none_of_fedpws_business(
+    wrapper: str, grid: ClientsGrid
+) -> None:
     # FedPW runs while a wrapped FedAvg exists and after one was started in the same process.
     bystander = WRAPPERS[wrapper](FedAvg())
     bystander.summary()
-    federation = Federation()
-    result = FedPW(adjustment="client").start(
-        grid=federation.grid, initial_arrays=array_record(MODEL), num_rounds=1
-    )
+    result = FedPW(adjustment="client").start(grid, array_record(MODEL), num_rounds=1)
     assert result.train_metrics_clientapp[1]["fedpw-client-id"] == NODES
 
 
-@pytest.mark.parametrize("clipping_norm", [1.0, 0.1])
+CLIPPING = ConfigRecord({KEY_CLIPPING_NORM: 1.0})
+
+
 def test_clipping_norm_in_the_configuration_of_packed_uploads_is_refused_at_the_start(
-    clipping_norm: float,
+    grid: ClientsGrid,
 ) -> None:
-    federation = Federation()
+    strategy = FedPW(adjustment="client", upload="packed")
     with pytest.raises(ValueError, match=rf'{KEY_CLIPPING_NORM}.*FedPW\(upload="dense"\)'):
-        FedPW(adjustment="client", upload="packed").start(
-            grid=federation.grid,
-            initial_arrays=array_record(MODEL),
-            num_rounds=1,
-            train_config=ConfigRecord({KEY_CLIPPING_NORM: clipping_norm}),
-        )
-    federation.assert_nothing_was_sent()
+        strategy.start(grid, array_record(MODEL), num_rounds=1, train_config=CLIPPING)
+    assert_nothing_was_sent(grid)
 
 
-@pytest.mark.parametrize(
-    "strategy", [FedPW, lambda: FedPW(adjustment="client")], ids=["server", "client"]
-)
+@pytest.mark.parametrize("strategy", ["server", "client"])
 def test_clipping_norm_in_the_configuration_is_fine_with_dense_uploads(
-    strategy: Callable[[], FedPW],
+    strategy: str, grid: ClientsGrid
 ) -> None:
-    federation = Federation()
-    result = strategy().start(
-        grid=federation.grid,
-        initial_arrays=array_record(MODEL),
-        num_rounds=3,
-        train_config=ConfigRecord({KEY_CLIPPING_NORM: 1.0}),
+    result = STRATEGIES[strategy]().start(
+        grid, array_record(MODEL), num_rounds=3, train_config=CLIPPING.copy()
     )
     assert result.train_metrics_clientapp[3]["fedpw-quarantined"] == 0
-    for message in federation.grid.sent:
+    for message in grid.sent:
         if message.metadata.message_type == "train":
             assert message.content.config_records["config"][KEY_CLIPPING_NORM] == 1.0

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 
-from fedpw_flwr.strategy.sampling import NodeSampling, Phase
+from fedpw_flwr.strategy.sampling import NodeSampling
 
 NODES = list(range(100, 120))
-PHASES: tuple[Phase, ...] = ("train", "evaluate")
 
 
 def test_a_seed_draws_the_same_nodes_whatever_else_takes_random_numbers() -> None:
@@ -20,19 +19,16 @@ def test_a_seed_draws_the_same_nodes_whatever_else_takes_random_numbers() -> Non
     assert set(first) <= set(NODES)
 
 
-def test_rounds_phases_and_seeds_draw_differently() -> None:
+def test_rounds_phases_and_seeds_draw_differently_and_every_node_as_often_as_any_other() -> None:
     draws = [
         NodeSampling(seed).draw(phase, server_round, NODES, 10)
         for seed, server_round in ((0, 1), (0, 2), (1, 1))
-        for phase in PHASES
+        for phase in ("train", "evaluate")
     ]
     assert len({tuple(drawn) for drawn in draws}) == 6
-
-
-def test_every_node_is_drawn_as_often_as_any_other() -> None:
-    draws, counts = NodeSampling(seed=0), dict.fromkeys(NODES, 0)
+    sampling, counts = NodeSampling(seed=0), dict.fromkeys(NODES, 0)
     for server_round in range(2000):
-        for node in draws.draw("train", server_round, NODES, 2):
+        for node in sampling.draw("train", server_round, NODES, 2):
             counts[node] += 1
     # 200 expected, with a standard deviation of 13.4: five of them.
     assert all(133 <= count <= 267 for count in counts.values())

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 from broken_replies import BROKEN_REPLIES
-from federation import MODEL, good_client, train_reply
+from federation import MODEL, train_reply
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.faults import UnusableRepliesError
 
 NODES = [51, 52, 53, 54, 55]
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 KINDS = st.one_of(
     st.just("good"), st.just("silent"), st.just("twice"), st.sampled_from(sorted(BROKEN_REPLIES))
 )
@@ -27,14 +27,10 @@ KINDS = st.one_of(
 
 def client_of(kind: str) -> Client:
     def client(message: Message) -> list[Message]:
-        if kind == "silent":
-            return []
-        good = train_reply(message)
-        if kind == "good":
-            return [good]
-        if kind == "twice":
-            return [good, train_reply(message)]
-        return BROKEN_REPLIES[kind].arrives(message, good)
+        good = [train_reply(message)]
+        if kind in BROKEN_REPLIES:
+            return BROKEN_REPLIES[kind].arrives(message, good[0])
+        return {"silent": [], "good": good, "twice": 2 * good}[kind]
 
     return client
 
@@ -79,17 +75,13 @@ def test_broken_replies_never_end_a_run_and_their_order_never_matters(
             with pytest.raises(UnusableRepliesError):
                 train_round(shuffled, mixed, shuffled_arrays, server_round)
             return
-        shuffled_arrays, shuffled_metrics = train_round(
-            shuffled, mixed, shuffled_arrays, server_round
-        )
+        shuffled_arrays, told = train_round(shuffled, mixed, shuffled_arrays, server_round)
         assert_sound(arrays, MODEL)
         assert_sound_metrics(metrics)
         assert payloads(arrays) == payloads(shuffled_arrays)
         assert strategy.state == shuffled.state
-        assert metrics.keys() == shuffled_metrics.keys()
-        for key, value in metrics.items():
-            if key.startswith("fedpw-"):
-                assert shuffled_metrics[key] == value
+        assert metrics.keys() == told.keys()
+        assert all(told[key] == metrics[key] for key in metrics if key.startswith("fedpw-"))
         well = [node for node, kind in zip(NODES, kinds, strict=True) if kind in ("good", "twice")]
         assert metrics.get("fedpw-client-id", []) == well
 
@@ -141,39 +133,3 @@ def test_extreme_but_honest_clients_give_a_finite_model(
         assert_sound(arrays, start)
         assert_sound_metrics(metrics)
         assert ndarrays(arrays)["n"] == 3 + trained_rounds
-
-
-@FUZZ
-@given(st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=5), st.floats(0, 1e-6))
-def test_updates_that_cancel_leave_weights_in_range(sizes: list[float], tilt: float) -> None:
-    def client(message: Message) -> list[Message]:
-        node = message.metadata.dst_node_id
-        size = sizes[node // 2] * (1 if node % 2 else -1) + tilt * node
-        moved = {"w": (ndarrays(message.content["arrays"])["w"] + size).astype(np.float32)}
-        return [Message(train_content(moved, loss=1.0 + node), reply_to=message)]
-
-    start = {"w": np.zeros(8, dtype=np.float32)}
-    strategy, arrays = FedPW(), array_record(start)
-    grid = ClientsGrid(dict.fromkeys(range(2 * len(sizes)), client))
-    for server_round in (1, 2, 3):
-        arrays, metrics = train_round(strategy, grid, arrays, server_round)
-        assert_sound(arrays, start)
-        assert_sound_metrics(metrics)
-
-
-def test_every_kind_of_broken_client_in_one_run_from_start_to_end() -> None:
-    kinds = {200 + i: client_of(kind) for i, kind in enumerate(BROKEN_REPLIES)}
-
-    def both(train: Client) -> Client:
-        def client(message: Message) -> list[Message]:
-            return (train if message.metadata.message_type == "train" else good_client)(message)
-
-        return client
-
-    clients = {node: both(client) for node, client in kinds.items()}
-    grid = ClientsGrid({**clients, **dict.fromkeys(NODES, good_client)})
-    result = FedPW().start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=3)
-    assert_sound(result.arrays, MODEL)
-    for metrics in result.train_metrics_clientapp.values():
-        assert metrics["fedpw-client-id"] == NODES
-        assert metrics["fedpw-quarantined"] + metrics["fedpw-failed"] == len(BROKEN_REPLIES)

@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import copy
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from adjusting_clients import following
-from federation import evaluate_reply, train_reply
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from adjusting_clients import following, memory, round_of, silent
+from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.grid import Client, ClientsGrid, ask
-from support.records import (
-    NDArrays,
-    array_record,
-    ndarrays,
-    payloads,
-    train_content,
-)
-from tampered_replies import TAMPERED, Fate, Honest, Outcome
+from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from tampered_replies import TAMPERED, Fate, Honest
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.faults import UnusableRepliesError
@@ -63,26 +57,17 @@ def a_strategy(dtype: UploadDtype) -> FedPW:
     )
 
 
-@dataclass
-class Liar:
-    """A client that follows the server's request; what it sends arrives as somebody wants it."""
-
-    dtype: str
-    earlier: list[RecordDict] = field(default_factory=list)
-
-    def reply(self, message: Message, kind: str, seed: int) -> tuple[Message, Message, Fate]:
-        """The reply as it was sent, as it arrives, and what may become of it."""
-        [sent] = honest_client(message)
-        honest = Honest(
-            content=sent.content,
-            global_model=ndarrays(message.content.array_records["arrays"]),
-            dtype=self.dtype,
-            earlier=tuple(self.earlier),
-            chance=random.Random(seed),
-        )
-        outcome: Outcome = TAMPERED[kind](honest) or (sent.content, Fate.UNCHANGED)
-        self.earlier.append(sent.content)
-        return sent, Message(outcome[0], reply_to=message), outcome[1]
+def tampered(message: Message, kind: str, seed: int, dtype: str) -> tuple[Message, Message, Fate]:
+    """A client's honest reply, what arrives instead of it, and what may become of that."""
+    [sent] = honest_client(message)
+    honest = Honest(
+        content=sent.content,
+        global_model=ndarrays(message.content.array_records["arrays"]),
+        dtype=dtype,
+        chance=random.Random(seed),
+    )
+    content, fate = TAMPERED[kind][0](honest) or (sent.content, Fate.UNCHANGED)
+    return sent, Message(content, reply_to=message), fate
 
 
 def aggregated(
@@ -103,18 +88,8 @@ def assert_sound(arrays: ArrayRecord, metrics: MetricRecord | None = None) -> No
         assert np.isfinite(value).all()
 
 
-def assert_same(first: FedPW, second: FedPW) -> None:
-    """Two strategies remember the same, consensus and all."""
-    assert first.state == second.state
-    one, other = first.method.adjustment_state, second.method.adjustment_state
-    assert one.relative_losses == other.relative_losses
-    assert (one.consensus is None) == (other.consensus is None)
-    if one.consensus is not None and other.consensus is not None:
-        assert one.consensus.round == other.consensus.round
-        assert one.consensus.factors == other.consensus.factors
-        assert one.consensus.members.keys() == other.consensus.members.keys()
-        for name, members in one.consensus.members.items():
-            assert members.equal(other.consensus.members[name])
+def remembered(strategy: FedPW) -> tuple[object, object]:
+    return strategy.state, memory(strategy.method.adjustment_state)
 
 
 @dataclass
@@ -122,31 +97,26 @@ class Federation:
     """A strategy, three honest clients and one whose replies are tampered with."""
 
     log: pytest.LogCaptureFixture
+    dtype: UploadDtype
     strategy: FedPW
-    liar: Liar
     arrays: ArrayRecord = field(default_factory=lambda: array_record(MODEL))
     round: int = 0
 
     @classmethod
     def new(cls, dtype: UploadDtype, log: pytest.LogCaptureFixture) -> Federation:
-        return cls(log, a_strategy(dtype), Liar(dtype))
+        return cls(log, dtype, a_strategy(dtype))
 
     def play(self, kind: str, seed: int) -> bool:
-        """Play a round in which the liar's reply arrives changed; say whether it was believed."""
+        """Play a round; return whether the liar's reply, which arrives changed, was believed."""
         self.round += 1
-        silent = ClientsGrid(
-            {**dict.fromkeys(HONEST_NODES, honest_client), LIAR: lambda message: []}
-        )
-        replies = ask(self.strategy, silent, self.arrays, self.round)
-        [message] = [sent for sent in silent.sent if sent.metadata.dst_node_id == LIAR]
-        sent, arrives, fate = self.liar.reply(message, kind, seed)
+        grid = ClientsGrid({**dict.fromkeys(HONEST_NODES, honest_client), LIAR: silent})
+        replies = ask(self.strategy, grid, self.arrays, self.round)
+        [message] = [sent for sent in grid.sent if sent.metadata.dst_node_id == LIAR]
+        sent, arrives, fate = tampered(message, kind, seed, self.dtype)
         without, as_sent = copy.deepcopy(self.strategy), copy.deepcopy(self.strategy)
 
         self.log.clear()
         arrays, metrics = aggregated(self.strategy, self.round, [*replies, arrives])
-        reasons = [
-            record.getMessage() for record in self.log.records if record.levelname == "WARNING"
-        ]
         assert_sound(arrays, metrics)
         believed = LIAR in metrics["fedpw-client-id"]  # type: ignore[operator]
         if believed:
@@ -156,16 +126,16 @@ class Federation:
                 expected, expected_metrics = aggregated(as_sent, self.round, [*replies, sent])
                 assert payloads(arrays) == payloads(expected)
                 assert metrics == expected_metrics
-                assert_same(self.strategy, as_sent)
+                assert remembered(self.strategy) == remembered(as_sent)
         else:
             assert kind != "nothing"
             assert metrics["fedpw-quarantined"] == 1
-            [reason] = reasons
-            assert f"round {self.round}, node {LIAR} quarantined: " in reason
-            assert len(reason.split("quarantined: ")[1]) > 10
+            [reason] = [text for text in self.log.messages if "quarantined: " in text]
+            said = TAMPERED[kind][1] or ".{11}"
+            assert re.search(rf"round {self.round}, node {LIAR} quarantined: .*({said})", reason)
             expected, _ = aggregated(without, self.round, replies)
             assert payloads(arrays) == payloads(expected)
-            assert_same(self.strategy, without)
+            assert remembered(self.strategy) == remembered(without)
         self.arrays = arrays
         return believed
 
@@ -182,16 +152,15 @@ def after_two_rounds(dtype: UploadDtype, log: pytest.LogCaptureFixture) -> Feder
         assert federation.strategy.method.adjustment_state.consensus is not None
         _TWO_ROUNDS[dtype] = federation
     known = _TWO_ROUNDS[dtype]
-    liar = Liar(dtype, list(known.liar.earlier))
-    return Federation(log, copy.deepcopy(known.strategy), liar, known.arrays, known.round)
+    return Federation(log, dtype, copy.deepcopy(known.strategy), known.arrays, known.round)
 
 
-FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+FUZZ = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 SEEDS = st.integers(0, 2**32)
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", TAMPERED)
 def test_tampered_reply_is_set_aside_or_harmless(
     kind: str, seed: int, flower_log: pytest.LogCaptureFixture
@@ -216,47 +185,16 @@ def test_no_history_of_tampered_replies_ends_a_run_or_reaches_the_others(
 
 def tampering(dtype: UploadDtype, kinds: Sequence[str], seed: int) -> Client:
     """The liar as a client of a whole run; each round something else happens to its reply."""
-    liar = Liar(dtype)
 
     def client(message: Message) -> list[Message]:
-        if message.metadata.message_type != "train":
-            return [evaluate_reply(message)]
-        kind = kinds[len(liar.earlier) % len(kinds)]
-        _, arrives, _ = liar.reply(message, kind, seed + len(liar.earlier))
-        return [arrives]
+        number = round_of(message)
+        return [tampered(message, kinds[number % len(kinds)], seed + number, dtype)[1]]
 
     return client
 
 
-def honest_in_both(message: Message) -> list[Message]:
-    if message.metadata.message_type == "train":
-        return list(honest_client(message))
-    return [evaluate_reply(message)]
-
-
 @pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_run_of_liars_of_every_kind_ends_as_it_should(dtype: UploadDtype) -> None:
-    crowd = {
-        100 + place: tampering(dtype, [kind], seed=place) for place, kind in enumerate(TAMPERED)
-    }
-    clients: dict[int, Client] = {**dict.fromkeys(HONEST_NODES, honest_in_both), **crowd}
-    strategy = a_strategy(dtype)
-    strategy.fraction_evaluate = 1.0
-    result = strategy.start(
-        grid=ClientsGrid(clients), initial_arrays=array_record(MODEL), num_rounds=ROUNDS
-    )
-    assert_sound(result.arrays)
-    assert list(result.train_metrics_clientapp) == list(range(1, ROUNDS + 1))
-    for metrics in result.train_metrics_clientapp.values():
-        assert set(HONEST_NODES) <= set(metrics["fedpw-client-id"])  # type: ignore[arg-type]
-        believed = len(metrics["fedpw-client-id"])  # type: ignore[arg-type]
-        assert metrics["fedpw-quarantined"] == len(clients) - believed
-        assert metrics["fedpw-failed"] == 0
-
-
-@pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@settings(FUZZ, max_examples=12)
+@settings(FUZZ, max_examples=8)
 @given(
     dtype=st.sampled_from(DTYPES),
     kinds=st.lists(st.sampled_from(sorted(TAMPERED)), min_size=1, max_size=4),
@@ -266,8 +204,8 @@ def test_whatever_all_clients_send_a_run_returns_a_sound_model_or_says_why_not(
     dtype: UploadDtype, kinds: list[str], seed: int
 ) -> None:
     clients = {
-        node: tampering(dtype, kinds[place:] + kinds[:place], seed + 100 * place)
-        for place, node in enumerate([*HONEST_NODES, LIAR])
+        node: tampering(dtype, kinds[index:] + kinds[:index], seed + 100 * index)
+        for index, node in enumerate([*HONEST_NODES, LIAR])
     }
     grid, reason = ClientsGrid(clients), ""
     arrays = array_record(MODEL)
@@ -277,62 +215,6 @@ def test_whatever_all_clients_send_a_run_returns_a_sound_model_or_says_why_not(
         reason = str(error)
     assert_sound(arrays)
     assert not reason or "replies of round 1 have" in reason or "rounds from the start" in reason
-
-
-LIES = {
-    "packed header, bytes flipped": "tensor '.*': .*(checksum|begins with)",
-    "mask, bytes flipped": "tensor '.*': .*checksum",
-    "mask, bytes flipped and sealed": r"tensor '.*': .*keeps \d+ of \d+|bits behind",
-    "packed values, bytes flipped": "tensor '.*': .*checksum",
-    "array truncated": "tensor '.*': ",
-    "packed payload of another length": "tensor '.*': .*(bytes|checksum)",
-    "another tensor's payload": r"tensor '.*': .*array \d with 96 entries, not of array \d with",
-    "array renamed": "its arrays are not the model's: missing .*, unknown ",
-    "dense where the report says packed": "tensor '.*': a packed update is one row of bytes",
-    "report truncated": "its FedPW report cannot be read",
-    "report of another round": "it (masked with the rate|rescaled with the consensus)",
-    "report missing": r"tensor '.*' has the shape \(\d+,\) instead of|uint8 instead of",
-    "packed list too short": r"tensor '.*' has the shape \(\d+,\) instead of|uint8 instead of",
-    "more kept than the rate leaves": r"tensor '.*': .*keeps \d+ of \d+.*leaves \d+",
-    "packed NaN": "tensor '.*not finite",
-    "packed infinity": "tensor '.*not finite",
-    "packed value that has diverged": "tensor '.*diverged",
-    "negative discarded magnitude": "its FedPW report has a negative discarded magnitude",
-    "discarded magnitude that is NaN": "its FedPW report has nan for .*not a finite number",
-    "discarded magnitudes of another model": "gives no discarded magnitude for each of 7 arrays",
-    "another version": "install the same version on server and clients",
-}
-
-
-@pytest.mark.parametrize("kind", LIES)
-def test_the_log_says_what_was_wrong_with_the_reply(
-    kind: str, flower_log: pytest.LogCaptureFixture
-) -> None:
-    federation = after_two_rounds("float32", flower_log)
-    assert not federation.play(kind, 1)
-    [warning] = [entry for entry in flower_log.messages if "quarantined: " in entry]
-    assert_matches(warning, LIES[kind])
-
-
-def assert_matches(text: str, pattern: str) -> None:
-    with pytest.raises(ValueError, match=pattern):
-        raise ValueError(text)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_layer_that_nobody_trains_travels_packed_and_stays_as_it_is(dtype: UploadDtype) -> None:
-    def train(message: Message) -> Message:
-        reply = train_reply(message)
-        frozen = message.content.array_records["arrays"]["conv.weight"]
-        reply.content.array_records["arrays"]["conv.weight"] = frozen
-        return reply
-
-    client = following(train)
-    grid = ClientsGrid(dict.fromkeys(HONEST_NODES, client))
-    result = a_strategy(dtype).start(grid, array_record(MODEL), num_rounds=ROUNDS)
-    for metrics in result.train_metrics_clientapp.values():
-        assert (metrics["fedpw-failed"], metrics["fedpw-quarantined"]) == (0, 0)
-    np.testing.assert_array_equal(ndarrays(result.arrays)["conv.weight"], MODEL["conv.weight"])
 
 
 @pytest.mark.parametrize("adjustment", ["server", "client"])

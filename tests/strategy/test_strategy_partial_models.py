@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from adjusting_clients import following, ignoring, model_of, round_of
 from baselines_federation import BUILDS
-from federation import evaluate_reply
+from federation import evaluate_reply, trained
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.client import Client as LegacyClient
 from flwr.client import NumPyClient
@@ -45,13 +46,12 @@ PRIVATE = {
 }
 privacies = pytest.mark.parametrize("private", PRIVATE.values(), ids=PRIVATE)
 
-PLACES: dict[str, tuple[dict[str, Any], Callable[..., Client]]] = {
+WHERE: dict[str, tuple[dict[str, Any], Callable[..., Client]]] = {
     "server": ({}, ignoring),
     "client": ({"adjustment": "client"}, following),
     "packed": ({"adjustment": "client", "upload": "packed", "upload_dtype": "float16"}, following),
     "client's update adjusted by the server": ({"adjustment": "client"}, ignoring),
 }
-places = pytest.mark.parametrize("place", PLACES)
 
 
 def shared(model: NDArrays, private: str) -> NDArrays:
@@ -72,16 +72,10 @@ class Personal:
             self.received.append(list(sent))
             return evaluate_reply(message)
         whole = {**MODEL, **self.own.get(node, {}), **sent}
-        rng = np.random.default_rng([node, round_of(message)])
-        trained = {
-            name: array + 1
-            if array.dtype.kind == "i"
-            else (array + 0.05 * np.abs(rng.standard_normal(array.shape))).astype(np.float32)
-            for name, array in whole.items()
-        }
-        self.own[node] = {n: a for n, a in trained.items() if n.startswith(self.private)}
+        trained_whole = trained(whole, (node, round_of(message)), 0.05)
+        self.own[node] = {n: a for n, a in trained_whole.items() if n.startswith(self.private)}
         self.received.append(list(sent))
-        returned = shared(trained, self.private)
+        returned = shared(trained_whole, self.private)
         return Message(train_content(returned, loss=0.2 * (node - 40)), reply_to=message)
 
 
@@ -90,51 +84,48 @@ def start(strategy: FlowerFedAvg, client: Client, rounds: int = 4, **options: An
     return strategy.start(grid, array_record(MODEL), num_rounds=rounds, **options).arrays
 
 
-@places
-@privacies
-def test_what_no_client_returns_is_no_part_of_the_model_as_in_flowers_fedavg(
-    private: str, place: str
-) -> None:
-    options, client_of = PLACES[place]
+@pytest.mark.parametrize(
+    ("private", "where"),
+    [
+        *itertools.product(PRIVATE.values(), ["server"]),
+        *itertools.product(["norm"], list(WHERE)[1:]),
+    ],
+)
+def test_it_is_the_run_of_a_model_that_never_had_those_arrays(private: str, where: str) -> None:
+    options, client_of = WHERE[where]
     client = Personal(private)
-    arrays = start(FedPW(device="cpu", **options), client_of(client))
-    expected = start(FlowerFedAvg(), ignoring(Personal(private)))
-    assert set(arrays) == set(expected) == set(shared(MODEL, private))
-    assert list(arrays) == list(shared(MODEL, private))
+    arrays, smaller = array_record(MODEL), array_record(shared(MODEL, private))
+    partial, whole = FedPW(device="cpu", **options), FedPW(device="cpu", **options)
+    grid = ClientsGrid(dict.fromkeys(NODES, client_of(client)))
+    other = ClientsGrid(dict.fromkeys(NODES, client_of(Personal(private))))
+    for server_round in range(1, 5):
+        arrays, told = train_round(partial, grid, arrays, server_round)
+        smaller, expected = train_round(whole, other, smaller, server_round)
+        assert payloads(arrays) == payloads(smaller)
+        assert told == expected
+    assert partial.state == whole.state
     for name, array in ndarrays(arrays).items():
         assert array.dtype == MODEL[name].dtype
-        assert np.isfinite(array).all()
         assert not np.array_equal(array, MODEL[name])
+
+
+@privacies
+def test_what_no_client_returns_is_no_part_of_the_model_as_in_flowers_fedavg(private: str) -> None:
+    client = Personal(private)
+    arrays = start(FedPW(device="cpu"), ignoring(client))
+    expected = start(FlowerFedAvg(), ignoring(Personal(private)))
+    assert set(arrays) == set(expected)
+    assert list(arrays) == list(shared(MODEL, private))
     # In round 1 the whole model is sent, from then on and for evaluation what is shared.
     each = len(NODES)
     assert client.received[:each] == [list(MODEL)] * each
     assert client.received[each:] == [list(arrays)] * (7 * each)
 
 
-@places
-@privacies
-def test_it_is_the_run_of_a_model_that_never_had_those_arrays(private: str, place: str) -> None:
-    options, client_of = PLACES[place]
-    arrays, told = array_record(MODEL), []
-    smaller, expected = array_record(shared(MODEL, private)), []
-    partial, whole = FedPW(device="cpu", **options), FedPW(device="cpu", **options)
-    grid = ClientsGrid(dict.fromkeys(NODES, client_of(Personal(private))))
-    other = ClientsGrid(dict.fromkeys(NODES, client_of(Personal(private))))
-    for server_round in range(1, 5):
-        arrays, metrics = train_round(partial, grid, arrays, server_round)
-        told.append(metrics)
-        smaller, metrics = train_round(whole, other, smaller, server_round)
-        expected.append(metrics)
-    assert payloads(arrays) == payloads(smaller)
-    assert told == expected
-    assert partial.state == whole.state
-
-
 @pytest.mark.parametrize("name", BUILDS)
-@privacies
-def test_so_it_is_with_every_baseline(private: str, name: str) -> None:
-    arrays = start(BUILDS[name](), ignoring(Personal(private)))
-    assert list(arrays) == list(shared(MODEL, private))
+def test_so_it_is_with_every_baseline(name: str) -> None:
+    arrays = start(BUILDS[name](), ignoring(Personal("head")))
+    assert list(arrays) == list(shared(MODEL, "head"))
     assert all(np.isfinite(array).all() for array in ndarrays(arrays).values())
 
 
@@ -146,9 +137,9 @@ def test_it_is_said_once(flower_log: pytest.LogCaptureFixture) -> None:
     assert "now has 5 arrays" in said[0]
 
 
-@places
-def test_once_settled_a_missing_array_is_a_broken_reply(place: str) -> None:
-    options, client_of = PLACES[place]
+@pytest.mark.parametrize("where", ["server", "packed"])
+def test_once_settled_a_missing_array_is_a_broken_reply(where: str) -> None:
+    options, client_of = WHERE[where]
 
     def forgetful(message: Message) -> Message:
         reply = Personal("head")(message)
@@ -168,56 +159,36 @@ def test_once_settled_a_missing_array_is_a_broken_reply(place: str) -> None:
     assert list(arrays) == list(shared(MODEL, "head"))
 
 
-def test_what_a_usable_reply_has_belongs_to_the_model() -> None:
-    def mixed(message: Message) -> list[Message]:
-        whole = message.metadata.dst_node_id == 42
-        return [Personal("nothing" if whole else "head")(message)]
-
-    grid = ClientsGrid(dict.fromkeys(NODES, mixed))
-    arrays, metrics = train_round(FedPW(), grid, array_record(MODEL))
-    assert list(arrays) == list(MODEL)
-    assert metrics["fedpw-client-id"] == [42]
-    assert metrics["fedpw-quarantined"] == 3
-
-
-def test_a_broken_reply_does_not_decide_what_belongs_to_the_model() -> None:
-    def mixed(message: Message) -> list[Message]:
-        if message.metadata.dst_node_id != 42:
-            return [Personal("head")(message)]
-        reply = Personal("nothing")(message)
-        reply.content["metrics"]["train_loss"] = -1.0
-        return [reply]
-
-    grid = ClientsGrid(dict.fromkeys(NODES, mixed))
-    arrays, metrics = train_round(FedPW(), grid, array_record(MODEL))
-    assert list(arrays) == list(shared(MODEL, "head"))
-    assert metrics["fedpw-client-id"] == [41, 43, 44]
-
-
-def test_one_reply_alone_settles_nothing() -> None:
-    grid = ClientsGrid({41: ignoring(Personal("head"))})
-    strategy = FedPW(min_train_nodes=1, min_available_nodes=1)
-    arrays, metrics = train_round(strategy, grid, array_record(MODEL))
-    assert list(arrays) == list(MODEL)
-    assert metrics["fedpw-quarantined"] == 1
-
-
-def test_a_round_without_a_usable_reply_settles_nothing() -> None:
-    """Each lacks something else, and one is broken in another way."""
-    private = {41: "head", 42: "norm", 43: "head", 44: "norm"}
-
-    def mixed(message: Message) -> list[Message]:
-        reply = Personal(private[message.metadata.dst_node_id])(message)
-        kept = shared(ndarrays(reply.content["arrays"]), "body")
-        reply.content["arrays"] = array_record(kept)
-        if message.metadata.dst_node_id == 44:
+@pytest.mark.parametrize(
+    ("private", "broken", "settled", "usable"),
+    [
+        # A usable reply has the head: it belongs to the model.
+        ({41: "head", 42: "nothing", 43: "head", 44: "head"}, None, "nothing", [42]),
+        # A broken reply does not decide.
+        ({41: "head", 42: "nothing", 43: "head", 44: "head"}, 42, "head", [41, 43, 44]),
+        # One reply alone settles nothing.
+        ({41: "head"}, None, "nothing", []),
+        # Nor do replies of which each lacks something else.
+        ({41: "head", 42: "norm", 43: "body", 44: "norm"}, 44, "nothing", []),
+    ],
+)
+def test_the_usable_replies_of_a_round_settle_what_belongs_to_the_model(
+    private: dict[int, str], broken: int | None, settled: str, usable: list[int]
+) -> None:
+    def client(message: Message) -> list[Message]:
+        node = message.metadata.dst_node_id
+        reply = Personal(private[node])(message)
+        if node == broken:
             reply.content["metrics"]["train_loss"] = -1.0
         return [reply]
 
-    grid = ClientsGrid(dict.fromkeys(NODES, mixed))
-    arrays, metrics = train_round(FedPW(), grid, array_record(MODEL))
-    assert payloads(arrays) == payloads(array_record(MODEL))
-    assert metrics["fedpw-quarantined"] == 4
+    strategy = FedPW(min_train_nodes=1, min_available_nodes=1)
+    grid = ClientsGrid(dict.fromkeys(private, client))
+    arrays, metrics = train_round(strategy, grid, array_record(MODEL))
+    assert list(arrays) == list(shared(MODEL, settled))
+    assert metrics.get("fedpw-client-id", []) == usable
+    assert metrics["fedpw-quarantined"] == len(private) - len(usable)
+    assert usable or payloads(arrays) == payloads(array_record(MODEL))
 
 
 def test_clients_that_return_no_floating_array_are_an_error() -> None:
@@ -237,9 +208,9 @@ def test_trainable_names_of_private_arrays_are_no_longer_looked_for() -> None:
     assert strategy.settings.trainable == ("body.weight", "norm.weight")
 
 
-@places
-def test_a_run_goes_on_from_a_checkpoint_with_what_is_shared(place: str, tmp_path: Path) -> None:
-    options, client_of = PLACES[place]
+@pytest.mark.parametrize("where", ["client", "packed"])
+def test_a_run_goes_on_from_a_checkpoint_with_what_is_shared(where: str, tmp_path: Path) -> None:
+    options, client_of = WHERE[where]
     options = {"device": "cpu", "seed": 3, **options}
     one, other = Personal("norm"), Personal("norm")
     expected = start(FedPW(**options), client_of(one), rounds=5)
@@ -249,7 +220,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_what_is_shared(place: str, tmp_pat
     assert payloads(arrays) == payloads(expected)
 
 
-# Lists of arrays have places in place of names: what is private comes last.
+# Lists of arrays have indices in place of names: what is private comes last.
 
 
 class PersonalNumPy(NumPyClient):
@@ -280,17 +251,17 @@ def plain(context: Context) -> LegacyClient:
     return PersonalNumPy().to_client()
 
 
+NAMES = list(MODEL)
 LEGACY: list[tuple[dict[str, Any], Callable[[Context], LegacyClient]]] = [
     ({}, plain),
-    ({"array_names": list(MODEL)}, plain),
-    ({"array_names": list(MODEL), "adjustment": "client"}, wrapped),
+    ({"array_names": NAMES}, plain),
     ({"adjustment": "client"}, wrapped),
-    ({"array_names": list(MODEL), "adjustment": "client", "upload": "packed"}, wrapped),
+    ({"array_names": NAMES, "adjustment": "client", "upload": "packed"}, wrapped),
 ]
 
 
 @pytest.mark.parametrize(("options", "client_fn"), LEGACY)
-def test_the_legacy_server_settles_it_by_place(
+def test_the_legacy_server_settles_it_by_index(
     options: dict[str, Any],
     client_fn: Callable[[Context], LegacyClient],
     flower_log: pytest.LogCaptureFixture,
@@ -307,7 +278,7 @@ def test_the_legacy_server_settles_it_by_place(
     assert flower_log.text.count("the first 5 arrays of the list are taken as") == nameless
 
 
-@pytest.mark.parametrize("array_names", [None, list(MODEL)])
+@pytest.mark.parametrize("array_names", [None, NAMES])
 def test_the_legacy_server_goes_on_from_a_checkpoint_with_what_is_shared(
     array_names: list[str] | None, tmp_path: Path
 ) -> None:

@@ -19,61 +19,70 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
 NO_MPS = pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has MPS")
 
 
+CHOICES_OF_DTYPE = "upload_dtype={}: choose 'float32' or 'float16' or 'bfloat16'"
+PACKED = {"adjustment": "client", "upload": "packed"}
+
+
 @pytest.mark.parametrize(
-    ("setting", "value", "error", "message"),
+    ("options", "error", "message"),
     [
-        ("avg_drop_rate", 1.5, ValueError, "[0, 1)"),
-        ("avg_drop_rate", 1.0, ValueError, "[0, 1)"),
-        ("avg_drop_rate", -0.1, ValueError, "[0, 1)"),
-        ("avg_drop_rate", float("nan"), ValueError, "[0, 1)"),
-        ("avg_drop_rate", "0.3", TypeError, "avg_drop_rate"),
-        ("avg_drop_rate", None, TypeError, "avg_drop_rate"),
-        ("beta", 0, ValueError, "(0, 1]"),
-        ("beta", 2, ValueError, "(0, 1]"),
-        ("beta", -0.3, ValueError, "(0, 1]"),
-        ("beta", float("nan"), ValueError, "(0, 1]"),
-        ("beta", "x", TypeError, "beta"),
-        ("beta", True, TypeError, "beta"),
-        ("clip_weights", "no", TypeError, "clip_weights"),
-        ("adapt_weights", 1, TypeError, "adapt_weights"),
-        ("adjust_parameters", None, TypeError, "adjust_parameters"),
-        ("trainable", [], ValueError, "trainable"),
-        ("trainable", "w", TypeError, "trainable"),
-        ("trainable", [3], TypeError, "trainable"),
-        ("trainable", 3, TypeError, "trainable"),
-        ("trainable", ["w", "w"], ValueError, "trainable"),
-        ("train_loss_key", "", ValueError, "train_loss_key"),
-        ("device", "nonsense", ValueError, "nonsense"),
-        pytest.param("device", "cuda", ValueError, "cuda", marks=NO_CUDA),
-        pytest.param("device", "cuda:7", ValueError, "cuda", marks=NO_CUDA),
-        pytest.param("device", "mps", ValueError, "mps", marks=NO_MPS),
-        ("device", "meta", ValueError, "meta"),
+        ({"avg_drop_rate": 1.0}, ValueError, "[0, 1)"),
+        ({"avg_drop_rate": "0.3"}, TypeError, "avg_drop_rate"),
+        ({"beta": 0}, ValueError, "(0, 1]"),
+        ({"beta": float("nan")}, ValueError, "(0, 1]"),
+        ({"beta": True}, TypeError, "beta"),
+        ({"clip_weights": "no"}, TypeError, "clip_weights"),
+        ({"adapt_weights": 1}, TypeError, "adapt_weights"),
+        ({"adjust_parameters": None}, TypeError, "adjust_parameters"),
+        ({"trainable": []}, ValueError, "trainable"),
+        ({"trainable": "w"}, TypeError, "trainable"),
+        ({"trainable": ["w", "w"]}, ValueError, "trainable"),
+        ({"train_loss_key": ""}, ValueError, "train_loss_key"),
+        ({"device": "nonsense"}, ValueError, "nonsense"),
+        pytest.param({"device": "cuda"}, ValueError, "cuda", marks=NO_CUDA),
+        pytest.param({"device": "cuda:7"}, ValueError, "cuda", marks=NO_CUDA),
+        pytest.param({"device": "mps"}, ValueError, "mps", marks=NO_MPS),
+        ({"device": "meta"}, ValueError, "meta"),
+        ({"adjustment": "x"}, ValueError, "adjustment='x': choose 'server' or 'client'"),
+        ({"adjustment": None}, ValueError, "adjustment=None: choose 'server' or 'client'"),
+        ({"adjustment": ["client"]}, ValueError, "adjustment=['client']: choose"),
+        ({**PACKED, "upload": "x"}, ValueError, "upload='x': choose 'dense' or 'packed'"),
+        ({**PACKED, "upload_dtype": "int8"}, ValueError, CHOICES_OF_DTYPE.format("'int8'")),
+        ({"upload": "packed"}, ValueError, 'needs adjustment="client"'),
+        (
+            {**PACKED, "adjust_parameters": False},
+            ValueError,
+            'needs adjustment="client" and adjust_parameters=True',
+        ),
+        (
+            {"adjustment": "client", "upload_dtype": "float16"},
+            ValueError,
+            'add upload="packed"',
+        ),
+        ({"betta": 0.3}, TypeError, "betta"),
     ],
+    ids=str,
 )
 def test_impossible_setting_is_refused_with_what_is_allowed(
-    setting: str,
-    value: Any,
+    options: dict[str, Any],
     error: type[Exception],
     message: str,
     flower_log: pytest.LogCaptureFixture,
 ) -> None:
     # fraction_train=0 makes FedAvg's constructor log: nothing may happen before the refusal.
     with pytest.raises(error, match=re.escape(message)):
-        FedPW(fraction_train=0.0, **{setting: value})
+        FedPW(fraction_train=0.0, **options)
     assert not flower_log.records
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
-    [("avg_drop_rate", 0), ("avg_drop_rate", 0.999), ("beta", 1), ("beta", 1e-6)],
+    "setting", [{"avg_drop_rate": 0}, {"avg_drop_rate": 0.999}, {"beta": 1}, {"beta": 1e-6}]
 )
-def test_the_ends_of_the_ranges_are_allowed_and_run(setting: str, value: float) -> None:
+def test_the_ends_of_the_ranges_are_allowed_and_run(setting: dict[str, float]) -> None:
     grid = ClientsGrid(dict.fromkeys([1, 2, 3], good_client))
-    strategy = FedPW(**{setting: value})
-    result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=3)
-    assert all(
-        metrics["fedpw-quarantined"] == 0 for metrics in result.train_metrics_clientapp.values()
-    )
+    result = FedPW(**setting).start(grid, array_record(MODEL), num_rounds=3)  # type: ignore[arg-type]
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["fedpw-quarantined"] == 0
 
 
 @pytest.mark.parametrize(
