@@ -211,6 +211,35 @@ def _empty(message: Message, good: Message) -> list[Message]:
     return [Message(RecordDict(), reply_to=message)]
 
 
+def _told_apart(**entries: Any) -> Break:
+    """As `numpy_client_app` sends what no MetricRecord takes."""
+
+    def arrives(message: Message, good: Message) -> list[Message]:
+        metrics = {k: v for k, v in good.content["metrics"].items() if k not in entries}
+        others = {"metrics": MetricRecord(metrics), "other-metrics": ConfigRecord(entries)}
+        return _with(good, message, **others)
+
+    return arrives
+
+
+def _in_another_order(message: Message, good: Message) -> list[Message]:
+    names, arrays = list(good.content["arrays"]), list(good.content["arrays"].values())
+    turned = dict(zip(names, reversed(arrays), strict=True))
+    return _with(good, message, arrays=ArrayRecord(turned))
+
+
+def _pickled_tensors(message: Message, good: Message) -> list[Message]:
+    tensors = {
+        name: Array(array.dtype, array.shape, "torch.tensor", pickle.dumps(array.data))
+        for name, array in good.content["arrays"].items()
+    }
+    return _with(good, message, arrays=ArrayRecord(tensors))
+
+
+def _no_arrays(message: Message, good: Message) -> list[Message]:
+    return _with(good, message, arrays=ArrayRecord())
+
+
 BROKEN_REPLIES: dict[str, BrokenReply] = {
     "NaN entry": BrokenReply(_edited(_set_entry(np.nan)), "'body.weight'.*not finite"),
     "infinite entry": BrokenReply(_edited(_set_entry(np.inf)), "'body.weight'.*not finite"),
@@ -261,3 +290,36 @@ BROKEN_REPLIES: dict[str, BrokenReply] = {
     "client-id is a list": BrokenReply(_identity([1]), "client-id"),
 }
 """By a name that reads like a claim's subject."""
+
+BROKEN_OF_NUMPY_CLIENTS: dict[str, BrokenReply] = {
+    "loss as text": BrokenReply(_told_apart(train_loss="0.5"), "train_loss"),
+    "loss as a truth value": BrokenReply(_told_apart(train_loss=True), "train_loss"),
+    "arrays in another order": BrokenReply(_in_another_order, "'body.weight'"),
+    "no arrays": BrokenReply(_no_arrays, "missing.*body.weight"),
+    "another library's tensors": BrokenReply(_pickled_tensors, "'body.weight'"),
+}
+"""What lists of parameters and free metrics make possible besides."""
+
+IN_MESSAGES_ONLY = {
+    "no ArrayRecord",
+    "two ArrayRecords",
+    "two MetricRecords",
+    "no records",
+    "list as loss",
+    "loss no float can hold",
+    "list as num-examples",
+    "node that was not asked",
+    "header lies about shape",
+    "header lies about dtype",
+    "client-id is a list",
+}
+"""Kinds that Flower's legacy API cannot carry, or where they are other kinds."""
+
+LEGACY_REASONS = {
+    "missing tensor": "'body.bias'|missing.*conv.weight|norm",
+    "extra tensor": "unknown.*surplus array 5",
+    "no MetricRecord": "train_loss",
+    "error without reason": "RuntimeError",
+    "unknown serialization": "torch.tensor",
+}
+"""What the log says of a kind under the legacy API, where it cannot say the same."""
