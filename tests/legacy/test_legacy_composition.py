@@ -148,13 +148,6 @@ def test_central_privacy_is_refused_when_the_server_starts(wrapper: str) -> None
         run_server(strategy, plain_clients(NODES), 1)
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_central_privacy_is_refused_before_a_client_is_asked(wrapper: str) -> None:
-    strategy = WRAPPERS[wrapper](FedPW())
-    with pytest.raises(ValueError, match=f"inside {wrapper}: .*equal weights 1/N"):
-        strategy.configure_fit(1, INITIAL, manager_of(plain_clients(NODES)))
-
-
 @pytest.mark.parametrize(
     "workflow",
     [SecAggPlusWorkflow(num_shares=3, reconstruction_threshold=2), SecAggWorkflow(0.7)],

@@ -310,6 +310,7 @@ def test_no_bit_depends_on_the_order_of_replies(api: Federation) -> None:
         )
         assert payloads(other_arrays) == payloads(arrays)
         assert other_metrics == metrics
+        assert_sound(arrays)
 
 
 def test_what_clients_report_beside_the_loss_may_be_nan() -> None:

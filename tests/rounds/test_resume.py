@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from clients_grid import Client, ClientsGrid
 from federation import MODEL as SMALL_MODEL
 from federation import evaluate_reply, good_client, trained
 from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.common import parameters_to_ndarrays
+from flwr.server import strategy as legacy_strategies
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from legacy_federation import manager_of, with_server_round
 from model_records import array_record, ndarrays, payloads, train_content
 from support.federation import (
     BASELINES,
@@ -323,6 +327,33 @@ def test_any_strategy_of_flower_can_be_run_with_checkpoints(tmp_path: Path) -> N
 
     with_checkpoints(2, resume=False)
     assert sorted(with_checkpoints(3, resume=True)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "flowers",
+    [
+        legacy_strategies.FedAdam,
+        partial(legacy_strategies.FedAvgM, server_momentum=0.9, server_learning_rate=0.5),
+    ],
+)
+def test_flowers_legacy_server_optimizers_keep_their_moments(flowers: Any, tmp_path: Path) -> None:
+    """They add up replies as they arrive, so that no two runs of theirs have the same bits."""
+
+    def model_after(folder: Path, rounds: int, resume: bool = False) -> list[np.ndarray]:
+        initial, on_fit = parameters_of(array_record(MODEL)), with_server_round
+        strategy = flowers(initial_parameters=initial, on_fit_config_fn=on_fit)
+        clients = manager_of(proxies_of(sites_at(FIRST), list(MODEL)))
+        server = CheckpointedServer(
+            client_manager=clients, strategy=strategy, checkpoint_dir=folder, resume=resume
+        )
+        server.fit(rounds, timeout=None)
+        return parameters_to_ndarrays(server.parameters)
+
+    expected = model_after(tmp_path / "whole", ROUNDS)
+    model_after(tmp_path / "cut", 2)
+    found = model_after(tmp_path / "cut", ROUNDS, resume=True)
+    for array, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(array, other, rtol=1e-4, atol=1e-5)
 
 
 # What is saved

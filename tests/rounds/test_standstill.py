@@ -21,6 +21,7 @@ from support.federation import (
     MODEL,
     Federation,
     both_apis,
+    every_method,
     parameters_of,
     proxies_of,
     warnings,
@@ -157,3 +158,9 @@ def test_the_log_counts_the_rounds_in_a_row(
     assert payloads(after) == payloads(arrays)
     said = "round 3 has no reply that can be used; the model stays as it is, for 2 rounds now"
     assert said in flower_log.text
+
+
+@every_method
+def test_aggregating_before_a_round_says_so(api: Federation) -> None:
+    with pytest.raises(RuntimeError, match=r"was called before configure_(fit|train)"):
+        api.finish(api.strategy(), [], 1)
