@@ -113,10 +113,6 @@ def good_evaluation(node: int, ins: EvaluateIns) -> EvaluateRes:
     return EvaluateRes(OK, 0.1 * (node % 7), 10 + node % 5, {"accuracy": 0.5 + 0.01 * (node % 7)})
 
 
-def raising(node: int, ins: FitIns | EvaluateIns) -> Any:
-    raise RuntimeError("out of memory")
-
-
 def plain_clients(
     nodes: Iterable[int], others: Mapping[int, Fit] | None = None
 ) -> list[ClientProxy]:
