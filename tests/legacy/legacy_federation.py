@@ -8,7 +8,6 @@ whole ClientApp behind Flower's own proxy, so its records are made and read by F
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from clients_grid import ONE_AT_A_TIME, ClientsGrid, running

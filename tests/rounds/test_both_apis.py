@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import ignoring
+from adjusting_clients import ignoring, model_of
 from federation import MODEL as SMALL_MODEL
 from flwr.app import Context, Message
 from flwr.client import NumPyClient
@@ -90,7 +90,7 @@ def test_packed_updates_are_what_travels_under_the_legacy_api() -> None:
 
 
 def replied(message: Message, changes: Mapping[str, Any], **content: Any) -> Message:
-    model: NDArrays = {**ndarrays(message.content["arrays"]), **changes}
+    model: NDArrays = {**model_of(message), **changes}
     return Message(train_content(model, **content), reply_to=message)
 
 
@@ -113,7 +113,7 @@ def test_int64_counters_stay_int64_and_follow_the_clients(api: Federation) -> No
 def test_column_major_replies_give_the_same_model(api: Federation) -> None:
     def column_major(message: Message) -> Message:
         reply = known_reply(message)
-        model = ndarrays(reply.content["arrays"])
+        model = ndarrays(reply.content.array_records["arrays"])
         turned = {name: np.array(array, order="F") for name, array in model.items()}
         reply.content["arrays"] = array_record(turned)
         return reply
@@ -150,12 +150,13 @@ def test_golden_rounds_come_out_of_the_legacy_strategy(name: str, identities: st
         order = [node_of[k] if by_node_id else k for k in expected.clients]
         assert metrics["fedpw-client-id"] == order
         rates = np.zeros(len(clients)) if expected.rates is None else expected.rates
-        for metric, values in {
+        wanted: dict[str, Any] = {
             "fedpw-weight": expected.weights,
             "fedpw-p": expected.p,
             "fedpw-q": expected.q,
             "fedpw-drop-rate": rates,
-        }.items():
+        }
+        for metric, values in wanted.items():
             np.testing.assert_allclose(metrics[metric], values, rtol=0, atol=1e-6, err_msg=metric)
         for key, array in ndarrays(arrays).items():
             assert array.dtype == golden.start[key].dtype

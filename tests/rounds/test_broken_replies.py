@@ -31,7 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from legacy_federation import fit_result, fit_round
 from legacy_federation import plain_clients as legacy_clients
-from model_records import array_record, payloads
+from model_records import array_record, ndarrays, payloads
 from support.federation import (
     APIS,
     LEGACY,
@@ -154,7 +154,8 @@ def test_training_that_diverged_costs_only_itself(
 ) -> None:
     def diverged(message: Message) -> Message:
         good = known_reply(message)
-        model = {name: array.numpy().copy() for name, array in good.content["arrays"].items()}
+        arrays = ndarrays(good.content.array_records["arrays"])
+        model = {name: array.copy() for name, array in arrays.items()}
         model["conv.weight"][2, 1] = entry
         good.content["arrays"] = array_record(model)
         return good
@@ -252,7 +253,7 @@ def test_broken_replies_do_not_end_a_run(api: Federation) -> None:
 
 def _no_loss(message: Message) -> list[Message]:
     reply = known_reply(message)
-    del reply.content["metrics"]["train_loss"]
+    del reply.content.metric_records["metrics"]["train_loss"]
     return [reply]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import ignoring
+from adjusting_clients import ignoring, round_of
 from federation import evaluate_reply, good_client, train_reply
 from flwr.app import Message
 from model_records import array_record, payloads, train_content
@@ -90,7 +90,7 @@ def test_where_all_are_empty_the_model_stays_and_the_run_goes_on(api: Federation
 def test_a_client_that_gets_data_later_takes_part_from_then_on(api: Federation) -> None:
     def growing(message: Message) -> list[Message]:
         late = message.metadata.dst_node_id == 62
-        examples = 0 if late and message.content["config"]["server-round"] == 1 else 12
+        examples = 0 if late and round_of(message) == 1 else 12
         return [train_reply(message, num_examples=examples)]
 
     rounds = api.train_rounds(api.strategy(), dict.fromkeys(NODES, growing), 2)

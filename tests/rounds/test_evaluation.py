@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -60,15 +61,16 @@ def saying(**changes: Any) -> Client:
 
 
 good = saying()
+NOTHING: dict[str, Any] = {}
 
 
-def with_lists(client: Client = good, **changes: Any) -> Client:
+def with_lists(changes: Mapping[str, Any] = NOTHING, client: Client = good) -> Client:
     """Message-API clients may report lists, too."""
 
     def answer(message: Message) -> Any:
         replies = list(client(message))
         for reply in replies:
-            reply.content["metrics"].update({"per-class": [0.4, 0.6], **changes})
+            reply.content.metric_records["metrics"].update({"per-class": [0.4, 0.6], **changes})
         return replies
 
     return answer
@@ -117,13 +119,13 @@ BROKEN: dict[str, tuple[Client, str]] = {
 }
 FAILURES = {"client raised", "node lost"}
 OF_MESSAGES: dict[str, tuple[Client, str]] = {
-    "NaN in a list": (with_lists(**{"per-class": [0.5, float("nan")]}), "per-class"),
-    "longer list": (with_lists(**{"per-class": [0.1, 0.2, 0.3]}), "per-class"),
-    "empty list": (with_lists(**{"per-class": []}), "per-class"),
-    "list for a number": (with_lists(accuracy=[0.5]), "accuracy"),
-    "metric no float can hold": (with_lists(accuracy=10**400), "accuracy"),
-    "no num-examples": (with_lists(saying(**{"num-examples": None})), "num-examples"),
-    "list as num-examples": (with_lists(**{"num-examples": [1]}), "num-examples.*list"),
+    "NaN in a list": (with_lists({"per-class": [0.5, float("nan")]}), "per-class"),
+    "longer list": (with_lists({"per-class": [0.1, 0.2, 0.3]}), "per-class"),
+    "empty list": (with_lists({"per-class": []}), "per-class"),
+    "list for a number": (with_lists({"accuracy": [0.5]}), "accuracy"),
+    "metric no float can hold": (with_lists({"accuracy": 10**400}), "accuracy"),
+    "no num-examples": (with_lists(client=saying(**{"num-examples": None})), "num-examples"),
+    "list as num-examples": (with_lists({"num-examples": [1]}), "num-examples.*list"),
     "no MetricRecord": (_no_metric_record, "0 MetricRecords"),
     "two MetricRecords": (_two_metric_records, "2 MetricRecords"),
     "node that was not asked": (_stranger, f"node {STRANGER}.*not asked"),
@@ -215,7 +217,7 @@ def test_every_kind_of_broken_reply_at_once_in_any_order(shuffle: random.Random)
 
 
 def test_no_num_examples_anywhere_weights_clients_alike() -> None:
-    client = with_lists(saying(**{"num-examples": None}))
+    client = with_lists(client=saying(**{"num-examples": None}))
     metrics = MESSAGE.evaluate_round(MESSAGE.strategy(), dict.fromkeys(NODES, client))
     assert metrics["accuracy"] == pytest.approx(sum(NODES) / 500)
     assert metrics["per-class"] == pytest.approx([0.4, 0.6])

@@ -163,7 +163,7 @@ def test_failures_that_are_not_accepted_give_no_model_and_leave_the_state_alone(
 def test_quarantined_results_are_no_failures_that_must_be_accepted() -> None:
     def lossless(message: Any) -> Any:
         reply = known_reply(message)
-        del reply.content["metrics"]["train_loss"]
+        del reply.content.metric_records["metrics"]["train_loss"]
         return reply
 
     strategy = LEGACY.strategy(accept_failures=False)

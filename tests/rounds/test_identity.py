@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
-from adjusting_clients import failing, following, silent
+from adjusting_clients import failing, following, model_of, silent
 from clients_grid import Client
 from federation import evaluate_reply, train_reply, trained
 from flwr.app import ArrayRecord, Message
-from model_records import array_record, ndarrays, payloads, train_content
+from model_records import array_record, payloads, train_content
 from support.federation import (
     MESSAGE,
     MODEL,
@@ -41,7 +41,7 @@ def client(identity: int) -> Client:
     """Train alike at every node: what comes back follows from the identity and the model."""
 
     def train(message: Message) -> Message:
-        model = ndarrays(message.content["arrays"])
+        model = model_of(message)
         seen = int(model["norm.num_batches_tracked"])
         content = train_content(
             trained(model, (identity, seen)),

@@ -66,7 +66,7 @@ def own(metrics: dict[str, Any]) -> dict[str, Any]:
 def test_what_a_client_says_beside_its_loss_moves_no_model(
     api: Federation, placement: str, kind: str
 ) -> None:
-    usual = {"accuracy": 0.5, "per-class": [0.4, 0.6]}
+    usual: dict[str, Any] = {"accuracy": 0.5, "per-class": [0.4, 0.6]}
     others = dict.fromkeys(NODES, answering(**usual))
     liar = answering(**{**usual, **HOSTILE_METRICS[kind]})
     strategy, other = (api.strategy(**PLACEMENTS[placement]) for _ in range(2))
@@ -221,7 +221,7 @@ def mutated(draw: Any, message: Message, good: RecordDict, earlier: list[RecordD
         return [Message(RecordDict({**good, **records}), reply_to=message)]
 
     def pick(names: list[str]) -> str:
-        return draw(st.sampled_from(names))
+        return str(draw(st.sampled_from(names)))
 
     arrays, metrics = dict(good.array_records["arrays"]), good.metric_records["metrics"]
     kind = draw(st.sampled_from(KINDS))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import following
+from adjusting_clients import following, model_of, round_of
 from clients_grid import Client, ClientsGrid
 from federation import MODEL as SMALL_MODEL
 from federation import evaluate_reply, good_client, trained
@@ -22,7 +22,7 @@ from flwr.common import parameters_to_ndarrays
 from flwr.server import strategy as legacy_strategies
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from legacy_federation import manager_of, with_server_round
-from model_records import array_record, ndarrays, payloads, train_content
+from model_records import array_record, payloads, train_content
 from support.federation import (
     BASELINES,
     LEGACY,
@@ -67,8 +67,8 @@ def site(number: int) -> Client:
     """A client that says who it is, and trains by noise that follows from that and the round."""
 
     def train(message: Message) -> Message:
-        now = message.content["config"]["server-round"]
-        model = trained(ndarrays(message.content["arrays"]), (number, now))
+        now = round_of(message)
+        model = trained(model_of(message), (number, now))
         loss = 0.4 + 0.3 * number + 0.1 / now
         return Message(train_content(model, loss, 8 + number, number), reply_to=message)
 
@@ -115,7 +115,7 @@ def play(
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         total = sum(float(array.numpy().sum()) for array in arrays.values())
-        return MetricRecord(at_risk(server_round, total))
+        return MetricRecord({**at_risk(server_round, total)})
 
     strategy, grid = api.strategy(**options), ClientsGrid(clients)
     strategy.sampling.asks_identities = True

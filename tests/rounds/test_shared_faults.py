@@ -44,7 +44,7 @@ def replying(edit: Edit) -> Client:
 
 def arrays_of(change: Callable[[NDArrays], NDArrays]) -> Edit:
     def edit(content: RecordDict) -> None:
-        content["arrays"] = array_record(change(ndarrays(content["arrays"])))
+        content["arrays"] = array_record(change(ndarrays(content.array_records["arrays"])))
 
     return edit
 
@@ -59,14 +59,14 @@ def with_counter(change: Callable[[np.ndarray], Any]) -> Edit:
 
 
 def loss_of(value: Any) -> Edit:
-    return lambda content: content["metrics"].update({"train_loss": value})
+    return lambda content: content.metric_records["metrics"].update({"train_loss": value})
 
 
 def telling(value: Any) -> Edit:
     """A loss that no MetricRecord takes, as a NumPyClient can report one."""
 
     def edit(content: RecordDict) -> None:
-        del content["metrics"]["train_loss"]
+        del content.metric_records["metrics"]["train_loss"]
         content["other-metrics"] = ConfigRecord({"train_loss": value})
 
     return edit
@@ -264,7 +264,7 @@ def test_neither_failures_nor_strangers_nor_empty_clients_hide_it(edit: Edit, sa
     def accompanied(message: Message) -> list[Message]:
         return [*replying(edit)(message), stray(train_reply(message), 404)]
 
-    empty = replying(lambda content: content["metrics"].update({"num-examples": 0}))
+    empty = replying(lambda content: content.metric_records["metrics"].update({"num-examples": 0}))
     clients = {21: failing, 22: accompanied, 23: replying(edit), 24: empty}
     with pytest.raises(UnusableRepliesError, match=said):
         MESSAGE.train_round(MESSAGE.strategy(), clients)

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from adjusting_clients import silent
+from adjusting_clients import round_of, silent
 from clients_grid import Client, ClientsGrid
 from federation import evaluate_reply, good_client, train_reply
 from flwr.app import Message
 from legacy_federation import manager_of
-from model_records import array_record, payloads
+from model_records import array_record, ndarrays, payloads
 from support.federation import (
     APIS,
     BASELINES,
@@ -51,7 +52,7 @@ def failing_in(*rounds: int) -> dict[int, Client]:
     def client(message: Message) -> list[Message]:
         if message.metadata.message_type != "train":
             return [evaluate_reply(message)]
-        bad = message.content["config"]["server-round"] in rounds
+        bad = round_of(message) in rounds
         return (failing if bad else good_client)(message)
 
     return dict.fromkeys(NODES, client)
@@ -63,9 +64,9 @@ def test_three_rounds_from_the_start_without_a_usable_reply_are_an_error_that_co
 ) -> None:
     def diverged(message: Message) -> list[Message]:
         reply = train_reply(message)
-        model = {name: array.numpy() * 1 for name, array in reply.content["arrays"].items()}
-        model["body.bias"] = model["body.bias"] * float("nan")
-        reply.content["arrays"] = array_record(model)
+        model = ndarrays(reply.content.array_records["arrays"])
+        bias = model["body.bias"] * np.float32("nan")
+        reply.content["arrays"] = array_record({**model, "body.bias": bias})
         return [reply]
 
     clients = {21: failing, 22: failing, 23: diverged, 24: silent}

@@ -302,7 +302,7 @@ def evaluate_result_of(content: RecordDict) -> EvaluateRes:
 
 
 def _scalars(content: RecordDict) -> dict[str, Any]:
-    records = [*content.metric_records.values(), *content.config_records.values()]
+    records: list[Any] = [*content.metric_records.values(), *content.config_records.values()]
     return {key: value for record in records for key, value in record.items()}
 
 
