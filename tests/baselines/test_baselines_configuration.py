@@ -53,11 +53,8 @@ def test_its_file_shows_all_its_settings_with_their_defaults(name: str) -> None:
             assert settings[key] == default
 
 
-def test_q_fedavg_takes_the_clients_learning_rate() -> None:
+def test_settings_that_follow_from_others() -> None:
     assert settings_of("qfedavg", "client.learning_rate=0.003")["client_learning_rate"] == 0.003
-
-
-def test_fedprox_has_a_term() -> None:
     assert settings_of("fedprox")["proximal_mu"] == 0.01
 
 
@@ -80,3 +77,44 @@ def test_all_methods_of_a_comparison_train_the_same_clients(name: str) -> None:
         asked = {message.metadata.dst_node_id for message in messages}
         drawn_clients = NodeSampling(seed=3).draw("train", server_round, range(8), 4)
         assert asked == {200 - 7 * one for one in drawn_clients}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("fedprox", {"proximal_mu": -0.1}),
+        ("qfedavg", {"client_learning_rate": 0.0}),
+        ("qfedavg", {"q": -0.5}),
+        ("qfedavg", {"rescale": "median"}),
+        ("afl", {"lambda_step": 0.0}),
+        ("afl", {"lambda_step": float("nan")}),
+        ("term", {"t": float("inf")}),
+        ("fedmgda_plus", {"epsilon": -0.1}),
+        ("fedmgda_plus", {"epsilon": 1.1}),
+        ("fedmgda_plus", {"server_learning_rate": 0.0}),
+        ("fedmgda_plus", {"decay": 1.5}),
+        ("fedmgda_plus", {"rescale": "median"}),
+        ("fedheal", {"tau": 1.0}),
+        ("fedheal", {"tau": -0.1}),
+        ("fedheal", {"beta": 1.5}),
+        ("fedheal", {"beta": -1.0}),
+        ("fedavgm", {"server_learning_rate": 0.0}),
+        ("fedavgm", {"server_momentum": 1.0}),
+        ("fedavgm", {"server_momentum": -0.1}),
+        ("fedadam", {"eta": -1.0}),
+        ("fedadam", {"beta_1": 1.0}),
+        ("fedadam", {"beta_2": 1.2}),
+        ("fedadam", {"tau": 0.0}),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, wrong: dict[str, object]) -> None:
+    build = get_class(str(settings_of(name)["_target_"]))
+    needed = {"qfedavg": {"client_learning_rate": 0.1}}.get(name, {})
+    with pytest.raises(ValueError, match=rf"{next(iter(wrong))}\b"):
+        build(**{**needed, **wrong})
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("fedprox", "proximal_mu"), ("term", "t")])
+def test_settings_that_are_no_numbers_are_refused(name: str, wrong: str) -> None:
+    with pytest.raises(TypeError, match=rf"{wrong}\b"):
+        get_class(str(settings_of(name)["_target_"]))(**{wrong: "0.1"})

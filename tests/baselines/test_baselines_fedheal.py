@@ -87,33 +87,6 @@ def test_two_rounds_with_weights_worked_out_by_hand() -> None:
     assert strategy.memory.weights == pytest.approx({0: 2.16, 1: 1.92})
 
 
-def test_an_entry_that_stays_as_it_is_counts_with_those_that_fall() -> None:
-    """τ = 0.3, β = 0. Round 1: all is kept. Round 2: client 1 leaves the first two entries as they
-    are; the first stayed in 1 of 1 and is kept, which halves client 0's step; the second rose in 1
-    of 1, so its staying is discarded, and client 0 alone decides. Round 3: client 1 lets the first
-    two fall, as it did in 2 of 2 (it stayed) and in 1 of 2 (it stayed once); the third rises, as in
-    0 of 2."""
-    ahead = local([2, 2, 2, 2])
-    rounds = {
-        1: [ahead, local([0, -2, 0, 2])],
-        2: [ahead, local([0, 0, 0, 2])],
-        3: [ahead, local([4, 4, -4, 4])],
-    }
-    steps, weights = after_rounds(FedHEAL(tau=0.3, beta=0.0), rounds)
-    expected = [[1, 0, 1, 2], [1, 2, 1, 2], [3, 3, 2, 3]]
-    np.testing.assert_allclose(steps[:, :4], expected, atol=1e-6)
-    np.testing.assert_allclose(weights, 0.5)
-
-
-def test_the_distance_is_that_of_what_was_kept() -> None:
-    """In round 2 client 1 turns round altogether, so d_1 = 0. β = 1: p = 2, 2, then 4, 2."""
-    ahead, back = local([1, 1, 1, 1]), local([-5, -5, -5, -5])
-    strategy = FedHEAL(tau=0.6, beta=1.0)
-    steps, weights = after_rounds(strategy, {1: [ahead, ahead], 2: [ahead, back]})
-    assert weights == [pytest.approx([1 / 2, 1 / 2]), pytest.approx([2 / 3, 1 / 3])]
-    np.testing.assert_allclose(steps[1, :4], 1.0, atol=1e-6)
-
-
 def plainly(
     rounds: Mapping[int, list[Local]], tau: float, beta: float
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -155,14 +128,6 @@ def test_nothing_is_discarded_in_the_first_round() -> None:
     expected, _ = one_round(EqualFedAvg(), *clients)
     model, _ = one_round(FedHEAL(tau=0.99, beta=0.0), *clients)
     np.testing.assert_allclose(flat(model), flat(expected), rtol=1e-6)
-
-
-def test_clients_that_never_turn_make_it_equal_fedavg_without_momentum() -> None:
-    ahead = [local([1, 2, -3, 4], (1, 1)), local([2, 1, -1, 1], (3, 2))]
-    rounds = dict.fromkeys((1, 2, 3), ahead)
-    steps, weights = after_rounds(FedHEAL(tau=0.99, beta=0.0), rounds)
-    np.testing.assert_allclose(steps, [(ahead[0].flat() + ahead[1].flat()) / 2] * 3, atol=1e-6)
-    np.testing.assert_allclose(weights, 0.5)
 
 
 def test_statistics_and_counters_are_never_discarded() -> None:
@@ -234,11 +199,3 @@ def test_a_share_has_to_be_above_the_threshold(tenths: int, rounds: int) -> None
     habits = ClientHabits(rounds, {"weight": torch.tensor(rose, dtype=torch.uint8)})
     update = torch.tensor([0.1, 0.1, -0.1, -0.1])
     assert habits.kept("weight", update, tenths / 10).tolist() == [True, False, True, False]
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"tau": 1.0}, {"tau": 1.1}, {"tau": -0.1}, {"beta": 1.5}, {"beta": -1.0}]
-)
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        FedHEAL(**wrong)  # type: ignore[arg-type]

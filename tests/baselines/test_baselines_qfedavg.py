@@ -43,8 +43,7 @@ def test_a_round_worked_out_by_hand() -> None:
     assert model["norm.num_batches_tracked"] == 10 + 2 + 2
 
 
-@pytest.mark.parametrize("q", [0.0, 0.1, 1.0, 5.0])
-@pytest.mark.parametrize("rate", [0.01, 0.5])
+@pytest.mark.parametrize(("q", "rate"), [(0.0, 0.01), (0.1, 0.5), (5.0, 0.01)])
 def test_on_weights_alone_it_gives_what_flowers_gives(q: float, rate: float) -> None:
     clients = [drawn(one, 1) for one in range(4)]
     arrays = array_record(FLOATS)
@@ -103,14 +102,6 @@ def test_weights_are_finite_and_no_longer_than_an_average(
     assert sum(weights.mean) == pytest.approx(1.0)
 
 
-@settings(deadline=None)
-@given(st.floats(0.01, 10), st.floats(0.01, 10), st.floats(0.1, 3))
-def test_a_larger_loss_counts_more(low: float, more: float, q: float) -> None:
-    weights = q_weights([low, low + more], [1.0, 1.0], q, 10.0)
-    assert weights.step[1] > weights.step[0]
-    assert weights.mean[1] > weights.mean[0]
-
-
 @pytest.mark.parametrize("losses", [[0.0, 0.0], [0.0, 1.7e308], [1e308, 1e308]])
 @pytest.mark.parametrize("norms", [[0.0, 0.0], [0.0, 1e32]])
 def test_the_largest_and_smallest_losses_leave_numbers(
@@ -119,16 +110,3 @@ def test_the_largest_and_smallest_losses_leave_numbers(
     for q in (0.0, 0.1, 5.0):
         weights = q_weights(losses, norms, q, 1e3)
         assert np.isfinite([*weights.step, *weights.mean]).all()
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"client_learning_rate": 0.0}, "client_learning_rate"),
-        ({"client_learning_rate": 0.1, "q": -0.5}, "q"),
-        ({"client_learning_rate": 0.1, "rescale": "median"}, "rescale"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        QFedAvg(**settings)  # type: ignore[arg-type]

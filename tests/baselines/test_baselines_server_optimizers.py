@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from baselines_federation import (
     MODEL,
     TRAINED,
@@ -16,14 +15,11 @@ from baselines_federation import (
     grid_of,
     local,
 )
-from flwr.app import ArrayRecord, Message
-from flwr.serverapp import strategy as flower
 from support.grid import ClientsGrid, train_round
-from support.records import array_record, ndarrays, train_content
-from torch.nn.functional import cross_entropy
+from flwr.serverapp import strategy as flower
+from support.records import array_record, ndarrays
 
 from fedpw_flwr.baselines import FedAdam, FedAvgM
-from fedpw_flwr.lab.models.resnet import ResNet10
 
 FLOATS = {name: MODEL[name] for name in TRAINED}
 
@@ -81,72 +77,3 @@ def test_statistics_are_the_rounds_average(
     np.testing.assert_allclose(model["norm.running_mean"], [0.5 - 4 * 0.25, 1.0], atol=1e-6)
     np.testing.assert_allclose(model["norm.running_var"], [1 - 4 * 0.125, 2 - 4 * 0.25], atol=1e-6)
     assert model["norm.num_batches_tracked"] == 10 + 4 * 3
-
-
-def pictures(seed: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    prototypes = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 10, (64,), generator=generator)
-    noise = torch.randn(64, 3, 8, 8, generator=generator)
-    return (prototypes[labels] + 0.5 * noise) * scale + scale - 1, labels
-
-
-DOMAINS = [pictures(seed, scale) for seed, scale in enumerate((0.3, 1.0, 2.0, 4.0))]
-
-
-def trains_resnet(message: Message) -> list[Message]:
-    node = message.metadata.dst_node_id
-    network = ResNet10(10, width=4)
-    arrays = message.content["arrays"]
-    network.load_state_dict({name: torch.tensor(one.numpy()) for name, one in arrays.items()})
-    network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
-    images, labels = DOMAINS[node]
-    for begin in range(0, 64, 16):
-        optimizer.zero_grad()
-        part = slice(begin, begin + 16)
-        cross_entropy(network(images[part]), labels[part]).backward()
-        optimizer.step()
-    model = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
-    return [Message(train_content(model, num_examples=64, client_id=node), reply_to=message)]
-
-
-def rounds_with_nan(strategy: flower.FedAvg, rounds: int = 6) -> int:
-    """In how many rounds the global model of a real ResNet-10 answers NaN."""
-    torch.manual_seed(1)
-    network = ResNet10(10, width=4)
-    arrays, broken = ArrayRecord(network.state_dict()), 0
-    grid = ClientsGrid(dict.fromkeys(range(len(DOMAINS)), trains_resnet))
-    for server_round in range(1, rounds + 1):
-        arrays, _ = train_round(strategy, grid, arrays, server_round)
-        network.load_state_dict({name: torch.tensor(one.numpy()) for name, one in arrays.items()})
-        network.eval()
-        with torch.no_grad():
-            broken += any(bool(network(images).isnan().any()) for images, _ in DOMAINS)
-    return broken
-
-
-@pytest.mark.long
-def test_flowers_own_momentum_breaks_batchnorm_and_ours_does_not() -> None:
-    """Why there is one here: when the first line fails, Flower's can do it."""
-    assert rounds_with_nan(flower.FedAvgM(server_momentum=0.9)) > 0
-    assert rounds_with_nan(FedAvgM(server_momentum=0.9)) == 0
-
-
-@pytest.mark.parametrize(
-    ("build", "wrong"),
-    [
-        (FedAvgM, {"server_learning_rate": 0.0}),
-        (FedAvgM, {"server_momentum": 1.0}),
-        (FedAvgM, {"server_momentum": -0.1}),
-        (FedAdam, {"eta": -1.0}),
-        (FedAdam, {"beta_1": 1.0}),
-        (FedAdam, {"beta_2": 1.2}),
-        (FedAdam, {"tau": 0.0}),
-    ],
-)
-def test_settings_out_of_range_are_refused(
-    build: Callable[..., object], wrong: dict[str, float]
-) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        build(**wrong)

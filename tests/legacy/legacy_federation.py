@@ -8,7 +8,6 @@ whole ClientApp behind Flower's own proxy, so its records are made and read by F
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from federation import MODEL, trained
@@ -111,10 +110,6 @@ def good_fit(node: int, ins: FitIns) -> FitRes:
 
 def good_evaluation(node: int, ins: EvaluateIns) -> EvaluateRes:
     return EvaluateRes(OK, 0.1 * (node % 7), 10 + node % 5, {"accuracy": 0.5 + 0.01 * (node % 7)})
-
-
-def raising(node: int, ins: FitIns | EvaluateIns) -> Any:
-    raise RuntimeError("out of memory")
 
 
 def plain_clients(

@@ -35,35 +35,26 @@ NODES = [1, 2, 3]
 Wire = Callable[[GridClient], GridClient]
 
 
-def in_process(client: GridClient) -> GridClient:
-    return client
+def as_reported_by(text_of: Callable[[Exception], str]) -> Wire:
+    """An exception arrives as a text, and this is how it reads."""
+
+    def wire(client: GridClient) -> GridClient:
+        def answer(message: Message) -> list[Message]:
+            try:
+                return list(client(message))
+            except Exception as error:
+                raise RuntimeError(text_of(error)) from None
+
+        return answer
+
+    return wire
 
 
-def as_ray_reports(client: GridClient) -> GridClient:
-    """In a simulation an exception arrives as the text of its whole traceback."""
-
-    def answer(message: Message) -> list[Message]:
-        try:
-            return list(client(message))
-        except Exception:
-            raise RuntimeError(traceback.format_exc()) from None
-
-    return answer
-
-
-def as_supernodes_report(client: GridClient) -> GridClient:
-    """From a SuperNode an exception arrives as its class and its text."""
-
-    def answer(message: Message) -> list[Message]:
-        try:
-            return list(client(message))
-        except Exception as error:
-            raise RuntimeError(f"{type(error)}:<'{error}'>") from None
-
-    return answer
-
-
-WIRES: list[Wire] = [in_process, as_ray_reports, as_supernodes_report]
+WIRES: dict[str, Wire] = {
+    "in process": lambda client: client,
+    "Ray": as_reported_by(lambda error: traceback.format_exc()),
+    "SuperNodes": as_reported_by(lambda error: f"{type(error)}:<'{error}'>"),
+}
 
 
 def clients_of(app: ClientApp, wire: Wire) -> list[ClientProxy]:
@@ -73,63 +64,40 @@ def clients_of(app: ClientApp, wire: Wire) -> list[ClientProxy]:
     return [GridClientProxy(node, grid, run_id=1) for node in NODES]
 
 
-def reply(message: Message, arrays: ArrayRecord) -> Message:
-    metrics = MetricRecord({"train_loss": 0.5, "num-examples": 3})
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
-
-
-def functions_by_name(**arguments: Any) -> ClientApp:
+def functions(take: Callable[[Message], ArrayRecord], **arguments: Any) -> ClientApp:
+    """ClientApp functions that find their arrays in a message in their own way."""
     app = ClientApp()
 
     @app.train(**arguments)
     def train(message: Message, context: Context) -> Message:
-        return reply(message, cast(ArrayRecord, message.content["arrays"]))
+        metrics = MetricRecord({"train_loss": 0.5, "num-examples": 3})
+        content = RecordDict({"arrays": take(message), "metrics": metrics})
+        return Message(content, reply_to=message)
 
     return app
 
 
-def functions_by_configuration() -> ClientApp:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        assert message.content["config"]["lr"]
-        return reply(message, ArrayRecord())
-
-    return app
+def by_name(message: Message) -> ArrayRecord:
+    return cast(ArrayRecord, message.content["arrays"])
 
 
-def functions_by_kind() -> ClientApp:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return reply(message, next(iter(message.content.array_records.values())))
-
-    return app
-
-
-def functions_that_echo() -> ClientApp:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return Message(message.content, reply_to=message)
-
-    return app
+def by_configuration(message: Message) -> ArrayRecord:
+    assert message.content["config"]["lr"]
+    return ArrayRecord()
 
 
 FUNCTIONS: dict[str, ClientApp] = {
-    "read content['arrays']": functions_by_name(),
-    "read content['config']": functions_by_configuration(),
-    "take the first ArrayRecord": functions_by_kind(),
-    "echo": functions_that_echo(),
-    "have fedpw_mod": functions_by_name(mods=[fedpw_mod]),
+    "read content['arrays']": functions(by_name),
+    "read content['config']": functions(by_configuration),
+    "take the first ArrayRecord": functions(
+        lambda message: next(iter(message.content.array_records.values()))
+    ),
+    "have fedpw_mod": functions(by_name, mods=[fedpw_mod]),
     "come from numpy_client_app": numpy_client_app(lambda context: NoiseClient(1)),
 }
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES)
 @pytest.mark.parametrize("functions", FUNCTIONS)
 def test_functions_end_the_run_with_the_fix(functions: str, wire: Wire) -> None:
     strategy = FedPW(initial_parameters=INITIAL)
@@ -140,7 +108,7 @@ def test_functions_end_the_run_with_the_fix(functions: str, wire: Wire) -> None:
 
 
 def test_one_numpy_client_among_them_is_enough_to_go_on() -> None:
-    odd = clients_of(FUNCTIONS["read content['arrays']"], in_process)
+    odd = clients_of(FUNCTIONS["read content['arrays']"], WIRES["in process"])
     _, metrics = fit_round(FedPW(), [*odd, *plain_clients([9])])
     assert metrics["fedpw-client-id"] == "[9]"
     assert metrics["fedpw-failed"] == len(NODES)
@@ -171,7 +139,7 @@ def wrong_type(parameters: NDArrays) -> tuple[NDArrays, int, Any]:
     return tuple(parameters), 1, {"train_loss": 0.5}  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES)
 @pytest.mark.parametrize("mistake", [wrong_key, wrong_metric, wrong_type])
 def test_numpy_clients_that_all_fail_are_failures(
     mistake: Callable[[NDArrays], tuple[NDArrays, int, Any]], wire: Wire

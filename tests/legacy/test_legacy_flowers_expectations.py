@@ -8,7 +8,6 @@ from flwr.common import (
     Code,
     FitIns,
     FitRes,
-    Parameters,
     Status,
     ndarrays_to_parameters,
     parameters_to_ndarrays,
@@ -20,22 +19,6 @@ from legacy_federation import PlainClient, ask
 from fedpw_flwr.legacy import FedPW
 
 SHAPES = [(100, 64), (31, 62, 3)]
-
-
-@pytest.mark.parametrize("available", [1, 2, 3, 9, 10, 19, 20, 57])
-@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.5, 1.0])
-@pytest.mark.parametrize("least", [2, 5])
-def test_it_samples_as_many_clients_as_fedavg(available: int, fraction: float, least: int) -> None:
-    options = {
-        "fraction_fit": fraction,
-        "fraction_evaluate": fraction,
-        "min_fit_clients": least,
-        "min_evaluate_clients": least,
-        "min_available_clients": 4,
-    }
-    ours, flowers = FedPW(**options), FedAvg(**options)  # type: ignore[arg-type]
-    assert ours.num_fit_clients(available) == flowers.num_fit_clients(available)
-    assert ours.num_evaluation_clients(available) == flowers.num_evaluation_clients(available)
 
 
 @pytest.mark.parametrize(
@@ -93,24 +76,3 @@ def test_without_its_two_parts_it_is_the_weighted_mean(
         assert ours.dtype == np.float64
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(ours, by_hand, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("options", [{}, {"adapt_weights": False, "adjust_parameters": False}])
-def test_aggregating_what_nobody_was_asked_for_says_what_is_missing(
-    options: dict[str, bool],
-) -> None:
-    """Flower's own test does so: FedAvg needs no model to begin with, FedPW does."""
-    arrays = ndarrays_to_parameters([np.ones((4, 2))])
-    result = FitRes(Status(Code.OK, "Success"), arrays, 3, {"train_loss": 1.0})
-    client = PlainClient(31, lambda node, ins: result)
-    with pytest.raises(RuntimeError, match=r"aggregate_fit was called before configure_fit.*model"):
-        FedPW(**options).aggregate_fit(1, [(client, result)], [])  # type: ignore[arg-type]
-
-
-def test_nothing_aggregated_is_no_model_but_the_one_there_was() -> None:
-    start = ndarrays_to_parameters([np.full((3, 2), 0.5)])
-    strategy = FedPW()
-    ask(strategy, results_of({node: ([], 0) for node in (31, 32)}), start, 1)
-    aggregated, _ = strategy.aggregate_fit(1, [], [])
-    assert isinstance(aggregated, Parameters)
-    np.testing.assert_array_equal(parameters_to_ndarrays(aggregated)[0], np.full((3, 2), 0.5))

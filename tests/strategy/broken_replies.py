@@ -29,7 +29,7 @@ class BrokenReply:
 
 
 STRANGER = 999
-WEIGHT = "body.weight"
+WEIGHT, MEAN, COUNTER = "body.weight", "norm.running_mean", "norm.num_batches_tracked"
 
 
 def npy(header: str, body: bytes, shape: tuple[int, ...], dtype: str = "float32") -> Array:
@@ -94,19 +94,17 @@ def _twice(record: str) -> Break:
     return arrives
 
 
-def _set_entry(value: float) -> Callable[[dict[str, np.ndarray]], None]:
+def _changed(name: str, change: Callable[[np.ndarray], Any]) -> Break:
+    """One array of the model, made into something else."""
+
     def edit(model: dict[str, np.ndarray]) -> None:
-        model[WEIGHT][2, 1] = value
+        model[name] = np.asarray(change(model[name]))
 
-    return edit
-
-
-def _all_entries(model: dict[str, np.ndarray]) -> None:
-    model[WEIGHT][:] = 1e30
+    return _edited(edit)
 
 
-def _nan_in_buffer(model: dict[str, np.ndarray]) -> None:
-    model["norm.running_mean"][0] = np.nan
+def _entry(name: str, place: tuple[int, ...], value: float) -> Break:
+    return _edited(lambda model: model[name].__setitem__(place, value))
 
 
 def _missing(model: dict[str, np.ndarray]) -> None:
@@ -117,76 +115,21 @@ def _extra(model: dict[str, np.ndarray]) -> None:
     model["head.weight"] = np.ones(3, dtype=np.float32)
 
 
-def _transposed(model: dict[str, np.ndarray]) -> None:
-    model[WEIGHT] = model[WEIGHT].T.copy()
+def _bytes(change: Callable[[bytes], bytes]) -> Break:
+    """Another payload under the same description."""
+    return _payload(lambda array: Array(array.dtype, array.shape, array.stype, change(array.data)))
 
 
-def _scalar_made_vector(model: dict[str, np.ndarray]) -> None:
-    model["norm.num_batches_tracked"] = model["norm.num_batches_tracked"].reshape(1)
+def _headed(header: str) -> Break:
+    return _payload(lambda array: npy(header, b"\0" * 96, (6, 4)))
 
 
-def _whole_numbers(model: dict[str, np.ndarray]) -> None:
-    model[WEIGHT] = model[WEIGHT].astype(np.int32)
-
-
-def _float_counter(model: dict[str, np.ndarray]) -> None:
-    name = "norm.num_batches_tracked"
-    model[name] = model[name].astype(np.float32)
-
-
-def _truncated(array: Array) -> Array:
-    return Array(array.dtype, array.shape, array.stype, array.data[:-5])
-
-
-def _trailing(array: Array) -> Array:
-    return Array(array.dtype, array.shape, array.stype, array.data + b"\0\0\0\0")
-
-
-def _no_bytes(array: Array) -> Array:
-    return Array(array.dtype, array.shape, array.stype, b"")
-
-
-def _only_magic(array: Array) -> Array:
-    return Array(array.dtype, array.shape, array.stype, array.data[:9])
-
-
-def _random_bytes(array: Array) -> Array:
-    return Array(array.dtype, array.shape, array.stype, bytes(range(256)))
-
-
-def _cut_header(array: Array) -> Array:
-    return npy("{'descr': '<f4', 'fortran_order': False, 'shape': (6, 4", b"\0" * 96, (6, 4))
-
-
-def _unhashable_header(array: Array) -> Array:
-    return npy("{[]: 1}", b"\0" * 96, (6, 4))
-
-
-def _empty_descr(array: Array) -> Array:
-    header = "{'descr': (), 'fortran_order': False, 'shape': (6, 4), }"
-    return npy(header, b"\0" * 96, (6, 4))
+def _lying(shape: tuple[int, ...], dtype: type) -> Break:
+    return _bytes(lambda data: Array(np.zeros(shape, dtype)).data)
 
 
 def _other_stype(array: Array) -> Array:
     return Array(array.dtype, array.shape, "torch.tensor", array.data)
-
-
-def _lying_shape(array: Array) -> Array:
-    lie = Array(np.zeros((4, 6), dtype=np.float32))
-    return Array(array.dtype, array.shape, array.stype, lie.data)
-
-
-def _lying_dtype(array: Array) -> Array:
-    lie = Array(np.zeros((6, 4), dtype=np.int32))
-    return Array(array.dtype, array.shape, array.stype, lie.data)
-
-
-def _complex(array: Array) -> Array:
-    return Array(array.numpy().astype(np.complex64))
-
-
-def _text(array: Array) -> Array:
-    return Array(np.full((6, 4), "loss"))
 
 
 def _pickled_objects(array: Array) -> Array:
@@ -211,17 +154,56 @@ def _empty(message: Message, good: Message) -> list[Message]:
     return [Message(RecordDict(), reply_to=message)]
 
 
+def _told_apart(**entries: Any) -> Break:
+    """As `numpy_client_app` sends what no MetricRecord takes."""
+
+    def arrives(message: Message, good: Message) -> list[Message]:
+        metrics = {k: v for k, v in good.content["metrics"].items() if k not in entries}
+        others = {"metrics": MetricRecord(metrics), "other-metrics": ConfigRecord(entries)}
+        return _with(good, message, **others)
+
+    return arrives
+
+
+def _in_another_order(message: Message, good: Message) -> list[Message]:
+    names, arrays = list(good.content["arrays"]), list(good.content["arrays"].values())
+    turned = dict(zip(names, reversed(arrays), strict=True))
+    return _with(good, message, arrays=ArrayRecord(turned))
+
+
+def _pickled_tensors(message: Message, good: Message) -> list[Message]:
+    tensors = {
+        name: Array(array.dtype, array.shape, "torch.tensor", pickle.dumps(array.data))
+        for name, array in good.content["arrays"].items()
+    }
+    return _with(good, message, arrays=ArrayRecord(tensors))
+
+
+def _no_arrays(message: Message, good: Message) -> list[Message]:
+    return _with(good, message, arrays=ArrayRecord())
+
+
+_DIVERGED = _changed(WEIGHT, lambda one: one * 0 + np.float32(1e30))
+_TURNED = _changed(WEIGHT, lambda one: one.T.copy())
+_VECTOR = _changed(COUNTER, lambda one: one.reshape(1))
+_WHOLE = _changed(WEIGHT, lambda one: one.astype(np.int32))
+_FLOAT_COUNTER = _changed(COUNTER, lambda one: one.astype(np.float32))
+_COMPLEX = _changed(WEIGHT, lambda one: one.astype(np.complex64))
+_TRUNCATED, _TRAILING = _bytes(lambda data: data[:-5]), _bytes(lambda data: data + b"\0" * 4)
+_OPEN = _headed("{'descr': '<f4', 'fortran_order': False, 'shape': (6, 4")
+_NO_DESCR = _headed("{'descr': (), 'fortran_order': False, 'shape': (6, 4), }")
+
 BROKEN_REPLIES: dict[str, BrokenReply] = {
-    "NaN entry": BrokenReply(_edited(_set_entry(np.nan)), "'body.weight'.*not finite"),
-    "infinite entry": BrokenReply(_edited(_set_entry(np.inf)), "'body.weight'.*not finite"),
-    "minus infinity": BrokenReply(_edited(_set_entry(-np.inf)), "'body.weight'.*not finite"),
-    "NaN in a buffer": BrokenReply(_edited(_nan_in_buffer), "'norm.running_mean'.*not finite"),
-    "diverged entry": BrokenReply(_edited(_set_entry(1e30)), "'body.weight'.*diverged"),
-    "diverged tensor": BrokenReply(_edited(_all_entries), "'body.weight'.*diverged"),
-    "wrong shape": BrokenReply(_edited(_transposed), r"'body.weight'.*\(4, 6\).*\(6, 4\)"),
-    "wrong rank": BrokenReply(_edited(_scalar_made_vector), r"num_batches_tracked.*\(1,\)"),
-    "whole numbers": BrokenReply(_edited(_whole_numbers), "'body.weight'.*int32.*float32"),
-    "float counter": BrokenReply(_edited(_float_counter), "num_batches_tracked.*float32.*int64"),
+    "NaN entry": BrokenReply(_entry(WEIGHT, (2, 1), np.nan), "'body.weight'.*not finite"),
+    "infinite entry": BrokenReply(_entry(WEIGHT, (2, 1), np.inf), "'body.weight'.*not finite"),
+    "minus infinity": BrokenReply(_entry(WEIGHT, (2, 1), -np.inf), "'body.weight'.*not finite"),
+    "NaN in a buffer": BrokenReply(_entry(MEAN, (0,), np.nan), "'norm.running_mean'.*not finite"),
+    "diverged entry": BrokenReply(_entry(WEIGHT, (2, 1), 1e30), "'body.weight'.*diverged"),
+    "diverged tensor": BrokenReply(_DIVERGED, "'body.weight'.*diverged"),
+    "wrong shape": BrokenReply(_TURNED, r"'body.weight'.*\(4, 6\).*\(6, 4\)"),
+    "wrong rank": BrokenReply(_VECTOR, r"num_batches_tracked.*\(1,\)"),
+    "whole numbers": BrokenReply(_WHOLE, "'body.weight'.*int32.*float32"),
+    "float counter": BrokenReply(_FLOAT_COUNTER, "num_batches_tracked.*float32.*int64"),
     "missing tensor": BrokenReply(_edited(_missing), "missing.*body.bias"),
     "extra tensor": BrokenReply(_edited(_extra), "unknown.*head.weight"),
     "no ArrayRecord": BrokenReply(_without("arrays"), "0 ArrayRecords"),
@@ -240,18 +222,18 @@ BROKEN_REPLIES: dict[str, BrokenReply] = {
     "client raised": BrokenReply(_error, "RuntimeError: out of memory", failed=True),
     "error without reason": BrokenReply(_error_without_reason, "error 0", failed=True),
     "node that was not asked": BrokenReply(_from_stranger, "not asked"),
-    "truncated payload": BrokenReply(_payload(_truncated), "'body.weight'.*91 bytes.*96"),
-    "trailing bytes": BrokenReply(_payload(_trailing), "'body.weight'.*100 bytes.*96"),
-    "empty payload": BrokenReply(_payload(_no_bytes), "'body.weight'"),
-    "payload cut in the header": BrokenReply(_payload(_only_magic), "'body.weight'"),
-    "payload of noise": BrokenReply(_payload(_random_bytes), "'body.weight'"),
-    "header with an open bracket": BrokenReply(_payload(_cut_header), "'body.weight'"),
-    "header with an unhashable key": BrokenReply(_payload(_unhashable_header), "'body.weight'"),
-    "header with an empty descr": BrokenReply(_payload(_empty_descr), "'body.weight'"),
-    "header lies about shape": BrokenReply(_payload(_lying_shape), r"'body.weight'.*\(4, 6\)"),
-    "header lies about dtype": BrokenReply(_payload(_lying_dtype), "'body.weight'.*int32"),
-    "complex numbers": BrokenReply(_payload(_complex), "'body.weight'.*complex64"),
-    "text": BrokenReply(_payload(_text), "'body.weight'"),
+    "truncated payload": BrokenReply(_TRUNCATED, "'body.weight'.*91 bytes.*96"),
+    "trailing bytes": BrokenReply(_TRAILING, "'body.weight'.*100 bytes.*96"),
+    "empty payload": BrokenReply(_bytes(lambda data: b""), "'body.weight'"),
+    "payload cut in the header": BrokenReply(_bytes(lambda data: data[:9]), "'body.weight'"),
+    "payload of noise": BrokenReply(_bytes(lambda data: bytes(range(256))), "'body.weight'"),
+    "header with an open bracket": BrokenReply(_OPEN, "'body.weight'"),
+    "header with an unhashable key": BrokenReply(_headed("{[]: 1}"), "'body.weight'"),
+    "header with an empty descr": BrokenReply(_NO_DESCR, "'body.weight'"),
+    "header lies about shape": BrokenReply(_lying((4, 6), np.float32), r"'body.weight'.*\(4, 6\)"),
+    "header lies about dtype": BrokenReply(_lying((6, 4), np.int32), "'body.weight'.*int32"),
+    "complex numbers": BrokenReply(_COMPLEX, "'body.weight'.*complex64"),
+    "text": BrokenReply(_changed(WEIGHT, lambda one: np.full((6, 4), "loss")), "'body.weight'"),
     "pickled objects": BrokenReply(_payload(_pickled_objects), "'body.weight'.*objects"),
     "unknown serialization": BrokenReply(_payload(_other_stype), "'body.weight'.*torch.tensor"),
     "client-id is text": BrokenReply(_identity("three"), "client-id.*three"),
@@ -261,3 +243,36 @@ BROKEN_REPLIES: dict[str, BrokenReply] = {
     "client-id is a list": BrokenReply(_identity([1]), "client-id"),
 }
 """By a name that reads like a claim's subject."""
+
+BROKEN_OF_NUMPY_CLIENTS: dict[str, BrokenReply] = {
+    "loss as text": BrokenReply(_told_apart(train_loss="0.5"), "train_loss"),
+    "loss as a truth value": BrokenReply(_told_apart(train_loss=True), "train_loss"),
+    "arrays in another order": BrokenReply(_in_another_order, "'body.weight'"),
+    "no arrays": BrokenReply(_no_arrays, "missing.*body.weight"),
+    "another library's tensors": BrokenReply(_pickled_tensors, "'body.weight'"),
+}
+"""What lists of parameters and free metrics make possible besides."""
+
+IN_MESSAGES_ONLY = {
+    "no ArrayRecord",
+    "two ArrayRecords",
+    "two MetricRecords",
+    "no records",
+    "list as loss",
+    "loss no float can hold",
+    "list as num-examples",
+    "node that was not asked",
+    "header lies about shape",
+    "header lies about dtype",
+    "client-id is a list",
+}
+"""Kinds that Flower's legacy API cannot carry, or where they are other kinds."""
+
+LEGACY_REASONS = {
+    "missing tensor": "'body.bias'|missing.*conv.weight|norm",
+    "extra tensor": "unknown.*surplus array 5",
+    "no MetricRecord": "train_loss",
+    "error without reason": "RuntimeError",
+    "unknown serialization": "torch.tensor",
+}
+"""What the log says of a kind under the legacy API, where it cannot say the same."""

@@ -1,0 +1,164 @@
+"""FedPW is the same method under both APIs: equal models, memory and metrics; the golden rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from adjusting_clients import ignoring, model_of
+from federation import MODEL as SMALL_MODEL
+from flwr.app import Context, Message
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from legacy_federation import INITIAL, NAMES, NoiseClient, app_clients, app_grid, fit_round
+from legacy_federation import ask as ask_legacy
+from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.federation import (
+    LEGACY,
+    MESSAGE,
+    Federation,
+    both_apis,
+    known_reply,
+    memory,
+    with_lists,
+)
+from support.golden import RUNS, golden_run
+
+from fedpw_flwr import FedPWClient, numpy_client_app
+
+COHORTS = [[1, 2, 3, 4], [1, 2, 3, 4], [2, 4], [1, 3, 4, 5], [1, 2, 3, 4, 5], [3]]
+"""Who takes part in each round: everyone, some, a newcomer, one alone."""
+
+PACKED = {"adjustment": "client", "upload": "packed"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "server": {},
+    "server, the paper's weights": {"clip_weights": False},
+    "server, other rates": {"avg_drop_rate": 0.5, "beta": 0.9},
+    "server, trainable by name": {"trainable": ["body.weight"]},
+    "without adapted weights": {"adapt_weights": False},
+    "without adjustment": {"adjust_parameters": False},
+    "without both": {"adapt_weights": False, "adjust_parameters": False},
+    "client, dense": {"adjustment": "client"},
+    "client, packed": PACKED,
+    "client, packed float16": {**PACKED, "upload_dtype": "float16"},
+    "client, packed bfloat16": {**PACKED, "upload_dtype": "bfloat16"},
+}
+
+
+def client_of(context: Context) -> NumPyClient:
+    """FedPWClients, and one client as it was before; odd ones name themselves."""
+    number = int(context.node_config["partition-id"])
+    client = NoiseClient(number)
+    if number == 4:
+        return client
+    client_id = 100 - number if number % 2 else None
+    return FedPWClient(client, device="cpu", client_id=client_id)
+
+
+LEGACY_APP = ClientApp(client_fn=lambda context: client_of(context).to_client())
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_numpy_clients_get_the_same_models_memory_and_metrics(setting: str) -> None:
+    options = {**SETTINGS[setting], "device": "cpu", "min_train_nodes": 1, "min_available_nodes": 1}
+    legacy, message = LEGACY.strategy(array_names=NAMES, **options), MESSAGE.strategy(**options)
+    parameters, arrays = INITIAL, array_record(SMALL_MODEL)
+    for server_round, nodes in enumerate(COHORTS, start=1):
+        proxies = app_clients(LEGACY_APP, nodes)
+        parameters, told = fit_round(legacy, proxies, parameters, server_round)
+        clients = app_grid(numpy_client_app(client_of), nodes).clients
+        arrays, metrics = MESSAGE.train_round(message, clients, arrays, server_round)
+        assert parameters.tensors == [array.data for array in arrays.values()]
+        assert memory(legacy) == memory(message)
+        own = {key: value for key, value in metrics.items() if key.startswith("fedpw-")}
+        assert with_lists(told) == own
+        assert LEGACY.counts(told) == (0, 0, 0)
+
+
+def test_packed_updates_are_what_travels_under_the_legacy_api() -> None:
+    strategy = LEGACY.strategy(array_names=NAMES, **SETTINGS["client, packed float16"])
+    proxies, parameters = app_clients(LEGACY_APP, [1, 2, 3]), INITIAL
+    for server_round in (1, 2):
+        parameters, _ = fit_round(strategy, proxies, parameters, server_round)
+    results, _ = ask_legacy(strategy, proxies, parameters, 3)
+    assert len(results) == 3
+    for _, result in results:
+        assert len(result.parameters.tensors[0]) < len(parameters.tensors[0])
+        assert b"FPW1" in result.parameters.tensors[0]
+
+
+def replied(message: Message, changes: Mapping[str, Any], **content: Any) -> Message:
+    model: NDArrays = {**model_of(message), **changes}
+    return Message(train_content(model, **content), reply_to=message)
+
+
+@both_apis
+def test_int64_counters_stay_int64_and_follow_the_clients(api: Federation) -> None:
+    """Flower's own in-place average gives 0 here."""
+    name = "norm.num_batches_tracked"
+
+    def counted(count: int) -> Any:
+        return ignoring(lambda message: replied(message, {name: np.array(count)}))
+
+    arrays, metrics = api.train_round(api.strategy(), {11: counted(20), 12: counted(40)})
+    # Nobody moved and the losses are equal, so the weights are.
+    assert metrics["fedpw-weight"] == [0.5, 0.5]
+    assert (arrays[name].dtype, arrays[name].shape) == ("int64", ())
+    assert arrays[name].numpy() == 30
+
+
+@both_apis
+def test_column_major_replies_give_the_same_model(api: Federation) -> None:
+    def column_major(message: Message) -> Message:
+        reply = known_reply(message)
+        model = ndarrays(reply.content.array_records["arrays"])
+        turned = {name: np.array(array, order="F") for name, array in model.items()}
+        reply.content["arrays"] = array_record(turned)
+        return reply
+
+    nodes = [11, 12, 13]
+    expected, _ = api.train_round(api.strategy(), dict.fromkeys(nodes, ignoring(known_reply)))
+    arrays, _ = api.train_round(api.strategy(), dict.fromkeys(nodes, ignoring(column_major)))
+    assert payloads(arrays) == payloads(expected)
+
+
+@pytest.mark.parametrize("identities", ["client-id", "node id"])
+@pytest.mark.parametrize("name", RUNS)
+def test_golden_rounds_come_out_of_the_legacy_strategy(name: str, identities: str) -> None:
+    run = golden_run(name)
+    by_node_id = identities == "node id"
+    names = list(run.rounds[0].start)
+    # With client-ids, nodes are numbered against the clients' order: only the identity may count.
+    node_of = {k: 100 + k if by_node_id else 900 - 7 * k for k in range(8)}
+    options = {"min_train_nodes": 1, "min_available_nodes": 1, "device": "cpu"}
+    strategy = LEGACY.strategy(array_names=names, **run.arguments(), **options)
+    for number, golden in enumerate(run.rounds, start=1):
+        expected = golden.expected
+
+        def recorded(k: int, replies: Any = golden.replies) -> Any:
+            said = {} if by_node_id else {"client_id": k}
+            reply = replies[k]
+            return ignoring(lambda message: replied(message, reply.model, loss=reply.loss, **said))
+
+        clients = {node_of[k]: recorded(k) for k in golden.replies}
+        arrays, metrics = LEGACY.train_round(
+            strategy, clients, array_record(golden.start), number, lambda answers: answers[::-1]
+        )
+        assert LEGACY.counts(metrics) == (0, 0, 0)
+        order = [node_of[k] if by_node_id else k for k in expected.clients]
+        assert metrics["fedpw-client-id"] == order
+        rates = np.zeros(len(clients)) if expected.rates is None else expected.rates
+        wanted: dict[str, Any] = {
+            "fedpw-weight": expected.weights,
+            "fedpw-p": expected.p,
+            "fedpw-q": expected.q,
+            "fedpw-drop-rate": rates,
+        }
+        for metric, values in wanted.items():
+            np.testing.assert_allclose(metrics[metric], values, rtol=0, atol=1e-6, err_msg=metric)
+        for key, array in ndarrays(arrays).items():
+            assert array.dtype == golden.start[key].dtype
+            within = 1e-5 if array.dtype.kind == "f" else 0
+            np.testing.assert_allclose(array, expected.model[key], rtol=0, atol=within, err_msg=key)
