@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from federation import MODEL as OTHER_MODEL
-from federation import good_client
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam
 from support.grid import ClientsGrid, running
 from support.records import array_record
+from support.small_model import MODEL as OTHER_MODEL
+from support.small_model import good_client
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedpw_flwr import FedPW, MissingLossError

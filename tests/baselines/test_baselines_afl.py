@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from baselines_federation import (
+from support.baselines_federation import (
     MODEL,
     client_of,
     flat,

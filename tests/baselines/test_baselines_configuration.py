@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from baselines_federation import BUILDS, MODEL, client_of, drawn
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
+from support.baselines_federation import BUILDS, MODEL, client_of, drawn
 from support.grid import ClientsGrid
 from support.records import array_record
 

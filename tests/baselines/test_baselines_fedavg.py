@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from baselines_federation import (
+from flwr.app import ConfigRecord
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from support.baselines_federation import (
     MODEL,
     TRAINED,
     drawn,
@@ -13,8 +15,6 @@ from baselines_federation import (
     one_round,
     stepped,
 )
-from flwr.app import ConfigRecord
-from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from support.grid import train_round
 from support.records import array_record, ndarrays, payloads
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from baselines_federation import (
+from support.baselines_federation import (
     MODEL,
     Local,
     client_of,

@@ -6,7 +6,9 @@ import logging
 
 import numpy as np
 import pytest
-from baselines_federation import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.baselines_federation import (
     MODEL,
     drawn,
     flat,
@@ -15,8 +17,6 @@ from baselines_federation import (
     one_round,
     stepped,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.grid import train_round
 from support.records import array_record, ndarrays
 

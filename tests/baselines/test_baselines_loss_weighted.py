@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from baselines_federation import (
+from flwr.app import ConfigRecord, Message
+from support.baselines_federation import (
     BUILDS,
     MODEL,
     Local,
@@ -13,7 +14,6 @@ from baselines_federation import (
     drawn,
     grid_of,
 )
-from flwr.app import ConfigRecord, Message
 from support.grid import Client, ClientsGrid, train_round
 from support.records import array_record
 

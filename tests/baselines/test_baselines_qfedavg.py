@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from baselines_federation import (
+from flwr.serverapp.strategy import QFedAvg as FlowerQFedAvg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.baselines_federation import (
     MODEL,
     TRAINED,
     drawn,
@@ -14,9 +17,6 @@ from baselines_federation import (
     one_round,
     stepped,
 )
-from flwr.serverapp.strategy import QFedAvg as FlowerQFedAvg
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.grid import train_round
 from support.records import array_record, ndarrays
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from baselines_federation import (
+from flwr.serverapp import strategy as flower
+from support.baselines_federation import (
     MODEL,
     TRAINED,
     client_of,
@@ -16,7 +17,6 @@ from baselines_federation import (
     local,
 )
 from support.grid import ClientsGrid, train_round
-from flwr.serverapp import strategy as flower
 from support.records import array_record, ndarrays
 
 from fedpw_flwr.baselines import FedAdam, FedAvgM

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from baselines_federation import (
+from flwr.app import ArrayRecord
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from support.baselines_federation import (
     BUILDS,
     MODEL,
     TRAINED,
@@ -19,8 +21,6 @@ from baselines_federation import (
     local,
 )
 from support.grid import ClientsGrid, train_round
-from flwr.app import ArrayRecord
-from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from support.records import array_record, ndarrays, payloads
 
 from fedpw_flwr.baselines import EqualFedAvg, FedMGDAPlus

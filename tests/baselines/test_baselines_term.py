@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from baselines_federation import drawn, flat, local, one_round, stepped
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.baselines_federation import drawn, flat, local, one_round, stepped
 
 from fedpw_flwr.baselines import TERM, FedAvg
 from fedpw_flwr.baselines.term import tilted_weights

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import MODEL
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -30,6 +29,7 @@ from support.clients import (
     train_metrics,
 )
 from support.records import NDArrays, array_record, ndarrays, payloads
+from support.small_model import MODEL
 
 from fedpw_flwr import FedPW, FedPWClient, numpy_client_app
 from fedpw_flwr.wire.adjustment import REPORT_KEY

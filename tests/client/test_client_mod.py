@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federation import MODEL
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -36,6 +35,7 @@ from support.clients import (
     train_message,
 )
 from support.records import array_record, payloads
+from support.small_model import MODEL
 
 from fedpw_flwr import FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
 from fedpw_flwr.wire.adjustment import REPORT_KEY, REQUEST_KEY

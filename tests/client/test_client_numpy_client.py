@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federation import MODEL
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import (
@@ -34,6 +33,7 @@ from support.clients import (
     message_to,
     request_entries,
 )
+from support.small_model import MODEL
 
 from fedpw_flwr import FedPWClient
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY, AdjustmentReport

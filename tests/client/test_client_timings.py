@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import pytest
-from federation import MODEL
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
 from support.clients import (
@@ -22,6 +21,7 @@ from support.clients import (
     train_message,
 )
 from support.records import array_record, payloads
+from support.small_model import MODEL
 
 from fedpw_flwr import FedPWClient, numpy_client_app
 from fedpw_flwr.client.timings import Stopwatch, TimingsMod, phase

@@ -17,7 +17,9 @@ from flwr.clientapp import ClientApp
 from flwr.common import Code, FitIns, FitRes, NDArrays, Parameters, Scalar, Status
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.compat.grid_client_proxy import GridClientProxy
-from legacy_federation import (
+from support.grid import Client as GridClient
+from support.grid import ClientsGrid
+from support.legacy_federation import (
     INITIAL,
     NoiseClient,
     app_grid,
@@ -25,8 +27,6 @@ from legacy_federation import (
     plain_clients,
     run_server,
 )
-from support.grid import Client as GridClient
-from support.grid import ClientsGrid
 
 from fedpw_flwr import fedpw_mod, numpy_client_app
 from fedpw_flwr.legacy import FedPW

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from federation import MODEL
 from flwr.app import ConfigRecord, Context, RecordDict
 from flwr.common import FitIns, FitRes, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import LegacyContext, ServerConfig
@@ -15,7 +14,8 @@ from flwr.server.strategy import FedAdagrad, FedAdam, FedYogi, Strategy
 from flwr.server.workflow import SecAggPlusWorkflow, SecAggWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, Key
 from flwr.server.workflow.default_workflows import default_init_params_workflow
-from legacy_federation import (
+from support.grid import ClientsGrid
+from support.legacy_federation import (
     INITIAL,
     PlainClient,
     fit_result,
@@ -24,7 +24,7 @@ from legacy_federation import (
     plain_clients,
     run_server,
 )
-from support.grid import ClientsGrid
+from support.small_model import MODEL
 
 from fedpw_flwr.legacy import FedPW
 

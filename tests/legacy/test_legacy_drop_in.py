@@ -16,7 +16,7 @@ from flwr.common import FitIns, FitRes, NDArrays, Parameters, Scalar
 from flwr.server import Server, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
-from legacy_federation import (
+from support.legacy_federation import (
     INITIAL,
     NAMES,
     Metrics,

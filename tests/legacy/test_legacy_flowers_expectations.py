@@ -14,7 +14,7 @@ from flwr.common import (
 )
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
-from legacy_federation import PlainClient, ask
+from support.legacy_federation import PlainClient, ask
 
 from fedpw_flwr.legacy import FedPW
 

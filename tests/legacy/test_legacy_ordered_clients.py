@@ -12,7 +12,7 @@ from flwr.app import Context
 from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import GetPropertiesIns
-from legacy_federation import app_clients
+from support.legacy_federation import app_clients
 
 from fedpw_flwr import FedPWClient
 from fedpw_flwr.legacy import OrderedClientManager

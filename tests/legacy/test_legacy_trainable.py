@@ -12,7 +12,7 @@ from flwr.client import Client
 from flwr.clientapp import ClientApp
 from flwr.common import FitIns, FitRes, Parameters
 from flwr.server.client_proxy import ClientProxy
-from legacy_federation import (
+from support.legacy_federation import (
     INITIAL,
     NAMES,
     NoiseClient,

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from support.grid import ClientsGrid
 from flwr.app import ConfigRecord
 from flwr.server import SimpleClientManager
-from support.records import array_record
 from support.federation import (
     LEGACY,
     MODEL,
@@ -21,6 +19,8 @@ from support.federation import (
     parameters_of,
     proxies_of,
 )
+from support.grid import ClientsGrid
+from support.records import array_record
 
 from fedpw_flwr.rounds.attendance import TooFewClientsError
 

@@ -7,14 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import ignoring, model_of
-from federation import MODEL as SMALL_MODEL
 from flwr.app import Context, Message
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from legacy_federation import INITIAL, NAMES, NoiseClient, app_clients, app_grid, fit_round
-from legacy_federation import ask as ask_legacy
-from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.adjusting_clients import ignoring, model_of
 from support.federation import (
     LEGACY,
     MESSAGE,
@@ -25,6 +21,10 @@ from support.federation import (
     with_lists,
 )
 from support.golden import RUNS, golden_run
+from support.legacy_federation import INITIAL, NAMES, NoiseClient, app_clients, app_grid, fit_round
+from support.legacy_federation import ask as ask_legacy
+from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.small_model import MODEL as SMALL_MODEL
 
 from fedpw_flwr import FedPWClient, numpy_client_app
 

@@ -14,8 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import following, silent
-from broken_replies import (
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.common import FitRes, ndarrays_to_parameters
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.adjusting_clients import following, silent
+from support.broken_replies import (
     BROKEN_OF_NUMPY_CLIENTS,
     BROKEN_REPLIES,
     IN_MESSAGES_ONLY,
@@ -23,15 +27,6 @@ from broken_replies import (
     STRANGER,
     BrokenReply,
 )
-from support.grid import Client, ClientsGrid, ask
-from federation import stray
-from flwr.app import ArrayRecord, Error, Message, RecordDict
-from flwr.common import FitRes, ndarrays_to_parameters
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from legacy_federation import fit_result, fit_round
-from legacy_federation import plain_clients as legacy_clients
-from support.records import array_record, ndarrays, payloads
 from support.federation import (
     APIS,
     LEGACY,
@@ -52,6 +47,11 @@ from support.federation import (
     placements,
     warnings,
 )
+from support.grid import Client, ClientsGrid, ask
+from support.legacy_federation import fit_result, fit_round
+from support.legacy_federation import plain_clients as legacy_clients
+from support.records import array_record, ndarrays, payloads
+from support.small_model import stray
 
 from fedpw_flwr.wire.adjustment import NEEDS_DENSE
 

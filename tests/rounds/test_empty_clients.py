@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import ignoring, round_of
-from federation import evaluate_reply, good_client, train_reply
 from flwr.app import Message
-from support.records import array_record, payloads, train_content
+from support.adjusting_clients import ignoring, round_of
 from support.federation import (
     MODEL,
     PLACEMENTS,
@@ -21,6 +19,8 @@ from support.federation import (
     every_method,
     memory,
 )
+from support.records import array_record, payloads, train_content
+from support.small_model import evaluate_reply, good_client, train_reply
 
 NODES = [61, 62, 63]
 EMPTY = [64, 65]

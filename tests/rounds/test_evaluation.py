@@ -8,17 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from adjusting_clients import silent
-from support.grid import Client
-from federation import evaluate_reply, stray
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common import Code, EvaluateIns, EvaluateRes, Status
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from legacy_federation import PlainClient, evaluate_round, good_fit, manager_of
-from support.records import array_record, payloads
+from support.adjusting_clients import silent
 from support.federation import (
     LEGACY,
     MESSAGE,
@@ -35,6 +31,10 @@ from support.federation import (
     warnings,
     weighted_mean,
 )
+from support.grid import Client
+from support.legacy_federation import PlainClient, evaluate_round, good_fit, manager_of
+from support.records import array_record, payloads
+from support.small_model import evaluate_reply, stray
 
 from fedpw_flwr import legacy
 

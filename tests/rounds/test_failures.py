@@ -7,21 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from support.grid import Client
 from flwr.app import Context
 from flwr.client import Client as LegacyClient
 from flwr.clientapp import ClientApp
 from flwr.common import Code, FitIns, FitRes, Parameters, Status
-from legacy_federation import (
-    INITIAL,
-    NoiseClient,
-    app_clients,
-    fit_round,
-    plain_clients,
-    run_server,
-    with_server_round,
-)
-from support.records import array_record, payloads
 from support.federation import (
     LEGACY,
     MODEL,
@@ -34,6 +23,17 @@ from support.federation import (
     memory,
     warnings,
 )
+from support.grid import Client
+from support.legacy_federation import (
+    INITIAL,
+    NoiseClient,
+    app_clients,
+    fit_round,
+    plain_clients,
+    run_server,
+    with_server_round,
+)
+from support.records import array_record, payloads
 
 from fedpw_flwr import legacy
 

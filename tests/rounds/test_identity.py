@@ -8,11 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
-from adjusting_clients import failing, following, model_of, silent
-from support.grid import Client
-from federation import evaluate_reply, train_reply, trained
 from flwr.app import ArrayRecord, Message
-from support.records import array_record, payloads, train_content
+from support.adjusting_clients import failing, following, model_of, silent
 from support.federation import (
     MESSAGE,
     MODEL,
@@ -29,6 +26,9 @@ from support.federation import (
     placements,
     warnings,
 )
+from support.grid import Client
+from support.records import array_record, payloads, train_content
+from support.small_model import evaluate_reply, train_reply, trained
 
 from fedpw_flwr.wire.adjustment import REQUEST_KEY, AdjustmentRequest
 from fedpw_flwr.wire.records import IDENTITY_QUERY, identity_record

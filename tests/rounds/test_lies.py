@@ -15,7 +15,6 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.records import array_record, ndarrays, payloads
 from support.federation import (
     APIS,
     MESSAGE,
@@ -30,6 +29,7 @@ from support.federation import (
     placements,
     warnings,
 )
+from support.records import array_record, ndarrays, payloads
 
 from fedpw_flwr.wire.adjustment import NEEDS_DENSE, REPORT_KEY
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import MODEL, good_client
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 from support.grid import ClientsGrid
 from support.records import array_record
+from support.small_model import MODEL, good_client
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.checkpoint import CheckpointStore

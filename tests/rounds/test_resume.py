@@ -13,16 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import following, model_of, round_of
-from support.grid import Client, ClientsGrid
-from federation import MODEL as SMALL_MODEL
-from federation import evaluate_reply, good_client, trained
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.common import parameters_to_ndarrays
 from flwr.server import strategy as legacy_strategies
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
-from legacy_federation import manager_of, with_server_round
-from support.records import array_record, payloads, train_content
+from support.adjusting_clients import following, model_of, round_of
 from support.federation import (
     BASELINES,
     LEGACY,
@@ -38,6 +33,11 @@ from support.federation import (
     parameters_of,
     proxies_of,
 )
+from support.grid import Client, ClientsGrid
+from support.legacy_federation import manager_of, with_server_round
+from support.records import array_record, payloads, train_content
+from support.small_model import MODEL as SMALL_MODEL
+from support.small_model import evaluate_reply, good_client, trained
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.baselines import FedHEAL

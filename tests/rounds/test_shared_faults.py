@@ -7,13 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import following, silent
-from support.grid import Client
-from federation import evaluate_reply, good_client, stray, train_reply
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
-from legacy_federation import app_grid
-from support.records import NDArrays, array_record, ndarrays, payloads
+from support.adjusting_clients import following, silent
 from support.federation import (
     APIS,
     BASELINES,
@@ -21,6 +17,10 @@ from support.federation import (
     Federation,
     both_apis,
 )
+from support.grid import Client
+from support.legacy_federation import app_grid
+from support.records import NDArrays, array_record, ndarrays, payloads
+from support.small_model import evaluate_reply, good_client, stray, train_reply
 
 import fedpw_flwr
 from fedpw_flwr import FedPWClient, MissingLossError, numpy_client_app

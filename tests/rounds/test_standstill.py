@@ -8,12 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import round_of, silent
-from support.grid import Client, ClientsGrid
-from federation import evaluate_reply, good_client, train_reply
 from flwr.app import Message
-from legacy_federation import manager_of
-from support.records import array_record, ndarrays, payloads
+from support.adjusting_clients import round_of, silent
 from support.federation import (
     APIS,
     BASELINES,
@@ -27,6 +23,10 @@ from support.federation import (
     proxies_of,
     warnings,
 )
+from support.grid import Client, ClientsGrid
+from support.legacy_federation import manager_of
+from support.records import array_record, ndarrays, payloads
+from support.small_model import evaluate_reply, good_client, train_reply
 
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.legacy import CheckpointedServer

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import Train, following, ignoring, model_of, round_of
-from baselines_federation import BUILDS
-from federation import MODEL, good_client, train_reply, trained
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from support.adjusting_clients import Train, following, ignoring, model_of, round_of
+from support.baselines_federation import BUILDS
 from support.grid import Client, ClientsGrid, train_round
 from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.small_model import MODEL, good_client, train_reply, trained
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.faults import UnusableRepliesError

@@ -17,8 +17,8 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
-from legacy_federation import app_clients, run_server
 from support.grid import ClientsGrid, running
+from support.legacy_federation import app_clients, run_server
 from torch import Tensor, nn
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import Plan, failing, following, ignoring, planned, play, play_round
-from federation import MODEL, good_client
 from flwr.app import ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.adjusting_clients import Plan, failing, following, ignoring, planned, play, play_round
 from support.grid import Client, ClientsGrid
 from support.records import NDArrays, array_record, ndarrays, payloads
 from support.reference import Reply, Server, Settings
+from support.small_model import MODEL, good_client
 
 from fedpw_flwr import FedPW
 

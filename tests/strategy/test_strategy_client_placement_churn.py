@@ -6,12 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from adjusting_clients import Train, failing, following, ignoring, memory, play, play_round, silent
-from broken_replies import BROKEN_REPLIES
-from federation import MODEL, train_reply
 from flwr.app import Message
+from support.adjusting_clients import (
+    Train,
+    failing,
+    following,
+    ignoring,
+    memory,
+    play,
+    play_round,
+    silent,
+)
+from support.broken_replies import BROKEN_REPLIES
 from support.grid import Client
 from support.records import array_record, payloads
+from support.small_model import MODEL, train_reply
 
 from fedpw_flwr import FedPW
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import (
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.adjusting_clients import (
     Train,
     altered,
     assert_quarantined,
@@ -26,12 +29,9 @@ from adjusting_clients import (
     round_of,
     with_report,
 )
-from federation import MODEL, train_reply, trained
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.grid import Client
 from support.records import NDArrays, array_record, payloads, train_content
+from support.small_model import MODEL, train_reply, trained
 
 from fedpw_flwr import FedPW
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import (
+from flwr.app import Message, RecordDict
+from support.adjusting_clients import (
     Round,
     Train,
     assert_quarantined,
@@ -24,10 +25,9 @@ from adjusting_clients import (
     report_of,
     round_of,
 )
-from federation import train_reply, trained
-from flwr.app import Message, RecordDict
 from support.grid import Client
 from support.records import NDArrays, array_record, payloads, train_content
+from support.small_model import train_reply, trained
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.wire.packing import UploadDtype, packed_size

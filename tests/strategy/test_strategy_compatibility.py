@@ -7,8 +7,6 @@ import itertools
 from collections.abc import Callable
 
 import pytest
-from adjusting_clients import following
-from federation import MODEL, evaluating
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
@@ -20,8 +18,10 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
+from support.adjusting_clients import following
 from support.grid import ClientsGrid
 from support.records import array_record
+from support.small_model import MODEL, evaluating
 
 from fedpw_flwr import FedPW
 

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from adjusting_clients import following, ignoring, play
-from federation import MODEL, evaluating
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from support.adjusting_clients import following, ignoring, play
 from support.grid import Client, ClientsGrid
 from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.small_model import MODEL, evaluating
 
 from fedpw_flwr import FedPW
 

@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from federation import MODEL, evaluate_reply, good_client, train_reply, trained
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from support.grid import ClientsGrid, ask, train_round
 from support.records import array_record, ndarrays, train_content
+from support.small_model import MODEL, evaluate_reply, good_client, train_reply, trained
 
 from fedpw_flwr import FedPW, MissingLossError
 from fedpw_flwr.algorithm import FedPWSettings

@@ -7,13 +7,13 @@ import random
 
 import numpy as np
 import pytest
-from broken_replies import BROKEN_REPLIES
-from federation import MODEL, train_reply
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.broken_replies import BROKEN_REPLIES
 from support.grid import Client, ClientsGrid, train_round
 from support.records import array_record, ndarrays, payloads, train_content
+from support.small_model import MODEL, train_reply
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.faults import UnusableRepliesError

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import pytest
-from federation import MODEL, good_client, train_reply
 from flwr.app import Message, MetricRecord
 from support.grid import ClientsGrid
 from support.records import array_record
+from support.small_model import MODEL, good_client, train_reply
 
 from fedpw_flwr import FedPW
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from adjusting_clients import following, memory, round_of, silent
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.adjusting_clients import following, memory, round_of, silent
 from support.grid import Client, ClientsGrid, ask
 from support.records import NDArrays, array_record, ndarrays, payloads, train_content
-from tampered_replies import TAMPERED, Fate, Honest
+from support.tampered_replies import TAMPERED, Fate, Honest
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.faults import UnusableRepliesError

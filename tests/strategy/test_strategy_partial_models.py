@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adjusting_clients import following, ignoring, model_of, round_of
-from baselines_federation import BUILDS
-from federation import evaluate_reply, trained
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.client import Client as LegacyClient
 from flwr.client import NumPyClient
@@ -20,9 +17,12 @@ from flwr.clientapp import ClientApp
 from flwr.common import Scalar, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import Server
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from legacy_federation import app_clients, fit_round, manager_of, with_server_round
+from support.adjusting_clients import following, ignoring, model_of, round_of
+from support.baselines_federation import BUILDS
 from support.grid import Client, ClientsGrid, train_round
+from support.legacy_federation import app_clients, fit_round, manager_of, with_server_round
 from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.small_model import evaluate_reply, trained
 
 from fedpw_flwr import FedPW, FedPWClient, legacy
 from fedpw_flwr.client.numpy_client_app import numpy_client_app

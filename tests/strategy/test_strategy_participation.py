@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from federation import MODEL, good_client
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from support.grid import ClientsGrid, running, train_round
 from support.records import array_record, payloads
+from support.small_model import MODEL, good_client
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
 from fedpw_flwr.wire.records import IDENTITY_QUERY

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from federation import MODEL, good_client
 from flwr.app import ConfigRecord
 from support.grid import ClientsGrid
 from support.records import array_record
+from support.small_model import MODEL, good_client
 
 from fedpw_flwr import FedPW
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from federation import MODEL, good_client
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedProx
 from support.grid import ClientsGrid, train_round
 from support.records import array_record, payloads
+from support.small_model import MODEL, good_client
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.baselines import EqualFedAvg

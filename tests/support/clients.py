@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from federation import MODEL, trained
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -30,6 +29,7 @@ from fedpw_flwr.wire.adjustment import (
 from support.grid import Client, ClientsGrid
 from support.records import NDArrays, array_record
 from support.reference import masked
+from support.small_model import MODEL, trained
 
 Arrays = list[npt.NDArray[Any]]
 AppOf = Callable[[int], ClientApp]

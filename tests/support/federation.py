@@ -15,11 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from adjusting_clients import following
-from baselines_federation import BUILDS
-from support.grid import Client, ClientsGrid
-from federation import MODEL as SMALL_MODEL
-from federation import evaluate_reply, train_reply
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common import (
     EvaluateIns,
@@ -32,13 +27,18 @@ from flwr.common import (
 )
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.server import evaluate_clients, fit_clients
-from legacy_federation import OK, PlainClient, manager_of, run_server, with_server_round
-from support.records import NDArrays, array_record, ndarrays
 
 import fedpw_flwr
 from fedpw_flwr import legacy
 from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.records import IDENTITY_QUERY
+from support.adjusting_clients import following
+from support.baselines_federation import BUILDS
+from support.grid import Client, ClientsGrid
+from support.legacy_federation import OK, PlainClient, manager_of, run_server, with_server_round
+from support.records import NDArrays, array_record, ndarrays
+from support.small_model import MODEL as SMALL_MODEL
+from support.small_model import evaluate_reply, train_reply
 
 MODEL: NDArrays = {
     **SMALL_MODEL,

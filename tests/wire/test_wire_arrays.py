@@ -7,10 +7,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from broken_replies import npy
 from flwr.app import Array, ArrayRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.broken_replies import npy
 
 from fedpw_flwr.wire.arrays import (
     ArrayTensors,

@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from app_federation import (
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from support.app_federation import (
     DOMAIN_OF_CLIENT,
     NUM_CLIENTS,
     OVERRIDES,
@@ -21,7 +22,6 @@ from app_federation import (
     message_to,
     over_the_wire,
 )
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from support.records import payloads
 
 from fedpw_flwr.lab.app.client_app import app
@@ -32,7 +32,7 @@ from fedpw_flwr.lab.training.loop import client_generator, train
 
 DROPOUT = OVERRIDES.replace(
     "model=cnn model.width=4",
-    "model=cnn ~model.width model._target_=dropout_model.DropoutModel ~model.normalisation",
+    "model=cnn ~model.width model._target_=support.dropout_model.DropoutModel ~model.normalisation",
 )
 """A model that draws random numbers while it trains."""
 

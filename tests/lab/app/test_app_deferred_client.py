@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 
-from app_federation import client_context, initial_arrays, message_to, over_the_wire
+from support.app_federation import client_context, initial_arrays, message_to, over_the_wire
 from support.records import payloads
 
 from fedpw_flwr.lab.app.client_app import app as client_app

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_federation import NUM_CLIENTS, OVERRIDES, AppGrid, server_context
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.app_federation import NUM_CLIENTS, OVERRIDES, AppGrid, server_context
 
 from fedpw_flwr.lab.app import client_app
 from fedpw_flwr.lab.app.profiling import RoundProfiler

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from app_federation import (
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, Strategy
+from support.app_federation import (
     DOMAIN_OF_CLIENT,
     NUM_CLIENTS,
     OVERRIDES,
@@ -19,8 +21,6 @@ from app_federation import (
     experiment,
     initial_arrays,
 )
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, Strategy
 from support.records import payloads
 
 from fedpw_flwr import FedPW

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from app_federation import AppGrid, initial_arrays
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
+from support.app_federation import AppGrid, initial_arrays
 from support.records import payloads
 
 from fedpw_flwr.checkpoint import CheckpointStore

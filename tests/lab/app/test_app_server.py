@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from app_federation import (
+from flwr.app import ArrayRecord, Context, Message
+from flwr.clientapp import ClientApp
+from support.app_federation import (
     DOMAIN_OF_CLIENT,
     NUM_CLIENTS,
     OVERRIDES,
@@ -21,8 +23,6 @@ from app_federation import (
     experiment,
     server_context,
 )
-from flwr.app import ArrayRecord, Context, Message
-from flwr.clientapp import ClientApp
 from support.records import payloads
 
 from fedpw_flwr.checkpoint import CheckpointError

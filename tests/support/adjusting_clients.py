@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import train_reply
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from support.grid import Client, ClientsGrid
-from support.records import NDArrays, ndarrays, payloads, train_content
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.algorithm import AdjustmentState
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
+from support.grid import Client, ClientsGrid
+from support.records import NDArrays, ndarrays, payloads, train_content
+from support.small_model import train_reply
 
 Train = Callable[[Message], Message]
 Plan = Mapping[tuple[int, int], tuple[Mapping[str, np.ndarray], float]]

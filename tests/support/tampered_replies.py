@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
-from support.records import NDArrays
 
 from fedpw_flwr.algorithm.adjustment import entry_count
 from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport
 from fedpw_flwr.wire.packing import pack_update, packed_size
+from support.records import NDArrays
 
 
 class Fate(Enum):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from support.grid import Client, ClientsGrid, train_round
-from support.records import NDArrays, array_record, ndarrays, train_content
 
 from fedpw_flwr import baselines
 from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.wire.records import IDENTITY_QUERY
+from support.grid import Client, ClientsGrid, train_round
+from support.records import NDArrays, array_record, ndarrays, train_content
 
 MODEL: NDArrays = {
     "body.weight": np.array([[1.0, -2.0], [0.5, 0.25]], dtype=np.float32),

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from support.grid import Client, ClientsGrid
-from support.records import NDArrays, array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW
+from support.grid import Client, ClientsGrid
+from support.records import NDArrays, array_record, ndarrays, train_content
 
 MODEL: NDArrays = {
     "body.weight": np.linspace(-1.0, 1.0, 24, dtype=np.float32).reshape(6, 4),

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from federation import MODEL, trained
 from flwr.app import Context, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -38,7 +37,9 @@ from flwr.server.compat.grid_client_proxy import GridClientProxy
 from flwr.server.history import History
 from flwr.server.server import FitResultsAndFailures, evaluate_clients, fit_clients
 from flwr.server.strategy import Strategy
+
 from support.grid import ONE_AT_A_TIME, ClientsGrid, running
+from support.small_model import MODEL, trained
 
 Fit = Callable[[int, FitIns], FitRes]
 Evaluate = Callable[[int, EvaluateIns], EvaluateRes]

@@ -13,10 +13,10 @@ from pathlib import Path
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
-from support.grid import ClientsGrid, running
 
 from fedpw_flwr.lab.app import client_app
 from fedpw_flwr.lab.experiment import Experiment, experiment_of
+from support.grid import ClientsGrid, running
 
 TRAINING_PICTURES = {"scans": 24, "textured": 20, "blurred": 20, "fonts": 12}
 """Of each client of a domain: unequal, so that weights by examples are not equal ones."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from federation import stray
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
 from support.records import array_record, ndarrays
+from support.small_model import stray
 
 Break = Callable[[Message, Message], list[Message]]
 
