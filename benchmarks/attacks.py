@@ -89,13 +89,13 @@ class Size:
     """How much is measured."""
 
     clients_per_domain: int = 3
-    pictures: int = 130
+    images: int = 130
     width: int = 16
     rounds: int = 25
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-TINY = Size(clients_per_domain=1, pictures=16, width=2, rounds=2, seeds=(0,))
+TINY = Size(clients_per_domain=1, images=16, width=2, rounds=2, seeds=(0,))
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def run(
 ) -> Outcome:
     """Train one federation."""
     shares = ByDomain(
-        clients_per_domain=size.clients_per_domain, train_per_client=size.pictures
+        clients_per_domain=size.clients_per_domain, train_per_client=size.images
     ).split(data, seed)
     sets = [share.train for share in shares]
     with torch.random.fork_rng():
@@ -203,14 +203,14 @@ def client_app(
     def train_client(message: Message, context: Context) -> Message:
         client = context.node_id - 1
         server_round = counted(message.content.config_records["config"], "server-round")
-        pictures = sets[client]
+        images = sets[client]
         attacks = client == ATTACKER
         if attacks and attack.wrong_labels:
-            pictures = ImageSet(pictures.images, (pictures.labels + 1) % data.num_classes)
+            images = ImageSet(images.images, (images.labels + 1) % data.num_classes)
         model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         loss = train(
             model,
-            pictures,
+            images,
             TRAINING,
             mean=data.mean,
             std=data.std,
@@ -222,7 +222,7 @@ def client_app(
         content = RecordDict(
             {
                 "arrays": ArrayRecord(model.state_dict()),
-                "metrics": MetricRecord({"train_loss": loss, "num-examples": len(pictures)}),
+                "metrics": MetricRecord({"train_loss": loss, "num-examples": len(images)}),
                 "identity": ConfigRecord({"client-id": client}),
             }
         )
@@ -231,8 +231,8 @@ def client_app(
     return app
 
 
-def accuracy(model: SmallCNN, pictures: ImageSet, data: DomainCollection) -> float:
-    return evaluate(model, pictures, mean=data.mean, std=data.std, device="cpu").accuracy
+def accuracy(model: SmallCNN, images: ImageSet, data: DomainCollection) -> float:
+    return evaluate(model, images, mean=data.mean, std=data.std, device="cpu").accuracy
 
 
 def digest_of(result: Result) -> str:
@@ -283,7 +283,7 @@ def harm_table(size: Size, runs: Runs) -> Table:
         rows=tuple(rows),
         note=(
             f"After {size.rounds} rounds, means over the seeds {', '.join(map(str, size.seeds))}. "
-            f"Accuracies, on the domains' own test pictures, are those of the last {LAST} rounds; "
+            f"Accuracies, on the domains' own test images, are those of the last {LAST} rounds; "
             "weight and drop rate those of the last. Without an attack the weight is that of the "
             "client that attacks in the other rows."
         ),

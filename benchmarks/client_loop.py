@@ -6,7 +6,7 @@ The three do the same work in the same run, in turns: plain_loop.py says what th
 the others are the real command, a Ray simulation on all cores. A round lasts from one recorded
 global model to the next: training, adjustment, messages, aggregation, evaluation on every domain,
 and for `fedpw` also saving. What belongs to no later round is called start and end, for all three:
-imports, pictures, Ray, workers, the first round, in which the workers get ready, and for `fedpw`
+imports, images, Ray, workers, the first round, in which the workers get ready, and for `fedpw`
 also plots and Ray's shutdown. DATA holds mnist.npz, usps.npz, svhn.npz and mnistm.npz; where it is
 not given, the digits that come with the package are trained on, and the table says so.
 
@@ -116,7 +116,7 @@ def tables(
 
 def rounds_table(data: Path | None, repeats: int, rounds: int, *, tiny: bool = False) -> Table:
     """Rounds an hour of the three, in turns."""
-    words, pictures = (
+    words, described = (
         ((*TINY, "runtime.device=cpu"), "a handful of digits") if tiny else experiment_words(data)
     )
     kinds = [kind for kind in KINDS if not (tiny and kind in SKIPPED_WHEN_TINY)]
@@ -160,7 +160,7 @@ def rounds_table(data: Path | None, repeats: int, rounds: int, *, tiny: bool = F
             "/ plain",
         ),
         tuple(rows),
-        f"{pictures}; `{_shown(words)}`. {repeats} runs of {rounds} rounds each, in turns; "
+        f"{described}; `{_shown(words)}`. {repeats} runs of {rounds} rounds each, in turns; "
         "medians of the rounds after the first, ratios within a turn. The plain loop uses "
         f"{torch.get_num_threads()} threads in one process, fedpw one worker a core.",
     )
@@ -171,7 +171,7 @@ def gpu_table(data: Path | None, rounds: int, device: str | None, *, tiny: bool 
 
     A device "cpu" only shows that it runs; None says in each row that nothing was measured.
     """
-    words, pictures = (TINY, "a handful of digits") if tiny else paper_words(data)
+    words, described = (TINY, "a handful of digits") if tiny else paper_words(data)
     rows: list[tuple[str, ...]] = []
     plain: Run | None = None
     for kind, extra in KINDS.items():
@@ -193,7 +193,7 @@ def gpu_table(data: Path | None, rounds: int, device: str | None, *, tiny: bool 
         "Rounds an hour on one GPU",
         ("who", "workers", "s a round", "rounds an hour", "/ plain"),
         tuple(rows),
-        f"The paper's Digits setting: {pictures}; `{_shown(words)}`. Medians of the rounds "
+        f"The paper's Digits setting: {described}; `{_shown(words)}`. Medians of the rounds "
         f"after the first of {rounds}.",
     )
 
@@ -202,7 +202,7 @@ def accuracy_table(
     data: Path | None, seeds: Sequence[int], rounds: int, *, tiny: bool = False
 ) -> Table:
     """AVG, STD and worst accuracy of whole runs, seed by seed, with the spread over seeds."""
-    words, pictures = (TINY, "a handful of digits") if tiny else experiment_words(data)
+    words, described = (TINY, "a handful of digits") if tiny else experiment_words(data)
     figures: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in KINDS}
     rows: list[tuple[str, ...]] = []
     for seed in seeds:
@@ -221,7 +221,7 @@ def accuracy_table(
         "Accuracy of whole runs",
         ("who", "seed", "AVG, %", "STD, points", "worst, %"),
         tuple(rows),
-        f"{pictures}; `{_shown(words)}`, {rounds} rounds, means of the last {LAST_ROUNDS}. "
+        f"{described}; `{_shown(words)}`, {rounds} rounds, means of the last {LAST_ROUNDS}. "
         "AVG, STD (ddof=1) and worst are over the domains; the spread is the standard deviation "
         "(ddof=1) over seeds. The plain loop draws its crops and orders from another source, so it "
         "differs from the others as one seed from another.",
@@ -257,17 +257,17 @@ def experiment_words(data: Path | None) -> tuple[tuple[str, ...], str]:
 def paper_words(data: Path | None) -> tuple[tuple[str, ...], str]:
     """Return the words of the paper's Digits setting: 20 clients, width 64, 10 local epochs."""
     words, _ = experiment_words(data)
-    pictures = "20 clients, five a domain, ResNet-10 of width 64, 10 epochs of batches of 64"
+    described = "20 clients, five a domain, ResNet-10 of width 64, 10 epochs of batches of 64"
     settings = ("model.width=64", "client.epochs=10", "client.batch_size=64")
     if not words:
         division = ("partition=by_domain", "partition.clients_per_domain=5")
-        return (*division, *settings), f"{pictures}, embedded digits"
+        return (*division, *settings), f"{described}, embedded digits"
     # 1 % of MNIST, USPS and MNIST-M, and what the archive of SVHN has.
     division = (
         "partition.clients_per_domain=5",
         "partition.train_per_client={mnist:600,usps:73,svhn:147,mnistm:600}",
     )
-    return (*words, *division, *settings, "client.learning_rate=0.001"), pictures
+    return (*words, *division, *settings, "client.learning_rate=0.001"), described
 
 
 def run(kind: str, words: Sequence[str], rounds: int) -> Run:

@@ -10,7 +10,7 @@ in flight and a thousand clients' contexts, and maps Ray's object store; what on
 is in a column of its own. What the checkpoint holds is read back from disk after the run.
 
 DATA holds mnist.npz, usps.npz, svhn.npz and mnistm.npz; where it is not given, the digits that come
-with the package are divided, one or two pictures a client.
+with the package are divided, one or two images a client.
 """
 
 from __future__ import annotations
@@ -267,11 +267,11 @@ def measure(size: Size, data: Path | None = None) -> Run:
 
 def words(size: Size, data: Path | None) -> list[str]:
     """Write the run as the command takes it."""
-    pictures = ["dataset=embedded_digits"]
+    dataset = ["dataset=embedded_digits"]
     if data is not None:
-        pictures = ["dataset=four_domains", f"dataset.folder={data.resolve()}"]
+        dataset = ["dataset=four_domains", f"dataset.folder={data.resolve()}"]
     return [
-        *pictures,
+        *dataset,
         "dataset.image_size=16",
         "partition=by_domain",
         f"partition.clients_per_domain={size.clients // DOMAINS}",

@@ -7,7 +7,7 @@ term, should give each of them three times the others' share. At round 1000 thes
 others, and another 200 become weak. Meanwhile all losses fall tenfold in 300 rounds. Drawn is the
 mean q of both groups, in units of the others', by the rule of the package, which counts time in
 rounds, and by the one it had before, which counted in visits. A few seconds on one core; the same
-seed draws the same picture.
+seed draws the same plot.
 """
 
 from __future__ import annotations

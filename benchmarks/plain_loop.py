@@ -3,13 +3,13 @@
     python benchmarks/plain_loop.py --rounds 5 -- experiment=four_domains dataset.folder=DATA
 
 One process trains one client after another, with what PyTorch and torchvision offer for it: a
-Dataset of PIL pictures with RandomCrop, ToTensor and Normalize, a DataLoader without workers, a
+Dataset of PIL images with RandomCrop, ToTensor and Normalize, a DataLoader without workers, a
 deep copy of the model for each client, torch.optim.SGD as it comes, loss.item() after every batch,
 the model in the default memory format, and PyTorch's default threads, which are one for each core.
 The ResNet-10 has the usual strided 1x1 convolution in its shortcuts. Nothing is slowed down.
 
-The work is that of `fedpw` with the same words: the same pictures with each client, batches,
-epochs, rounds, initial weights and test pictures. The server step is this package's own. Each round
+The work is that of `fedpw` with the same words: the same images with each client, batches,
+epochs, rounds, initial weights and test images. The server step is this package's own. Each round
 is printed as a line of JSON: its number, seconds, and the accuracy on each domain.
 """
 
@@ -155,10 +155,10 @@ def accuracy_on(
 class Pictures(Dataset[tuple[Tensor, int]]):
     """Pictures as torchvision's own data sets give them: PIL, then the transform."""
 
-    def __init__(self, pictures: ImageSet, transform: transforms.Compose) -> None:
-        arrays = pictures.images.permute(0, 2, 3, 1).contiguous().numpy()
+    def __init__(self, images: ImageSet, transform: transforms.Compose) -> None:
+        arrays = images.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.images = arrays[..., 0] if arrays.shape[-1] == 1 else arrays
-        self.labels = pictures.labels.tolist()
+        self.labels = images.labels.tolist()
         self.transform = transform
 
     def __len__(self) -> int:

@@ -276,7 +276,7 @@ def client_app(
 
 @cache
 def clients(seed: int) -> tuple[DomainCollection, list[ClientShare]]:
-    """Return the domains, and two clients' pictures of each."""
+    """Return the domains, and two clients' images of each."""
     data = embedded_digits(image_size=IMAGE_SIZE)
     return data, ByDomain(clients_per_domain=2, train_per_client=PICTURES).split(data, seed)
 

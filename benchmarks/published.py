@@ -7,7 +7,7 @@
 DATA is a folder of archives (mnist.npz, usps.npz, svhn.npz, mnistm.npz, fashion_mnist.npz,
 cifar10.npz). Begun again it runs only what is missing, so it may be stopped at any time, and go on
 in another clone: the figures of every finished run are kept in results/runs.tar.xz, without its
-models. What `fedpw-compare` makes of each experiment goes to results/NAME, of its pictures the one
+models. What `fedpw-compare` makes of each experiment goes to results/NAME, of its plots the one
 that RESULTS.md shows; RESULTS.md is made of these pages and of the remarks in
 results/NAME/remarks.md, which are written by hand.
 """
@@ -41,7 +41,7 @@ RUNS = REPOSITORY / "multirun" / "published"
 PREFACE, REMARKS = "preface.md", "remarks.md"
 KEPT = COMPARISONS / "runs.tar.xz"
 SHOWN = "fairness.png"
-"""Of a comparison's pictures, the one that the page has room for."""
+"""Of a comparison's plots, the one that the page has room for."""
 
 SEEDS = "seed=0,1,2"
 HELD_OUT = "seed=100"
@@ -152,7 +152,7 @@ def _sensitivity(name: str, title: str, key: str, values: str) -> Published:
 PUBLISHED = (
     Published(
         "embedded",
-        "The default experiment, on pictures that come with the package",
+        "The default experiment, on images that come with the package",
         (("strategy=fedavg,fedpw_server,fedpw", SEEDS),),
     ),
     Published(
@@ -321,7 +321,7 @@ def kept() -> list[PackedRun]:
 
 
 def leave_shown(comparison: Path) -> None:
-    """Leave of a comparison's pictures the one that RESULTS.md shows, in 256 colours.
+    """Leave of a comparison's plots the one that RESULTS.md shows, in 256 colours.
 
     The others are ten times as large, and `fedpw-compare` draws them again.
     """
@@ -331,8 +331,8 @@ def leave_shown(comparison: Path) -> None:
     comparison.write_text(text, encoding="utf-8")
     shown = plots_of_page(comparison)
     remove_plots(drawn - shown, comparison.parent)
-    for picture in shown:
-        with atomic_file(picture) as partial, Image.open(picture) as image:
+    for plot in shown:
+        with atomic_file(plot) as partial, Image.open(plot) as image:
             small = image.convert("RGB").quantize(dither=Image.Dither.NONE)
             small.save(partial, format="png", optimize=True, dpi=image.info["dpi"])
 
@@ -356,12 +356,12 @@ def page() -> str:
 
 
 def _section(text: str, folder: str) -> str:
-    """Take of a comparison's page what stands for it: failed runs, last rounds' tables, a picture.
+    """Take of a comparison's page what stands for it: failed runs, last rounds' tables, a plot.
 
     Its own title goes, and its links point to its folder, where the rest is.
     """
     body = text.split("\n## Columns of comparison.csv")[0]
-    tables, *pictures = re.split(r"^(?=!\[)", body, flags=re.MULTILINE)
+    tables, *plots = re.split(r"^(?=!\[)", body, flags=re.MULTILINE)
     above, *settings = tables.split("\n## ")
     left_out = above.find("**Left out")
     kept = [above[left_out:].strip()] if left_out >= 0 else []
@@ -373,7 +373,7 @@ def _section(text: str, folder: str) -> str:
             title, _, content = section.partition("\n")
             if re.search(r"mean of the last \d+ rounds", title):
                 kept += [f"**{title.removeprefix('### ')}**", content.strip()]
-    kept += [picture.split("\n")[0] for picture in pictures]
+    kept += [plot.split("\n")[0] for plot in plots]
     kept.append(
         "The last round's tables: [comparison.md](comparison.md); every run: "
         "[comparison.csv](comparison.csv)."

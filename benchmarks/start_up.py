@@ -52,7 +52,7 @@ PHASES = (
     Phase("command: Python, hydra, configuration", "ours", "fedpw", "LocalSuperLink._start"),
     Phase("command: import PyTorch", "PyTorch", "fedpw", "import torch", "end"),
     Phase("command: import Flower", "Flower", "fedpw", "build_experiment"),
-    Phase("command: pictures, shares, check", "ours", "fedpw", "LocalSuperLink.wait_until_ready"),
+    Phase("command: images, shares, check", "ours", "fedpw", "LocalSuperLink.wait_until_ready"),
     Phase("SuperLink: what its start still takes", "Flower", "fedpw", "_Run._submit"),
     Phase("flwr run, until the simulation starts", "Flower", "flwr-simulation", "process"),
     Phase(
@@ -68,7 +68,7 @@ PHASES = (
     Phase("worker: import Flower", "Flower", "worker", "import torch"),
     Phase("worker: import PyTorch", "PyTorch", "worker", "import torch", "end"),
     Phase("worker: import the ClientApp", "ours", "worker", FIRST_CLIENT),
-    Phase("worker: compose, pictures, shares", "ours", "worker", "build_experiment", "end"),
+    Phase("worker: compose, images, shares", "ours", "worker", "build_experiment", "end"),
     Phase(
         "worker: train, with PyTorch's first step", "ours, PyTorch", "worker", FIRST_CLIENT, "end"
     ),

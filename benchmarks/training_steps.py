@@ -2,7 +2,7 @@
 
     python benchmarks/training_steps.py            # --tiny shows that it runs
 
-ResNet-10 of width 16 on 64 pictures of 32x32 pixels, one thread. In one process, the variants take
+ResNet-10 of width 16 on 64 images of 32x32 pixels, one thread. In one process, the variants take
 turns, and the figures are medians over the turns. Freed memory is kept or given back for a whole
 process, so processes of the two kinds alternate. The tables are part of client_loop.py's.
 """
@@ -84,7 +84,7 @@ def steps_table(*, tiny: bool = False) -> Table:
         "One step, one thread",
         ("variant", "ms, freed memory given back", "ms, kept", "first row's first / kept"),
         tuple(rows),
-        "ResNet-10 of width 16, 64 pictures of 32x32, without cutting the batch; medians over "
+        "ResNet-10 of width 16, 64 images of 32x32, without cutting the batch; medians over "
         "variants that take turns in a process, and processes of both kinds that take turns. "
         "Compiling takes tens of seconds more in the first step of each worker.",
     )

@@ -20,7 +20,6 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg, FedOpt
 from torch import Tensor
 
-from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.legacy.answers import (
     EXAMPLES_KEY,
@@ -44,7 +43,7 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.fedpw_method import FedPWMethod
+from fedpw_flwr.strategy.fedpw_method import FedPWMethod, WithFedPW
 from fedpw_flwr.strategy.options import MethodOptions, split
 from fedpw_flwr.strategy.step_on_top import StepOnTrainedFit, place_in_front
 from fedpw_flwr.wire.arrays import array_of_npy
@@ -52,7 +51,7 @@ from fedpw_flwr.wire.arrays import array_of_npy
 __all__ = ["FedPW"]
 
 
-class FedPW(FedAvg):
+class FedPW(WithFedPW, FedAvg):
     """Fair federated learning for NumPyClients under Flower's legacy server.
 
     Implementation of FedPW (Guan et al., "Rethinking Fair Federated Learning from Parameter and
@@ -153,20 +152,6 @@ class FedPW(FedAvg):
         return f"FedPW(accept_failures={self.accept_failures})"
 
     @property
-    def settings(self) -> FedPWSettings:
-        """The method's hyper-parameters."""
-        return self.method.settings
-
-    @property
-    def state(self) -> WeightingState:
-        """The method's memory of the clients."""
-        return self.method.state
-
-    @state.setter
-    def state(self, state: WeightingState) -> None:
-        self.method.state = state
-
-    @property
     def standstill(self) -> Standstill:
         """How long the model has not changed."""
         return self.driver.standstill
@@ -184,10 +169,6 @@ class FedPW(FedAvg):
             If it is not such a state.
         """
         self.driver.restore_state(state, tensors)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the settings that a run must keep when it goes on from a checkpoint."""
-        return self.method.fingerprint()
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Log the settings, then as FedAvg.

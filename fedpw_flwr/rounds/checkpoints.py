@@ -145,7 +145,7 @@ class CheckpointStore:
             lock.release()
 
     def is_due(self, server_round: int, last_round: int) -> bool:
-        """Return whether a checkpoint is to be taken after a round."""
+        """Return whether a round is followed by a checkpoint."""
         return server_round % self.every == 0 or server_round == last_round
 
     def rounds(self) -> list[int]:
@@ -154,12 +154,7 @@ class CheckpointStore:
         return sorted((int(name[1]) for name in found if name), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint, then remove those that are too old to be kept.
-
-        Returns
-        -------
-        Path
-            Its folder.
+        """Write a checkpoint, remove those too old to be kept; return its folder.
 
         Raises
         ------

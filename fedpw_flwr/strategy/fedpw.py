@@ -9,7 +9,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fedpw_flwr.algorithm import FedPWSettings, WeightingState
 from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.driver import Driver
 from fedpw_flwr.rounds.loop import run_rounds
@@ -17,7 +16,7 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_clipping_of_packed,
     refuse_incompatible_callers,
 )
-from fedpw_flwr.strategy.fedpw_method import FedPWMethod
+from fedpw_flwr.strategy.fedpw_method import FedPWMethod, WithFedPW
 from fedpw_flwr.strategy.options import FedPWOptions, MethodOptions, split
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
@@ -25,7 +24,7 @@ from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
 __all__ = ["FedPW"]
 
 
-class FedPW(ScreenedFedAvg):
+class FedPW(WithFedPW, ScreenedFedAvg):
     """Fair federated learning by parameter adjustment and adaptive weights.
 
     Implementation of FedPW (Guan et al., "Rethinking Fair Federated Learning from Parameter and
@@ -132,24 +131,6 @@ class FedPW(ScreenedFedAvg):
         self.checkpoints = None if folder is None else CheckpointStore(folder, every=every)
         self._with_checkpoints = False
         super().__init__(Driver(self.method), sampling, *positional, **rest)
-
-    @property
-    def settings(self) -> FedPWSettings:
-        """The method's hyper-parameters."""
-        return self.method.settings
-
-    @property
-    def state(self) -> WeightingState:
-        """The method's memory of the clients."""
-        return self.method.state
-
-    @state.setter
-    def state(self, state: WeightingState) -> None:
-        self.method.state = state
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the settings that a run must keep when it goes on from a checkpoint."""
-        return self.method.fingerprint()
 
     def start(
         self,

@@ -6,11 +6,11 @@ Both FedPW strategies are this method behind one of Flower's APIs.
 from __future__ import annotations
 
 import logging
+from abc import ABC
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm import (
@@ -25,16 +25,16 @@ from fedpw_flwr.algorithm.client_step import Consensus
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.device import available_device
-from fedpw_flwr.engines import engine_for, why_not_compiled
+from fedpw_flwr.engines import engine_for
 from fedpw_flwr.rounds.faults import BadReply
 from fedpw_flwr.rounds.method import Method, Requests, Step
 from fedpw_flwr.rounds.replies import TrainReply
-from fedpw_flwr.strategy.fedpw_record import recorded, warnings_of
+from fedpw_flwr.strategy.fedpw_record import loops_on, recorded, warnings_of
 from fedpw_flwr.strategy.options import Adjustment, MethodOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES
 
-__all__ = ["FedPWMethod"]
+__all__ = ["FedPWMethod", "WithFedPW"]
 
 logger = logging.getLogger("flwr")
 
@@ -365,16 +365,30 @@ class FedPWMethod(Method):
             f"│\t├── Training loss key: '{self.train_loss_key}'",
             "│\t├── Trainable arrays: "
             + ("known in round 1" if trainable is None else f"{len(trainable)} named"),
-            f"│\t└── Server step on: {self.device}{_loops_on(self.device)}",
+            f"│\t└── Server step on: {self.device}{loops_on(self.device)}",
         ):
             logger.info("\t%s", line)
 
 
-def _loops_on(device: torch.device) -> str:
-    """Return which loops compute the server step, as the summary has it."""
-    if device.type != "cpu":
-        return ""
-    reason = why_not_compiled()
-    if reason:
-        return f"; slower than it could be for large models: {reason}"
-    return ", loops of large models compiled by Numba"
+class WithFedPW(ABC):
+    """What both FedPW strategies show of their method."""
+
+    method: FedPWMethod
+
+    @property
+    def settings(self) -> FedPWSettings:
+        """The method's hyper-parameters."""
+        return self.method.settings
+
+    @property
+    def state(self) -> WeightingState:
+        """The method's memory of the clients."""
+        return self.method.state
+
+    @state.setter
+    def state(self, state: WeightingState) -> None:
+        self.method.state = state
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that a run must keep when it goes on from a checkpoint."""
+        return self.method.fingerprint()

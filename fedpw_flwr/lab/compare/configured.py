@@ -120,7 +120,7 @@ def _dataset(run: FinishedRun) -> str:
     unnamed = several if len(domains) > _MOST_DOMAINS else ", ".join(domains)
     most = dataset.get("max_test_per_domain")
     # Labels are in published tables, so this one keeps its word for an image.
-    limit = f"at most {counted(most, 'test picture')}{' a domain' if len(domains) > 1 else ''}"
+    limit = f"at most {counted(most, 'test image')}{' a domain' if len(domains) > 1 else ''}"
     archives = _kind(dataset) == "archives" or dataset.get("archives_folder")
     notes = [*(["archives"] if archives else []), *([limit] if most is not None else [])]
     name = str(dataset.get("name") or unnamed)
