@@ -109,7 +109,7 @@ def relative_shares(step: Step, seed: int = 0) -> tuple[FloatArray, FloatArray]:
         shares = step(ids.tolist(), told / told.sum(), float(told.mean()))
         if now % EVERY == 0:
             first, later, others = (
-                np.mean([shares[one] for one in group if one in shares]) for group in groups
+                float(np.mean([shares[one] for one in group if one in shares])) for group in groups
             )
             found.append((first / others, later / others))
     first_group, later_group = np.array(found).T

@@ -19,7 +19,6 @@ import argparse
 import copy
 import json
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -190,6 +189,7 @@ class PlainResNet10(ResNet10):
             *(
                 PlainBlock(block.conv1.in_channels, block.conv1.out_channels, block.stride)
                 for block in self.stages
+                if isinstance(block, BasicBlock)
             )
         )
 
@@ -212,4 +212,4 @@ def plain_network(experiment: Experiment) -> nn.Module:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -41,11 +41,11 @@ def test_every_baseline_names_itself_and_can_be_built(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in BUILDS if name != "fedprox"])
 def test_its_file_shows_all_its_settings_with_their_defaults(name: str) -> None:
     settings = settings_of(name)
-    parameters = inspect.signature(get_class(str(settings["_target_"])).__init__).parameters
+    parameters = inspect.signature(get_class(str(settings["_target_"]))).parameters
     own = {
         key: one.default
         for key, one in parameters.items()
-        if key not in ("self", "options", "train_loss_key")
+        if key not in ("options", "train_loss_key")
     }
     for key, default in {**own, **SET_OTHERWISE.get(name, {})}.items():
         assert key in settings

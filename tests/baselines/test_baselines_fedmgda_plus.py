@@ -26,7 +26,8 @@ from fedpw_flwr.baselines.min_norm import min_norm_weights, optimality_gap
 
 def unit_vectors(seed: int, count: int, size: int) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal((count, size))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
 
 
 def test_perpendicular_vectors_are_mixed_by_the_inverse_of_their_squares() -> None:

@@ -31,9 +31,9 @@ def answers_the_question(does: Any, identity: int, initial_loss: float) -> Clien
     plain = client_of(does, identity)
 
     def answer(message: Message) -> list[Message]:
-        replies = plain(message)
+        replies = list(plain(message))
         if message.content["config"].get("report-initial-loss"):
-            replies[0].content["metrics"]["initial_loss"] = initial_loss
+            replies[0].content.metric_records["metrics"]["initial_loss"] = initial_loss
         return replies
 
     return answer
@@ -102,7 +102,7 @@ def test_the_loss_of_the_received_model_is_what_counts(name: str) -> None:
             metrics.append(said)
         assert metrics[1]["client-weight"] == metrics[0]["client-weight"]
         assert metrics[1]["client-loss"] == INITIAL
-    assert len(set(metrics[0]["client-weight"])) == 3  # type: ignore[arg-type]
+    assert len(set(metrics[0]["client-weight"])) == 3
     # What the round records of local training stays what it was.
     assert metrics[1]["train_loss"] == pytest.approx(3.0 - sum(INITIAL) / 3)
     assert metrics[1]["initial_loss"] == pytest.approx(sum(INITIAL) / 3)

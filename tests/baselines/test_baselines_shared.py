@@ -93,7 +93,7 @@ def test_running_variances_never_fall_below_zero(build: Build, count: int) -> No
         return local([0.1] * 4, var=now)
 
     strategy = build(min_train_nodes=1, min_available_nodes=1)
-    arrays = array_record({**MODEL, "norm.running_var": np.float32([1e6, 3.7e5])})
+    arrays = array_record({**MODEL, "norm.running_var": np.array([1e6, 3.7e5], np.float32)})
     grid = ClientsGrid({100 + one: client_of(vanishing, one) for one in range(count)})
     for server_round in range(1, 4):
         now = ndarrays(arrays)["norm.running_var"]

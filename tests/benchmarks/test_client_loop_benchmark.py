@@ -9,6 +9,7 @@ import plain_loop
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torchvision import transforms
 
 from fedpw_flwr.lab.config.configuration import compose_configuration
 from fedpw_flwr.lab.experiment import Experiment, build_experiment
@@ -52,10 +53,10 @@ def test_plain_pictures_are_normalised_as_in_the_package(experiment: Experiment)
     data = experiment.data
     test = data.domains[0].test
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (data.mean, data.std))
-    transform = plain_loop.transforms.Compose(
+    transform = transforms.Compose(
         [
-            plain_loop.transforms.ToTensor(),
-            plain_loop.transforms.Normalize(data.mean, data.std),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
         ]
     )
     image, label = plain_loop.Pictures(test, transform)[3]

@@ -227,7 +227,7 @@ def test_something_that_builds_no_client_is_refused_at_once(client_fn: Any) -> N
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_factory_that_calls_to_client_is_told_not_to(kind: str) -> None:
-    app = numpy_client_app(lambda context: FedPWClient(Told()).to_client())  # type: ignore[arg-type, return-value]
+    app = numpy_client_app(lambda context: FedPWClient(Told()).to_client())  # type: ignore[return-value]
     with pytest.raises(TypeError, match=r"return the NumPyClient itself, without \.to_client"):
         answer(app, train_message(MODEL, {}, kind))
 

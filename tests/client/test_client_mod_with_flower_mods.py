@@ -56,7 +56,7 @@ from support.clients import (
     train_message,
 )
 from support.grid import ClientsGrid
-from support.records import NDArrays, array_record, ndarrays, payloads
+from support.records import NDArrays, array_record, left_out_of, ndarrays, payloads
 from support.reference import entry_count
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
@@ -86,11 +86,8 @@ class Run:
     replies: dict[tuple[int, int], Message] = field(default_factory=dict)
 
     @property
-    def failed(self) -> list[Any]:
-        return [
-            metrics["fedpw-failed"] + metrics["fedpw-quarantined"]  # type: ignore[operator]
-            for metrics in self.metrics.values()
-        ]
+    def failed(self) -> list[int]:
+        return [left_out_of(metrics) for metrics in self.metrics.values()]
 
     def update(self, server_round: int, node: int) -> Any:
         """What the server got from a client, as one long w − w_k."""
@@ -384,9 +381,7 @@ def test_secure_aggregation_is_an_error_before_training(mod: Mod, upload: str) -
         Key.CIPHERTEXT_LIST: [b"share"],
         Key.SOURCE_LIST: [12],
     }
-    content = RecordDict(
-        {"arrays": array_record(FLOATS), RECORD_KEY_CONFIGS: ConfigRecord(config)}  # type: ignore[arg-type]
-    )
+    content = RecordDict({"arrays": array_record(FLOATS), RECORD_KEY_CONFIGS: ConfigRecord(config)})
     context = context_of(NODES[0])
     state = SecAggPlusState(current_stage=Stage.SHARE_KEYS)
     context.state[RECORD_KEY_STATE] = ConfigRecord(state.to_dict())

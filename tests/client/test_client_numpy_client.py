@@ -454,7 +454,7 @@ def test_to_client_leaves_the_wrapper_as_it_is() -> None:
 
 
 def test_client_fn_may_return_the_wrapper_itself() -> None:
-    app = ClientApp(client_fn=lambda context: FedPWClient(NoisyClient(11)))  # type: ignore[arg-type, return-value]
+    app = ClientApp(client_fn=lambda context: FedPWClient(NoisyClient(11)))  # type: ignore[return-value]
     config = {**CONFIG, **REQUESTS["mask"]}
     expected = fitted(app_of(lambda: FedPWClient(NoisyClient(11))), config)
     assert fitted(app, config) == expected

@@ -20,6 +20,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from cryptography import x509
 from safetensors.torch import load_file
 
@@ -223,6 +225,9 @@ class Federation:
         (status,) = [run["status"] for run in runs if run["run-id"] == run_id]
         return str(status)
 
+    def has_ended(self, run_id: str) -> bool:
+        return self.status(run_id).startswith("finished")
+
     def nodes(self) -> dict[str, str]:
         """Status by node id."""
         listed = self.ask("supernode", "list", "fedpw")
@@ -354,11 +359,7 @@ def story(federation: Federation) -> Story:
     metrics_file = federation.run_folder / "metrics.json"
     federation.wait("the metrics of all rounds", metrics_file.exists, 2 * TIMEOUT + 180)
     for run_id in (first, second):
-        federation.wait(
-            f"the end of run {run_id}",
-            lambda run_id=run_id: federation.status(run_id).startswith("finished"),
-            120,
-        )
+        federation.wait(f"the end of run {run_id}", partial(federation.has_ended, run_id), 120)
     memory["back"] = memory_of_weak_site(federation, ROUNDS)
     assert who_trained(federation, ROUNDS) == SITES
     return Story(
@@ -466,10 +467,10 @@ def test_the_model_serves_every_site(federation: Federation, story: Story) -> No
     assert last["fairness-clients"] == 3
     sys.path.insert(0, str(EXAMPLE))
     try:
-        from deployment.task import Net
+        task = import_module("deployment.task")
     finally:
         sys.path.remove(str(EXAMPLE))
-    net = Net().eval()
+    net = task.Net().eval()
     net.load_state_dict(load_file(federation.run_folder / "model.safetensors"))
     accuracies = []
     for site in sorted(SITES):

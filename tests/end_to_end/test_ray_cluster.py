@@ -109,7 +109,7 @@ class Cluster:
         with (folder / "output").open("wb") as output:
             self.nodes[ip] = subprocess.Popen(
                 [
-                    *(*through, COMMANDS / "ray", "start", *words, "--block", "--num-cpus=1"),
+                    *(*through, str(COMMANDS / "ray"), "start", *words, "--block", "--num-cpus=1"),
                     *(f"--node-ip-address={ip}", f"--temp-dir={folder}"),
                     *("--min-worker-port=0", "--max-worker-port=0"),
                 ],

@@ -77,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
             )
         )
         name = ("model_best.safetensors", "model.safetensors")[number]
-        folder.save_model(model.state_dict(), name, {"round": str(number)})  # type: ignore[arg-type]
+        folder.save_model(model.state_dict(), name, {"round": str(number)})
     return folder
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, RecordDict
-from flwr.common import FitIns, FitRes, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import FitIns, FitRes, NDArrays, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import LegacyContext, ServerConfig
 from flwr.server import strategy as flowers
 from flwr.server.strategy import FedAdagrad, FedAdam, FedYogi, Strategy
@@ -34,13 +34,19 @@ NODES = [1, 2, 3, 4]
 class FedPWAdam(FedAdam, FedPW):
     """FedPW's aggregate as the gradient of Adam."""
 
+    current_weights: NDArrays
+
 
 class FedPWAdagrad(FedAdagrad, FedPW):
     """FedPW's aggregate as the gradient of Adagrad."""
 
+    current_weights: NDArrays
+
 
 class FedPWYogi(FedYogi, FedPW):
     """FedPW's aggregate as the gradient of Yogi."""
+
+    current_weights: NDArrays
 
 
 OPTIMIZERS = [FedPWAdam, FedPWAdagrad, FedPWYogi]
@@ -82,6 +88,7 @@ def test_a_server_optimizer_steps_on_what_is_trained_alone(optimizer: type[FedAd
         return fit_result(arrays, 0.3 * node)
 
     strategy = optimizer(initial_parameters=ndarrays_to_parameters(model))
+    assert isinstance(strategy, FedPW)
     # Flower's optimizers pass on no options but their own.
     strategy.array_names = ("weight", "bn.running_var", "key")
     _, parameters = run_server(strategy, [PlainClient(node, fit) for node in NODES], 6)

@@ -44,7 +44,9 @@ class Sites:
 
     def __init__(self, order: Sequence[int], others: Sequence[NumPyClient] = ()) -> None:
         ids = np.random.default_rng(order[0]).permutation(10**6).tolist()
-        self.clients = {ids.pop(): FedPWClient(Site(), client_id=site) for site in order}
+        self.clients: dict[int, NumPyClient] = {
+            ids.pop(): FedPWClient(Site(), client_id=site) for site in order
+        }
         self.clients.update((ids.pop(), other) for other in others)
         self.asked: Counter[int] = Counter()
         self.manager = OrderedClientManager()

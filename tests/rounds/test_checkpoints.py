@@ -157,7 +157,7 @@ def test_a_state_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) ->
 @pytest.mark.parametrize("number", [0, -1, 1.5])
 def test_numbers_have_to_be_positive(name: str, number: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a positive integer"):
-        CheckpointStore("unused", **{name: number})  # type: ignore[arg-type]
+        CheckpointStore("unused", **{name: number})
 
 
 def test_differences_are_named() -> None:

@@ -153,7 +153,7 @@ def test_replies_in_another_precision_are_as_good_as_those_that_were_cast(
     assert {array.dtype for name, array in arrays.items() if name != "steps"} == {models}
     assert not np.array_equal(arrays["bias"].numpy(), model["bias"])
     steps = arrays["steps"].numpy()
-    assert (steps.shape, steps.dtype, steps) == ((), np.int64, 2 + 3)
+    assert (steps.shape, steps.dtype, int(steps)) == ((), np.dtype(np.int64), 2 + 3)
 
 
 @pytest.mark.parametrize(("dtype", "where"), [(">f4", "server"), (">f8", "packed")])

@@ -47,4 +47,4 @@ def test_settings_that_mean_nothing_are_refused(
     limit: object, when: object, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        Attendance(limit, when)  # type: ignore[arg-type]
+        Attendance(limit, when)

@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
-from support.grid import ClientsGrid, running
+from support.grid import Client, ClientsGrid, running
 from support.legacy_federation import app_clients, run_server
 from torch import Tensor, nn
 
@@ -108,20 +108,21 @@ PACKED = {"adjustment": "client", "upload": "packed", "upload_dtype": "float16"}
 
 
 def after_rounds(app: ClientApp, options: dict[str, Any], *, counter: bool = True) -> Arrays:
-    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in NODES}
-    grid = ClientsGrid(
-        {
-            node: lambda message, node=node: running(app, contexts[node])(copy.deepcopy(message))
-            for node in NODES
-        }
-    )
+
+    def client_at(node: int) -> Client:
+        client = running(app, Context(1, node, {}, RecordDict(), {}))
+        return lambda message: client(copy.deepcopy(message))
+
+    grid = ClientsGrid({node: client_at(node) for node in NODES})
     strategy = FedPW(fraction_evaluate=0.0, device="cpu", **options)
     result = strategy.start(
         grid, ArrayRecord(arrays_of(network(), counter=counter)), num_rounds=ROUNDS
     )
     last = result.train_metrics_clientapp[ROUNDS]
     assert (last["fedpw-quarantined"], last["fedpw-failed"]) == (0, 0)
-    assert last["fedpw-amplification"] > 1.0
+    amplification = last["fedpw-amplification"]
+    assert isinstance(amplification, float)
+    assert amplification > 1.0
     return [array.numpy() for array in result.arrays.values()]
 
 

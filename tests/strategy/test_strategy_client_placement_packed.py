@@ -199,7 +199,7 @@ def test_packed_reply_that_nobody_asked_for_costs_only_itself(
     # It answers what a server with packed uploads asked in this round.
     packed = large_run("packed")[0][2].replies[13]
     assert is_packed(packed)
-    strategy = FedPW(adjustment=adjustment, device="cpu")  # type: ignore[arg-type]
+    strategy = FedPW(adjustment=adjustment, device="cpu")
     clients = dict.fromkeys(NODES, following())
     arrays = play(strategy, [clients] * 2, array_record(LARGE))[-1].arrays
     clients[13] = lambda message: [Message(packed, reply_to=message)]

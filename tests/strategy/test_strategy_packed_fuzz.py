@@ -19,7 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.adjusting_clients import following, memory, round_of, silent
 from support.grid import Client, ClientsGrid, ask
-from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.records import (
+    NDArrays,
+    array_record,
+    clients_of,
+    ndarrays,
+    payloads,
+    train_content,
+)
 from support.tampered_replies import TAMPERED, Fate, Honest
 
 from fedpw_flwr import FedPW
@@ -41,7 +48,7 @@ MODEL: NDArrays = {
 HONEST_NODES = [21, 22, 23]
 LIAR = 24
 ROUNDS = 3
-DTYPES: list[UploadDtype] = list(UPLOAD_DTYPES)  # type: ignore[arg-type]
+DTYPES: list[UploadDtype] = list(UPLOAD_DTYPES)
 
 honest_client = following()
 
@@ -118,7 +125,7 @@ class Federation:
         self.log.clear()
         arrays, metrics = aggregated(self.strategy, self.round, [*replies, arrives])
         assert_sound(arrays, metrics)
-        believed = LIAR in metrics["fedpw-client-id"]  # type: ignore[operator]
+        believed = LIAR in clients_of(metrics)
         if believed:
             assert fate is not Fate.REFUSED, f"{kind}, seed {seed}: believed in round {self.round}"
             assert metrics["fedpw-quarantined"] == 0

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from support.grid import ClientsGrid, running, train_round
-from support.records import array_record, payloads
+from support.records import array_record, clients_of, payloads
 from support.small_model import MODEL, good_client
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
@@ -39,7 +39,7 @@ def test_absent_clients_keep_their_state() -> None:
     for server_round in range(1, 9):
         before = strategy.state
         arrays, metrics = train_round(strategy, grid, arrays, server_round)
-        participants = metrics["fedpw-client-id"]
+        participants = clients_of(metrics)
         assert len(participants) == 4
         assert sum(metrics["fedpw-weight"]) == pytest.approx(1.0)
         for signal_before, signal in (

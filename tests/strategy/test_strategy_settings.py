@@ -80,7 +80,7 @@ def test_impossible_setting_is_refused_with_what_is_allowed(
 )
 def test_the_ends_of_the_ranges_are_allowed_and_run(setting: dict[str, float]) -> None:
     grid = ClientsGrid(dict.fromkeys([1, 2, 3], good_client))
-    result = FedPW(**setting).start(grid, array_record(MODEL), num_rounds=3)  # type: ignore[arg-type]
+    result = FedPW(**setting).start(grid, array_record(MODEL), num_rounds=3)
     for metrics in result.train_metrics_clientapp.values():
         assert metrics["fedpw-quarantined"] == 0
 

@@ -81,8 +81,9 @@ def report_of(content: RecordDict) -> dict[str, Any]:
     """A reply's report, as plain JSON; an invented one where it has none."""
     if REPORT_KEY not in content.config_records:
         arrays = next(iter(content.array_records.values()))
-        told = {"version": 1, "rate": 0.0, "consensus-round": None, "packed": [], "norms": []}
-        return {**told, "discarded": [0.0] * len(arrays), "trainable": None}
+        told: dict[str, Any] = {"version": 1, "rate": 0.0, "consensus-round": None}
+        told |= {"packed": [], "norms": [], "discarded": [0.0] * len(arrays), "trainable": None}
+        return told
     entries: dict[str, Any] = json.loads(content[REPORT_KEY][REPORT_KEY])
     return entries
 

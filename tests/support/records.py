@@ -24,6 +24,21 @@ def payloads(arrays: ArrayRecord) -> list[tuple[str, str, tuple[int, ...], bytes
     return [(name, array.dtype, array.shape, array.data) for name, array in arrays.items()]
 
 
+def clients_of(metrics: MetricRecord) -> list[int]:
+    """Who took part in a round."""
+    clients = metrics["fedpw-client-id"]
+    assert isinstance(clients, list)
+    return [int(client) for client in clients]
+
+
+def left_out_of(metrics: MetricRecord) -> int:
+    """How many of a round's clients failed or were quarantined."""
+    failed, quarantined = metrics["fedpw-failed"], metrics["fedpw-quarantined"]
+    assert isinstance(failed, int)
+    assert isinstance(quarantined, int)
+    return failed + quarantined
+
+
 def train_content(
     model: Mapping[str, np.ndarray],
     loss: float | None = 1.0,

@@ -49,7 +49,7 @@ def train_reply(
     sent = initial_arrays(overrides) if arrays is None else arrays
     message = message_to(client, sent, "train", server_round)
     if asked_for_initial_loss:
-        message.content["config"]["report-initial-loss"] = True
+        message.content.config_records["config"]["report-initial-loss"] = True
     return over_the_wire(app(over_the_wire(message), client_context(client, overrides=overrides)))
 
 

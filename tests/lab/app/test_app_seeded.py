@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from flwr.app import ArrayRecord, Message
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Strategy
 from support.app_federation import AppGrid, initial_arrays
 from support.records import payloads
 
@@ -32,8 +32,8 @@ class TurnedGrid(AppGrid):
 
 def _run(
     grid: AppGrid, kind: type[FedAvg], fraction: float, folder: Path
-) -> tuple[ArrayRecord, list[list[int]]]:
-    strategy = kind(
+) -> tuple[ArrayRecord, list[list[float]]]:
+    strategy: Strategy = kind(
         fraction_train=fraction,
         fraction_evaluate=0.0,
         min_train_nodes=1,

@@ -487,7 +487,9 @@ def test_without_tensorboard_the_command_says_what_to_install(
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path, packed: bool) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing import (  # type: ignore[import-untyped]
+        event_accumulator,
+    )
 
     path = runs
     if packed:
@@ -499,7 +501,7 @@ def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path, packed
         compare([path], tensorboard=tmp_path / "events")
     folders = sorted(path.name for path in (tmp_path / "events").iterdir())
     assert folders == ["fedavg_seed0", "fedavg_seed1", "fedpw_seed0", "fedpw_seed1"]
-    events = EventAccumulator(str(tmp_path / "events" / "fedpw_seed1"))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "events" / "fedpw_seed1"))
     events.Reload()
     mean = events.Scalars("domains/mean")
     assert [event.step for event in mean] == [0, 1, 2, 3]

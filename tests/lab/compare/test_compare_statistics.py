@@ -56,13 +56,15 @@ def of_seeds(one: Method, window: Window = LAST) -> tuple[float, float]:
 def difference(own: Method, other: Method) -> dict[str, float]:
     """The paired difference of two methods after the last round."""
     found = paired_differences(setting(own, other), other, [LAST])
-    (row,) = found.to_dict("records")
+    rows: list[dict[str, float]] = found.to_dict("records")
+    (row,) = rows
     return row
 
 
 def reached(one: Method, target: float) -> dict[int, float]:
     """The first round at or above the target, by seed."""
-    return rounds_to_target(setting(one), target).loc[one.label].to_dict()
+    by_seed: dict[int, float] = rounds_to_target(setting(one), target).loc[one.label].to_dict()
+    return by_seed
 
 
 def finals(label: str, *percents: float, classes: int | None = None) -> Method:

@@ -64,14 +64,12 @@ def test_a_source_that_changed_or_was_downloaded_while_building_is_another(tmp_p
             source.write_bytes(b"one")
         return build()
 
-    for calls, change in enumerate(
-        (
-            lambda: None,
-            lambda: source.write_bytes(b"others"),
-            lambda: os.utime(source, ns=(1, 1)),
-        ),
-        start=1,
-    ):
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: source.write_bytes(b"others"),
+        lambda: os.utime(source, ns=(1, 1)),
+    ]
+    for calls, change in enumerate(changes, start=1):
         change()
         for _ in range(2):
             cached(_named("a", source), download)

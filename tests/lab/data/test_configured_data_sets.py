@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.utils import get_method, instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fedpw_flwr.lab.config.configuration import compose_configuration, count_clients
 from fedpw_flwr.lab.data.named_sets import named_set
@@ -19,16 +20,22 @@ NAMED = ["cifar10", "cifar100", "digits", "fashion_mnist", "office_caltech"]
 SINGLE_DOMAIN = ["fashion_mnist", "cifar10", "cifar100"]
 
 
+def node_of(name: str) -> DictConfig:
+    node = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    assert isinstance(node, DictConfig)
+    return node
+
+
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_keys_of_a_data_set_are_arguments_of_its_function(name: str) -> None:
-    node = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    node = node_of(name)
     arguments = set(inspect.signature(get_method(node["_target_"])).parameters)
     assert set(node) - {"name", "_target_", "_convert_"} <= arguments
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_named_set_bears_its_name_and_can_be_read_from_archives(name: str) -> None:
-    node = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    node = node_of(name)
     assert node.name == name
     assert get_method(node["_target_"]) is named_set
     assert node.archives_folder is None
@@ -51,11 +58,12 @@ def test_the_papers_digits_is_the_papers() -> None:
     configured = compose_configuration("config", "experiment=paper_digits")
     assert count_clients(configured) == 20
     assert (configured.rounds, configured.dataset.image_size) == (200, 32)
-    for group, values in {
+    expected: dict[str, dict[str, Any]] = {
         "dataset": {"domains": ["mnist", "usps", "svhn", "syn"], "max_test_per_domain": None},
         "partition": {"share": 0.01},
         "model": {"width": 64, "_target_": "fedpw_flwr.lab.models.resnet.ResNet10"},
-    }.items():
+    }
+    for group, values in expected.items():
         assert {key: configured[group][key] for key in values} == values
     assert instantiate(configured.client) == ClientSettings()
 
@@ -78,6 +86,6 @@ def test_normalisation_is_that_of_the_sets_training_images(
     name: str, mean: list[float], std: list[float]
 ) -> None:
     # Of all pixels of the full training set, between 0 and 1, as is usually quoted.
-    node = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    node = node_of(name)
     assert list(node.mean) == pytest.approx(mean, abs=1e-3)
     assert list(node.std) == pytest.approx(std, abs=1e-3)

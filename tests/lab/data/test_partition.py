@@ -100,7 +100,7 @@ def test_a_division_that_its_domains_do_not_allow_is_refused(
     options: dict[str, float], sizes: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        ByDomain(clients_per_domain=2, **options).split(_collection(*sizes), 0)  # type: ignore[arg-type]
+        ByDomain(clients_per_domain=2, **options).split(_collection(*sizes), 0)
 
 
 @pytest.mark.parametrize("name", ["embedded_digits", "four_domains"])
@@ -222,4 +222,4 @@ def test_impossible_options_are_refused(
     partition: type[Partition], options: dict[str, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        partition(**{"clients_per_domain": 2, **options})  # type: ignore[arg-type]
+        partition(**{"clients_per_domain": 2, **options})

@@ -21,7 +21,7 @@ def test_by_default_it_has_no_running_statistics_and_the_names_of_saved_models()
 
 @pytest.mark.parametrize("normalisation", ["batch", "group"])
 def test_each_convolution_is_normalised_when_asked_for(normalisation: str) -> None:
-    model = SmallCNN(10, width=8, normalisation=normalisation)  # type: ignore[arg-type]
+    model = SmallCNN(10, width=8, normalisation=normalisation)
     assert _size(model) - _size(SmallCNN(10, width=8)) == 2 * (8 + 16)
 
 

@@ -37,7 +37,7 @@ def test_images_of_the_size_built_for_become_logits_and_others_are_refused(
 
 @pytest.mark.parametrize("normalisation", ["batch", "group"])
 def test_normalisation_follows_each_convolution(normalisation: str) -> None:
-    model = McMahanCNN(10, image_size=16, normalisation=normalisation)  # type: ignore[arg-type]
+    model = McMahanCNN(10, image_size=16, normalisation=normalisation)
     assert _size(model) - _size(McMahanCNN(10, image_size=16)) == 2 * (32 + 64)
 
 

@@ -25,4 +25,4 @@ def test_groups_divide_the_channels_and_hold_two_or_more(channels: int) -> None:
 
 def test_an_unknown_layer_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="normalisation must be one of batch, group, none, got"):
-        normalisation_layer("layer")  # type: ignore[arg-type]
+        normalisation_layer("layer")

@@ -89,7 +89,9 @@ def test_narrow_networks_train_on_several_threads(width: int) -> None:
 def test_shortcut_sees_the_pixels_of_a_strided_convolution() -> None:
     block = BasicBlock(4, 8, stride=2).eval()
     x = torch.randn(2, 4, 9, 9)
+    assert isinstance(block.shortcut, nn.Sequential)
     convolution, norm = block.shortcut
+    assert isinstance(convolution, nn.Conv2d)
     strided = norm(conv2d(x, convolution.weight, stride=2))
     inner = relu(block.bn1(block.conv1(x)))
     expected = relu(block.bn2(block.conv2(inner)) + strided)

@@ -103,9 +103,8 @@ def profiles_of(records: list[RoundRecord]) -> dict[int, RoundProfile]:
 
 def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
     """Every text that is drawn, with its box in pixels: left, bottom, right, top."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
     texts = [*figure.texts]
     for axes in figure.axes:
         texts += [*axes.texts, axes.xaxis.label, axes.yaxis.label]
@@ -117,7 +116,7 @@ def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, fl
             ]
     texts = list(dict.fromkeys(texts))
     return [
-        (text.get_text(), text.get_window_extent(renderer).extents)
+        (text.get_text(), text.get_window_extent().extents)
         for text in texts
         if text.get_text() and text.get_visible()
     ]
@@ -282,8 +281,9 @@ def test_the_same_thing_has_the_same_colour_on_both_sides() -> None:
 
     def color_of(axes: Axes, start: str) -> str:
         (text,) = [text for text in axes.texts if text.get_text().startswith(start)]
+        _, height = text.get_position()
         swatches = [line for line in axes.lines if line.get_linewidth() == 7.0]
-        (swatch,) = [line for line in swatches if line.get_ydata()[0] == text.get_position()[1]]
+        (swatch,) = [line for line in swatches if np.asarray(line.get_ydata())[0] == height]
         return to_hex(swatch.get_color())
 
     for server, client in (

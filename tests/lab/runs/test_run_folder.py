@@ -295,7 +295,7 @@ class _Recurrent(torch.nn.Module):
         self.step = torch.nn.Conv1d(3, 3, 3)
         self.again = self.step
         self.register_buffer("middle", self.step.weight.detach()[:, 1:, 1])
-        self.register_buffer("bias_too", self.step.bias.detach())  # type: ignore[union-attr]
+        self.register_buffer("bias_too", self.step.bias.detach())
 
 
 def test_tied_weights_and_buffers_that_look_into_them_come_back(folder: RunFolder) -> None:

@@ -69,9 +69,9 @@ def test_accuracy_of_parts_is_that_of_each_part_alone(scans: DomainCollection) -
     model, test = ResNet10(10, width=2), scans.domains[0].test
     sizes, options = [1, 70, 29, 100], {"mean": scans.mean, "std": scans.std, "device": "cpu"}
     # A batch ends in the middle of a part.
-    found = accuracy_of_parts(model, test, sizes, batch_size=64, **options)  # type: ignore[arg-type]
+    found = accuracy_of_parts(model, test, sizes, batch_size=64, **options)
     parts = torch.arange(200).split(sizes)
-    expected = [evaluate(model, test.select(part), **options).accuracy for part in parts]  # type: ignore[arg-type]
+    expected = [evaluate(model, test.select(part), **options).accuracy for part in parts]
     assert found == expected
 
 

@@ -36,7 +36,7 @@ CONF = Path(__file__).parents[3] / "conf"
 )
 def test_impossible_setting_is_named_with_its_value(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"client\.{name} must be .*got "):
-        ClientSettings(**{name: value})  # type: ignore[arg-type]
+        ClientSettings(**{name: value})
 
 
 def test_defaults_are_the_papers() -> None:
