@@ -290,7 +290,7 @@ class FedPW(WithFedPW, FedAvg):
         self._aggregate = finished.arrays
         if not finished.stepped:
             return None
-        self.current_weights = [array.numpy() for array in self.driver.trained().values()]
+        self.step_from(self.driver.trained())
         return as_parameters(self.driver.trained(finished.arrays))
 
     def after_step(self, stepped: Parameters | None) -> Parameters | None:

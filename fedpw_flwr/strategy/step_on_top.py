@@ -41,8 +41,14 @@ class StepOnTrainedFit(ABC):
 
     after_step: Callable[[Any], Any]
 
+    current_weights: Any
+
     lost_round_metrics: Any = None
     """Metrics of a round without a usable result: Flower's optimizers drop them."""
+
+    def step_from(self, start: ArrayRecord) -> None:
+        """Tell the optimizer what it steps from."""
+        self.current_weights = [array.numpy() for array in start.values()]
 
     def aggregate_fit(self, *arguments: Any, **named: Any) -> Any:
         """Aggregate and step; return the whole model."""
