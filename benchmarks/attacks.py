@@ -31,7 +31,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 from report import Table
-from server_step import Nodes, prepare
+from server_step import nodes, prepare
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.fairness import standard_deviation
@@ -180,7 +180,7 @@ def run(
     )
     app = client_app(model, sets, data, seed, attack)
     result = strategy.start(
-        Nodes(len(sets), app), initial, num_rounds=size.rounds, evaluate_fn=test
+        nodes(len(sets), app), initial, num_rounds=size.rounds, evaluate_fn=test
     )
     last = [statistics.fmean(values) for values in zip(*by_domain, strict=True)]
     metrics = list(result.train_metrics_clientapp.values())

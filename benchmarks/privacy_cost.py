@@ -32,7 +32,7 @@ from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp.strategy import FedAvg
 from report import Table
-from server_step import Nodes, prepare
+from server_step import nodes, prepare
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.lab.data.embedded_digits import embedded_digits
@@ -231,7 +231,7 @@ def federation(setting: Setting, seed: int, rounds: int) -> Outcome:
     if setting.norm is not None and setting.epsilon is None:
         train_config["clipping_norm"] = setting.norm
     setting.strategy().start(
-        Nodes(len(shares), client_app(setting.mods(norms), seed, data, shares)),
+        nodes(len(shares), client_app(setting.mods(norms), seed, data, shares)),
         ArrayRecord(tested.state_dict()),
         num_rounds=rounds,
         train_config=train_config,

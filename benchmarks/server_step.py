@@ -173,14 +173,18 @@ def measure(size: Size, placement: str) -> tuple[list[float], list[float]]:
     return times
 
 
+def nodes(count: int, app: ClientApp) -> ClientsGrid:
+    """Return a grid of so many nodes that run one ClientApp, in this process."""
+    return ClientsGrid({node: running(app, _context(node)) for node in range(1, count + 1)})
+
+
 def third_round(size: Size, placement: str) -> tuple[list[Message], FedPW]:
     """Run two rounds and return the replies of the third, with the strategy that waits for them."""
     strategy = fedpw(placement)
     arrays = ArrayRecord(network(size.width).state_dict())
     for round_number in (1, 2, 3):
         app = client_app(round_number, with_mod=placement != "server")
-        nodes = range(1, size.clients + 1)
-        grid = ClientsGrid({node: running(app, _context(node)) for node in nodes})
+        grid = nodes(size.clients, app)
         messages = list(strategy.configure_train(round_number, arrays, ConfigRecord(), grid))
         replies = list(grid.send_and_receive(messages))
         if round_number < 3:

@@ -206,7 +206,7 @@ def read_notes(folder: Path, began: float) -> StartUp:
 
 
 KINDS = {
-    "experiment.command": "command",
+    "lab.command": "command",
     "flower-superlink": "SuperLink",
     "flower-superexec": "SuperExec",
     "flwr run": "flwr run",

@@ -103,7 +103,7 @@ def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
     """Run one of a sweep's runs if it is not done yet; return whether it did not fail."""
     try:
         _check_config_sources()
-        checked(configuration)
+        configuration = checked(configuration)
         if configuration.get("resume") is not None:
             raise ConfigurationError(
                 "resume= is for one run: the same sweep, begun again, goes on by itself"
@@ -220,7 +220,7 @@ def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> Run
     else:
         if not go_on:
             folder.check_unused()
-        checked(configuration)
+        configuration = checked(configuration)
 
     # Check it
     absolute = with_absolute_folders(configuration, launched_from)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from flwr.app import ArrayRecord
@@ -44,7 +44,7 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_incompatible_callers,
 )
 from fedpw_flwr.strategy.fedpw_method import FedPWMethod, WithFedPW
-from fedpw_flwr.strategy.options import MethodOptions, split
+from fedpw_flwr.strategy.options import MethodOptions, check_names, split
 from fedpw_flwr.strategy.step_on_top import StepOnTrainedFit, place_in_front
 from fedpw_flwr.wire.arrays import array_of_npy
 
@@ -103,6 +103,7 @@ class FedPW(WithFedPW, FedAvg):
         array_names: Sequence[str] | None = None,
         **options: Unpack[LegacyFedPWOptions],
     ) -> None:
+        check_names("FedPW", options, LegacyFedPWOptions)
         if options.get("trainable") is not None and array_names is None:
             raise ValueError(
                 "trainable names arrays, but lists of parameters have no names: give "
@@ -140,10 +141,16 @@ class FedPW(WithFedPW, FedAvg):
                     "FedPW"
                 )
         for base in cls.__mro__[cls.__mro__.index(FedPW) + 1 : cls.__mro__.index(FedAvg)]:
-            if "configure_fit" in vars(base) or "aggregate_fit" in vars(base):
+            name, own = base.__name__, vars(base)
+            aggregates = "aggregate_fit" in own and base.__module__.startswith("flwr.")
+            if aggregates and not issubclass(base, FedOpt):
                 raise TypeError(
-                    f"{cls.__name__}: put {base.__name__} in front, class "
-                    f"{cls.__name__}({base.__name__}, FedPW)"
+                    f"{cls.__name__}: {name} stands behind FedPW, so it would never aggregate: "
+                    "leave it out"
+                )
+            if {"configure_fit", "configure_evaluate", "aggregate_fit"} & own.keys():
+                raise TypeError(
+                    f"{cls.__name__}: put {name} in front, class {cls.__name__}({name}, FedPW)"
                 )
         place_in_front(StepOnTrainedFit, cls, FedOpt)
 
@@ -202,7 +209,7 @@ class FedPW(WithFedPW, FedAvg):
         proxies: dict[int, ClientProxy] = {}
 
         def choose() -> list[int]:
-            drawn = self._sample(client_manager, self.fraction_fit, self.min_fit_clients)
+            drawn = self._sample(client_manager, self.num_fit_clients, self.min_fit_clients)
             proxies.update((proxy.node_id, proxy) for proxy in drawn)
             return list(proxies)
 
@@ -313,7 +320,9 @@ class FedPW(WithFedPW, FedAvg):
         if self.fraction_evaluate > 0:
             if self.on_evaluate_config_fn is not None:
                 config = self.on_evaluate_config_fn(server_round)
-            drawn = self._sample(client_manager, self.fraction_evaluate, self.min_evaluate_clients)
+            drawn = self._sample(
+                client_manager, self.num_evaluation_clients, self.min_evaluate_clients
+            )
         self._asked_to_evaluate = frozenset(proxy.node_id for proxy in drawn)
         return [(proxy, EvaluateIns(parameters, config)) for proxy in drawn]
 
@@ -358,12 +367,14 @@ class FedPW(WithFedPW, FedAvg):
                 )
         return loss, {**metrics, **as_scalars(reply_counts(bad, "fedpw-"))}
 
-    def _sample(self, clients: ClientManager, fraction: float, least: int) -> list[ClientProxy]:
+    def _sample(
+        self, clients: ClientManager, size_of: Callable[[int], tuple[int, int]], least: int
+    ) -> list[ClientProxy]:
         """Wait for clients, and let the client manager draw from those that are there."""
         needed = max(self.min_available_clients, least)
         there = len(self._attendance.wait(lambda: list(clients.all()), needed))
-        size = min(max(int(there * fraction), least), there)
-        return clients.sample(size, min(self.min_available_clients, there))
+        size, needed = size_of(there)
+        return clients.sample(min(size, there), min(needed, there))
 
     def _names(self) -> Sequence[str]:
         """Return the names of the model's arrays, without those that no client returns."""

@@ -122,9 +122,15 @@ class CheckpointStore:
             If a run that goes on elsewhere writes to it, or it cannot be made.
         """
         owner = self.folder / _OWNER
+        lock = FileLock(self.folder / _LOCK, blocking=False)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / _LOCK, blocking=False)
+            (self.folder / _LOCK).touch()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be written to ({error.strerror}): choose another folder"
+            ) from error
+        try:
             lock.acquire()
             owner.write_text(f"{os.getpid()}\n")
         except Timeout as error:
@@ -133,12 +139,9 @@ class CheckpointStore:
                 f"process {known} writes checkpoints to {self.folder}: wait until its run has "
                 "ended, or stop it"
             ) from error
-        except NotImplementedError as error:
+        except (NotImplementedError, OSError) as error:
+            # A file system without locks, such as some in a network.
             logger.warning("%s cannot be locked (%s): start one run at a time", self.folder, error)
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder} cannot be written to ({error.strerror}): choose another folder"
-            ) from error
         try:
             yield
         finally:

@@ -126,7 +126,7 @@ class Driver:
         """
         try:
             identities = Identities.from_dict(state)
-            dtypes = {name: _dtype(text) for name, text in state["dtypes"].items()}
+            dtypes = {name: _dtype(text) for name, text in state.get("dtypes", {}).items()}
             self.method.restore_memory(state, tensors)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved state of {self.method.title}: {error!r}") from error

@@ -17,7 +17,7 @@ from fedpw_flwr.strategy.compatibility import (
     refuse_incompatible_callers,
 )
 from fedpw_flwr.strategy.fedpw_method import FedPWMethod, WithFedPW
-from fedpw_flwr.strategy.options import FedPWOptions, MethodOptions, split
+from fedpw_flwr.strategy.options import FedPWOptions, MethodOptions, check_names, split
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
 
@@ -117,6 +117,7 @@ class FedPW(WithFedPW, ScreenedFedAvg):
     metrics_prefix = "fedpw-"
 
     def __init__(self, *positional: Any, **options: Unpack[FedPWOptions]) -> None:
+        check_names("FedPW", options, FedPWOptions)
         of_method, rest = split(options, MethodOptions)
         self.method = FedPWMethod(of_method)
         folder, every = rest.pop("checkpoint_dir", None), rest.pop("checkpoint_every", 1)

@@ -155,7 +155,9 @@ class FedPWMethod(Method):
 
     def requests(self, names: Sequence[str], clients: Mapping[int, int]) -> Requests:
         """Ask each node to mask with the rate that suits its client, and to rescale with C."""
-        if self._names is not None and self._names != frozenset(names):
+        consensus = self.adjustment_state.consensus
+        members = frozenset() if consensus is None else consensus.members.keys()
+        if self._names not in (None, frozenset(names)) or not members <= frozenset(names):
             # C is that of another model's arrays.
             self.adjustment_state = replace(self.adjustment_state, consensus=None)
         self._names = frozenset(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -21,6 +22,7 @@ __all__ = [
     "FedPWOptions",
     "MethodOptions",
     "MetricsAggregation",
+    "check_names",
     "split",
 ]
 
@@ -82,6 +84,20 @@ class FedPWOptions(FedAvgOptions, MethodOptions, AttendanceOptions, total=False)
     checkpoint_every: int
     resume: bool
     seed: int | None
+
+
+def check_names(title: str, options: Mapping[str, Any], kind: type) -> None:
+    """Refuse options that a TypedDict does not have.
+
+    Raises
+    ------
+    TypeError
+        With the name, and the one that may be meant.
+    """
+    for name in options.keys() - kind.__annotations__.keys():
+        alike = difflib.get_close_matches(name, kind.__annotations__, n=1)
+        meant = f"; did you mean {alike[0]}?" if alike else ""
+        raise TypeError(f"{title} has no option {name!r}{meant}")
 
 
 def split(options: Mapping[str, Any], kind: type) -> tuple[Any, Any]:

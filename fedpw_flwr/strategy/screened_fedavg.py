@@ -118,11 +118,13 @@ class ScreenedFedAvg(SampledFedAvg):
         super().__init_subclass__()
         order = cls.__mro__
         ours = next((base.__name__ for base in order[1:] if _is_ours(base)), cls.__name__)
+        # In the order in which Python looks for methods.
         for index, base in enumerate(order[: order.index(FedAvg)]):
             name, steps = base.__name__, issubclass(base, _STEP_ON_TOP)
             aggregates = "aggregate_train" in vars(base) and base.__module__.startswith("flwr.")
             behind = index > order.index(ScreenedFedAvg) and base is not SampledFedAvg
-            if behind and (steps or (not aggregates and "configure_train" in vars(base))):
+            sets_up = {"configure_train", "configure_evaluate"} & vars(base).keys()
+            if behind and (steps or (sets_up and not aggregates)):
                 raise TypeError(
                     f"{cls.__name__}: put {name} in front, class {cls.__name__}({name}, {ours})"
                 )
@@ -289,4 +291,4 @@ class ScreenedFedAvg(SampledFedAvg):
 
 
 def _is_ours(base: type) -> bool:
-    return base.__module__.startswith("fedpw_flwr.")
+    return base.__module__.startswith("fedpw_flwr.") and base is not StepOnTrained

@@ -224,3 +224,8 @@ def test_users_metrics_are_not_asked_for_where_no_result_can_be_used() -> None:
     strategy = FedPW(fit_metrics_aggregation_fn=fail)
     _, metrics = fit_round(strategy, plain_clients(NODES, dict.fromkeys(NODES, broken)))
     assert metrics["fedpw-quarantined"] == len(NODES)
+
+
+def test_an_option_that_it_does_not_have_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="FedPW has no option 'betta'; did you mean beta"):
+        FedPW(betta=0.3)  # type: ignore[call-arg]

@@ -40,7 +40,7 @@ from support.small_model import MODEL as SMALL_MODEL
 from support.small_model import evaluate_reply, good_client, trained
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.baselines import FedHEAL
+from fedpw_flwr.baselines import AFL, FedHEAL
 from fedpw_flwr.checkpoint import CheckpointError, CheckpointStore
 from fedpw_flwr.legacy import CheckpointedServer, OrderedClientManager
 from fedpw_flwr.rounds.loop import run_rounds
@@ -384,3 +384,13 @@ def test_state_taken_between_two_rounds_goes_on_bit_by_bit(api: Federation) -> N
 def test_what_is_no_state_is_refused(api: Federation) -> None:
     with pytest.raises(ValueError, match="not a saved state"):
         api.strategy().restore_state({"rounds": 1}, {})
+
+
+def test_a_baseline_goes_on_from_a_state_that_has_no_dtypes() -> None:
+    """As it was saved before all methods shared one driver."""
+    strategy = AFL()
+    state, tensors = strategy.saved_state()
+    del state["dtypes"]
+    AFL().restore_state(state, tensors)
+    with pytest.raises(ValueError, match="not a saved state of AFL"):
+        AFL().restore_state({"dtypes": {}}, {})

@@ -14,6 +14,7 @@ from fedpw_flwr.lab.config.configuration import (
     compose_configuration,
     join_overrides,
     resolved_yaml,
+    run_fingerprint,
     runtime_settings,
     with_absolute_folders,
 )
@@ -144,3 +145,21 @@ def test_changed_overrides_replace_what_was_said_before() -> None:
         "rounds=9",
         "new.key=2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "now"),
+    [
+        ("model._target_=fedpw_flwr.models.resnet.ResNet12", "fedpw_flwr.lab.models.resnet"),
+        ("partition._target_=fedpw_flwr.data.partition.ByDomain", "fedpw_flwr.lab.data.partition"),
+    ],
+)
+def test_a_target_under_its_former_name_is_what_it_is_now_and_the_same_run(
+    override: str, now: str
+) -> None:
+    group, _, target = override.partition("._target_=")
+    present = f"{group}._target_={now}.{target.rpartition('.')[2]}"
+    former, current = (compose_configuration("config", word) for word in (override, present))
+    assert former[group]["_target_"] == current[group]["_target_"]
+    assert run_fingerprint(former) == run_fingerprint(current)
+    assert run_fingerprint(former)[group]["_target_"] == target
