@@ -44,8 +44,8 @@ def add_tensor_directions(
     dtype = working_dtype(global_tensor.dtype)
     products = _inner_products(global_tensor, client_tensors, dtype)
     doubtful = [
-        client_tensors[place]
-        for place, product in enumerate(products)
+        client_tensors[index]
+        for index, product in enumerate(products)
         if not SMALLEST_PRODUCT < abs(product) < LARGEST_PRODUCT
     ]
     # A tensor that was not trained has a product of 0 that is right.

@@ -192,6 +192,7 @@ def update_signal(
         x, which is p or q of the participants, shape (N,), float64, summing to 1; P, in units of
         the average client; and the new memory.
     """
+    # Time that has passed: what momentum keeps of earlier rounds.
     first_size = state.first_size
     if first_size is None and size > 0:
         first_size = size
@@ -202,6 +203,7 @@ def update_signal(
         log_held -= math.log1p(-math.expm1(log_kept))
     now = SignalState(state.clients, first_size, log_kept, log_held)
 
+    # Each participant: one that is known catches up on the rounds it missed.
     count = len(clients)
     known = [state.clients.get(client) for client in clients]
     brought = sum(1.0 if memory is None else memory.share for memory in known)
@@ -218,6 +220,7 @@ def update_signal(
         else:
             moved.append(_arrived(now, rate * (tamed + 1.0), 2.0 * rate))
 
+    # Together they keep what they brought: the others' shares stay.
     total = sum(memory.share for memory in moved)
     values = [memory.share / total if total > 0 else 1.0 / count for memory in moved]
     after = {

@@ -81,9 +81,9 @@ class OrderedClientManager(SimpleClientManager):
         self._draws += 1
         # Not the global generator: Flower's heartbeats take numbers from it at any time.
         generator = random.Random(f"{self._seed} {self._draws}")
-        return generator.sample(sorted(clients, key=self._place), num_clients)
+        return generator.sample(sorted(clients, key=self._rank), num_clients)
 
-    def _place(self, client: ClientProxy) -> tuple[bool, int, str]:
+    def _rank(self, client: ClientProxy) -> tuple[bool, int, str]:
         identity = self._identities.get(client.cid)
         return identity is None, identity or 0, client.cid
 

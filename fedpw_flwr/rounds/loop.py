@@ -85,6 +85,7 @@ def run_rounds(
         that of another model or method, if one cannot be written, or if another process writes to
         the folder.
     """
+    # What the run must keep when it goes on.
     train_config = ConfigRecord() if train_config is None else train_config
     evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
     identity = {
@@ -95,6 +96,7 @@ def run_rounds(
     result = Result(arrays=initial_arrays)
     run = _Run(strategy, checkpoints, grid, timeout, evaluate_fn, identity, observers, result)
     with checkpoints.locked():
+        # Begin, or go on where another process stopped.
         newest = newest_checkpoint(checkpoints, resume)
         logger.info(
             "Starting %s strategy, checkpoints in %s", type(strategy).__name__, checkpoints.folder
@@ -111,6 +113,7 @@ def run_rounds(
             run.save(0)
         else:
             logger.info("\tGoing on after round %s of %s", after, num_rounds)
+        # Play the rounds that are left.
         for server_round in range((after or 0) + 1, num_rounds + 1):
             logger.info("")
             logger.info("[ROUND %s/%s]", server_round, num_rounds)

@@ -119,7 +119,7 @@ def client_fn(context: Context) -> FedPWClient:
     config_name = str(context.run_config["config-name"])
     overrides = str(context.run_config["overrides"])
     experiment = experiment_of(config_name, overrides)
-    partition, partitions = _place(context)
+    partition, partitions = _partition_of(context)
     if partitions != len(experiment.shares):
         raise ConfigurationError(
             f"the federation has {partitions} clients, the experiment {len(experiment.shares)}: "
@@ -142,7 +142,7 @@ def _profiled(context: Context) -> bool:
 app = numpy_client_app(client_fn, mods=[TimingsMod(_profiled)])
 
 
-def _place(context: Context) -> tuple[int, int]:
+def _partition_of(context: Context) -> tuple[int, int]:
     node = context.node_config
     if "partition-id" not in node or "num-partitions" not in node:
         raise ConfigurationError(

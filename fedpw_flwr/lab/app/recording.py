@@ -125,6 +125,7 @@ class RunRecorder(Observer):
         """
         begun = time.monotonic()
         since = begun if self._since is None else self._since
+        # Test the model: on every domain, and on what the clients keep.
         self._model.load_state_dict(arrays.to_torch_state_dict())
         data = self._experiment.data
         results = {
@@ -147,6 +148,7 @@ class RunRecorder(Observer):
                 std=data.std,
                 device=self._experiment.device,
             )
+        # Record the round.
         metrics = self._train_metrics if self._train_metrics is not None else MetricRecord()
         self._train_metrics = None
         now = time.monotonic()
@@ -170,6 +172,7 @@ class RunRecorder(Observer):
             client_accuracy=client_accuracy,
             profile=profile,
         )
+        # Write it down, and save the model.
         self._since = now
         self._records.append(record)
         self._folder.append_round(record)
@@ -233,7 +236,7 @@ class RunRecorder(Observer):
             return None
         clients = [int(client) for client in _list(identities)]
         # Anybody may say to be anybody: who is no client of the experiment has no domain.
-        known = (place for place, one in enumerate(clients) if one < len(self._experiment.shares))
+        known = (index for index, one in enumerate(clients) if one < len(self._experiment.shares))
         order = sorted(known, key=clients.__getitem__)
         optional = {
             name.replace("-", "_"): _floats(metrics[key], order)
@@ -241,8 +244,8 @@ class RunRecorder(Observer):
             if key in metrics
         }
         return ClientFigures(
-            id=[clients[place] for place in order],
-            domain=[self._experiment.shares[clients[place]].domain for place in order],
+            id=[clients[index] for index in order],
+            domain=[self._experiment.shares[clients[index]].domain for index in order],
             weight=_floats(weights, order),
             **optional,
         )
@@ -265,4 +268,4 @@ def _list(values: object) -> Sequence[Any]:
 
 def _floats(values: object, order: Sequence[int]) -> list[float]:
     entries = _list(values)
-    return [float(entries[place]) for place in order]
+    return [float(entries[index]) for index in order]

@@ -42,9 +42,11 @@ def explain_failure(lines: Sequence[str], details: str, app_folders: Sequence[st
         return said or "\n".join([line for line in lines if line.strip()][-5:])
     root = chain[0]
     shown = list(root.exception)
-    place = next((p for frame in reversed(root.frames) if (p := _place(frame, app_folders))), None)
-    if place is not None:
-        shown.append(f"  raised in {place}")
+    where = next(
+        (p for frame in reversed(root.frames) if (p := _raised_in(frame, app_folders))), None
+    )
+    if where is not None:
+        shown.append(f"  raised in {where}")
     return "\n".join(shown)
 
 
@@ -73,7 +75,7 @@ def _last_chain(lines: Sequence[str]) -> list[_Traceback] | None:
     return [traceback for traceback in chain if traceback.exception] or None
 
 
-def _place(frame: str, app_folders: Sequence[str]) -> str | None:
+def _raised_in(frame: str, app_folders: Sequence[str]) -> str | None:
     found = _FRAME.match(frame)
     if found is None:
         return None

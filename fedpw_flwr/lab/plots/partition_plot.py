@@ -20,6 +20,7 @@ _HEADING, _AROUND = 0.75, (1.9, 0.95)  # inches; beside and below the cells stan
 
 def partition_figure(holdings: Holdings) -> Figure:
     """Draw a cell for each class and each of at least one client, the darker the more images."""
+    # As large as the cells need, within bounds.
     counts = np.array([held.train for held in holdings.clients]).T
     classes, clients = counts.shape
     cell = 0.34 if counts.size <= _WRITTEN else max(0.06, min(0.34, 9.0 / clients))
@@ -29,6 +30,7 @@ def partition_figure(holdings: Holdings) -> Figure:
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, rect=(0, 0, 1, 1 - _HEADING / height))
     figure = Figure((width, height), facecolor="white", layout=layout)
     axes = figure.add_subplot()
+    # Cells, with their numbers where there are few.
     cells = axes.imshow(
         counts, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest", origin="lower"
     )
@@ -42,6 +44,7 @@ def partition_figure(holdings: Holdings) -> Figure:
                     fontsize=6.5 if count > 999 else 7.5,
                     color="white" if count > 0.55 * counts.max() else INK,
                 )
+    # Axes, scale and title.
     axes.set_xlabel("client")
     axes.set_ylabel("class")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=20, steps=[1, 2, 5, 10]))

@@ -171,10 +171,10 @@ def test_a_label_says_data_partition_clients_model_and_rounds(
 def test_a_label_says_that_data_are_archives_and_how_many_test_images_there_are() -> None:
     several = {"_target_": "some.archives", "max_test_per_domain": 300}
     label = only_setting(run(dataset=several)).label
-    assert label.startswith("a, b (archives, at most 300 test pictures a domain) · ")
+    assert label.startswith("a, b (archives, at most 300 test images a domain) · ")
     one = {"name": "cifar10", "archives_folder": "/data", "max_test_per_domain": 300}
     setting = only_setting(run(domains=("a",), dataset=one))
-    assert setting.label.startswith("cifar10 (archives, at most 300 test pictures) · ")
+    assert setting.label.startswith("cifar10 (archives, at most 300 test images) · ")
     assert setting.slug == "cifar10-bydomain-2-clients-resnet10-width=16-2-rounds"
 
 

@@ -25,6 +25,7 @@ def domains_figure(setting: Setting, looks: Mapping[str, Look], window: Window) 
     columns = min(PANELS_A_ROW, len(setting.domains))
     names = [looks[method.label].label for method in setting.methods]
     drawn = " Bar: mean over seeds. Line: one standard deviation either way."
+    # A page with a panel a domain.
     figure, panels = new_page(
         "Accuracy per domain",
         (
@@ -38,6 +39,7 @@ def domains_figure(setting: Setting, looks: Mapping[str, Look], window: Window) 
         columns=columns,
         labels=("test accuracy (%)", ""),
     )
+    # Bars, with their figures beside them.
     means, stds = over_seeds(window.of(setting))
     for axes, domain in zip(panels, setting.domains, strict=True):
         axes.set_title(shortened(domain, 22), fontsize=10)
