@@ -159,3 +159,33 @@ def test_secure_aggregation_is_refused_before_a_client_is_asked(
     with pytest.raises(ValueError, match=refused):
         workflow(grid, context)
     assert grid.sent == []
+
+
+def test_numbers_of_clients_that_a_subclass_chooses_are_kept() -> None:
+    class Hook(FedPW):
+        def num_fit_clients(self, num_available_clients: int) -> tuple[int, int]:
+            return 3, 2
+
+        def num_evaluation_clients(self, num_available_clients: int) -> tuple[int, int]:
+            return 9, 9
+
+    manager = manager_of(plain_clients(NODES))
+    assert len(Hook().configure_fit(1, INITIAL, manager)) == 3
+    # Of 4 that are there, no more can be asked.
+    assert len(Hook().configure_evaluate(1, INITIAL, manager)) == 4
+
+
+@pytest.mark.parametrize(
+    ("behind", "told"),
+    [
+        (flowers.FedProx, r"put FedProx in front, class Mine\(FedProx, FedPW\)"),
+        (flowers.FedMedian, "FedMedian stands behind FedPW, so it would never aggregate"),
+        (FedAdam, r"put FedAdam in front, class Mine\(FedAdam, FedPW\)"),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_a_strategy_that_would_be_skipped_behind_fedpw_is_refused(
+    behind: type[flowers.FedAvg], told: str
+) -> None:
+    with pytest.raises(TypeError, match=told):
+        type("Mine", (FedPW, behind), {})
