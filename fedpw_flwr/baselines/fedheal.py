@@ -19,6 +19,7 @@ from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, trainable_names, update_of
 from fedpw_flwr.baselines.screened import ScreenedStrategy
 from fedpw_flwr.baselines.settings import number_in
+from fedpw_flwr.rounds.run_state import tensors_below
 from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["ClientHabits", "FedHEAL", "FedHEALMemory", "average_weight", "observed"]
@@ -267,7 +268,7 @@ class FedHEAL(ScreenedStrategy):
         """Set them to what `saved_memory` returned."""
         memory = FedHEALMemory(
             habits={
-                int(client): ClientHabits(int(rounds), _below(f"rose/{client}/", tensors))
+                int(client): ClientHabits(int(rounds), tensors_below(f"rose/{client}/", tensors))
                 for client, rounds in state["client_rounds"].items()
             },
             weights={int(client): float(one) for client, one in state["weights"].items()},
@@ -275,11 +276,3 @@ class FedHEAL(ScreenedStrategy):
         )
         super().restore_memory(state, tensors)
         self.memory = memory
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -56,11 +56,6 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
         self._rounds = 0
 
     @property
-    def loss_key(self) -> str:
-        """Metric under which clients report their mean training loss."""
-        return self.train_loss_key
-
-    @property
     def rounds_done(self) -> int:
         """Rounds that were aggregated so far."""
         return self._rounds

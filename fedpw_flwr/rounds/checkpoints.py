@@ -132,7 +132,6 @@ class CheckpointStore:
             ) from error
         try:
             lock.acquire()
-            owner.write_text(f"{os.getpid()}\n")
         except Timeout as error:
             known = owner.read_text().strip() if owner.exists() else "unknown"
             raise CheckpointError(
@@ -143,6 +142,7 @@ class CheckpointStore:
             # A file system without locks, such as some in a network.
             logger.warning("%s cannot be locked (%s): start one run at a time", self.folder, error)
         try:
+            owner.write_text(f"{os.getpid()}\n")
             yield
         finally:
             lock.release()

@@ -200,7 +200,7 @@ class Driver:
         if not self._asked:
             return Finished(self._global_arrays.copy(), False, (), (), MetricRecord(), 0)
         # Screen: each answer alone, then against the others.
-        project = Project(method.title, method.loss_key, examples_key, method.needs_loss)
+        project = Project(method.title, method.train_loss_key, examples_key, method.needs_loss)
         is_first = method.rounds_done == 0
         answers = list(answers)
         asked = AskedRound(

@@ -67,10 +67,8 @@ class Method(ABC):
         """The method's name in logs and errors."""
         return type(self).__name__
 
-    @property
-    @abstractmethod
-    def loss_key(self) -> str:
-        """Metric under which clients report their mean training loss."""
+    train_loss_key: str
+    """Metric under which clients report their mean training loss."""
 
     @property
     @abstractmethod

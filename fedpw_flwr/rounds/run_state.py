@@ -32,6 +32,7 @@ __all__ = [
     "put_back",
     "run_checkpoint",
     "run_identity",
+    "tensors_below",
 ]
 
 logger = logging.getLogger("flwr")
@@ -208,7 +209,10 @@ def _restore_strategy(
     if isinstance(strategy, Stateful):
         strategy.restore_state(state, tensors)
     for attribute in _MOMENTS:
-        named, listed = _below(f"{attribute}/", tensors), _below(f"{attribute}[]/", tensors)
+        named, listed = (
+            tensors_below(f"{attribute}/", tensors),
+            tensors_below(f"{attribute}[]/", tensors),
+        )
         if named:
             setattr(strategy, attribute, {name: moment.numpy() for name, moment in named.items()})
         elif listed:
@@ -225,7 +229,8 @@ def _restore_strategy(
             setattr(strategy, attribute, value)
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

@@ -107,11 +107,6 @@ class FedPWMethod(Method):
         return "FedPW"
 
     @property
-    def loss_key(self) -> str:
-        """Metric under which clients report their mean training loss."""
-        return self.train_loss_key
-
-    @property
     def asks_by_client(self) -> bool:
         """Whether clients mask and rescale their own updates."""
         return self.adjustment == "client" and self.settings.adjust_parameters
