@@ -1,16 +1,14 @@
-"""The command `fedpw`: hydra's command line in front of one safe launch.
+"""The command `fedpw`: hydra's command line in front of the runs.
 
     fedpw rounds=10 strategy=fedavg seed=1
 
 Whatever hydra understands works: overrides, ``--help``, ``--cfg job``, ``--config-dir`` with files
-of one's own, ``-m`` for several runs one after the other (see `sweep`). The exit status is 0 only
-if Flower recorded the run as completed.
+of one's own, ``-m`` for several runs (see `sweep`). The exit status is 0 only if all completed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import shlex
@@ -36,24 +34,23 @@ from fedpw_flwr.lab.config.configuration import (
     checked,
     compose_configuration,
     config_folder,
-    count_clients,
     join_overrides,
     override_key,
     quoted,
-    runtime_settings,
     what_hydra_said,
     with_absolute_folders,
 )
-from fedpw_flwr.lab.config.early_checks import check_early, warning_of_slow_arithmetic
+from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
 from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
-from fedpw_flwr.lab.launch.launch import ClientResources, RunOutcome, launch
-from fedpw_flwr.lab.launch.ray_cluster import check_cluster_answers
-from fedpw_flwr.lab.launch.staging import StagingError
-from fedpw_flwr.lab.launch.superlink import SuperLinkError
-from fedpw_flwr.lab.launch.terminal import say, write_any_text
+from fedpw_flwr.lab.job import Job
 from fedpw_flwr.lab.runs.package_state import package_state
 from fedpw_flwr.lab.runs.run_folder import COMMAND_FILE, RunFolder, RunFolderError
-from fedpw_flwr.lab.sweep import Sweep, count_runs, run_name
+from fedpw_flwr.lab.simulation.progress import Display
+from fedpw_flwr.lab.simulation.run import RunOutcome
+from fedpw_flwr.lab.simulation.runs import Runs
+from fedpw_flwr.lab.simulation.terminal import say, write_any_text
+from fedpw_flwr.lab.simulation.workers import WorkersStopped
+from fedpw_flwr.lab.sweep import Ending, Sweep, count_runs, run_name
 
 __all__ = ["main"]
 
@@ -61,27 +58,16 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command; exits with status 1 if the configuration or a run failed, or is missing."""
     write_any_text()
-    failed = False
-    sweep: Sweep | None = None
-
-    def run(configuration: DictConfig) -> None:
-        nonlocal failed, sweep
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            if sweep is None:
-                sweep = Sweep(folder.resolve(), count_runs(sys.argv[1:]), Console())
-            failed |= not _run_of_sweep(sweep, configuration)
-            return
-        failed |= not _run(configuration, _folder(configuration))
-        _remove_if_empty(folder)
-
     # Hydra raises then what it would otherwise print with its inner names.
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         sys.argv[1:] = readable_words(sys.argv[1:])
         decorate = hydra.main(str(config_folder()), config_name="config", version_base="1.3")
-        decorate(run)()
+        with Display() as display, Runs(display.update) as runs:
+            command = _Command(display, runs)
+            decorate(command.add)()
+            command.wait()
     except ConfigurationError as error:
         say(str(error))
         sys.exit(1)
@@ -90,46 +76,138 @@ def main() -> None:
             raise
         say(what_hydra_said(error))
         sys.exit(1)
-    if sweep is not None:
-        sweep.look_again()
-        sweep.print_endings()
-        _compare(sweep)
-        failed |= sweep.count("run by another sweep") > 0
-    if failed:
+    if command.failed:
         sys.exit(1)
 
 
-def _run_of_sweep(sweep: Sweep, configuration: DictConfig) -> bool:
-    """Run one of a sweep's runs if it is not done yet; return whether it did not fail."""
-    try:
-        _check_config_sources()
-        configuration = checked(configuration)
-        if configuration.get("resume") is not None:
-            raise ConfigurationError(
-                "resume= is for one run: the same sweep, begun again, goes on by itself"
-            )
-        configuration = with_absolute_folders(configuration, Path(HydraConfig.get().runtime.cwd))
-        sweep.announce(configuration)
-    except ConfigurationError as error:
-        say(str(error))
-        sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
+class _Command:
+    """The runs that hydra composes, one or a sweep's, and what became of them."""
+
+    def __init__(self, display: Display, runs: Runs) -> None:
+        self.failed = False
+        self._display, self._runs = display, runs
+        self._sweep: Sweep | None = None
+        self._made: Path | None = None
+
+    def add(self, configuration: DictConfig) -> None:
+        """Take what hydra composed, and begin it, or let it wait for its turn."""
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if self._sweep is None:
+                total = count_runs(sys.argv[1:])
+                self._sweep = Sweep(folder.resolve(), total, self._display.console)
+            self._add_to_sweep(self._sweep, configuration)
+            return
+        self._made = folder
+        try:
+            job, run_folder = _job_of(configuration)
+        except (ConfigurationError, RunFolderError) as error:
+            say(str(error))
+            self.failed = True
+            return
+        self._runs.add(lambda: self._run_alone(job, run_folder, configuration.resume is not None))
+
+    def wait(self) -> None:
+        """Wait for the runs, and compare those of a sweep."""
+        try:
+            self._runs.wait()
+        except KeyboardInterrupt:
+            say("stopped; no process is left")
+            sys.exit(130)
+        if self._made is not None:
+            _remove_if_empty(self._made)
+        if self._sweep is not None:
+            self._sweep.look_again()
+            self._sweep.print_endings()
+            _compare(self._sweep)
+            self.failed |= self._sweep.count("failed", "run by another sweep") > 0
+
+    def _run_alone(self, job: Job, folder: RunFolder, resume: bool) -> None:
+        self.failed |= not self._run(job, folder, "", resume)
+
+    def _add_to_sweep(self, sweep: Sweep, configuration: DictConfig) -> None:
+        try:
+            if configuration.get("resume") is not None:
+                raise ConfigurationError(
+                    "resume= is for one run: the same sweep, begun again, goes on by itself"
+                )
+            job, _ = _job_of(configuration)
+            at_a_time = job.runs_at_a_time()
+        except ConfigurationError as error:
+            say(str(error))
+            sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
+            return
+        self._runs.add(lambda: self._run_of_sweep(sweep, job), at_a_time)
+
+    def _run_of_sweep(self, sweep: Sweep, job: Job) -> None:
+        """Run one of a sweep's runs if it is not done yet."""
+        name = run_name(job.configuration)
+        before = sweep.finished(job.configuration)
+        if before is not None:
+            self._display.print(f"done before: {before}{_made_by(before)}")
+            sweep.ended(before, "done before")
+            return
+        begun = time.monotonic()
+        with sweep.claim(job.configuration) as folder:
+            if folder is None:
+                self._display.print(f"{name}: another process runs it at the moment")
+                sweep.ended(sweep.folder / name, "run by another sweep")
+                return
+            sweep.announce(name)
+            folder.unmark_failed()
+            completed = self._run(job, folder, name, folder.has(COMMAND_FILE))
+            ending: Ending = "done" if completed else "failed"
+            sweep.ended(folder.path, ending, time.monotonic() - begun)
+
+    def _run(self, job: Job, folder: RunFolder, name: str, resume: bool) -> bool:
+        """Execute a run, say how it ended, and return whether it completed."""
+        warning = warning_of_slow_arithmetic(job.configuration, multiplies_bfloat16())
+        if warning is not None:
+            say(warning, style="bold yellow")
+        try:
+            with self._display.run(folder.metrics_file, job.rounds, name) as progress:
+                outcome = job.execute(folder, self._runs, progress, resume=resume)
+        except (ConfigurationError, RunFolderError, WorkersStopped) as error:
+            say(f"{name}: {error}" if name else str(error))
+            status, reason = "not-started", str(error)
+        else:
+            if outcome.completed:
+                if not name:
+                    _print_results(folder, outcome, self._display.console)
+                return True
+            which = f" {name}" if name else ""
+            say(f"the run{which} failed\n{outcome.error}\nThe whole log is in {outcome.log_file}")
+            status, reason = "failed", outcome.error
+        if name:
+            # Nobody may have watched.
+            with contextlib.suppress(OSError):
+                folder.mark_failed(status, reason)
         return False
-    before = sweep.finished(configuration)
-    if before is not None:
-        said = escape(f"done before: {before}{_made_by(before)}")
-        sweep.console.print(said, highlight=False, soft_wrap=True)
-        sweep.ended(before, "done before")
-        return True
-    begun = time.monotonic()
-    with sweep.claim(configuration) as folder:
-        if folder is None:
-            sweep.console.print("another process runs it at the moment", highlight=False)
-            sweep.ended(sweep.folder / run_name(configuration), "run by another sweep")
-            return True
-        folder.unmark_failed()
-        completed = _run(configuration, folder, go_on=folder.has(COMMAND_FILE))
-        sweep.ended(folder.path, "done" if completed else "failed", time.monotonic() - begun)
-    return completed
+
+
+def _job_of(configuration: DictConfig) -> tuple[Job, RunFolder]:
+    """Return what hydra composed as a job, and the folder to run it into or go on in."""
+    hydra_config = HydraConfig.get()
+    launched_from = Path(hydra_config.runtime.cwd)
+    config_name = str(hydra_config.job.config_name)
+    overrides = list(hydra_config.overrides.task)
+    folder = RunFolder(Path(hydra_config.runtime.output_dir))
+    resume = configuration.get("resume")
+    if resume is not None:
+        folder = RunFolder((launched_from / Path(str(resume)).expanduser()).resolve())
+        config_name, saved = folder.read_command()
+        changes = [word for word in overrides if override_key(word) != "resume"]
+        overrides = changed_overrides(shlex.split(saved), changes)
+        extra = _extra_config_folder(launched_from)
+        search = quoted(f"file://{extra.resolve()}") if extra is not None else ""
+        configuration = compose_configuration(
+            config_name, join_overrides([*overrides, f"hydra.searchpath=[{search}]"])
+        )
+    else:
+        configuration = checked(configuration)
+    overrides = changed_overrides(overrides, absolute_folders(configuration, launched_from))
+    absolute = with_absolute_folders(configuration, launched_from)
+    return Job(absolute, config_name, join_overrides(overrides)), folder
 
 
 def _made_by(run: Path) -> str:
@@ -161,127 +239,6 @@ def _compare(sweep: Sweep) -> None:
         say(f"the runs cannot be compared: {error}")
 
 
-def _run(configuration: DictConfig, folder: RunFolder, *, go_on: bool = False) -> bool:
-    """Launch the run that hydra composed, say how it ended, and return whether it completed."""
-    try:
-        outcome = _launch(configuration, folder, go_on=go_on)
-    except (ConfigurationError, RunFolderError, StagingError, SuperLinkError) as error:
-        say(str(error))
-        _mark_failed(folder, "not-started", str(error))
-        return False
-    except KeyboardInterrupt:
-        say("stopped; no process is left")
-        sys.exit(130)
-    if not outcome.completed:
-        say(
-            f"the run failed ({outcome.status})\n{outcome.error}\n"
-            f"The whole log is in {outcome.log_file}"
-        )
-        _mark_failed(folder, outcome.status, outcome.error)
-        return False
-    _print_results(folder, outcome)
-    return True
-
-
-def _mark_failed(folder: RunFolder, status: str, error: str) -> None:
-    """Leave in the folder of a sweep's run why it failed: nobody may have watched."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        with contextlib.suppress(OSError):
-            folder.mark_failed(status, error)
-
-
-def _folder(configuration: DictConfig) -> RunFolder:
-    """Return the folder of the run to go on with, else the one that hydra made."""
-    runtime = HydraConfig.get().runtime
-    resume = configuration.get("resume")
-    if resume is None:
-        return RunFolder(Path(runtime.output_dir))
-    return RunFolder((Path(runtime.cwd) / Path(str(resume)).expanduser()).resolve())
-
-
-def _launch(configuration: DictConfig, folder: RunFolder, *, go_on: bool) -> RunOutcome:
-    """Launch a run; `go_on` says that the folder holds the begun run of this configuration."""
-    # Choose what to run
-    hydra_config = HydraConfig.get()
-    launched_from = Path(hydra_config.runtime.cwd)
-    extra = _extra_config_folder(launched_from)
-    config_name = str(hydra_config.job.config_name)
-    overrides = list(hydra_config.overrides.task)
-    resume = go_on or configuration.get("resume") is not None
-    _check_config_sources()
-    if resume and not go_on:
-        config_name, saved = folder.read_command()
-        changes = [word for word in overrides if override_key(word) != "resume"]
-        overrides = changed_overrides(shlex.split(saved), changes)
-        search = quoted(f"file://{extra.resolve()}") if extra is not None else ""
-        configuration = compose_configuration(
-            config_name, join_overrides([*overrides, f"hydra.searchpath=[{search}]"])
-        )
-    else:
-        if not go_on:
-            folder.check_unused()
-        configuration = checked(configuration)
-
-    # Check it
-    absolute = with_absolute_folders(configuration, launched_from)
-    check_early(absolute)
-    runtime = runtime_settings(configuration)
-    if runtime.ray_address is not None:
-        check_cluster_answers(runtime.ray_address)
-    warning = warning_of_slow_arithmetic(configuration, multiplies_bfloat16())
-    if warning is not None:
-        say(warning, style="bold yellow")
-
-    # Launch it
-    overrides = changed_overrides(overrides, absolute_folders(configuration, launched_from))
-    joined = join_overrides(overrides)
-
-    def check(prepared_file: Path) -> None:
-        # Flower's processes start meanwhile; importing PyTorch and reading the data takes as long.
-        from fedpw_flwr.lab.experiment import build_experiment, prepare_experiment
-
-        # The strategy logs its warnings again where it runs.
-        flower_log = logging.getLogger("flwr")
-        flower_log.disabled = True
-        try:
-            experiment = build_experiment(absolute)
-            experiment.check()
-        finally:
-            flower_log.disabled = False
-        prepare_experiment(experiment, prepared_file, config_name, joined)
-
-    return launch(
-        {
-            "config-name": config_name,
-            "overrides": joined,
-            "output-folder": str(folder.path),
-            "resume": resume,
-        },
-        ClientResources(
-            num_clients=count_clients(configuration),
-            cpus_per_client=runtime.cpus_per_client,
-            gpus_per_client=runtime.gpus_per_client,
-            total_cpus=runtime.total_cpus,
-            ray_address=runtime.ray_address,
-        ),
-        output_folder=folder.path,
-        rounds=int(configuration.rounds),
-        extra_config_folder=extra,
-        check=check,
-    )
-
-
-def _check_config_sources() -> None:
-    """Refuse configuration that only this process would see: the run composes its own copy."""
-    for source in HydraConfig.get().runtime.config_sources:
-        known = source.provider in ("hydra", "schema", "command-line")
-        if not known and Path(str(source.path)) != config_folder():
-            raise ConfigurationError(
-                f"the configuration in {source.path} cannot be taken along: put files of your own "
-                "into a folder laid out like conf/ and add it with --config-dir FOLDER"
-            )
-
-
 def _extra_config_folder(launched_from: Path) -> Path | None:
     """Return the folder given by ``--config-dir``."""
     for source in HydraConfig.get().runtime.config_sources:
@@ -290,7 +247,7 @@ def _extra_config_folder(launched_from: Path) -> Path | None:
     return None
 
 
-def _print_results(folder: RunFolder, outcome: RunOutcome) -> None:
+def _print_results(folder: RunFolder, outcome: RunOutcome, console: Console) -> None:
     summary = folder.read_summary()
     table = Table(title=f"{summary.strategy}, seed {summary.seed}: test accuracy, %")
     table.add_column("domain")
@@ -304,7 +261,6 @@ def _print_results(folder: RunFolder, outcome: RunOutcome) -> None:
         ("worst", summary.final.worst),
     ):
         table.add_row(label, f"{100 * value:.1f}" if math.isfinite(value) else "-")
-    console = Console()
     console.print(table)
     if summary.quarantined or summary.failed or summary.empty:
         console.print(

@@ -32,10 +32,10 @@ from fedpw_flwr.lab.config.configuration import (
     named_part,
     with_absolute_folders,
 )
-from fedpw_flwr.lab.launch.terminal import write_any_text
 from fedpw_flwr.lab.runs.records import Spread
 from fedpw_flwr.lab.runs.run_folder import ModelFile, RunFolder, RunFolderError
 from fedpw_flwr.lab.runs.strict_json import strict
+from fedpw_flwr.lab.simulation.terminal import write_any_text
 
 if TYPE_CHECKING:
     # A mistyped path should be reported at once, not after PyTorch's seconds of import.

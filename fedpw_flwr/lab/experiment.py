@@ -1,18 +1,17 @@
 """An experiment, built: from the configuration to images, clients' shares, model and strategy.
 
-Each process builds it once: the ServerApp to evaluate, every ClientApp worker to train. The command
-builds it first, to find mistakes, and saves what it composed and read in a file of the launch,
-which spares the others these seconds. Where nobody left such a file (`flwr run`, a SuperNode of its
-own), each process builds from the configuration.
+The command builds it, to find mistakes, and provides it: to the ServerApp in its own process, and
+to the workers, which map the images from shared memory. Where nobody provides it (`flwr run`, a
+SuperNode), each process builds it once from the configuration.
 """
 
 from __future__ import annotations
 
-import os
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,13 +19,10 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
 from torch import nn
 
-from fedpw_flwr import __version__
 from fedpw_flwr.device import available_device
 from fedpw_flwr.lab.config.configuration import (
-    PREPARED_VARIABLE,
     ConfigurationError,
     RuntimeSettings,
     compose_configuration,
@@ -36,21 +32,21 @@ from fedpw_flwr.lab.config.configuration import (
     runtime_settings,
 )
 from fedpw_flwr.lab.data.digest import pictures_digest
-from fedpw_flwr.lab.data.images import DomainCollection
+from fedpw_flwr.lab.data.images import DomainCollection, ImageSet, joined
 from fedpw_flwr.lab.data.partition import ClientShare
-from fedpw_flwr.lab.data.prepared import load_prepared, save_prepared
 from fedpw_flwr.lab.training.settings import ClientSettings
 
 __all__ = [
     "Experiment",
     "build_experiment",
     "build_group",
+    "carried",
     "experiment_of",
-    "prepare_experiment",
+    "provide",
+    "withdraw",
 ]
 
-_CONFIGURATION = "configuration"
-_DIGEST = "data-digest"
+_drawing = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +72,16 @@ class Experiment:
         """SHA-256 of the images that were read, before they were divided among clients."""
         return self.prepared_digest or pictures_digest(self.data)
 
+    @cached_property
+    def test_sets(self) -> tuple[ImageSet, ...]:
+        """Every domain's test images; then the clients' own, joined, where all clients keep some.
+
+        Some clients without would make figures over the others look like those over all.
+        """
+        own = [share.test for share in self.shares if share.test is not None]
+        kept = (joined(own),) if own and len(own) == len(self.shares) else ()
+        return (*(domain.test for domain in self.data.domains), *kept)
+
     def check(self) -> None:
         """Build what only the server needs, to find mistakes before any training.
 
@@ -89,7 +95,8 @@ class Experiment:
 
     def new_model(self) -> nn.Module:
         """Build the model with the run's initial weights, the same in every process."""
-        with torch.random.fork_rng():
+        # The source of random numbers is the process's, and there may be other runs in it.
+        with _drawing, torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model: nn.Module = build_group(
                 "model",
@@ -116,42 +123,58 @@ class Experiment:
         return strategy
 
 
-@lru_cache(maxsize=1)
+_KEPT = 8
+"""Experiments that a process holds at a time: more runs at once build theirs again and again."""
+
+_provided: OrderedDict[tuple[str, str], Experiment] = OrderedDict()
+
+
 def experiment_of(config_name: str, overrides: str) -> Experiment:
-    """Build the experiment of a run configuration, or take the one prepared; once a process."""
-    file = os.environ.get(PREPARED_VARIABLE)
-    loaded = load_prepared(Path(file), _notes(config_name, overrides)) if file else None
-    if loaded is None:
-        return build_experiment(compose_configuration(config_name, overrides))
-    data, shares, notes = loaded
-    configuration = OmegaConf.create(notes[_CONFIGURATION])
-    assert isinstance(configuration, DictConfig)
-    OmegaConf.set_readonly(configuration, True)
-    return _experiment(configuration, data, shares, notes[_DIGEST])
+    """Return the experiment of a run configuration: the one provided, else built once."""
+    provided = _provided.get((config_name, overrides))
+    return _built(config_name, overrides) if provided is None else provided
 
 
-def prepare_experiment(
-    experiment: Experiment, file: Path, config_name: str, overrides: str
-) -> bool:
-    """Save an experiment for the processes in whose environment `PREPARED_VARIABLE` names the file.
+@lru_cache(maxsize=1)
+def _built(config_name: str, overrides: str) -> Experiment:
+    return build_experiment(compose_configuration(config_name, overrides))
 
-    `experiment_of` takes the file for this name and these overrides only. Returns whether it was
-    saved. If not, each process builds it: there is no room for it, a partition of the user's own
-    made shares of another form, or a text of the configuration would be taken for an interpolation.
+
+def provide(experiment: Experiment, config_name: str, overrides: str) -> None:
+    """Let `experiment_of` return in this process what was built already."""
+    _provided[config_name, overrides] = experiment
+    while len(_provided) > _KEPT:
+        _provided.popitem(last=False)
+
+
+def withdraw(config_name: str, overrides: str) -> None:
+    """Let go of an experiment that was provided."""
+    _provided.pop((config_name, overrides), None)
+
+
+def carried(experiment: Experiment, config_name: str, overrides: str) -> Callable[[], None]:
+    """Return what provides the experiment in another process, which finds its own device.
+
+    Of the training images only those that clients hold go along.
     """
-    configuration = resolved_yaml(experiment.configuration)
-    if "${" in configuration:
-        return False
-    notes = {
-        **_notes(config_name, overrides),
-        _CONFIGURATION: configuration,
-        _DIGEST: experiment.data_digest,
-    }
-    try:
-        save_prepared(file, experiment.data, experiment.shares, notes)
-    except (OSError, RuntimeError, ValueError, SafetensorError):
-        return False
-    return True
+    data = experiment.data
+    one = torch.zeros(1, dtype=torch.int64)
+    domains = tuple(replace(domain, train=domain.train.select(one)) for domain in data.domains)
+    data = replace(data, domains=domains)
+    text = resolved_yaml(experiment.configuration)
+    # What is resolved here need not be there; a text that looks like an interpolation is left.
+    configuration = experiment.configuration if "${" in text else OmegaConf.create(text)
+    parts = (configuration, data, experiment.shares, experiment.data_digest)
+    own = experiment.test_sets[len(data.domains) :]
+    return partial(_take, parts, own, config_name, overrides)
+
+
+def _take(parts: Any, own: tuple[ImageSet, ...], config_name: str, overrides: str) -> None:
+    experiment = _experiment(*parts)
+    # Joined anew, the clients' own test images would be a copy in each process.
+    tests = (*(domain.test for domain in experiment.data.domains), *own)
+    experiment.__dict__["test_sets"] = tests
+    provide(experiment, config_name, overrides)
 
 
 def build_experiment(configuration: DictConfig) -> Experiment:
@@ -190,10 +213,6 @@ def _experiment(
         device=device,
         prepared_digest=prepared_digest,
     )
-
-
-def _notes(config_name: str, overrides: str) -> dict[str, str]:
-    return {"version": __version__, "config-name": config_name, "overrides": overrides}
 
 
 def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:

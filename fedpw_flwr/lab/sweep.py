@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
@@ -40,7 +42,7 @@ from fedpw_flwr.lab.runs.run_folder import (
     RunFolderError,
 )
 
-__all__ = ["Sweep", "count_runs", "jobs_of", "results_fingerprint", "run_name"]
+__all__ = ["Ending", "Sweep", "count_runs", "jobs_of", "results_fingerprint", "run_name"]
 
 Ending = Literal["done before", "done", "failed", "run by another sweep"]
 
@@ -108,11 +110,15 @@ class Sweep:
     endings: list[tuple[Path, Ending, float]] = field(default_factory=list)
     _finished: dict[str, list[Path]] | None = None
     _digests: dict[str, str | None] = field(default_factory=dict)
+    _begun: int = 0
+    _since: float = field(default_factory=time.monotonic)
+    _lock: Lock = field(default_factory=Lock)
 
     def finished(self, configuration: DictConfig) -> Path | None:
         """Return the folder of a finished run with the same results; None where there is none."""
-        if self._finished is None:
-            self._finished = _finished_runs(self.folder)
+        with self._lock:
+            if self._finished is None:
+                self._finished = _finished_runs(self.folder)
         wanted, folder = results_fingerprint(configuration), self.folder / run_name(configuration)
         found = list(self._finished.get(wanted, []))
         if _fingerprint_of(folder) == wanted and _is_finished(folder):
@@ -167,9 +173,11 @@ class Sweep:
             or (fingerprint == wanted and _may_be_of(folder, self._data_digest(configuration)))
         )
 
-    def announce(self, configuration: DictConfig) -> None:
-        """Tell which run is next, how the others went, and how long the rest may take."""
-        number = len(self.endings) + 1
+    def announce(self, name: str) -> None:
+        """Tell which run begins, how the others went, and how long the rest may take."""
+        with self._lock:
+            self._begun += 1
+        number = self._begun + self.count("done before", "run by another sweep")
         parts = [f"run {number}" + (f" of {self.total}" if self.total else "")]
         before, failed = self.count("done before"), self.count("failed")
         if before:
@@ -178,10 +186,11 @@ class Sweep:
             parts.append(f"[bold red]{failed} failed[/]")
         seconds = [took for _, ending, took in self.endings if ending == "done"]
         if seconds and self.total:
-            left = sum(seconds) / len(seconds) * (self.total - number + 1)
+            # From the first one's start on, with as many runs at a time as there were.
+            rate = (time.monotonic() - self._since) / len(seconds)
+            left = rate * (self.total - len(self.endings))
             parts.append(f"about {timedelta(seconds=round(left))} left")
-        self.console.rule(f"[bold]{escape(run_name(configuration))}[/]", align="left")
-        self.console.print(", ".join(parts), highlight=False)
+        self.console.print(f"[bold]{escape(name)}[/]: {', '.join(parts)}", highlight=False)
 
     def ended(self, folder: Path, ending: Ending, seconds: float = 0.0) -> None:
         """Note how a run ended."""

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
+from support.simulations import run_with_clients
 
-from fedpw_flwr.lab.launch.launch import ClientResources, launch
-from fedpw_flwr.lab.launch.staging import stage_app
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
@@ -39,27 +38,11 @@ def train(message: Message, context: Context) -> Message:
 
 
 def test_run_with_nan_wrong_shape_and_a_raising_client_finishes_and_names_them(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = stage_app(tmp_path / "app")
-    (app / "broken_clients.py").write_text(BROKEN_CLIENTS)
-    project = app / "pyproject.toml"
-    settings = project.read_text()
-    honest = "fedpw_flwr.lab.app.deferred_client_app:app"
-    assert honest in settings
-    project.write_text(settings.replace(honest, "broken_clients:app"))
-
-    outcome = launch(
-        {
-            "config-name": "config",
-            "overrides": "rounds=3 model=cnn",
-            "output-folder": str(tmp_path / "run"),
-        },
-        ClientResources(num_clients=8),
-        output_folder=tmp_path / "run",
-        rounds=3,
-        app_folder=app,
-    )
+    (tmp_path / "broken_clients.py").write_text(BROKEN_CLIENTS)
+    words = "rounds=3 model=cnn"
+    outcome = run_with_clients("broken_clients", 8, words, tmp_path, monkeypatch)
 
     assert outcome.completed, outcome.error
     records = RunFolder(tmp_path / "run").read_rounds()

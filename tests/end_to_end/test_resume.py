@@ -16,8 +16,6 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from fedpw_flwr.lab.launch.process_guard import MARKER
-
 COMMAND = Path(sys.executable).with_name("fedpw")
 KILLS = int(os.environ.get("FEDPW_TEST_KILLS", "3"))
 RUN = (
@@ -44,23 +42,14 @@ def start(*words: str, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def kill_everything(command: subprocess.Popen[bytes]) -> int:
+def kill_everything(command: subprocess.Popen[bytes]) -> None:
     """Kill -9 the command and every process that descends from it, all at once."""
     tree = psutil.Process(command.pid).children(recursive=True)
-    launches = set()
-    for process in tree:
-        with contextlib.suppress(psutil.Error):
-            launches.add(process.environ().get(MARKER))
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARKER) in launches - {None}:
-                tree.append(process)
     for process in [psutil.Process(command.pid), *tree]:
         with contextlib.suppress(psutil.Error):
             process.kill()
     command.wait()
     psutil.wait_procs(tree, timeout=20)
-    return len(tree)
 
 
 def rounds_of(folder: Path) -> list[dict[str, Any]]:
@@ -95,14 +84,14 @@ def test_a_run_killed_at_random_moments_ends_bit_identical(tmp_path: Path) -> No
     for number in range(KILLS):
         command = start(*words, folder=tmp_path)
         if number % 3 == 2:
-            # While it starts, or goes on: Flower, Ray, reading the checkpoint.
-            time.sleep(generator.uniform(2.0, 12.0))
+            # While it starts, or goes on: Ray, reading the checkpoint.
+            time.sleep(generator.uniform(1.0, 8.0))
         else:
             # In the rounds after the next one: training, aggregating, evaluating, saving.
             wait_for_rounds(killed, recorded + 1, command)
             time.sleep(generator.uniform(0.0, 1.5))
         assert command.poll() is None, "the run was over before it could be killed"
-        assert kill_everything(command) >= 1
+        kill_everything(command)
         recorded = len(rounds_of(killed))
         words = (f"resume={killed}",)
     assert start(*words, folder=tmp_path).wait(600) == 0

@@ -3,8 +3,8 @@
 The client is an ordinary NumPyClient inside `FedPWClient`, which masks and rescales its update on
 the device it trains on when the strategy asks for that.
 
-Ray keeps a worker process for the whole run and gives it any client in any round: data and model
-are built once a worker, and the model is reloaded in place.
+A worker process is any client in any round: data and model are built once a worker, and the model
+is reloaded in place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fedpw_flwr.lab.training.model_arrays import overwrite_model, read_model
 from fedpw_flwr.lab.training.threads import use_assigned_cpus
 from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
-__all__ = ["DomainClient", "app", "client_fn"]
+__all__ = ["DomainClient", "app", "client_fn", "worker_model"]
 
 NDArrays = list[npt.NDArray[Any]]
 
@@ -129,7 +129,7 @@ def client_fn(context: Context) -> FedPWClient:
         raise ConfigurationError(
             f"partition-id={partition}: the {partitions} clients count from 0 to {partitions - 1}"
         )
-    model = _worker_model(config_name, overrides)
+    model = worker_model(config_name, overrides)
     client = DomainClient(experiment, model, experiment.shares[partition])
     return FedPWClient(client, device=experiment.device, client_id=partition)
 
@@ -152,9 +152,9 @@ def _partition_of(context: Context) -> tuple[int, int]:
     return int(node["partition-id"]), int(node["num-partitions"])
 
 
-@lru_cache(maxsize=1)
-def _worker_model(config_name: str, overrides: str) -> nn.Module:
-    """Build the model of this process, once, where it trains."""
+@lru_cache(maxsize=8)
+def worker_model(config_name: str, overrides: str) -> nn.Module:
+    """Build this process's model of a run, once, where it trains and tests."""
     use_assigned_cpus()
     experiment = experiment_of(config_name, overrides)
     return experiment.new_model().to(experiment.device)

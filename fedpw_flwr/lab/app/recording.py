@@ -13,13 +13,12 @@ from typing import Any
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedpw_flwr.lab.app.profiling import RoundProfiler
+from fedpw_flwr.lab.app.testing import GlobalModelTest
 from fedpw_flwr.lab.config.configuration import resolved_yaml
-from fedpw_flwr.lab.data.images import joined
 from fedpw_flwr.lab.experiment import Experiment
 from fedpw_flwr.lab.runs.package_state import package_state
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary, best_round
 from fedpw_flwr.lab.runs.run_folder import RunFolder
-from fedpw_flwr.lab.training.evaluation import accuracy_of_parts, evaluate
 from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.wire.records import identity_of
 
@@ -78,20 +77,22 @@ class RunRecorder(Observer):
         The experiment that runs.
     profiler : RoundProfiler | None (default: None)
         Knows where the time of a round went; None in a run that is not profiled.
+    test : GlobalModelTest | None (default: None)
+        Tests the models; None: a test in this process.
     """
 
     def __init__(
-        self, folder: RunFolder, experiment: Experiment, profiler: RoundProfiler | None = None
+        self,
+        folder: RunFolder,
+        experiment: Experiment,
+        profiler: RoundProfiler | None = None,
+        test: GlobalModelTest | None = None,
     ) -> None:
         self._folder = folder
         self._experiment = experiment
         self._profiler = profiler
+        self._test = GlobalModelTest(experiment) if test is None else test
         self._model = experiment.new_model()
-        own = [share.test for share in experiment.shares]
-        # Some clients without would make figures over the others look like those over all.
-        kept = [images for images in own if images is not None]
-        self._own = joined(kept) if kept and len(kept) == len(own) else None
-        self._own_sizes = [len(images) for images in kept]
         self._records: list[RoundRecord] = []
         self._train_metrics: MetricRecord | None = None
         self._since: float | None = None
@@ -125,29 +126,7 @@ class RunRecorder(Observer):
         """
         begun = time.monotonic()
         since = begun if self._since is None else self._since
-        # Test the model: on every domain, and on what the clients keep.
-        self._model.load_state_dict(arrays.to_torch_state_dict())
-        data = self._experiment.data
-        results = {
-            domain.name: evaluate(
-                self._model,
-                domain.test,
-                mean=data.mean,
-                std=data.std,
-                device=self._experiment.device,
-            )
-            for domain in data.domains
-        }
-        client_accuracy = None
-        if self._own is not None:
-            client_accuracy = accuracy_of_parts(
-                self._model,
-                self._own,
-                self._own_sizes,
-                mean=data.mean,
-                std=data.std,
-                device=self._experiment.device,
-            )
+        tested = self._test(arrays)
         # Record the round.
         metrics = self._train_metrics if self._train_metrics is not None else MetricRecord()
         self._train_metrics = None
@@ -159,8 +138,8 @@ class RunRecorder(Observer):
         record = RoundRecord(
             round=server_round,
             seconds=now - since,
-            accuracy={name: result.accuracy for name, result in results.items()},
-            loss={name: result.loss for name, result in results.items()},
+            accuracy={name: result.accuracy for name, result in tested.domains.items()},
+            loss={name: result.loss for name, result in tested.domains.items()},
             train_loss=_number(metrics, "train_loss"),
             clients=self._client_figures(metrics),
             loss_term_share=_number(metrics, "fedpw-loss-term-share"),
@@ -169,17 +148,17 @@ class RunRecorder(Observer):
             failed=_count(metrics, "fedpw-failed", "failed"),
             empty=_count(metrics, "fedpw-empty", "empty"),
             bounded=_count(metrics, "fedpw-bounded"),
-            client_accuracy=client_accuracy,
+            client_accuracy=tested.client_accuracy,
             profile=profile,
         )
         # Write it down, and save the model.
         self._since = now
         self._records.append(record)
         self._folder.append_round(record)
-        self._save_model(record)
+        self._save_model(record, arrays)
         spread = record.spread
         figures = MetricRecord({"mean_accuracy": spread.mean, "worst_accuracy": spread.worst})
-        if len(results) > 1:
+        if len(tested.domains) > 1:
             figures["std_accuracy"] = spread.std
         return figures
 
@@ -217,8 +196,10 @@ class RunRecorder(Observer):
             )
         )
 
-    def _save_model(self, record: RoundRecord) -> None:
-        state = {name: tensor.cpu() for name, tensor in self._model.state_dict().items()}
+    def _save_model(self, record: RoundRecord, arrays: ArrayRecord) -> None:
+        # Through the model, for its dtypes: a strategy may have averaged a counter.
+        self._model.load_state_dict(arrays.to_torch_state_dict())
+        state = self._model.state_dict()
         metadata = {"round": str(record.round)}
         self._folder.save_model(state, "model.safetensors", metadata)
         if best_round(self._records) is record:

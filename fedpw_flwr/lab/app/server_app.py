@@ -7,14 +7,15 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fedpw_flwr.lab.app.lost_machines import MachineWatch
 from fedpw_flwr.lab.app.profiling import RoundProfiler
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
+from fedpw_flwr.lab.app.testing import GlobalModelTest
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     resolved_yaml,
@@ -35,6 +36,9 @@ __all__ = ["app"]
 
 app = ServerApp()
 
+# matplotlib's styles are the process's.
+_plotting = Lock()
+
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
@@ -54,7 +58,8 @@ def main(grid: Grid, context: Context) -> None:
     experiment = experiment_of(config_name, overrides)
     folder = RunFolder(_output_folder(str(context.run_config["output-folder"]), context.run_id))
     profiler = RoundProfiler() if experiment.runtime.profile else None
-    recorder = RunRecorder(folder, experiment, profiler)
+    test = GlobalModelTest(experiment, grid, config_name, overrides)
+    recorder = RunRecorder(folder, experiment, profiler, test)
     strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
     resume = context.run_config.get("resume") is True
     if not resume:
@@ -68,8 +73,6 @@ def main(grid: Grid, context: Context) -> None:
     observers: list[Observer] = [starter, recorder]
     if profiler is not None:
         observers.append(profiler)
-    if experiment.runtime.ray_address is not None:
-        observers.append(MachineWatch(folder.path))
 
     # What else a strategy may draw by chance on the server is the same in every run.
     random.seed(experiment.seed)
@@ -92,7 +95,8 @@ def main(grid: Grid, context: Context) -> None:
     # Not at the top: matplotlib and SciPy would keep the first round waiting for a second.
     from fedpw_flwr.lab.plots.run_plots import write_plots
 
-    write_plots(folder)
+    with _plotting:
+        write_plots(folder)
 
 
 def seeded(strategy: Strategy, seed: int) -> Strategy:

@@ -37,8 +37,8 @@ from fedpw_flwr.lab.compare.tables import (
     target_table,
 )
 from fedpw_flwr.lab.compare.tensorboard import check_tensorboard, write_events
-from fedpw_flwr.lab.launch.terminal import write_any_text
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.lab.simulation.terminal import write_any_text
 
 FOLDER = "comparison"
 

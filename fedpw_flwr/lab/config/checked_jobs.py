@@ -31,7 +31,7 @@ from fedpw_flwr.lab.config.configuration import (
     with_absolute_folders,
 )
 from fedpw_flwr.lab.config.early_checks import check_early
-from fedpw_flwr.lab.launch.terminal import say
+from fedpw_flwr.lab.simulation.terminal import say
 from fedpw_flwr.lab.sweep import Sweep, jobs_of
 
 __all__ = ["CheckedJobs"]

@@ -30,7 +30,6 @@ from fedpw_flwr.lab.config.moved_targets import with_first_targets, with_present
 from fedpw_flwr.lab.config.setting_rules import GROUPS, RUN, RUNTIME, wrong_settings
 
 __all__ = [
-    "PREPARED_VARIABLE",
     "ConfigurationError",
     "RuntimeSettings",
     "absolute_folders",
@@ -50,9 +49,6 @@ __all__ = [
     "what_hydra_said",
     "with_absolute_folders",
 ]
-
-PREPARED_VARIABLE = "FEDPW_PREPARED"
-"""Environment variable with the path of the file that holds a launch's prepared experiment."""
 
 _composing = Lock()
 
@@ -78,10 +74,13 @@ class RuntimeSettings:
     gpus_per_client: float = 0.0
     total_cpus: int | None = None
     ray_address: str | None = None
+    niceness: int = 0
+    runs_at_a_time: str | int = "auto"
     connect_timeout: float = 120.0
     round_timeout: float = 3600.0
     profile: bool = False
     checkpoint_every: int = 1
+    evaluate_every: int = 1
 
     def __post_init__(self) -> None:
         """Check the values: this is the only check of what a client and all of them may take."""

@@ -174,10 +174,15 @@ RUNTIME: dict[str, Rule] = {
     "gpus_per_client": _NOT_NEGATIVE,
     "total_cpus": _or_null(_COUNT),
     "ray_address": _or_null(_TEXT),
+    "niceness": _number(0, 19, whole=True),
+    "runs_at_a_time": Rule(
+        f"auto, or {_COUNT.words}", lambda value: value == "auto" or _COUNT.allows(value)
+    ),
     "connect_timeout": _number(0, above=True, infinite=True),
     "round_timeout": _number(0, above=True, infinite=True),
     "profile": _SWITCH,
     "checkpoint_every": _COUNT,
+    "evaluate_every": _COUNT,
 }
 """Rules of `RuntimeSettings`, which also checks what its values have to do with each other."""
 

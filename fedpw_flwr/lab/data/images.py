@@ -6,9 +6,12 @@ normalised a batch at a time on the device that trains.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -56,9 +59,20 @@ class ImageSet:
         """Return N, the number of images."""
         return len(self.labels)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as arrays, which Ray's processes map from memory that they share."""
+        return _of_arrays, (self.images.numpy(), self.labels.numpy())
+
     def select(self, indices: Tensor) -> ImageSet:
         """Return the images at `indices` (``int64``, shape (M,)) in that order, as a copy."""
         return ImageSet(self.images[indices], self.labels[indices])
+
+
+def _of_arrays(images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> ImageSet:
+    with warnings.catch_warnings():
+        # Shared arrays are read-only, which tensors cannot say; nobody writes to images.
+        warnings.simplefilter("ignore")
+        return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))
 
 
 def joined(sets: Sequence[ImageSet]) -> ImageSet:

@@ -116,7 +116,7 @@ def _add_proximal_gradient(
     torch._foreach_add_([gradient for _, _, gradient in moving], distances, alpha=mu)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Compile a worker's model once: it takes many seconds, and all its clients share it."""
     compiled: Callable[[Tensor], Tensor] = torch.compile(model)

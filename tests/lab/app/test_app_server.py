@@ -30,7 +30,7 @@ from fedpw_flwr.lab.app import client_app, server_app
 from fedpw_flwr.lab.app.server_app import app
 from fedpw_flwr.lab.config.configuration import ConfigurationError
 from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
-from fedpw_flwr.lab.experiment import experiment_of
+from fedpw_flwr.lab.experiment import _built
 from fedpw_flwr.lab.runs.records import best_round
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.lab.training.evaluation import evaluate
@@ -186,7 +186,7 @@ def test_a_run_cannot_go_on_with_other_pictures_of_the_same_name(tmp_path: Path)
         }
         labels = {f"y_{split}": np.arange(20) % 10 for split in ("train", "test")}
         np.savez(tmp_path / "site.npz", **pictures, **labels)
-        experiment_of.cache_clear()
+        _built.cache_clear()
 
     overrides = (
         f"dataset=four_domains dataset.folder={tmp_path} dataset.domains=[site] partition=iid "

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from fedpw_flwr.lab.data.images import DomainCollection, ImageSet
 from fedpw_flwr.lab.models.resnet import ResNet10
-from fedpw_flwr.lab.training.evaluation import Evaluation, accuracy_of_parts, evaluate
+from fedpw_flwr.lab.training.evaluation import Evaluation, Scores, evaluate, scores
 
 
 class AlwaysThree(nn.Module):
@@ -69,7 +69,7 @@ def test_accuracy_of_parts_is_that_of_each_part_alone(scans: DomainCollection) -
     model, test = ResNet10(10, width=2), scans.domains[0].test
     sizes, options = [1, 70, 29, 100], {"mean": scans.mean, "std": scans.std, "device": "cpu"}
     # A batch ends in the middle of a part.
-    found = accuracy_of_parts(model, test, sizes, batch_size=64, **options)
+    found = scores(model, test, batch_size=64, **options).accuracies(sizes)
     parts = torch.arange(200).split(sizes)
     expected = [evaluate(model, test.select(part), **options).accuracy for part in parts]
     assert found == expected
@@ -80,5 +80,15 @@ def test_parts_that_are_not_those_of_the_images_are_refused(
     scans: DomainCollection, sizes: list[int]
 ) -> None:
     test = scans.domains[0].test
+    found = scores(AlwaysThree(), test, mean=scans.mean, std=scans.std, device="cpu")
     with pytest.raises(ValueError, match="200 images cannot be divided"):
-        accuracy_of_parts(AlwaysThree(), test, sizes, mean=scans.mean, std=scans.std, device="cpu")
+        found.accuracies(sizes)
+
+
+def test_batches_that_are_scored_apart_make_the_same_whole(scans: DomainCollection) -> None:
+    torch.manual_seed(0)
+    model, test = ResNet10(10, width=2), scans.domains[0].test
+    options = {"mean": scans.mean, "std": scans.std, "device": "cpu", "batch_size": 64}
+    parts = [slice(0, 1), slice(1, 3), slice(3, 4)]
+    apart = Scores.joined([scores(model, test, batches=part, **options) for part in parts])
+    assert apart.evaluation() == scores(model, test, **options).evaluation()

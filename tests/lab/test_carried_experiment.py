@@ -1,67 +1,64 @@
-"""What the command prepares is what each process would have built."""
+"""What the command hands to the workers is what each would have built."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from fedpw_flwr.lab import experiment as module
-from fedpw_flwr.lab.config.configuration import (
-    PREPARED_VARIABLE,
-    compose_configuration,
-    resolved_yaml,
-)
-from fedpw_flwr.lab.data.partition import ClientShare
+from fedpw_flwr.lab.config.configuration import compose_configuration, resolved_yaml
 from fedpw_flwr.lab.experiment import (
     Experiment,
     build_experiment,
+    carried,
     experiment_of,
-    prepare_experiment,
+    provide,
+    withdraw,
 )
 
 OVERRIDES = "seed=5 model.width=2 dataset.domains=[scans,textured] partition=by_domain"
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Experiment]:
-    """A built experiment, prepared for the processes of this environment."""
+def carried_along() -> Iterator[Experiment]:
+    """A built experiment, which another process was handed; this one plays it."""
     built = build_experiment(compose_configuration("config", OVERRIDES))
-    file = tmp_path / "prepared"
-    assert prepare_experiment(built, file, "config", OVERRIDES)
-    monkeypatch.setenv(PREPARED_VARIABLE, str(file))
-    experiment_of.cache_clear()
+    # As Ray does: arrays apart, which is where processes share memory.
+    apart: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(carried(built, "config", OVERRIDES), 5, buffer_callback=apart.append)
+    assert len(content) < 50_000
+    pickle.loads(content, buffers=[buffer.raw().toreadonly() for buffer in apart])()
     yield built
-    experiment_of.cache_clear()
+    withdraw("config", OVERRIDES)
 
 
-def test_a_prepared_experiment_equals_the_one_that_was_built(prepared: Experiment) -> None:
+def test_a_carried_experiment_equals_the_one_that_was_built(carried_along: Experiment) -> None:
     taken = experiment_of("config", OVERRIDES)
-    assert resolved_yaml(taken.configuration) == resolved_yaml(prepared.configuration)
-    assert (taken.seed, taken.rounds) == (prepared.seed, prepared.rounds)
-    assert (taken.client, taken.runtime) == (prepared.client, prepared.runtime)
-    for share, built in zip(taken.shares, prepared.shares, strict=True):
+    assert resolved_yaml(taken.configuration) == resolved_yaml(carried_along.configuration)
+    assert (taken.seed, taken.rounds) == (carried_along.seed, carried_along.rounds)
+    assert (taken.client, taken.runtime) == (carried_along.client, carried_along.runtime)
+    for share, built in zip(taken.shares, carried_along.shares, strict=True):
         assert (share.client_id, share.domain) == (built.client_id, built.domain)
         assert torch.equal(share.train.images, built.train.images)
         assert torch.equal(share.train.labels, built.train.labels)
-    for domain, built_domain in zip(taken.data.domains, prepared.data.domains, strict=True):
+    for domain, built_domain in zip(taken.data.domains, carried_along.data.domains, strict=True):
         assert domain.name == built_domain.name
         assert torch.equal(domain.test.images, built_domain.test.images)
         assert torch.equal(domain.test.labels, built_domain.test.labels)
-    weights = prepared.new_model().state_dict()
+    weights = carried_along.new_model().state_dict()
     assert all(torch.equal(w, weights[n]) for n, w in taken.new_model().state_dict().items())
     taken.check()
 
 
-def test_a_prepared_experiment_is_taken_without_reading_data_or_composing(
-    prepared: Experiment, monkeypatch: pytest.MonkeyPatch
+def test_a_carried_experiment_is_taken_without_reading_data_or_composing(
+    carried_along: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(*_arguments: object) -> None:
         raise AssertionError("built again")
@@ -71,27 +68,26 @@ def test_a_prepared_experiment_is_taken_without_reading_data_or_composing(
     assert experiment_of("config", OVERRIDES).seed == 5
 
 
-def test_other_overrides_are_composed_as_if_nothing_were_prepared(prepared: Experiment) -> None:
+def test_other_overrides_are_composed_as_if_nothing_were_carried(carried_along: Experiment) -> None:
     assert experiment_of("config", OVERRIDES.replace("seed=5", "seed=6")).seed == 6
 
 
-def test_a_configuration_that_looks_like_an_interpolation_is_not_handed_over(
-    tmp_path: Path,
-) -> None:
+def test_a_text_that_looks_like_an_interpolation_stays_what_it_is() -> None:
     configuration = copy.deepcopy(compose_configuration("config", OVERRIDES))
     OmegaConf.set_readonly(configuration, False)
     configuration.strategy.name = r"\${seed}"
     assert configuration.strategy.name == "${seed}"
-    built = build_experiment(configuration)
-    assert not prepare_experiment(built, tmp_path / "prepared", "config", OVERRIDES)
-    assert list(tmp_path.iterdir()) == []
+    carried(build_experiment(configuration), "config", "odd")()
+    assert experiment_of("config", "odd").configuration.strategy.name == "${seed}"
+    withdraw("config", "odd")
 
 
-def test_what_cannot_be_saved_is_left_to_each_process(prepared: Experiment, tmp_path: Path) -> None:
-    assert not prepare_experiment(prepared, tmp_path / "missing" / "file", "config", OVERRIDES)
-    strange = ClientShare(0, "elsewhere", prepared.shares[0].train)
-    odd = dataclasses.replace(prepared, shares=(strange,))
-    assert not prepare_experiment(odd, tmp_path / "odd", "config", OVERRIDES)
+def test_a_process_lets_go_of_old_experiments(carried_along: Experiment) -> None:
+    for number in range(20):
+        provide(carried_along, "config", f"run {number}")
+    assert len(module._provided) == 8
+    for number in range(20):
+        withdraw("config", f"run {number}")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fedpw_flwr.lab.launch.progress import RoundLines, RunProgress
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
 from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.lab.simulation.progress import Display, RoundLines
 from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES
 
 
@@ -47,8 +47,8 @@ def _append(path: Path, *records: dict[str, Any]) -> None:
 def _shown(path: Path, rounds: int, *, terminal: bool = False) -> str:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
-    with RunProgress(path, rounds, console) as progress:
-        progress.update()
+    with Display(console) as display, display.run(path, rounds):
+        display.update()
     return stream.getvalue()
 
 
@@ -155,7 +155,25 @@ def test_an_unknown_figure_is_a_dash(path: Path) -> None:
 
 def test_a_phase_is_told_before_the_first_round(tmp_path: Path) -> None:
     stream = io.StringIO()
-    with RunProgress(tmp_path / "none", 3, Console(file=stream)) as progress:
-        progress.say("starting Flower")
-        progress.update()
-    assert stream.getvalue() == "starting Flower\n"
+    with Display(Console(file=stream)) as display, display.run(tmp_path / "none", 3) as run:
+        run.say("starting")
+        display.update()
+    assert stream.getvalue() == "starting\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_of_several_runs_each_is_shown_by_its_name(tmp_path: Path, terminal: bool) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120, color_system=None)
+    paths = [tmp_path / name for name in ("one", "two")]
+    with Display(console) as display:
+        first = display.run(paths[0], 2, "fedavg_seed0")
+        with first, display.run(paths[1], 2, "fedpw_seed0"):
+            _append(paths[0], _record(1))
+            _append(paths[1], _record(2))
+            display.update()
+            if display.bars is not None:
+                display.bars.refresh()
+    shown = stream.getvalue()
+    assert "fedavg_seed0: round 1/2" in shown
+    assert "fedpw_seed0: round 2/2" in shown

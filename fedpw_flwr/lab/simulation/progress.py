@@ -1,17 +1,20 @@
 """Show how a run fares while it runs.
 
-The server writes one line per round to `metrics.jsonl`, and the command, another process, reads it.
-A terminal shows a bar with the figures that matter for fairness, a pipe or a CI log one plain line
-per round: between domains, or, where there is only one, between the clients. A run that is profiled
-says at its end where the time went.
+The server writes one line per round to `metrics.jsonl`, which is read here. A terminal shows a bar
+with the figures that matter for fairness, a pipe or a CI log one plain line per round: between
+domains, or, where there is only one, between the clients. A run that is profiled says at its end
+where the time went.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
 import math
 import statistics
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -56,22 +59,16 @@ class RoundLines:
         return records
 
 
-class RunProgress:
-    """A progress display for one run of so many rounds; a context manager.
+class Display:
+    """What a command shows of its runs; a context manager.
 
-    It writes on standard output if not told otherwise: a bar on a terminal, lines elsewhere.
+    It writes on standard output if not told otherwise: bars on a terminal, lines elsewhere.
     """
 
-    def __init__(self, metrics_file: Path, rounds: int, console: Console | None = None) -> None:
-        self.rounds = rounds
+    def __init__(self, console: Console | None = None) -> None:
         self.console = Console() if console is None else console
-        self._metrics_file = metrics_file
-        self._lines = RoundLines(metrics_file)
-        self._first: tuple[int, float] | None = None
-        self._latest: tuple[int, float] | None = None
-        self._most_empty = 0
-        self._profiles: dict[int, RoundProfile] = {}
-        self._bar: Progress | None = None
+        self.bars: Progress | None = None
+        self._runs: list[RunProgress] = []
         if self.console.is_terminal:
             columns: list[ProgressColumn] = [
                 SpinnerColumn(),
@@ -82,29 +79,74 @@ class RunProgress:
             if self.console.width < _WIDTH_WITH_BAR:
                 # The figures are worth more than the bar.
                 del columns[2]
-            self._bar = Progress(*columns, console=self.console)
-            self._task = self._bar.add_task("starting", total=None, figures="")
+            self.bars = Progress(*columns, console=self.console)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        if self.bars is not None:
+            self.bars.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self.bars is not None:
+            self.bars.stop()
+
+    @contextlib.contextmanager
+    def run(self, metrics_file: Path, rounds: int, name: str = "") -> Iterator[RunProgress]:
+        """Show a run of so many rounds while the block lasts, by its name where there are more."""
+        run = RunProgress(self, metrics_file, rounds, name)
+        self._runs.append(run)
+        try:
+            yield run
+        finally:
+            self._runs.remove(run)
+            run.end()
+
+    def update(self) -> None:
+        """Show what the runs wrote since the last call."""
+        for run in list(self._runs):
+            run.update()
+
+    def print(self, text: str, style: str | None = None) -> None:
+        """Print a line of plain text, above the bars."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class RunProgress:
+    """How far one run is, from its ``metrics.jsonl``."""
+
+    def __init__(self, display: Display, metrics_file: Path, rounds: int, name: str = "") -> None:
+        self.rounds = rounds
+        self._display, self._bars, self._name = display, display.bars, name
+        self._prefix = f"{name}: " if name else ""
+        self._metrics_file = metrics_file
+        self._lines = RoundLines(metrics_file)
+        self._first: tuple[int, float] | None = None
+        self._latest: tuple[int, float] | None = None
+        self._most_empty = 0
+        self._profiles: dict[int, RoundProfile] = {}
+        self._reading = threading.Lock()
+        if self._bars is not None:
+            words = f"{self._prefix}starting"
+            self._task = self._bars.add_task(words, total=None, figures="")
 
     def say(self, phase: str) -> None:
         """Tell in a few words what is going on while there is no round to show."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=phase)
+        if self._bars is not None:
+            self._bars.update(self._task, description=f"{self._prefix}{phase}")
         else:
             self._print(phase)
 
+    def end(self) -> None:
+        """Show the last rounds; the line of one of several runs makes room for the next one's."""
+        self.update()
+        if self._bars is not None and self._name:
+            self._bars.remove_task(self._task)
+
     def update(self) -> None:
         """Read what was written since the last call and show it. Never raises for bad content."""
-        for record in self._lines.read_new():
-            self._show(record)
+        with self._reading:
+            for record in self._lines.read_new():
+                self._show(record)
 
     def _show(self, record: RoundRecord) -> None:
         number = record.round
@@ -115,10 +157,10 @@ class RunProgress:
 
         # The round's figures
         done, figures, left = f"round {number}/{self.rounds}", _figures(record), self._time_left()
-        if self._bar is not None:
-            self._bar.update(
+        if self._bars is not None:
+            self._bars.update(
                 self._task,
-                description=done,
+                description=f"{self._prefix}{done}",
                 completed=number,
                 total=self.rounds,
                 figures=f"{figures}  {left}",
@@ -173,7 +215,7 @@ class RunProgress:
         return f"{timedelta(seconds=max(0, round(seconds)))} left"
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self._display.print(f"{self._prefix}{text}", style)
 
 
 def _percent(value: float) -> str:

@@ -1,0 +1,144 @@
+"""How well a global model does: on every domain's test images, and on those that clients keep.
+
+Where a run has workers, idle while the server tests, each classifies a part of the batches. The
+parts are put together in one order, so the figures are those of one process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from torch import nn
+
+from fedpw_flwr.lab.app.client_app import worker_model
+from fedpw_flwr.lab.experiment import Experiment, experiment_of
+from fedpw_flwr.lab.training.evaluation import BATCH_SIZE, Evaluation, Scores, scores
+
+__all__ = ["GlobalModelTest", "Tested"]
+
+Part = tuple[int, slice]
+"""Index in `Experiment.test_sets`, and which of its batches."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A model's result in every domain, and on each client's own images where clients keep some."""
+
+    domains: dict[str, Evaluation]
+    client_accuracy: list[float] | None
+
+
+class GlobalModelTest:
+    """Tests global models of an experiment, with the workers of a run where there are any.
+
+    `config_name` and `overrides` are by what the workers know it.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        grid: Grid | None = None,
+        config_name: str = "",
+        overrides: str = "",
+    ) -> None:
+        self._experiment = experiment
+        self._workers = getattr(grid, "workers", None)
+        self._given = getattr(grid, "given", [])
+        self._run = config_name, overrides
+
+    def __call__(self, arrays: ArrayRecord) -> Tested:
+        """Test a model."""
+        experiment = self._experiment
+        sets = experiment.test_sets
+        found: list[list[Scores]] = [[] for _ in sets]
+        for (index, _), part in self._scored(arrays):
+            found[index].append(part)
+        whole = [Scores.joined(parts) for parts in found]
+        names = experiment.data.names
+        own = None
+        if len(sets) > len(names):
+            own = whole[-1].accuracies([len(s.test) for s in experiment.shares if s.test])
+        domains = zip(names, whole, strict=False)
+        return Tested({name: one.evaluation() for name, one in domains}, own)
+
+    def _scored(self, arrays: ArrayRecord) -> list[tuple[Part, Scores]]:
+        """Return all parts with their scores, those of one set in the order of its batches."""
+        sizes = [len(one) for one in self._experiment.test_sets]
+        if self._workers is None:
+            (share,) = _divided(sizes, 1)
+            return self._scored_here(arrays, share)
+        from ray.exceptions import RayError
+
+        shares = _divided(sizes, self._workers.wait())
+        model = self._workers.put(arrays)
+        calls = [
+            self._workers.call(_score_there, self._run, self._given, model, share, urgent=True)
+            for share in shares
+        ]
+        found: list[tuple[Part, Scores]] = []
+        for share, call in zip(shares, calls, strict=True):
+            try:
+                found += zip(share, call.result(), strict=True)
+            except RayError:
+                # The worker died: perhaps of a client's work.
+                found += self._scored_here(arrays, share)
+        return found
+
+    def _scored_here(self, arrays: ArrayRecord, share: Sequence[Part]) -> list[tuple[Part, Scores]]:
+        found = _score(self._experiment, self._model, arrays, share)
+        return list(zip(share, found, strict=True))
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        return self._experiment.new_model()
+
+
+def _divided(sizes: Sequence[int], number: int) -> list[list[Part]]:
+    """Divide the batches of sets of these sizes into a number of shares, nearly equal."""
+    batches = [(index, b) for index, n in enumerate(sizes) for b in range(-(-n // BATCH_SIZE))]
+    each = math.ceil(len(batches) / number)
+    shares = []
+    for start in range(0, len(batches), each):
+        taken = batches[start : start + each]
+        shares.append(
+            [
+                (index, slice(min(those), max(those) + 1))
+                for index in dict.fromkeys(index for index, _ in taken)
+                if (those := [b for i, b in taken if i == index])
+            ]
+        )
+    return shares
+
+
+def _score_there(
+    run: tuple[str, str], given: list[object], arrays: ArrayRecord, parts: Sequence[Part]
+) -> list[Scores]:
+    """Score parts in a worker, with the model that it trains, too."""
+    from fedpw_flwr.lab.simulation.client_process import take
+
+    take(given)
+    return _score(experiment_of(*run), worker_model(*run), arrays, parts)
+
+
+def _score(
+    experiment: Experiment, model: nn.Module, arrays: ArrayRecord, parts: Sequence[Part]
+) -> list[Scores]:
+    """Classify parts of the test images with a model that `arrays` are loaded into."""
+    model.load_state_dict(arrays.to_torch_state_dict())
+    data = experiment.data
+    return [
+        scores(
+            model,
+            experiment.test_sets[index],
+            mean=data.mean,
+            std=data.std,
+            device=experiment.device,
+            batches=batches,
+        )
+        for index, batches in parts
+    ]

@@ -1,0 +1,135 @@
+"""One run of the command: what it was asked for, checked, and how it is executed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fedpw_flwr.lab.config.configuration import (
+    RuntimeSettings,
+    count_clients,
+    group_settings,
+    runtime_settings,
+)
+from fedpw_flwr.lab.config.early_checks import check_early
+from fedpw_flwr.lab.config.setting_rules import GROUPS
+from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.lab.simulation.progress import RunProgress
+from fedpw_flwr.lab.simulation.ray_processes import check_cluster_answers
+from fedpw_flwr.lab.simulation.run import App, RunOutcome, run_app
+from fedpw_flwr.lab.simulation.runs import Runs
+
+__all__ = ["Job"]
+
+_CLIENT = "fedpw_flwr.lab.app.client_app"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as it was asked for.
+
+    `configuration` is checked, with absolute folders; `config_name` and `overrides` compose it
+    again, and are what a run folder remembers.
+    """
+
+    configuration: DictConfig
+    config_name: str
+    overrides: str
+
+    @property
+    def runtime(self) -> RuntimeSettings:
+        """Where and how its clients run."""
+        return runtime_settings(self.configuration)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it has in all."""
+        return int(self.configuration.rounds)
+
+    def runs_at_a_time(self) -> int:
+        """Return how many runs like this one keep all workers busy, and one to spare.
+
+        Only one where the strategy is neither ours nor Flower's: it may draw from Python's source
+        of random numbers, which all runs of a process share.
+        """
+        wanted = self.runtime.runs_at_a_time
+        if wanted != "auto":
+            return int(wanted)
+        target = str(self.configuration.strategy.get("_target_"))
+        if not target.startswith(("fedpw_flwr.", "flwr.")):
+            return 1
+        from joblib import cpu_count  # type: ignore[import-untyped]
+
+        workers = (self.runtime.total_cpus or cpu_count()) // self.runtime.cpus_per_client
+        return 1 + max(1, workers // count_clients(self.configuration))
+
+    def execute(
+        self, folder: RunFolder, runs: Runs, progress: RunProgress, *, resume: bool
+    ) -> RunOutcome:
+        """Run it into a folder, from where the folder's run stands if it is to `resume`.
+
+        Raises
+        ------
+        ConfigurationError, RunFolderError
+            If it cannot start.
+        """
+        check_early(self.configuration)
+        runtime, num_clients = self.runtime, count_clients(self.configuration)
+        if runtime.ray_address is not None:
+            check_cluster_answers(runtime.ray_address)
+        if not resume:
+            folder.check_unused()
+        progress.say("starting")
+        app = App(
+            "fedpw_flwr.lab.app.server_app:app",
+            f"{_CLIENT}:app",
+            num_clients,
+            {
+                "config-name": self.config_name,
+                "overrides": self.overrides,
+                "output-folder": str(folder.path),
+                "resume": resume,
+            },
+        )
+        carried = _modules(self.configuration) if runtime.ray_address is not None else []
+        with runs.workers(runtime, num_clients, [_CLIENT], carried) as workers:
+            try:
+                return run_app(app, workers, folder.path, self._prepare)
+            finally:
+                if "fedpw_flwr.lab.experiment" in sys.modules:
+                    from fedpw_flwr.lab.experiment import withdraw
+
+                    withdraw(self.config_name, self.overrides)
+
+    def _prepare(self) -> list[Any]:
+        """Build the experiment for the server, and what builds it for the workers."""
+        # PyTorch takes two seconds to import, in which the workers start.
+        from fedpw_flwr.lab.experiment import build_experiment, carried, provide
+
+        experiment = build_experiment(self.configuration)
+        experiment.check()
+        provide(experiment, self.config_name, self.overrides)
+        return [carried(experiment, self.config_name, self.overrides)]
+
+
+def _modules(configuration: DictConfig) -> list[str]:
+    """Return the files and folders of the package, and of the user's own modules.
+
+    Libraries that are installed, a cluster's machines have.
+    """
+    found = {"fedpw_flwr"}
+    for group in GROUPS:
+        settings = group_settings(configuration, group)
+        found.add(str(settings["_target_"]).split(".")[0])
+    files = []
+    for name in sorted(found):
+        spec = find_spec(name)
+        origin = Path(spec.origin) if spec is not None and spec.origin else None
+        if origin is not None and (name == "fedpw_flwr" or "site-packages" not in origin.parts):
+            files.append(str(origin.parent if origin.name == "__init__.py" else origin))
+    return files

@@ -1,1 +1,0 @@
-"""Starting a run on this machine or a Ray cluster, and showing how it goes on."""

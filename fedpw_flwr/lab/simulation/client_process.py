@@ -1,0 +1,87 @@
+"""What a worker does about a message: it is the client that the message is for, and then another.
+
+What clients print or log, and what they raise, goes back with the reply, for the run's log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import traceback
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from flwr.app import Context, Error, Message
+from flwr.common.constant import ErrorCode
+
+__all__ = ["answer", "load_app", "take"]
+
+
+def load_app(reference: str) -> Any:
+    """Return the app that ``module:name`` refers to, as in a Flower project's pyproject.toml."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
+
+
+def answer(
+    app: str, given: list[Any], message: Message, context: Context
+) -> tuple[Message, Context, str]:
+    """Let a ClientApp answer a message.
+
+    Parameters
+    ----------
+    app : str
+        The ClientApp, as ``module:name``.
+    given : list
+        References to functions in Ray's store, each called once a process before its first message.
+    message, context : Message, Context
+        As Flower hands them to the app.
+
+    Returns
+    -------
+    tuple
+        The reply, an error where the app raised one; the client's context; what was written.
+    """
+    take(given)
+    with _written() as text:
+        try:
+            reply = load_app(app)(message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"a ClientApp must return a Message, got {type(reply).__name__}")
+        except Exception as error:
+            traceback.print_exc(file=text)
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    return reply, context, text.getvalue()
+
+
+def take(given: list[Any]) -> None:
+    """Call what is referred to, each once a process."""
+    for reference in given:
+        _take(reference)
+
+
+@lru_cache(maxsize=8)
+def _take(reference: Any) -> None:
+    import ray
+
+    ray.get(reference)()
+
+
+@contextlib.contextmanager
+def _written() -> Iterator[io.StringIO]:
+    """Collect what is printed, and what Flower's logger is told."""
+    logger, text = logging.getLogger("flwr"), io.StringIO()
+    before = logger.handlers
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setLevel(logging.INFO)
+    logger.handlers = [handler]
+    try:
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            yield text
+    finally:
+        logger.handlers = before

@@ -1,0 +1,149 @@
+"""The runs of one command: their threads, the workers that they share, and the command's end.
+
+Whatever ends the command ends its workers and its Ray. Ctrl-C, SIGTERM and SIGHUP do so in order; a
+second Ctrl-C, or a kill, without waiting: the kernel takes Ray's processes down with this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Self
+
+from fedpw_flwr.lab.config.configuration import RuntimeSettings
+from fedpw_flwr.lab.simulation.workers import Workers
+
+__all__ = ["Runs"]
+
+_GRACE_SECONDS = 3.0
+"""For a run to finish what it writes, when the command is stopped."""
+
+
+class Runs:
+    """Runs that a command starts, so many at a time; a context manager.
+
+    Leaving it stops what still runs. `watch` is called several times a second while it waits.
+    """
+
+    def __init__(self, watch: Callable[[], None] = lambda: None) -> None:
+        self._watch = watch
+        self._waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._workers: Workers | None = None
+        self._using = 0
+        self._free = threading.Condition()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._workers is not None:
+            self._workers.close()
+
+    def add(self, run: Callable[[], None], at_a_time: int = 1) -> None:
+        """Begin a run in a thread of its own, or when one of those that run has ended."""
+        self._waiting.put(run)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if len(self._threads) < at_a_time:
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
+
+    def wait(self) -> None:
+        """Wait until all runs have ended.
+
+        Raises
+        ------
+        KeyboardInterrupt, SystemExit
+            After Ctrl-C, or after a SIGTERM or SIGHUP (with status 128 + the signal's number), when
+            all processes have ended.
+        """
+        with _signals_as_exceptions():
+            try:
+                while any(thread.is_alive() for thread in self._threads):
+                    self._watch()
+                    for thread in self._threads:
+                        thread.join(0.1)
+            except BaseException as reason:
+                self._stop(f"{type(reason).__name__}")
+                raise
+            finally:
+                self._watch()
+
+    @contextlib.contextmanager
+    def workers(
+        self,
+        runtime: RuntimeSettings,
+        num_clients: int,
+        imports: Sequence[str],
+        carried: Sequence[str] = (),
+    ) -> Iterator[Workers]:
+        """Lend the workers to a run: those that are there, where they are what it asks for.
+
+        Others are started when no run uses the ones that are there any more.
+        """
+        with self._free:
+            there = self._workers
+            if there is None or not there.serve(runtime, carried):
+                self._free.wait_for(lambda: self._using == 0)
+                if self._workers is not None:
+                    self._workers.close()
+                self._workers = there = Workers(runtime, num_clients, imports, carried)
+            there.grow(num_clients)
+            self._using += 1
+        try:
+            yield there
+        finally:
+            with self._free:
+                self._using -= 1
+                self._free.notify_all()
+
+    def _work(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()()
+
+    def _stop(self, reason: str) -> None:
+        """End what runs; a second Ctrl-C meanwhile ends the process where it stands."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        logging.getLogger("flwr").error("fedpw: stopped: %s", reason)
+        if self._workers is not None:
+            self._workers.close(reason)
+        for thread in self._threads:
+            thread.join(_GRACE_SECONDS / len(self._threads))
+
+
+@contextlib.contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Let a SIGTERM or SIGHUP unwind the stack, as Ctrl-C does, instead of ending the process."""
+
+    def unwind(signal_number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + signal_number)
+
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may set handlers.
+        yield
+        return
+    previous = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        # `nohup` ignores the hang-up on purpose.
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    for number in previous:
+        signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,262 @@
+"""Worker processes that do one thing at a time, each replaced when it dies or hangs.
+
+Clients, and whatever else can be done beside the server, are calls of functions: `Workers.call`
+queues one and returns its future. Each worker is a Ray actor with a thread here that feeds it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from importlib import import_module
+from queue import Empty, PriorityQueue
+from typing import Any
+
+from fedpw_flwr.lab.config.configuration import RuntimeSettings
+from fedpw_flwr.lab.simulation.ray_processes import room_for_clients, start_ray, stop_ray
+
+__all__ = ["Workers", "WorkersStopped"]
+
+
+_LOOK_SECONDS = 0.2
+_RESERVED = ("cpus_per_client", "gpus_per_client", "total_cpus", "ray_address", "niceness")
+
+
+class WorkersStopped(RuntimeError):
+    """There are no workers (any more): the message says why."""
+
+
+@dataclass(order=True)
+class _Task:
+    urgent: int
+    number: int
+    function: Callable[..., Any] = field(compare=False)
+    arguments: tuple[Any, ...] = field(compare=False)
+    deadline: float = field(compare=False)
+    future: Future[Any] = field(compare=False)
+
+
+class _Worker:
+    """What a worker process holds: nothing but what its calls leave in its modules."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        for module in modules:
+            import_module(module)
+
+    def wait_until_started(self) -> None:
+        """Return once the worker exists."""
+
+    def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+class Workers:
+    """The workers of a command, started at once in the background.
+
+    Parameters
+    ----------
+    runtime : RuntimeSettings
+        Where they run, and what each may take.
+    at_most : int
+        How many there is work for; fewer are started where there is no room for so many.
+    imports : Sequence[str]
+        Modules that each imports when it starts, so that the first call does not wait.
+    carried : Sequence[str] (default: ())
+        Files and folders of modules that a cluster's machines need.
+    """
+
+    def __init__(
+        self,
+        runtime: RuntimeSettings,
+        at_most: int,
+        imports: Sequence[str],
+        carried: Sequence[str] = (),
+    ) -> None:
+        self.runtime = runtime
+        self._at_most, self._imports, self._carried = at_most, imports, carried
+        self._tasks: PriorityQueue[_Task] = PriorityQueue()
+        self._numbers = itertools.count()
+        self._started = threading.Event()
+        self._closing = threading.Event()
+        self._room = 0
+        self._feeders: list[threading.Thread] = []
+        self._alive: list[Any] = []
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._holder = threading.Thread(target=self._hold, name="fedpw-ray", daemon=True)
+        self._holder.start()
+
+    def wait(self) -> int:
+        """Wait until Ray has room for the workers, and return their number.
+
+        Raises
+        ------
+        WorkersStopped, ConfigurationError
+            If there can be none.
+        """
+        self._started.wait()
+        if self._error is not None:
+            raise self._error
+        return len(self._feeders)
+
+    def put(self, value: Any) -> Any:
+        """Store what several calls need once, and return what stands for it in their arguments."""
+        import ray
+
+        self.wait()
+        return ray.put(value)
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        timeout: float = math.inf,
+        urgent: bool = False,
+    ) -> Future[Any]:
+        """Let the next free worker call a function; an urgent call goes before those that wait.
+
+        The future raises what the function raises, TimeoutError after so many seconds from now,
+        and Ray's errors where the worker dies.
+        """
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._error is not None:
+                future.set_exception(self._error)
+                return future
+            deadline = time.monotonic() + timeout
+            number = next(self._numbers)
+            self._tasks.put(_Task(not urgent, number, function, arguments, deadline, future))
+        return future
+
+    def serve(self, runtime: RuntimeSettings, carried: Sequence[str]) -> bool:
+        """Return whether they are what another run's settings ask for."""
+        mine, theirs = (
+            [getattr(one, name) for name in _RESERVED] for one in (self.runtime, runtime)
+        )
+        return self._error is None and (mine, self._carried) == (theirs, carried)
+
+    def grow(self, at_most: int) -> None:
+        """Start more workers where there is work for so many, and room."""
+        with self._lock:
+            self._at_most = max(self._at_most, at_most)
+        if self._started.is_set():
+            self._fill()
+
+    def close(self, reason: str = "it ended") -> None:
+        """End all workers and, where it is the command's own, Ray.
+
+        What was called and is not done raises WorkersStopped.
+        """
+        self._fail(WorkersStopped(f"the run was stopped: {reason}"))
+        self._closing.set()
+        self._holder.join()
+
+    def _hold(self) -> None:
+        import ray
+
+        held = None
+        try:
+            held = start_ray(self.runtime, self._carried)
+            self._room = room_for_clients(self.runtime)
+            self._fill()
+        except BaseException as error:
+            self._fail(error)
+        self._started.set()
+        self._closing.wait()
+        # Who waits for a worker must not when Ray goes.
+        with self._lock:
+            alive = list(self._alive)
+        for worker in alive:
+            ray.kill(worker)
+        for feeder in self._feeders:
+            feeder.join()
+        stop_ray(held)
+
+    def _fill(self) -> None:
+        """Start as many workers as there is work and room for."""
+        with self._lock:
+            while len(self._feeders) < min(self._room, self._at_most):
+                self._feeders.append(threading.Thread(target=self._serve, daemon=True))
+                self._feeders[-1].start()
+
+    def _serve(self) -> None:
+        """Feed one worker, and the next one where it is lost."""
+        while not self._closing.is_set():
+            worker = self._new_worker()
+            if worker is None:
+                return
+            with self._lock:
+                self._alive.append(worker)
+            while self._do_next(worker):
+                pass
+            with self._lock:
+                self._alive.remove(worker)
+
+    def _new_worker(self) -> Any:
+        """Start a worker; None where it cannot be started, which ends all if it was the last."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError
+
+        try:
+            kind: Any = ray.remote(_Worker)
+            worker = kind.options(
+                num_cpus=self.runtime.cpus_per_client, num_gpus=self.runtime.gpus_per_client
+            ).remote(self._imports)
+            while not self._closing.is_set():
+                try:
+                    ray.get(
+                        worker.wait_until_started.remote(), timeout=self.runtime.connect_timeout
+                    )
+                except GetTimeoutError:
+                    # Its machine may be lost: the others go on without it.
+                    if not self._alive:
+                        raise
+                else:
+                    return worker
+        except (RayError, ValueError) as error:
+            if not self._closing.is_set():
+                self._fail(WorkersStopped(f"no worker process could be started: {error}"))
+        return None
+
+    def _do_next(self, worker: Any) -> bool:
+        """Let a worker do the next task; return whether it can do another."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        try:
+            task = self._tasks.get(timeout=_LOOK_SECONDS)
+        except Empty:
+            return not self._closing.is_set()
+        left = task.deadline - time.monotonic()
+        try:
+            if left <= 0:
+                raise TimeoutError("no worker was free in time")
+            reference = worker.do.remote(task.function, *task.arguments)
+            result = ray.get(reference, timeout=None if left == math.inf else left)
+        except GetTimeoutError:
+            # Whatever keeps it busy is of no use to anybody.
+            ray.kill(worker)
+            task.future.set_exception(TimeoutError("it had not answered in time"))
+            return False
+        except RayTaskError as error:
+            task.future.set_exception(error.cause if error.cause is not None else error)
+        except RayActorError as error:
+            task.future.set_exception(error)
+            return False
+        except BaseException as error:
+            task.future.set_exception(self._error or error)
+        else:
+            task.future.set_result(result)
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        """Let every call that waits, and every later one, raise an error."""
+        with self._lock:
+            self._error = self._error or error
+            while not self._tasks.empty():
+                self._tasks.get().future.set_exception(self._error)
