@@ -45,7 +45,7 @@ from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
 from fedpw_flwr.lab.job import Job
 from fedpw_flwr.lab.runs.package_state import package_state
 from fedpw_flwr.lab.runs.run_folder import COMMAND_FILE, RunFolder, RunFolderError
-from fedpw_flwr.lab.simulation.progress import Display
+from fedpw_flwr.lab.simulation.progress import Display, RunProgress
 from fedpw_flwr.lab.simulation.run import RunOutcome
 from fedpw_flwr.lab.simulation.runs import Runs
 from fedpw_flwr.lab.simulation.terminal import say, write_any_text
@@ -64,10 +64,13 @@ def main() -> None:
     try:
         sys.argv[1:] = readable_words(sys.argv[1:])
         decorate = hydra.main(str(config_folder()), config_name="config", version_base="1.3")
-        with Display() as display, Runs(display.update) as runs:
+        with Display() as display, Runs() as runs:
             command = _Command(display, runs)
             decorate(command.add)()
             command.wait()
+    except KeyboardInterrupt:
+        say("stopped; no process is left")
+        sys.exit(130)
     except ConfigurationError as error:
         say(str(error))
         sys.exit(1)
@@ -109,11 +112,7 @@ class _Command:
 
     def wait(self) -> None:
         """Wait for the runs, and compare those of a sweep."""
-        try:
-            self._runs.wait()
-        except KeyboardInterrupt:
-            say("stopped; no process is left")
-            sys.exit(130)
+        self._runs.wait()
         if self._made is not None:
             _remove_if_empty(self._made)
         if self._sweep is not None:
@@ -137,7 +136,12 @@ class _Command:
             say(str(error))
             sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
             return
-        self._runs.add(lambda: self._run_of_sweep(sweep, job), at_a_time)
+        self._runs.add(lambda: self._turn_of(sweep, job), at_a_time)
+
+    def _turn_of(self, sweep: Sweep, job: Job) -> None:
+        self._display.overall(sweep.standing())
+        self._run_of_sweep(sweep, job)
+        self._display.overall(sweep.standing())
 
     def _run_of_sweep(self, sweep: Sweep, job: Job) -> None:
         """Run one of a sweep's runs if it is not done yet."""
@@ -165,7 +169,7 @@ class _Command:
         if warning is not None:
             say(warning, style="bold yellow")
         try:
-            with self._display.run(folder.metrics_file, job.rounds, name) as progress:
+            with RunProgress(self._display, folder, job.rounds, name) as progress:
                 outcome = job.execute(folder, self._runs, progress, resume=resume)
         except (ConfigurationError, RunFolderError, WorkersStopped) as error:
             say(f"{name}: {error}" if name else str(error))

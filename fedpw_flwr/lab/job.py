@@ -99,7 +99,7 @@ class Job:
         carried = _modules(self.configuration) if runtime.ray_address is not None else []
         with runs.workers(runtime, num_clients, [_CLIENT], carried) as workers:
             try:
-                return run_app(app, workers, folder.path, self._prepare)
+                return run_app(app, workers, folder.path, self._prepare, progress.show)
             finally:
                 if "fedpw_flwr.lab.experiment" in sys.modules:
                     from fedpw_flwr.lab.experiment import withdraw

@@ -174,23 +174,30 @@ class Sweep:
         )
 
     def announce(self, name: str) -> None:
-        """Tell which run begins, how the others went, and how long the rest may take."""
+        """Tell which run begins, and how the others went."""
         with self._lock:
             self._begun += 1
-        number = self._begun + self.count("done before", "run by another sweep")
-        parts = [f"run {number}" + (f" of {self.total}" if self.total else "")]
-        before, failed = self.count("done before"), self.count("failed")
-        if before:
-            parts.append(f"{before} done before")
-        if failed:
-            parts.append(f"[bold red]{failed} failed[/]")
-        seconds = [took for _, ending, took in self.endings if ending == "done"]
-        if seconds and self.total:
+            number = self._begun + self.count("done before", "run by another sweep")
+        which = f"run {number}" + (f" of {self.total}" if self.total else "")
+        self.console.print(f"[bold]{escape(name)}[/]: {which}{self._others()}", highlight=False)
+
+    def standing(self) -> str:
+        """Return in a line how many runs are done, and how long the rest may take."""
+        of = f" of {self.total}" if self.total else ""
+        left = ""
+        done = self.count("done")
+        if done and self.total:
             # From the first one's start on, with as many runs at a time as there were.
-            rate = (time.monotonic() - self._since) / len(seconds)
-            left = rate * (self.total - len(self.endings))
-            parts.append(f"about {timedelta(seconds=round(left))} left")
-        self.console.print(f"[bold]{escape(name)}[/]: {', '.join(parts)}", highlight=False)
+            seconds = (time.monotonic() - self._since) / done * (self.total - len(self.endings))
+            left = f", about {timedelta(seconds=round(seconds))} left"
+        return f"{done}{of} runs done{self._others()}{left}"
+
+    def _others(self) -> str:
+        """Return how many runs were done before, or failed."""
+        before, failed = self.count("done before"), self.count("failed")
+        said = [f"{before} done before"] if before else []
+        said += [f"{failed} failed"] if failed else []
+        return "".join(f", {one}" for one in said)
 
     def ended(self, folder: Path, ending: Ending, seconds: float = 0.0) -> None:
         """Note how a run ended."""

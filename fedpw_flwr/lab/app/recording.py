@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from fedpw_flwr.lab.app.profiling import RoundProfiler
-from fedpw_flwr.lab.app.testing import GlobalModelTest
+from fedpw_flwr.lab.app.testing import GlobalModelTest, Tested
 from fedpw_flwr.lab.config.configuration import resolved_yaml
 from fedpw_flwr.lab.experiment import Experiment
 from fedpw_flwr.lab.runs.package_state import package_state
@@ -79,6 +79,8 @@ class RunRecorder(Observer):
         Knows where the time of a round went; None in a run that is not profiled.
     test : GlobalModelTest | None (default: None)
         Tests the models; None: a test in this process.
+    shown : Callable | None (default: None)
+        Is called with each record.
     """
 
     def __init__(
@@ -87,10 +89,11 @@ class RunRecorder(Observer):
         experiment: Experiment,
         profiler: RoundProfiler | None = None,
         test: GlobalModelTest | None = None,
+        shown: Callable[[RoundRecord], None] | None = None,
     ) -> None:
         self._folder = folder
         self._experiment = experiment
-        self._profiler = profiler
+        self._profiler, self._shown = profiler, shown
         self._test = GlobalModelTest(experiment) if test is None else test
         self._model = experiment.new_model()
         self._records: list[RoundRecord] = []
@@ -122,11 +125,14 @@ class RunRecorder(Observer):
         Returns
         -------
         MetricRecord
-            Mean, STD (where there are two domains or more) and worst accuracy, for Flower's log.
+            Mean, STD (where there are two domains or more) and worst accuracy, for Flower's log;
+            nothing where ``runtime.evaluate_every`` passes the round over.
         """
         begun = time.monotonic()
         since = begun if self._since is None else self._since
-        tested = self._test(arrays)
+        every, last = self._experiment.runtime.evaluate_every, self._experiment.rounds
+        due = server_round % every == 0 or server_round == last
+        tested = self._test(arrays) if due else Tested({}, None)
         # Record the round.
         metrics = self._train_metrics if self._train_metrics is not None else MetricRecord()
         self._train_metrics = None
@@ -156,6 +162,10 @@ class RunRecorder(Observer):
         self._records.append(record)
         self._folder.append_round(record)
         self._save_model(record, arrays)
+        if self._shown is not None:
+            self._shown(record)
+        if not due:
+            return MetricRecord()
         spread = record.spread
         figures = MetricRecord({"mean_accuracy": spread.mean, "worst_accuracy": spread.worst})
         if len(tested.domains) > 1:

@@ -59,7 +59,8 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder(_output_folder(str(context.run_config["output-folder"]), context.run_id))
     profiler = RoundProfiler() if experiment.runtime.profile else None
     test = GlobalModelTest(experiment, grid, config_name, overrides)
-    recorder = RunRecorder(folder, experiment, profiler, test)
+    shown = getattr(grid, "on_record", None)
+    recorder = RunRecorder(folder, experiment, profiler, test, shown)
     strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
     resume = context.run_config.get("resume") is True
     if not resume:

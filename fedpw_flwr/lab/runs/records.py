@@ -108,7 +108,7 @@ class RoundRecord(StrictJson):
 
     round: int  # 0 is the initial model
     seconds: float  # wall-clock
-    accuracy: dict[str, float]  # on the test images, 0 to 1, by domain
+    accuracy: dict[str, float]  # on the test images, 0 to 1, by domain; empty if not tested
     loss: dict[str, float]  # on the test images, by domain
     train_loss: float | None = None  # mean over the round's clients
     clients: ClientFigures | None = None
@@ -145,7 +145,7 @@ class RunSummary(StrictJson):
     config_fingerprint: str  # SHA-256 of config.yaml: what the run was asked to do
     accuracy: dict[str, float]  # final, by domain
     final: Spread
-    last_3: Spread  # mean over the last 3 trained rounds, or all where there are fewer
+    last_3: Spread  # mean over the last 3 tested rounds after training, or all if there are fewer
     last_5: Spread
     best_round: int | None  # first round with the highest worst domain; None if there is none
     best: Spread  # of that round
@@ -179,7 +179,8 @@ class RunSummary(StrictJson):
         if not records:
             raise ValueError("a run without any round cannot be summarised")
         last = records[-1]
-        spreads = [record.spread for record in records if record.round > 0] or [last.spread]
+        tested = [record for record in records if record.accuracy]
+        spreads = [record.spread for record in tested if record.round > 0] or [last.spread]
         best = best_round(records)
         return cls(
             strategy=strategy,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from logging import ERROR, INFO
 from typing import Any
@@ -56,6 +56,8 @@ class WorkersGrid(Grid):
         given: Sequence[Any] = (),
     ) -> None:
         self.workers, self.given = workers, list(given)
+        self.on_record: Callable[[Any], None] | None = None
+        """Wants to know what the server records of a round."""
         self._client_app = client_app
         self.set_run(Run.create_empty(_RUN))
         nodes = secrets.SystemRandom().sample(range(_SERVER + 1, 2**62), num_clients)

@@ -1,62 +1,27 @@
 """Show how a run fares while it runs.
 
-The server writes one line per round to `metrics.jsonl`, which is read here. A terminal shows a bar
-with the figures that matter for fairness, a pipe or a CI log one plain line per round: between
-domains, or, where there is only one, between the clients. A run that is profiled says at its end
-where the time went.
+A terminal shows a bar with the figures that matter for fairness, a pipe or a CI log one plain line
+per round: between domains, or, where there is only one, between the clients. A run that is profiled
+says at its end where the time went.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import statistics
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TaskID, TextColumn
 
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 
 _WIDTH_WITH_BAR = 100
-
-
-class RoundLines:
-    """Read the lines of a `metrics.jsonl` as they are written; the file need not exist yet."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._offset = 0
-
-    def read_new(self) -> list[RoundRecord]:
-        """Return the rounds completed since the last call; what is no record is left out.
-
-        A last line that is not complete yet comes with a later call.
-        """
-        try:
-            with self.path.open("rb") as file:
-                if file.seek(0, 2) < self._offset:
-                    self._offset = 0
-                file.seek(self._offset)
-                complete, newline, _ = file.read().rpartition(b"\n")
-        except OSError:
-            return []
-        self._offset += len(complete) + len(newline)
-        records = []
-        for line in complete.split(b"\n"):
-            with contextlib.suppress(
-                ValueError, KeyError, TypeError, AttributeError, OverflowError
-            ):
-                records.append(RoundRecord.from_json(json.loads(line)))
-        return records
 
 
 class Display:
@@ -68,7 +33,7 @@ class Display:
     def __init__(self, console: Console | None = None) -> None:
         self.console = Console() if console is None else console
         self.bars: Progress | None = None
-        self._runs: list[RunProgress] = []
+        self._overall: TaskID | None = None
         if self.console.is_terminal:
             columns: list[ProgressColumn] = [
                 SpinnerColumn(),
@@ -90,21 +55,12 @@ class Display:
         if self.bars is not None:
             self.bars.stop()
 
-    @contextlib.contextmanager
-    def run(self, metrics_file: Path, rounds: int, name: str = "") -> Iterator[RunProgress]:
-        """Show a run of so many rounds while the block lasts, by its name where there are more."""
-        run = RunProgress(self, metrics_file, rounds, name)
-        self._runs.append(run)
-        try:
-            yield run
-        finally:
-            self._runs.remove(run)
-            run.end()
-
-    def update(self) -> None:
-        """Show what the runs wrote since the last call."""
-        for run in list(self._runs):
-            run.update()
+    def overall(self, text: str) -> None:
+        """Show on a terminal, as the first line, how far all runs are."""
+        if self.bars is not None:
+            if self._overall is None:
+                self._overall = self.bars.add_task("", total=None, figures="")
+            self.bars.update(self._overall, description=text)
 
     def print(self, text: str, style: str | None = None) -> None:
         """Print a line of plain text, above the bars."""
@@ -112,22 +68,30 @@ class Display:
 
 
 class RunProgress:
-    """How far one run is, from its ``metrics.jsonl``."""
+    """How far one run of so many rounds is; a context manager.
 
-    def __init__(self, display: Display, metrics_file: Path, rounds: int, name: str = "") -> None:
+    It has a name where there are more than one, whose line then makes room for the next run's.
+    """
+
+    def __init__(self, display: Display, folder: RunFolder, rounds: int, name: str = "") -> None:
         self.rounds = rounds
         self._display, self._bars, self._name = display, display.bars, name
         self._prefix = f"{name}: " if name else ""
-        self._metrics_file = metrics_file
-        self._lines = RoundLines(metrics_file)
+        self._folder = folder
         self._first: tuple[int, float] | None = None
         self._latest: tuple[int, float] | None = None
         self._most_empty = 0
         self._profiles: dict[int, RoundProfile] = {}
-        self._reading = threading.Lock()
+
+    def __enter__(self) -> Self:
         if self._bars is not None:
             words = f"{self._prefix}starting"
             self._task = self._bars.add_task(words, total=None, figures="")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars is not None and self._name:
+            self._bars.remove_task(self._task)
 
     def say(self, phase: str) -> None:
         """Tell in a few words what is going on while there is no round to show."""
@@ -136,19 +100,8 @@ class RunProgress:
         else:
             self._print(phase)
 
-    def end(self) -> None:
-        """Show the last rounds; the line of one of several runs makes room for the next one's."""
-        self.update()
-        if self._bars is not None and self._name:
-            self._bars.remove_task(self._task)
-
-    def update(self) -> None:
-        """Read what was written since the last call and show it. Never raises for bad content."""
-        with self._reading:
-            for record in self._lines.read_new():
-                self._show(record)
-
-    def _show(self, record: RoundRecord) -> None:
+    def show(self, record: RoundRecord) -> None:
+        """Show a round that has ended."""
         number = record.round
         if self._first is None:
             self._warn_of_scarce_images()
@@ -194,7 +147,7 @@ class RunProgress:
 
     def _warn_of_scarce_images(self) -> None:
         try:
-            holdings = RunFolder(self._metrics_file.parent).read_holdings()
+            holdings = self._folder.read_holdings()
         except RunFolderError:
             return
         scarce = {} if holdings is None else holdings.scarce()
@@ -228,6 +181,8 @@ def _figures(record: RoundRecord) -> str:
     With one domain these are the clients' own, beside the accuracy on the test set.
     """
     spread = record.spread
+    if not record.accuracy:
+        return "not tested"
     if len(record.accuracy) == 1:
         clients = _clients_figures(record.client_accuracy or [])
         return f"test set {_percent(spread.mean)} %{clients}"

@@ -52,11 +52,13 @@ def run_app(
     workers: Workers,
     folder: Path,
     prepare: Callable[[], list[Any]] = list,
+    on_record: Callable[[Any], None] | None = None,
 ) -> RunOutcome:
     """Run an app once and wait for it; a failed run is an outcome, not an exception.
 
     ``flower.log`` goes into `folder`. `prepare` is called first, while the workers start; what it
-    returns is given to them before their first message, and what it raises is raised.
+    returns is given to them before their first message, and what it raises is raised. `on_record`
+    is there for the server to tell of its rounds.
     """
     from flwr.app import Context, RecordDict
 
@@ -72,6 +74,7 @@ def run_app(
         try:
             stored = [workers.put(one) for one in given]
             grid = WorkersGrid(workers, app.client, app.num_clients, app.run_config, stored)
+            grid.on_record = on_record
             context = Context(grid.run.run_id, 0, {}, RecordDict(), dict(app.run_config))
             load_app(app.server)(grid, context)
         except WorkersStopped as stopped:

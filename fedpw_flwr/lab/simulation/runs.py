@@ -29,23 +29,29 @@ _GRACE_SECONDS = 3.0
 class Runs:
     """Runs that a command starts, so many at a time; a context manager.
 
-    Leaving it stops what still runs. `watch` is called several times a second while it waits.
+    Leaving it stops what still runs. In the block a SIGTERM or SIGHUP is a SystemExit, with status
+    128 + the signal's number.
     """
 
-    def __init__(self, watch: Callable[[], None] = lambda: None) -> None:
-        self._watch = watch
+    def __init__(self) -> None:
         self._waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._workers: Workers | None = None
         self._using = 0
         self._free = threading.Condition()
+        self._error: BaseException | None = None
+        self._handlers = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        self._handlers.enter_context(_signals_as_exceptions())
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._workers is not None:
-            self._workers.close()
+    def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
+        with self._handlers:
+            if kind is not None:
+                self._stop(kind.__name__)
+            elif self._workers is not None:
+                self._workers.close()
 
     def add(self, run: Callable[[], None], at_a_time: int = 1) -> None:
         """Begin a run in a thread of its own, or when one of those that run has ended."""
@@ -56,25 +62,13 @@ class Runs:
             self._threads[-1].start()
 
     def wait(self) -> None:
-        """Wait until all runs have ended.
-
-        Raises
-        ------
-        KeyboardInterrupt, SystemExit
-            After Ctrl-C, or after a SIGTERM or SIGHUP (with status 128 + the signal's number), when
-            all processes have ended.
-        """
-        with _signals_as_exceptions():
-            try:
-                while any(thread.is_alive() for thread in self._threads):
-                    self._watch()
-                    for thread in self._threads:
-                        thread.join(0.1)
-            except BaseException as reason:
-                self._stop(f"{type(reason).__name__}")
-                raise
-            finally:
-                self._watch()
+        """Wait until all runs have ended; raises what one of them raised."""
+        for thread in self._threads:
+            # Without a limit, no signal would be heard meanwhile.
+            while thread.is_alive():
+                thread.join(0.2)
+        if self._error is not None:
+            raise self._error
 
     @contextlib.contextmanager
     def workers(
@@ -107,7 +101,11 @@ class Runs:
     def _work(self) -> None:
         with contextlib.suppress(Empty):
             while True:
-                self._waiting.get_nowait()()
+                run = self._waiting.get_nowait()
+                try:
+                    run()
+                except BaseException as error:
+                    self._error = error
 
     def _stop(self, reason: str) -> None:
         """End what runs; a second Ctrl-C meanwhile ends the process where it stands."""
