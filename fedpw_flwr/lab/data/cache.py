@@ -77,7 +77,7 @@ def cached(key: Callable[[], str], build: Callable[[], DomainCollection]) -> Dom
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         _tidy(folder)
-        save_prepared(folder / f"{final}{_ENDING}", built, (), {"key": final})
+        save_prepared(folder / f"{final}{_ENDING}", built, {"key": final})
     except (OSError, RuntimeError, SafetensorError) as error:
         logger.warning(
             "Images are not cached (%s): every run will decode them again. FEDPW_CACHE_DIR names "
@@ -109,7 +109,7 @@ def _load(key: str) -> DomainCollection | None:
     # Another user's cache cannot be marked as used, and is read all the same.
     with suppress(OSError):
         os.utime(file)
-    return loaded[0]
+    return loaded
 
 
 def _tidy(folder: Path) -> None:

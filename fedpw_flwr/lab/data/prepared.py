@@ -1,18 +1,13 @@
-"""Images ready for use in one file that any number of processes map into their memory.
+"""Images ready for use in one safetensors file that any number of processes map into their memory.
 
-Reading, resizing or drawing images and dividing them among clients takes seconds. One process does
-it and saves what clients train on and what is tested on; every other reads nothing but the pages it
-touches, and shares them.
-
-The file is safetensors': for each domain one run of training images, in the order of its clients,
-its test images, and the images that its clients keep for testing, in the same order.
+Reading, resizing or drawing images takes seconds. One process does it; every other reads nothing
+but the pages that it touches, and shares them.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet, joined
-from fedpw_flwr.lab.data.partition import ClientShare
+from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
 
 __all__ = ["UNFINISHED", "load_prepared", "save_prepared"]
 
@@ -30,41 +24,15 @@ UNFINISHED = "unfinished-"
 _LAYOUT = "layout"
 
 
-def save_prepared(
-    file: Path,
-    collection: DomainCollection,
-    shares: Sequence[ClientShare],
-    notes: Mapping[str, str],
-) -> None:
-    """Save test images, clients' shares and `notes`, whole or not at all.
+def save_prepared(file: Path, collection: DomainCollection, notes: Mapping[str, str]) -> None:
+    """Save images and `notes`, whole or not at all.
 
-    Of a domain's training images only those that clients hold are saved, or all if it has no
-    client. Raises ValueError for a share of a domain that is not in the collection, and OSError or
-    SafetensorError if the file cannot be written.
+    Raises OSError or SafetensorError if the file cannot be written.
     """
-    layout = {
-        "domains": collection.names,
-        "form": (collection.num_classes, collection.mean, collection.std),
-        "shares": [
-            (
-                share.client_id,
-                collection.names.index(share.domain),
-                len(share.train),
-                None if share.test is None else len(share.test),
-            )
-            for share in shares
-        ],
-    }
+    layout = (collection.names, collection.num_classes, collection.mean, collection.std)
     tensors = {}
     for number, domain in enumerate(collection.domains):
-        held = [share for share in shares if share.domain == domain.name]
-        own = [share.test for share in held if share.test is not None]
-        sets = {"train": domain.train, "test": domain.test}
-        if held:
-            sets["train"] = joined([share.train for share in held])
-        if own:
-            sets["own"] = joined(own)
-        for split, image_set in sets.items():
+        for split, image_set in (("train", domain.train), ("test", domain.test)):
             tensors[f"{number}.{split}.images"] = image_set.images.contiguous()
             tensors[f"{number}.{split}.labels"] = image_set.labels.contiguous()
     with TemporaryDirectory(prefix=UNFINISHED, dir=file.parent) as folder:
@@ -73,14 +41,11 @@ def save_prepared(
         whole.replace(file)
 
 
-def load_prepared(
-    file: Path, notes: Mapping[str, str]
-) -> tuple[DomainCollection, tuple[ClientShare, ...], dict[str, str]] | None:
+def load_prepared(file: Path, notes: Mapping[str, str]) -> DomainCollection | None:
     """Load what `save_prepared` saved, without reading the images: they are mapped from the file.
 
-    Returns domains, whose training images are those that clients train on; shares, which are views
-    of what was mapped; all notes. None if there is no such file, it is damaged, or it was not saved
-    with these `notes`. The file may be removed afterwards, but not be written to.
+    None if there is no such file, it is damaged, or it was not saved with these `notes`. The file
+    may be removed afterwards, but not be written to.
     """
     try:
         opened: Any = safe_open(file, framework="pt")
@@ -90,32 +55,13 @@ def load_prepared(
         found: dict[str, str] = dict(opened.metadata() or {})
         if any(found.get(key) != text for key, text in notes.items()):
             return None
-        layout: dict[str, Any] = json.loads(found.pop(_LAYOUT))
-        runs = {name.rpartition(".")[0] for name in opened.keys()}  # noqa: SIM118
-        sets = {
-            run: ImageSet(opened.get_tensor(f"{run}.images"), opened.get_tensor(f"{run}.labels"))
-            for run in runs
-        }
-    domains = tuple(
-        Domain(name, sets[f"{number}.train"], sets[f"{number}.test"])
-        for number, name in enumerate(layout["domains"])
-    )
-    given: Counter[str] = Counter()
+        names, num_classes, mean, std = json.loads(found[_LAYOUT])
 
-    def next_part(run: str, count: int) -> ImageSet:
-        start = given[run]
-        given[run] += count
-        part = slice(start, start + count)
-        return ImageSet(sets[run].images[part], sets[run].labels[part])
+        def images(run: str) -> ImageSet:
+            return ImageSet(*(opened.get_tensor(f"{run}.{one}") for one in ("images", "labels")))
 
-    shares = tuple(
-        ClientShare(
-            client,
-            domains[number].name,
-            train=next_part(f"{number}.train", count),
-            test=None if kept is None else next_part(f"{number}.own", kept),
+        domains = tuple(
+            Domain(name, images(f"{number}.train"), images(f"{number}.test"))
+            for number, name in enumerate(names)
         )
-        for client, number, count, kept in layout["shares"]
-    )
-    num_classes, mean, std = layout["form"]
-    return DomainCollection(domains, num_classes, tuple(mean), tuple(std)), shares, found
+    return DomainCollection(domains, num_classes, tuple(mean), tuple(std))
