@@ -299,6 +299,11 @@ def move(start: Float32s, change: Float32s, members: Bools, factor: np.float32) 
         change[i] = start[i] - amplified
 
 
+_KEPT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)
+_BEFORE = (np.cumsum(_KEPT, axis=1) - _KEPT).astype(np.uint8)
+"""The bits of every byte, highest first, and how many ones precede each of them, shape (256, 8)."""
+
+
 @_compiled
 def unpack(
     bits: Bytes, values: Float32s, scale: np.float32, start: Float32s, out: Float32s
@@ -308,8 +313,12 @@ def unpack(
     Behind the kept `values` are 8 more, which are finite and not used. `scale` is a power of two.
     """
     first = 0
-    for i in range(out.size):
-        # Without a branch, which nobody could predict.
-        bit = (bits[i >> 3] >> (7 - (i & 7))) & 1
-        out[i] = start[i] - values[first] * scale * np.float32(bit)
-        first += bit
+    for at in range(bits.size):
+        # Eight that do not wait for each other, and without a branch that nobody could predict.
+        byte = bits[at]
+        for bit in range(8):
+            i = 8 * at + bit
+            if i < out.size:
+                value = values[first + _BEFORE[byte, bit]]
+                out[i] = start[i] - value * scale * _KEPT[byte, bit]
+        first += _BEFORE[byte, 7] + (byte & 1)

@@ -106,8 +106,7 @@ class PackedUpdate:
         self._dtype = UPLOAD_DTYPES[dtype]
         self._bits, self._values = payload[_HEADER.size : values_at], payload[values_at:]
         self._aligned = self._values.ctypes.data % self._dtype.itemsize == 0
-        # How many values precede every 1024th entry, and the end.
-        self._kept_before = np.append(0, np.cumsum(_ones_in_steps(self._bits)))
+        self._kept_before = _ones_before_steps(self._bits)
         kept = int(self._kept_before[-1])
         keeps = f"the bit mask keeps {kept} of {entries} entries"
         if entries % 8 and self._bits[-1] & (0xFF >> entries % 8):
@@ -222,25 +221,24 @@ def _read_through(payload: Bytes, values_at: int, size: int) -> tuple[int, int]:
     """
     crc = zlib.crc32(payload[:_CHECKSUM_AT].data)
     crc = zlib.crc32(payload[_HEADER.size : values_at].data, crc)
-    signed, unsigned = np.dtype(f"i{size}"), np.dtype(f"u{size}")
-    bits, sign = 0, 1 << (8 * size - 1)
+    bits = 0
     for first in range(values_at, payload.size, _CHECKED * size):
         part = payload[first : first + _CHECKED * size]
         crc = zlib.crc32(part.data, crc)
         whole = part[: part.size // size * size]
         if whole.size:
-            # As signed numbers the largest of the positive, as unsigned ones of the negative.
-            positive, negative = whole.view(signed).max(), whole.view(unsigned).max()
-            bits = max(bits, int(positive), int(negative) - sign)
+            # Its sign, the highest bit, is shifted out.
+            bits = max(bits, int((whole.view(f"u{size}") << 1).max()) >> 1)
     return crc, bits
 
 
-def _ones_in_steps(bits: Bytes) -> npt.NDArray[np.int64]:
-    """Count the ones in every 1024 bits; the last count may be that of fewer."""
-    padded = np.zeros(-(-len(bits) * 8 // _STEP) * _STEP // 8, dtype=np.uint8)
-    padded[: len(bits)] = bits
+def _ones_before_steps(bits: Bytes) -> npt.NDArray[np.int64]:
+    """Count the ones before every 1024th bit, and before the end."""
+    size = _STEP // 8
+    padded = np.zeros((1 + -(-len(bits) // size)) * size, dtype=np.uint8)
+    padded[size : size + len(bits)] = bits
     words = np.bitwise_count(padded.view(np.uint64)).reshape(-1, _STEP // 64)
-    counts: npt.NDArray[np.int64] = words.sum(axis=1, dtype=np.int64)
+    counts: npt.NDArray[np.int64] = words.sum(axis=1, dtype=np.int64).cumsum()
     return counts
 
 
