@@ -103,7 +103,7 @@ def test_a_damaged_file_is_built_again_and_replaced(damage: str) -> None:
     damaged = {
         "empty": b"",
         "cut short": content[:-10],
-        "other header": content.replace(b"domains", b"kinds__"),
+        "other header": content.replace(b"layout", b"kinds_"),
         "other content": b"no such file" * 50,
     }[damage]
     assert damaged != content
