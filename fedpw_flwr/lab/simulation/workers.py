@@ -200,28 +200,28 @@ class Workers:
     def _new_worker(self) -> Any:
         """Start a worker; None where it cannot be started, which ends all if it was the last."""
         import ray
-        from ray.exceptions import GetTimeoutError, RayError
+        from ray.exceptions import RayError
 
+        kind: Any = ray.remote(_Worker)
+        reserved = {"num_cpus": self.runtime.cpus_per_client}
         try:
-            kind: Any = ray.remote(_Worker)
-            worker = kind.options(
-                num_cpus=self.runtime.cpus_per_client, num_gpus=self.runtime.gpus_per_client
-            ).remote(self._imports)
-            while not self._closing.is_set():
-                try:
-                    ray.get(
-                        worker.wait_until_started.remote(), timeout=self.runtime.connect_timeout
-                    )
-                except GetTimeoutError:
-                    # Its machine may be lost: the others go on without it.
-                    if not self._alive:
-                        raise
-                else:
-                    return worker
-        except (RayError, ValueError) as error:
+            worker = kind.options(**reserved, num_gpus=self.runtime.gpus_per_client).remote(
+                self._imports
+            )
+            started = worker.wait_until_started.remote()
+            deadline = time.monotonic() + self.runtime.connect_timeout
+            while not ray.wait([started], timeout=_LOOK_SECONDS)[0]:
+                # Where its machine is lost, the others go on without it.
+                if time.monotonic() > deadline and not self._alive:
+                    raise WorkersStopped(f"none in {self.runtime.connect_timeout:g} s")
+                if self._closing.is_set():
+                    return None
+            ray.get(started)
+        except (RayError, ValueError, WorkersStopped) as error:
             if not self._closing.is_set():
                 self._fail(WorkersStopped(f"no worker process could be started: {error}"))
-        return None
+            return None
+        return worker
 
     def _do_next(self, worker: Any) -> bool:
         """Let a worker do the next task; return whether it can do another."""
