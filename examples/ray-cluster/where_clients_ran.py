@@ -13,7 +13,7 @@ from collections import Counter
 
 import ray
 
-MESSAGE = "task::ClientAppActor.run"
+MESSAGE = "task::answer"
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -239,7 +240,7 @@ def test_clients_run_on_both_machines_and_the_model_has_the_bits_of_one_machine(
     assert sum(done.values()) == CLIENTS * ROUNDS
     assert all(record["failed"] == 0 for record in rounds_of(workplace / "two")[1:])
     assert cluster.nodes.keys() == {HEAD, SECOND}
-    workers = [p for p in cluster.processes() if p.name().startswith("ray::ClientApp")]
+    workers = [p for p in cluster.processes() if p.name().startswith("ray::ClientWorker")]
     assert psutil.wait_procs(workers, timeout=20)[1] == []
 
     status, output = end_of(fedpw(workplace, cluster, *words, f"hydra.run.dir={workplace / 'one'}"))
@@ -251,31 +252,31 @@ def test_clients_run_on_both_machines_and_the_model_has_the_bits_of_one_machine(
         assert tensor.equal(two[name]), name
 
 
-def test_a_run_stops_where_a_machine_is_lost_and_goes_on_with_the_one_that_is_left(
-    cluster: Cluster, workplace: Path
-) -> None:
+def test_a_run_goes_on_where_a_machine_is_lost(cluster: Cluster, workplace: Path) -> None:
     folder = workplace / "lost"
     address = f"runtime.ray_address={cluster.address}"
-    # More rounds than there is time for: Ray takes some seconds to call a machine dead.
     words = (*RUN, "rounds=500", address, f"hydra.run.dir={folder}")
     command = fedpw(workplace, cluster, *words)
     wait_for_rounds(folder, 2, command)
     cluster.pull_the_plug(SECOND)
+    reached = len(rounds_of(folder)) - 1
+    # Ray takes some seconds to call a machine dead.
+    wait_for_rounds(folder, reached + 4, command)
+    command.send_signal(signal.SIGTERM)
     status, output = end_of(command)
-    assert status == 1, output
-    log = (folder / "flower.log").read_text()
-    assert "LostMachineError: the Ray cluster lost a machine" in log
-    assert f"fedpw resume={folder}" in log
+    assert status == 128 + signal.SIGTERM, output
+    # It cost the clients that it worked for, or should have, in one round.
+    failed = [record["failed"] for record in rounds_of(folder)[1:]]
+    assert 1 <= sum(failed) <= 2
+    assert failed[-2:] == [0, 0]
+    assert "did not answer: ActorDiedError" in (folder / "flower.log").read_text()
 
     reached = len(rounds_of(folder)) - 1
-    assert 2 <= reached < 500
     status, output = end_of(fedpw(workplace, cluster, f"resume={folder}", f"rounds={reached + 2}"))
     assert status == 0, output
     rounds = rounds_of(folder)
     assert [record["round"] for record in rounds] == list(range(reached + 3))
-    for record in rounds[-2:]:
-        assert record["clients"]["id"] == list(range(CLIENTS))
-        assert record["failed"] == 0
+    assert rounds[-1]["clients"]["id"] == list(range(CLIENTS))
 
 
 def test_an_address_at_which_nothing_answers_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fedpw_flwr.lab.simulation.ray_processes import room_for_clients, start_ray,
 __all__ = ["Workers", "WorkersStopped"]
 
 
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 _RESERVED = ("cpus_per_client", "gpus_per_client", "total_cpus", "ray_address", "niceness")
 
 
@@ -41,7 +41,7 @@ class _Task:
     future: Future[Any] = field(compare=False)
 
 
-class _Worker:
+class ClientWorker:
     """What a worker process holds: nothing but what its calls leave in its modules."""
 
     def __init__(self, modules: Sequence[str]) -> None:
@@ -186,10 +186,11 @@ class Workers:
 
     def _serve(self) -> None:
         """Feed one worker, and the next one where it is lost."""
-        while not self._closing.is_set():
+        while self._error is None:
             worker = self._new_worker()
             if worker is None:
-                return
+                self._closing.wait(_RETRY_SECONDS)
+                continue
             with self._lock:
                 self._alive.append(worker)
             while self._do_next(worker):
@@ -198,11 +199,11 @@ class Workers:
                 self._alive.remove(worker)
 
     def _new_worker(self) -> Any:
-        """Start a worker; None where it cannot be started, which ends all if it was the last."""
+        """Start a worker; None where it cannot be started, which ends all if there is no other."""
         import ray
         from ray.exceptions import RayError
 
-        kind: Any = ray.remote(_Worker)
+        kind: Any = ray.remote(ClientWorker)
         reserved = {"num_cpus": self.runtime.cpus_per_client}
         try:
             worker = kind.options(**reserved, num_gpus=self.runtime.gpus_per_client).remote(
@@ -211,14 +212,13 @@ class Workers:
             started = worker.wait_until_started.remote()
             deadline = time.monotonic() + self.runtime.connect_timeout
             while not ray.wait([started], timeout=_LOOK_SECONDS)[0]:
-                # Where its machine is lost, the others go on without it.
-                if time.monotonic() > deadline and not self._alive:
+                if time.monotonic() > deadline:
                     raise WorkersStopped(f"none in {self.runtime.connect_timeout:g} s")
                 if self._closing.is_set():
                     return None
             ray.get(started)
         except (RayError, ValueError, WorkersStopped) as error:
-            if not self._closing.is_set():
+            if not self._alive:
                 self._fail(WorkersStopped(f"no worker process could be started: {error}"))
             return None
         return worker
@@ -236,7 +236,8 @@ class Workers:
         try:
             if left <= 0:
                 raise TimeoutError("no worker was free in time")
-            reference = worker.do.remote(task.function, *task.arguments)
+            do = worker.do.options(name=task.function.__name__)
+            reference = do.remote(task.function, *task.arguments)
             result = ray.get(reference, timeout=None if left == math.inf else left)
         except GetTimeoutError:
             # Whatever keeps it busy is of no use to anybody.
