@@ -98,7 +98,7 @@ def _accuracy_figure(records: Sequence[RoundRecord], looks: Mapping[str, Look]) 
         lines.append(Line(mean, "mean of domains", INK, "-", 2.6))
     last = spreads[-1]
     said = percent(100 * last.mean)
-    if len(records[-1].accuracy) > 1:
+    if math.isfinite(last.std):
         std, worst_now = number(100 * last.std, 1), percent(100 * last.worst)
         said = f"mean {said}, STD {std} points, worst {worst_now}"
     figure, (axes,) = new_page(

@@ -164,6 +164,9 @@ def test_rounds_without_a_figure_are_drawn_without_it() -> None:
     assert figures is not None
     figures.weight[0] = math.nan
     assert draw_plots(records).keys() == {"accuracy.png", "weights.png", "signals.png"}
+    records[-1].accuracy["domain 0"] = math.nan
+    last = draw_plots(records)["accuracy.png"]
+    assert last.texts[1].get_text() == "After round 6: unknown"
     assert draw_plots(records[:1]).keys() == {"accuracy.png"}
 
 
