@@ -9,7 +9,6 @@ of one's own, ``-m`` for several runs (see `sweep`). The exit status is 0 only i
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shlex
 import sys
@@ -45,6 +44,7 @@ from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
 from fedpw_flwr.lab.job import Job
 from fedpw_flwr.lab.runs.package_state import package_state
 from fedpw_flwr.lab.runs.run_folder import COMMAND_FILE, RunFolder, RunFolderError
+from fedpw_flwr.lab.runs.written import number
 from fedpw_flwr.lab.simulation.progress import Display, RunProgress
 from fedpw_flwr.lab.simulation.run import RunOutcome
 from fedpw_flwr.lab.simulation.runs import Runs
@@ -257,14 +257,14 @@ def _print_results(folder: RunFolder, outcome: RunOutcome, console: Console) -> 
     table.add_column("domain")
     table.add_column(f"round {summary.rounds}", justify="right")
     for domain, accuracy in summary.accuracy.items():
-        table.add_row(domain, f"{100 * accuracy:.1f}")
+        table.add_row(domain, number(100 * accuracy, 1))
     table.add_section()
     for label, value in (
         ("mean (AVG)", summary.final.mean),
         ("spread (STD, ddof=1)", summary.final.std),
         ("worst", summary.final.worst),
     ):
-        table.add_row(label, f"{100 * value:.1f}" if math.isfinite(value) else "-")
+        table.add_row(label, number(100 * value, 1))
     console.print(table)
     if summary.quarantined or summary.failed or summary.empty:
         console.print(

@@ -35,6 +35,7 @@ from fedpw_flwr.lab.config.configuration import (
 from fedpw_flwr.lab.runs.records import Spread
 from fedpw_flwr.lab.runs.run_folder import ModelFile, RunFolder, RunFolderError
 from fedpw_flwr.lab.runs.strict_json import strict
+from fedpw_flwr.lab.runs.written import number
 from fedpw_flwr.lab.simulation.terminal import write_any_text
 
 if TYPE_CHECKING:
@@ -225,8 +226,7 @@ def _table(run: Path, evaluation: RunEvaluation) -> Table:
 
     def add_row(label: str, images: str, loss: str, now: float, then: float) -> None:
         shares = [now, then] if recorded else [now]
-        percents = [f"{100 * share:.2f}" if math.isfinite(share) else "-" for share in shares]
-        table.add_row(label, images, loss, *percents)
+        table.add_row(label, images, loss, *(number(100 * share) for share in shares))
 
     for name, result in evaluation.domains.items():
         then = recorded.get(name, math.nan)

@@ -25,7 +25,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpw_flwr.lab.compare.csv_files import write_csv_files
-from fedpw_flwr.lab.compare.figures import UNKNOWN, percent
 from fedpw_flwr.lab.compare.markdown import plots_of_page, remove_plots, write_markdown
 from fedpw_flwr.lab.compare.runs import ComparisonError, LeftOutRun, find_runs
 from fedpw_flwr.lab.compare.settings import group_runs
@@ -38,6 +37,7 @@ from fedpw_flwr.lab.compare.tables import (
 )
 from fedpw_flwr.lab.compare.tensorboard import check_tensorboard, write_events
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.lab.runs.written import UNKNOWN, percent
 from fedpw_flwr.lab.simulation.terminal import write_any_text
 
 FOLDER = "comparison"
@@ -148,14 +148,14 @@ def compare(
 
     # Matplotlib and SciPy take a second to import, which a mistyped path should not cost.
     from fedpw_flwr.lab.compare.plots.draw import write_plots
-    from fedpw_flwr.lab.compare.plots.looks import give_looks
+    from fedpw_flwr.lab.plots.looks import method_looks
 
     # Decide what to show of each setting, and draw its plots.
     output = (output or _common_parent(paths) / FOLDER).resolve()
     output.mkdir(parents=True, exist_ok=True)
     page = output / "comparison.md"
     earlier = plots_of_page(page)
-    looks = give_looks(labels)
+    looks = method_looks(labels)
     compared = []
     for setting, reference in zip(settings, references, strict=True):
         folder = output / setting.slug if len(settings) > 1 else output

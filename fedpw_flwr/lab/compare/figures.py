@@ -21,7 +21,6 @@ from fedpw_flwr.lab.runs.records import RoundRecord
 Basis = Literal["domains", "clients"]
 """Whom accuracies are compared between."""
 
-UNKNOWN = "–"
 ACCURACY = "accuracy."
 DOMAIN_WEIGHT, CLIENT_WEIGHT = "domain_weight.", "client_weight."
 
@@ -119,16 +118,3 @@ def _weights(record: RoundRecord) -> dict[str, float]:
         },
         **{f"{CLIENT_WEIGHT}{name}": float(share) for name, share in ends.items()},
     }
-
-
-def number(value: float, digits: int = 2, *, sign: bool = False, std: float = math.nan) -> str:
-    """Write a figure with its standard deviation, where there is one; – where it is unknown."""
-    if not math.isfinite(value):
-        return UNKNOWN
-    text = f"{value:{'+' if sign else ''}.{digits}f}"
-    return f"{text} ± {std:.{digits}f}" if math.isfinite(std) else text
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """Write a percentage."""
-    return f"{number(value, digits)} %"

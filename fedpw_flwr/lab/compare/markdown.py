@@ -15,7 +15,6 @@ import pandas as pd
 
 from fedpw_flwr.lab.compare.configured import counted, held_images, local_training
 from fedpw_flwr.lab.compare.csv_files import COLUMN_NOTES
-from fedpw_flwr.lab.compare.figures import percent
 from fedpw_flwr.lab.compare.runs import LeftOutRun
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import NEAR_CHANCE, near_chance
@@ -28,6 +27,7 @@ from fedpw_flwr.lab.compare.tables import (
     target_table,
 )
 from fedpw_flwr.lab.runs.run_folder import atomic_file
+from fedpw_flwr.lab.runs.written import percent
 
 HOW_TO_READ = (
     "Accuracies are in percent. *a ± b* is mean and standard deviation (ddof = 1) over seeds; "

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, Figure, number
+from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, Figure
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import (
     FEWEST_FOR_WILCOXON,
@@ -21,6 +21,7 @@ from fedpw_flwr.lab.compare.statistics import (
     paired_differences,
     rounds_to_target,
 )
+from fedpw_flwr.lab.runs.written import number
 
 _LEVEL = 0.05
 

@@ -1,38 +1,59 @@
-"""Pages of panels with labels of their own on the right, of which every plot of a run is made.
+"""Pages of panels, of which every plot is made: their style, and the lines that are drawn in them.
 
-No legend to look up: a line or a layer ends in its name and its figure, moved apart just so far
-that none overlap. Matplotlib's constrained layout finds the room for them.
+Whatever draws does so in `STYLE`, by ``@matplotlib.rc_context(STYLE)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
+
+from fedpw_flwr.lab.plots.labels import LEADER, label_points
+from fedpw_flwr.lab.plots.names import LABEL_SIZE, wrapped
+from fedpw_flwr.lab.runs.written import number
 
 FloatArray = NDArray[np.float64]
 LineStyle = str | tuple[int, tuple[float, ...]]
 
-# Okabe-Ito without its black, which is the mean's, and its yellow, which is lost on white.
+# Okabe-Ito, for colour-blind people too, without black (the mean's) and yellow (lost on white).
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#222222"
 FAINT = "#9A9A9A"
 
-PANEL_WIDTH = 6.2  # inches, of axes beside labels of the usual length
-LEFT_MARGIN = 0.8  # inches, for the numbers and the name of the vertical axis
-LEADER = 0.52  # inches from the axes to a label's text
-PAGE_WIDTH = LEFT_MARGIN + PANEL_WIDTH + LEADER + 1.7
-LABEL_SIZE = 9.0  # points
-LABEL_PITCH = 1.3 * LABEL_SIZE  # points from one label's middle to the next one's
+BESIDE_LABELS = 0.8 + 6.2 + LEADER  # inches: a panel with its numbers, as far as to its labels
+PAGE_WIDTH = BESIDE_LABELS + 1.7
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 150,
+    "font.size": LABEL_SIZE,
+    "text.color": INK,
+    "text.parse_math": False,  # a name with a dollar sign is no formula
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#E4E4E4",
+    "lines.markeredgecolor": "white",
+    "xtick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.color": FAINT,
+    "ytick.labelcolor": INK,
+}
 
 
 @dataclass(frozen=True)
@@ -45,154 +66,85 @@ class Line:
     style: LineStyle = "-"
     width: float = 1.8
 
+    @property
+    def look(self) -> dict[str, Any]:
+        """Matplotlib's properties of it."""
+        return {"color": self.color, "linestyle": self.style, "linewidth": self.width}
 
-def new_page(title: str, subtitle: str, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """Make a figure of panels that are so many inches high, one above the other.
 
-    Only the lowest panel has numbers at its horizontal axis.
+@matplotlib.rc_context(STYLE)
+def new_page(
+    title: str,
+    text: str,
+    heights: Sequence[float],
+    *,
+    width: float = PAGE_WIDTH,
+    columns: int = 1,
+    panels: int | None = None,
+    labels: tuple[str, str] = ("round", ""),
+    same_scale: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a heading, and below it rows of panels that are so many inches high.
+
+    The text is what one has to know to read the plot; its lines are broken where they are wider
+    than the page. `panels` is the number of panels, where they do not fill the last row. `labels`
+    name the lowest panels' horizontal axes and the first ones' vertical axes.
     """
-    heading = 0.46 + 0.155 * len(subtitle.splitlines())
-    height = heading + sum(heights) + 0.62 * len(heights)
-    room = (0.05 / PAGE_WIDTH, 0.0, 1 - 0.1 / PAGE_WIDTH, 1 - heading / height)
+    width = max(width, 6.0)  # in which headings are legible
+    lines = wrapped(text, width - 0.3)
+    heading = 0.46 + 0.155 * len(lines)
+    height = heading + sum(heights) + 0.45 * len(heights) + 0.3
+    # Panels begin and end where the heading does.
+    room = (0.05 / width, 0.0, 1 - 0.1 / width, 1 - heading / height)
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, rect=room)
-    figure = Figure((PAGE_WIDTH, height), facecolor="white", layout=layout)
-    write_title(figure, title, subtitle)
-    panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0].tolist()
-    for axes in panels:
-        style_panel(axes)
-        axes.tick_params(labelbottom=axes is panels[-1])
-    return figure, panels
+    figure = Figure((width, height), facecolor="white", layout=layout)
+    place: dict[str, Any] = {"x": 0.15 / width, "va": "top"}
+    figure.text(y=1 - 0.12 / height, s=title, fontsize=13, fontweight="bold", **place)
+    figure.text(y=1 - 0.38 / height, s="\n".join(lines), color="#555555", **place)
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    count = panels or len(heights) * columns
+    for index in range(count):
+        beside = figure.axes[0] if index and same_scale else None
+        axes = figure.add_subplot(grid[divmod(index, columns)], sharey=beside)
+        lowest, first = index + columns >= count, index % columns == 0
+        axes.tick_params(labelbottom=lowest, labelleft=first)
+        axes.set_xlabel(labels[0] if lowest else "")
+        axes.set_ylabel(labels[1] if first else "")
+    return figure, list(figure.axes)
 
 
-def style_panel(axes: Axes) -> None:
-    """Give axes the grid, spines and colours that all plots have."""
-    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(color=FAINT, labelcolor=INK, labelsize=LABEL_SIZE)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-
-
-def write_title(figure: Figure, title: str, subtitle: str) -> None:
-    """Write a plot's title, and under it what one has to know to read the plot."""
-    width, height = figure.get_size_inches()
-    left = 0.15 / width
-    figure.text(left, 1 - 0.12 / height, title, va="top", fontsize=13, fontweight="bold", color=INK)
-    figure.text(left, 1 - 0.38 / height, subtitle, va="top", fontsize=9, color="#555555")
-
-
-def name_panel(axes: Axes, name: str) -> None:
-    """Write what a panel shows above it, at the left."""
-    axes.set_title(name, loc="left", fontsize=LABEL_SIZE + 1.5, color=INK)
-
-
-def set_round_axis(axes: Axes, rounds: FloatArray) -> None:
+def set_round_axis(axes: Axes, rounds: FloatArray, **ticks: Any) -> None:
     """Let the horizontal axis span the rounds, with ticks at whole ones."""
     first, last = float(rounds[0]), float(rounds[-1])
     axes.set_xlim(*((first, last) if last > first else (first - 0.5, last + 0.5)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-
-
-def panel_height(labels: int, *, least: float) -> float:
-    """Height in inches at which that many labels fit beside the axes."""
-    return max(least, labels * LABEL_PITCH / 72)
+    steps = {"steps": [1, 2, 5, 10], **ticks}
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, **steps))
 
 
 def draw_lines(
-    axes: Axes,
-    rounds: FloatArray,
-    lines: Sequence[Line],
-    *,
-    unit: str,
-    digits: int,
-    limits: tuple[float, float],
+    axes: Axes, rounds: FloatArray, lines: Sequence[Line], *, unit: str, digits: int
 ) -> None:
-    """Draw lines between vertical limits, each with its name and last value at its end."""
+    """Draw lines over all rounds, each with its name and last value at its end."""
     for line in lines:
-        # A point without a neighbour to draw a line to is shown by a marker alone.
-        present = np.concatenate(([False], np.isfinite(line.values), [False]))
-        lone = (present[1:-1] & ~present[:-2] & ~present[2:]).any()
-        axes.plot(
-            rounds,
-            line.values,
-            color=line.color,
-            linestyle=line.style,
-            linewidth=line.width,
-            marker="o" if lone else "",
-            markersize=2.2 * line.width,
-            markeredgewidth=0,
-            zorder=3,
-        )
-    axes.set_ylim(*limits)
+        draw_line(axes, rounds, line.values, markersize=2.2 * line.width, **line.look)
     set_round_axis(axes, rounds)
     label_ends(axes, rounds, lines, unit, digits)
+
+
+def draw_line(axes: Axes, rounds: FloatArray, values: FloatArray, **look: Any) -> None:
+    """Draw a line, with a mark at each point that has no neighbour to draw a line to."""
+    known = np.pad(np.isfinite(values), 1)
+    lone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
+    marked = lone.tolist()
+    axes.plot(rounds, values, "o", markevery=marked, markeredgewidth=0, zorder=3, **look)
 
 
 def label_ends(
     axes: Axes, rounds: FloatArray, lines: Sequence[Line], unit: str, digits: int
 ) -> None:
-    """Write the labels right of the axes, moved apart just so far that none overlap."""
+    """Write right of the axes each line's name and its last value."""
     known = [(line, np.flatnonzero(np.isfinite(line.values))) for line in lines]
     ends = [(line, rounds[at[-1]], line.values[at[-1]]) for line, at in known if at.size]
-    if not ends:
-        return
-    # Only the layout knows how far apart labels are.
-    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
-    pitch = LABEL_PITCH / 72 / (axes.bbox.height / axes.figure.dpi)
-    levels = [float(axes.transLimits.transform((last, value))[1]) for _, last, value in ends]
-    heights = spread_out(levels, pitch)
-    for (line, last, value), level, height in zip(ends, levels, heights, strict=True):
-        axes.plot([last, axes.get_xlim()[1]], [value, value], color=line.color, linewidth=0.8)
-        bend = Line2D([0.0, 0.12, 0.22], [level, height, height], color=line.color, linewidth=0.8)
-        bend.set(transform=_beside(axes), clip_on=False)
-        axes.add_artist(bend)
-        text = f"{line.label}: {value:.{digits}f}{unit}"
-        write_label(axes, height, text, line.color, line.style, line.width)
-
-
-def write_label(
-    axes: Axes, height: float, text: str, color: str, style: LineStyle = "-", width: float = 7.0
-) -> None:
-    """Write one label with a piece of its line or layer, so that the text itself can stay dark."""
-    axes.plot(
-        [0.22, 0.46],
-        [height, height],
-        color=color,
-        linestyle=style,
-        linewidth=width,
-        solid_capstyle="butt",
-        transform=_beside(axes),
-        clip_on=False,
-    )
-    axes.text(
-        LEADER,
-        height,
-        text,
-        transform=_beside(axes),
-        va="center_baseline",
-        fontsize=LABEL_SIZE,
-        color=INK,
-        parse_math=False,  # a domain's name may hold a dollar sign
-    )
-
-
-def spread_out(heights: Sequence[float], pitch: float) -> FloatArray:
-    """Move label heights at least `pitch` apart, each as little as possible, inside 0 to 1.
-
-    With the labels in order, the smallest moves (in squares) are an isotonic regression of the
-    heights less the room that the labels below need.
-    """
-    order = np.argsort(heights, kind="stable")
-    room = pitch * np.arange(len(order))
-    moved = isotonic_regression(np.asarray(heights)[order] - room).x
-    placed = np.empty(len(order))
-    placed[order] = np.clip(moved, 0.0, max(1.0 - room[-1], 0.0)) + room
-    return placed
-
-
-def _beside(axes: Axes) -> Transform:
-    """Inches right of the axes, and heights in shares of the axes' own."""
-    corner = ScaledTranslation(1.0, 0.0, axes.transAxes)  # type: ignore[arg-type]
-    return blended_transform_factory(axes.figure.dpi_scale_trans + corner, axes.transAxes)
+    points = [(last, value) for _, last, value in ends]
+    texts = [f"{line.label}: {number(value, digits)}{unit}" for line, _, value in ends]
+    label_points(axes, points, texts, [line.look for line, *_ in ends])

@@ -8,21 +8,18 @@ has the same colour (Okabe-Ito, told apart by colour-blind people too).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedpw_flwr.lab.plots.panels import (
-    name_panel,
-    new_page,
-    panel_height,
-    set_round_axis,
-    write_label,
-)
+from fedpw_flwr.lab.plots.labels import panel_height, write_label
+from fedpw_flwr.lab.plots.panels import new_page, set_round_axis
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile, share_in_words
-from fedpw_flwr.wire.timings import CLIENT_PHASES, IDLE, SERVER_PHASES
+from fedpw_flwr.wire.timings import IDLE
 
 __all__ = ["profile_figure"]
 
@@ -66,14 +63,13 @@ def profile_figure(profiles: Mapping[int, RoundProfile]) -> Figure:
         said += f" Round {min(ordered)}, in which workers start, took {_short(seconds[0])} (cut)."
     worked = any(mean.workers.values())
     height = panel_height(len(_SERVER_LOOKS), least=2.3)
-    figure, panels = new_page(
-        "Where the time of a round goes", said, [height] * (2 if worked else 1)
-    )
+    title = "Where the time of a round goes"
+    figure, panels = new_page(title, said, [height, height] if worked else [height])
 
-    server = {number: profile.server for number, profile in ordered.items()}
-    _draw_layers(panels[0], server, mean.server, SERVER_PHASES, _SERVER_LOOKS)
+    server = pd.DataFrame([profile.server for profile in ordered.values()], list(ordered))
+    _draw_layers(panels[0], server, mean.server, _SERVER_LOOKS)
     panels[0].set_ylabel("seconds")
-    name_panel(panels[0], "On the server, one after the other")
+    panels[0].set_title("On the server, one after the other")
     if usual > 0:
         top = 1.08 * (usual if cut else max(seconds))
         panels[0].set_ylim(0, top)
@@ -82,56 +78,40 @@ def profile_figure(profiles: Mapping[int, RoundProfile]) -> Figure:
             panels[0].plot(edges, [0.93 * top, 0.96 * top], color="white", linewidth=4)
 
     if worked:
-        phases = (*CLIENT_PHASES, IDLE)
-        shares = {number: _percentages(profile.workers) for number, profile in ordered.items()}
-        _draw_layers(panels[1], shares, mean.workers, phases, _CLIENT_LOOKS)
-        panels[1].set_ylim(0, 100)
-        panels[1].set_ylabel("workers' time (%)")
+        workers = pd.DataFrame([profile.workers for profile in ordered.values()], list(ordered))
+        shares = 100 * workers.div(workers.sum(axis=1), axis=0).fillna(0.0)
+        _draw_layers(panels[1], shares, mean.workers, _CLIENT_LOOKS)
+        panels[1].set(ylim=(0, 100), ylabel="workers' time (%)")
         who = "the worker" if mean.num_workers == 1 else f"the {mean.num_workers:.3g} workers"
         together = _short(math.fsum(mean.workers.values()))
-        name_panel(panels[1], f"In {who}, at the same time ({together} together)")
-    panels[-1].set_xlabel("round")
+        panels[1].set_title(f"In {who}, at the same time ({together} together)")
     return figure
 
 
 def _draw_layers(
-    axes: Axes,
-    heights: Mapping[int, Mapping[str, float]],
-    mean: Mapping[str, float],
-    phases: Sequence[str],
-    looks: _Looks,
+    axes: Axes, heights: pd.DataFrame, mean: Mapping[str, float], looks: _Looks
 ) -> None:
-    """Draw a stacked bar a round, and name its layers beside the axes with mean and share."""
-    rounds = np.array(list(heights), dtype=np.float64)
+    """Draw a stacked bar a round, and name its layers beside the axes with mean and share.
+
+    The heights of a round's layers are a row, with a column a phase.
+    """
+    rounds = heights.index.to_numpy(dtype=np.float64)
+    # Gaps between many bars would read as a grid, and so would seams between pixels.
     crowded = len(rounds) > 40
-    bottom = np.zeros(len(rounds))
-    shown = [phase for phase in phases if mean[phase] > 0]
+    width = 1.05 if crowded else 0.86
+    bottoms = heights.cumsum(axis=1) - heights
+    shown = [phase for phase in heights if mean[phase] > 0]
     pitch = 1 / len(_SERVER_LOOKS)
     lowest = (1 - len(shown) * pitch) / 2
     for index, phase in enumerate(shown):
         label, color = looks[phase]
-        layer = np.array([bar[phase] for bar in heights.values()])
-        axes.bar(
-            rounds,
-            layer,
-            bottom=bottom,
-            # Gaps between many bars would read as a grid, and so would seams between pixels.
-            width=1.05 if crowded else 0.86,
-            color=color,
-            linewidth=0,
-            antialiased=not crowded,
-        )
-        bottom = bottom + layer
+        look: dict[str, Any] = {"color": color, "linewidth": 0, "antialiased": not crowded}
+        axes.bar(rounds, heights[phase], width, bottoms[phase], **look)
         share = share_in_words(mean[phase] / math.fsum(mean.values()))
         text = f"{label}: {_short(mean[phase])}, {share}"
-        write_label(axes, lowest + (index + 0.5) * pitch, text, color)
+        write_label(axes, lowest + (index + 0.5) * pitch, text, color=color)
     set_round_axis(axes, rounds)
     axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
-
-
-def _percentages(seconds: Mapping[str, float]) -> dict[str, float]:
-    total = math.fsum(seconds.values()) or math.inf
-    return {phase: 100 * spent / total for phase, spent in seconds.items()}
 
 
 def _short(seconds: float) -> str:

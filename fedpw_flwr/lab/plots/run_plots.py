@@ -9,42 +9,33 @@ Use them after a run, or on an old one, to answer these questions:
 * ``partition.png``: who holds what?
 * ``profile.png``, of a run that was profiled: where does the time go?
 
-A domain keeps its colour (Okabe-Ito, told apart by colour-blind people too) in the first three.
+A domain keeps its colour in the first three.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from fedpw_flwr.lab.plots.client_plots import client_tables, signals_figure, weights_figure
-from fedpw_flwr.lab.plots.panels import (
-    INK,
-    PALETTE,
-    Line,
-    LineStyle,
-    draw_lines,
-    new_page,
-    panel_height,
-)
+from fedpw_flwr.lab.plots.labels import panel_height
+from fedpw_flwr.lab.plots.looks import Look, give_looks
+from fedpw_flwr.lab.plots.panels import INK, STYLE, Line, draw_lines, new_page
 from fedpw_flwr.lab.plots.partition_plot import partition_figure
 from fedpw_flwr.lab.plots.profile_plot import profile_figure
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError, atomic_file
+from fedpw_flwr.lab.runs.written import number, percent
 
 __all__ = ["draw_plots", "write_plots"]
 
 logger = logging.getLogger(__name__)
-
-LINE_STYLES: tuple[LineStyle, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-DPI = 150
-LONGEST_NAME = 24  # characters
 
 
 def write_plots(run_folder: RunFolder) -> list[Path]:
@@ -69,20 +60,18 @@ def write_plots(run_folder: RunFolder) -> list[Path]:
     ):
         if name not in figures:
             logger.info("No %s in %s: %s", name, run_folder.path, reason)
-    paths = []
     for name, figure in figures.items():
-        path = run_folder.path / name
-        with atomic_file(path) as partial:
-            figure.savefig(partial, format="png", dpi=DPI)
-        paths.append(path)
-    return paths
+        with atomic_file(run_folder.path / name) as partial:
+            figure.savefig(partial, format="png")
+    return [run_folder.path / name for name in figures]
 
 
+@matplotlib.rc_context(STYLE)
 def draw_plots(records: Sequence[RoundRecord]) -> dict[str, Figure]:
     """Draw at least one round's plots by file name; those without figures are left out."""
     clients = client_tables(records)
     domains = [domain for record in records for domain in record.accuracy]
-    looks = _domain_looks([*domains, *(clients.domains if clients is not None else ())])
+    looks = give_looks([*domains, *(clients.domains if clients is not None else ())])
     figures = {"accuracy.png": _accuracy_figure(records, looks)}
     if clients is not None:
         figures["weights.png"] = weights_figure(clients, looks)
@@ -94,14 +83,11 @@ def draw_plots(records: Sequence[RoundRecord]) -> dict[str, Figure]:
     return figures
 
 
-def _accuracy_figure(records: Sequence[RoundRecord], looks: dict[str, Line]) -> Figure:
+def _accuracy_figure(records: Sequence[RoundRecord], looks: Mapping[str, Look]) -> Figure:
     rounds = np.array([record.round for record in records], dtype=np.float64)
     spreads = [record.spread for record in records]
     lines = [
-        replace(
-            look,
-            values=np.array([100 * record.accuracy.get(domain, math.nan) for record in records]),
-        )
+        look.line(100 * np.array([one.accuracy.get(domain, math.nan) for one in records]), 1.8)
         for domain, look in looks.items()
         if any(domain in record.accuracy for record in records)
     ]
@@ -111,40 +97,16 @@ def _accuracy_figure(records: Sequence[RoundRecord], looks: dict[str, Line]) -> 
         lines.append(Line(worst, "worst domain", INK, (0, (1, 1.4)), 1.3))
         lines.append(Line(mean, "mean of domains", INK, "-", 2.6))
     last = spreads[-1]
-    said = f"After round {records[-1].round}: "
-    if len(records[-1].accuracy) > 1:
-        std = f"{100 * last.std:.1f} points" if math.isfinite(last.std) else "unknown"
-        said += f"mean {_percent(last.mean)}, STD {std}, worst {_percent(last.worst)}"
-    else:
-        said += _percent(last.mean)
-    height = panel_height(len(lines), least=3.3)
-    figure, (axes,) = new_page("Accuracy per domain", said, [height])
-    axes.set_ylabel("test accuracy (%)")
-    axes.set_xlabel("round (0 is the initial model)" if rounds[0] == 0 else "round")
-    draw_lines(axes, rounds, lines, unit=" %", digits=1, limits=(0.0, 100.0))
+    said = percent(100 * last.mean)
+    if math.isfinite(last.std):
+        std, worst_now = number(100 * last.std, 1), percent(100 * last.worst)
+        said = f"mean {said}, STD {std} points, worst {worst_now}"
+    figure, (axes,) = new_page(
+        "Accuracy per domain",
+        f"After round {records[-1].round}: {said}",
+        [panel_height(len(lines), least=3.3)],
+        labels=("round (0 is the initial model)" if rounds[0] == 0 else "round", ""),
+    )
+    axes.set(ylabel="test accuracy (%)", ylim=(0, 100))
+    draw_lines(axes, rounds, lines, unit=" %", digits=1)
     return figure
-
-
-def _domain_looks(domains: Iterable[str]) -> dict[str, Line]:
-    """Give each domain, in the order recorded, a colour and, past the palette, a line style."""
-    return {
-        name: Line(
-            values=np.empty(0),
-            label=_short(name),
-            color=PALETTE[index % len(PALETTE)],
-            style=LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)],
-        )
-        for index, name in enumerate(dict.fromkeys(domains))
-    }
-
-
-def _short(name: str) -> str:
-    """Shorten a long name in its middle: what tells names apart is often the end."""
-    if len(name) <= LONGEST_NAME:
-        return name
-    end = LONGEST_NAME // 2
-    return f"{name[: LONGEST_NAME - 1 - end]}…{name[-end:]}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "unknown"

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.lab.runs.written import number
 
 _WIDTH_WITH_BAR = 100
 
@@ -102,19 +103,19 @@ class RunProgress:
 
     def show(self, record: RoundRecord) -> None:
         """Show a round that has ended."""
-        number = record.round
+        which = f"round {record.round}"
         if self._first is None:
             self._warn_of_scarce_images()
-        self._latest = (number, time.monotonic())
+        self._latest = (record.round, time.monotonic())
         self._first = self._first or self._latest
 
         # The round's figures
-        done, figures, left = f"round {number}/{self.rounds}", _figures(record), self._time_left()
+        done, figures, left = f"{which}/{self.rounds}", _figures(record), self._time_left()
         if self._bars is not None:
             self._bars.update(
                 self._task,
                 description=f"{self._prefix}{done}",
-                completed=number,
+                completed=record.round,
                 total=self.rounds,
                 figures=f"{figures}  {left}",
             )
@@ -127,8 +128,8 @@ class RunProgress:
         if left_out:
             replies = "1 reply" if left_out == 1 else f"{left_out} replies"
             self._print(
-                f"warning: round {number} left out {replies} that could not be used; "
-                "flower.log says which and why",
+                f"warning: {which} left out {replies} that could not be used; flower.log says "
+                "which and why",
                 style="yellow",
             )
         empty = record.empty or 0
@@ -136,12 +137,12 @@ class RunProgress:
             # It is no fault, and the same clients lack data in every round.
             self._most_empty = empty
             clients = "1 client" if empty == 1 else f"{empty} clients"
-            self._print(f"round {number} left out {clients} without data; flower.log says which")
+            self._print(f"{which} left out {clients} without data; flower.log says which")
 
         # Where the time went
         if record.profile is not None:
-            self._profiles[number] = record.profile
-        if number == self.rounds and self._profiles:
+            self._profiles[record.round] = record.profile
+        if record.round == self.rounds and self._profiles:
             for sentence in MeanProfile.of_rounds(self._profiles).sentences():
                 self._print(sentence)
 
@@ -171,10 +172,6 @@ class RunProgress:
         self._display.print(f"{self._prefix}{text}", style)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}" if math.isfinite(value) else "-"
-
-
 def _figures(record: RoundRecord) -> str:
     """Describe a round: mean accuracy, spread between domains and the worst domain, in percent.
 
@@ -185,12 +182,10 @@ def _figures(record: RoundRecord) -> str:
         return "not tested"
     if len(record.accuracy) == 1:
         clients = _clients_figures(record.client_accuracy or [])
-        return f"test set {_percent(spread.mean)} %{clients}"
-    figures = f"mean {_percent(spread.mean)} %  spread {_percent(spread.std)}  worst "
-    if not math.isfinite(spread.worst):
-        return f"{figures}-"
+        return f"test set {number(100 * spread.mean, 1)} %{clients}"
     worst = min(record.accuracy, key=record.accuracy.__getitem__)
-    return f"{figures}{_percent(spread.worst)} % ({worst})"
+    where = f" % ({worst})" if math.isfinite(spread.worst) else ""
+    return f"{_written(spread.mean, spread.std, spread.worst)}{where}"
 
 
 def _clients_figures(accuracy: Sequence[float]) -> str:
@@ -199,7 +194,9 @@ def _clients_figures(accuracy: Sequence[float]) -> str:
     if not values:
         return ""
     spread = statistics.stdev(values) if len(values) > 1 else math.nan
-    return (
-        f"  clients: mean {_percent(statistics.fmean(values))} %  spread {_percent(spread)}  "
-        f"worst {_percent(min(values))} %"
-    )
+    return f"  clients: {_written(statistics.fmean(values), spread, min(values))} %"
+
+
+def _written(mean: float, spread: float, worst: float) -> str:
+    mean_, spread_, worst_ = (number(100 * value, 1) for value in (mean, spread, worst))
+    return f"mean {mean_} %  spread {spread_}  worst {worst_}"

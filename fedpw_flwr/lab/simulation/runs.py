@@ -114,7 +114,8 @@ class Runs:
         with contextlib.suppress(Empty):
             while True:
                 self._waiting.get_nowait()
-        logging.getLogger("flwr").error("fedpw: stopped: %s", reason)
+        if self._using:
+            logging.getLogger("flwr").error("fedpw: stopped: %s", reason)
         if self._workers is not None:
             self._workers.close(reason)
         for thread in self._threads:

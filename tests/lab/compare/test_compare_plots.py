@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from support.made_runs import made_run
+from support.shown_texts import assert_legible
 
 from fedpw_flwr.lab.compare.plots.bands import band_over_seeds
-from fedpw_flwr.lab.compare.plots.draw import draw_setting, write_plots
-from fedpw_flwr.lab.compare.plots.looks import Look, give_looks
+from fedpw_flwr.lab.compare.plots.draw import draw_setting
 from fedpw_flwr.lab.compare.plots.weights import weights_over_seeds
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import Window, default_target, over_seeds
+from fedpw_flwr.lab.plots.looks import Look, method_looks
 from fedpw_flwr.lab.plots.panels import PALETTE
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
 
@@ -105,7 +101,7 @@ SHAPES: dict[str, Callable[[], Setting]] = {
 
 
 def looks_of(setting: Setting) -> dict[str, Look]:
-    return give_looks([method.label for method in setting.methods])
+    return method_looks([method.label for method in setting.methods])
 
 
 def drawn(setting: Setting, target: float | None = None) -> dict[str, Figure]:
@@ -115,44 +111,10 @@ def drawn(setting: Setting, target: float | None = None) -> dict[str, Figure]:
     return {name: figure for name, (figure, _) in plots.items()}
 
 
-def shown_texts(figure: Figure) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """Every text that is drawn, with its box in pixels: left, bottom, right, top."""
-    FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    texts = [*figure.texts]
-    for axes in figure.axes:
-        texts += [axes.xaxis.label, axes.yaxis.label]
-        texts += [child for child in axes.get_children() if isinstance(child, Text)]
-        texts += axes.get_legend().get_texts() if axes.get_legend() else []
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            texts += [
-                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
-            ]
-    return [
-        (text.get_text(), text.get_window_extent().extents)
-        for text in dict.fromkeys(texts)
-        if text.get_text() and text.get_visible()
-    ]
-
-
-def overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
-    # Boxes include the line's ascent, so a pixel in common is no ink in common.
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    return width > 1 and height > 1
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_text_overlaps_or_leaves_the_plot(shape: str) -> None:
     for name, figure in drawn(SHAPES[shape]()).items():
-        texts = shown_texts(figure)
-        width, height = figure.get_size_inches() * figure.dpi
-        for text, (left, bottom, right, top) in texts:
-            inside = left >= 0 and bottom >= 0 and right <= width + 1 and top <= height
-            assert inside, f"{text!r} leaves {name}"
-        for (text, box), (other, other_box) in itertools.combinations(texts, 2):
-            assert not overlap(box, other_box), f"{text!r} and {other!r} overlap in {name}"
+        assert_legible(figure, name)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +178,7 @@ def test_a_method_keeps_its_colour_in_every_plot() -> None:
 
 @pytest.mark.parametrize("methods", [15, 22])
 def test_many_methods_differ_as_points_and_as_lines(methods: int) -> None:
-    looks = give_looks([f"method {number}" for number in range(methods)]).values()
+    looks = method_looks([f"method {number}" for number in range(methods)]).values()
     assert len({(look.color, look.marker) for look in looks}) == methods
     assert len({(look.color, look.style) for look in looks}) == methods
     assert {look.color for look in looks} - set(PALETTE) == {"#222222"}
@@ -278,15 +240,6 @@ def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
         known = {place for place, value in enumerate(values) if math.isfinite(value)}
         assert marked == {place for place in known if not {place - 1, place + 1} & known}
         assert marked
-
-
-def test_plots_are_written_whole(tmp_path: Path) -> None:
-    setting = synthetic_setting()
-    captions = write_plots(tmp_path / "new", setting, looks_of(setting), WINDOW, 70.0)
-    assert {path.name for path in captions} == {path.name for path in (tmp_path / "new").iterdir()}
-    for path, caption in captions.items():
-        assert imread(path).std() > 0.05
-        assert caption
 
 
 def test_more_than_six_methods_get_a_panel_each_with_the_reference_in_grey() -> None:

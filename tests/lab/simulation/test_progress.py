@@ -106,7 +106,7 @@ def test_a_profiled_run_says_at_its_end_where_the_time_went() -> None:
 
 def test_an_unknown_figure_is_a_dash() -> None:
     unknown = _record(1, accuracy={"scans": None, "fonts": 0.5})
-    assert "mean - %  spread -  worst" in _shown(2, unknown)
+    assert "mean – %  spread –  worst –" in _shown(2, unknown)
 
 
 def test_a_round_that_was_not_tested_says_so() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 from matplotlib.axes import Axes
 
 from fedpw_flwr.lab.compare.settings import Method, Setting
-from fedpw_flwr.lab.plots.panels import LineStyle
 
 
 def band_over_seeds(method: Method, key: str) -> pd.DataFrame | None:
@@ -24,12 +21,9 @@ def band_over_seeds(method: Method, key: str) -> pd.DataFrame | None:
     return None if seeds.isna().all(axis=None) else band
 
 
-def draw_band(axes: Axes, band: pd.DataFrame, color: str, style: LineStyle, **more: Any) -> None:
-    """Draw one line with its band."""
+def draw_band(axes: Axes, band: pd.DataFrame, color: str) -> None:
+    """Draw what lies between the lowest and the highest seed."""
     axes.fill_between(band.index, band["min"], band["max"], color=color, alpha=0.14, linewidth=0)
-    axes.plot(
-        band.index, band["mean"], color=color, linestyle=style, linewidth=1.6, zorder=3, **more
-    )
 
 
 def how_drawn(setting: Setting) -> str:

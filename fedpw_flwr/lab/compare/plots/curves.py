@@ -15,11 +15,12 @@ from fedpw_flwr.lab.compare.plots.bands import (
     how_drawn,
     stay_in_percent,
 )
-from fedpw_flwr.lab.compare.plots.looks import Look
 from fedpw_flwr.lab.compare.plots.method_panels import method_panels_figure
-from fedpw_flwr.lab.compare.plots.page import new_page, widest
 from fedpw_flwr.lab.compare.settings import Setting
-from fedpw_flwr.lab.plots import panels
+from fedpw_flwr.lab.plots.labels import panel_height
+from fedpw_flwr.lab.plots.looks import Look
+from fedpw_flwr.lab.plots.names import widest
+from fedpw_flwr.lab.plots.panels import BESIDE_LABELS, draw_lines, new_page
 
 MOST_IN_ONE_PANEL = 6
 
@@ -53,36 +54,23 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
     if len(setting.methods) > MOST_IN_ONE_PANEL:
         return method_panels_figure(setting, looks, bands)
 
-    # The lines.
     names = [f"{looks[label].label}: 100.0 %" for of_panel in bands.values() for label in of_panel]
-    figure, axes = new_page(
+    height = panel_height(max(map(len, bands.values())) + 1, least=2.6)
+    first = min(band.index[0] for of_panel in bands.values() for band in of_panel.values())
+    figure, panels = new_page(
         "Accuracy over rounds",
-        (setting.label, how_drawn(setting)),
-        width=panels.LEFT_MARGIN + panels.PANEL_WIDTH + panels.LEADER + widest(names) + 0.15,
-        height=panels.panel_height(max(map(len, bands.values())) + 1, least=2.6) + 0.35,
-        panels=len(bands),
-        same_heights=False,
-        labels=("round", "accuracy (%)"),
+        f"{setting.label}\n{how_drawn(setting)}",
+        [height] * len(bands),
+        width=BESIDE_LABELS + widest(names) + 0.15,
+        labels=("round" if first else "round (0 is the initial model)", "accuracy (%)"),
     )
-    for own, (title, of_panel) in zip(axes, bands.items(), strict=True):
-        own.set_title(title, fontsize=10.5)
+    for axes, title in zip(panels, bands, strict=True):
+        axes.set_title(title)
+    for axes, of_panel in zip(panels, bands.values(), strict=True):
         for label, band in of_panel.items():
-            look = looks[label]
-            marker = look.marker if len(band) == 1 else ""
-            draw_band(own, band, look.color, look.style, marker=marker, markeredgewidth=0)
-        stay_in_percent(own)
-
-    # The names at their ends, which are moved apart by heights that only the layout gives.
-    figure.draw_without_rendering()
-    for own, of_panel in zip(axes, bands.values(), strict=True):
+            draw_band(axes, band, looks[label].color)
+        stay_in_percent(axes)
         means = pd.DataFrame({label: band["mean"] for label, band in of_panel.items()}).sort_index()
-        rounds = means.index.to_numpy(dtype=np.float64) if len(means) else np.zeros(1)
-        panels.set_round_axis(own, rounds)
-        lines = []
-        for label, mean in means.items():
-            look = looks[label]
-            lines.append(panels.Line(mean.to_numpy(), look.label, look.color, look.style, 1.6))
-        panels.label_ends(own, rounds, lines, " %", 1)
-        if rounds[0] == 0 and own.get_xlabel():
-            own.set_xlabel("round (0 is the initial model)")
+        lines = [looks[label].line(mean.to_numpy(), 1.6) for label, mean in means.items()]
+        draw_lines(axes, means.index.to_numpy(dtype=np.float64), lines, unit=" %", digits=1)
     return figure

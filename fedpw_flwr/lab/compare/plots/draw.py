@@ -8,19 +8,17 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from fedpw_flwr.lab.compare.figures import percent
 from fedpw_flwr.lab.compare.plots.curves import curves_figure
 from fedpw_flwr.lab.compare.plots.domains import domains_figure
 from fedpw_flwr.lab.compare.plots.fairness import fairness_figure
-from fedpw_flwr.lab.compare.plots.looks import Look
-from fedpw_flwr.lab.compare.plots.page import STYLE
 from fedpw_flwr.lab.compare.plots.rounds_to_target import rounds_to_target_figure
 from fedpw_flwr.lab.compare.plots.weights import weights_figure
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import Window
+from fedpw_flwr.lab.plots.looks import Look
+from fedpw_flwr.lab.plots.panels import STYLE
 from fedpw_flwr.lab.runs.run_folder import atomic_file
-
-DPI = 150
+from fedpw_flwr.lab.runs.written import percent
 
 
 def write_plots(
@@ -31,7 +29,7 @@ def write_plots(
     captions = {}
     for name, (figure, caption) in draw_setting(setting, looks, window, target).items():
         with atomic_file(folder / name) as partial:
-            figure.savefig(partial, format="png", dpi=DPI)
+            figure.savefig(partial, format="png")
         captions[folder / name] = caption
     return captions
 

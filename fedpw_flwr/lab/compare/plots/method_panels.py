@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from fedpw_flwr.lab.compare.figures import number
 from fedpw_flwr.lab.compare.plots.bands import draw_band, how_drawn, stay_in_percent
-from fedpw_flwr.lab.compare.plots.looks import Look
-from fedpw_flwr.lab.compare.plots.page import fitted, new_page, text_width
 from fedpw_flwr.lab.compare.settings import Setting
-from fedpw_flwr.lab.plots.panels import LineStyle, set_round_axis
+from fedpw_flwr.lab.plots.looks import Look
+from fedpw_flwr.lab.plots.names import LABEL_SIZE, fitted, widest
+from fedpw_flwr.lab.plots.panels import LineStyle, new_page, set_round_axis
+from fedpw_flwr.lab.runs.written import number
 
 PANELS_A_ROW = 4
-WIDTH, HEIGHT = 2.35, 1.95  # inches
+WIDTH, HEIGHT = 2.35, 1.5  # inches
 STYLES: tuple[LineStyle, ...] = ("-", (0, (3, 1.2)))
 BLUE, GREY = "#0072B2", "#8C8C8C"
 
@@ -38,15 +38,14 @@ def method_panels_figure(
     columns = min(PANELS_A_ROW, len(labels))
     figure, panels = new_page(
         "Accuracy over rounds",
-        (
-            setting.label,
-            f"{lines}. {how_drawn(setting)} Grey: {reference}. In titles: after the last round.",
-        ),
+        f"{setting.label}\n{lines}. {how_drawn(setting)} Grey: {reference}. In titles: after the "
+        "last round.",
+        [HEIGHT] * math.ceil(len(labels) / columns),
         width=0.8 + columns * (WIDTH + 0.25),
-        height=HEIGHT,
-        panels=len(labels),
         columns=columns,
+        panels=len(labels),
         labels=("round", "accuracy (%)"),
+        same_scale=True,
     )
     drawn = [band for of_figure in bands.values() for band in of_figure.values()]
     rounds = pd.concat(drawn).index.unique().sort_values()
@@ -54,14 +53,15 @@ def method_panels_figure(
         finals = []
         for of_figure, style in zip(bands.values(), STYLES, strict=False):
             if reference in of_figure and label != reference:
-                other = of_figure[reference]["mean"]
-                axes.plot(other.index, other, color=GREY, linestyle=style, linewidth=1.2)
+                axes.plot(of_figure[reference]["mean"], color=GREY, linestyle=style, linewidth=1.2)
             if label in of_figure:
-                draw_band(axes, of_figure[label], BLUE, style)
-                finals.append(number(of_figure[label]["mean"].iloc[-1], 1))
-        set_round_axis(axes, rounds)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+                draw_band(axes, of_figure[label], BLUE)
+                mean = of_figure[label]["mean"]
+                axes.plot(mean, color=BLUE, linestyle=style, linewidth=1.6, zorder=3)
+                finals.append(number(mean.iloc[-1], 1))
+        set_round_axis(axes, rounds, nbins=4)
         ending = f": {' / '.join(finals)} %"
-        axes.set_title(fitted(looks[label].label, WIDTH - text_width(ending)) + ending)
+        name = fitted(looks[label].label, WIDTH - widest([ending]))
+        axes.set_title(name + ending, fontsize=LABEL_SIZE)
     stay_in_percent(axes)
     return figure

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedpw_flwr.lab.compare.figures import number, percent
-from fedpw_flwr.lab.compare.plots.looks import Look
-from fedpw_flwr.lab.compare.plots.page import name_rows, new_page, widest
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import over_seeds, rounds_to_target
 from fedpw_flwr.lab.compare.tables import mean_of
-from fedpw_flwr.lab.plots.panels import FAINT
+from fedpw_flwr.lab.plots.looks import Look
+from fedpw_flwr.lab.plots.names import name_rows, widest
+from fedpw_flwr.lab.plots.panels import FAINT, new_page
+from fedpw_flwr.lab.runs.written import number, percent
 
 WIDTH, ROW = 5.0, 0.3  # inches
 NEVER = 0.9  # inches of the column for seeds that did not get there
@@ -42,14 +43,10 @@ def rounds_to_target_figure(
     markers = " Marker: one seed. Bar: the mean, where all seeds got there."
     figure, (axes,) = new_page(
         f"Rounds to a mean accuracy of {percent(target)}",
-        (
-            setting.label,
-            f"First round at or above it: {mean_of(setting)}."
-            + (markers if setting.has_seeds else ""),
-        ),
+        f"{setting.label}\nFirst round at or above it: {mean_of(setting)}."
+        + (markers if setting.has_seeds else ""),
+        [height],
         width=0.6 + widest(names) + WIDTH + NEVER + widest(texts.values()),
-        height=height + 0.4,
-        labels=("round", ""),
     )
     name_rows(axes, names)
     never = _add_column(axes, setting.rounds, height)
@@ -62,10 +59,10 @@ def rounds_to_target_figure(
         reach = min(0.3, 0.14 * (len(own) - 1))
         rows = row + np.linspace(-reach, reach, len(own))
         there = np.isfinite(own)
-        look.draw_points(axes, own[there], rows[there], 5.5, edge=0.5, clip_on=False, zorder=3)
-        crosses = np.full(sum(~there), never)
-        (line,) = axes.plot(crosses, rows[~there], "x", markersize=4.5, markeredgewidth=1.4)
-        line.set_markeredgecolor(look.color)
+        axes.plot(own[there], rows[there], clip_on=False, zorder=3, **look.points(5.5, edge=0.5))
+        cross: dict[str, Any] = {"markersize": 4.5, "markeredgewidth": 1.4}
+        lost = np.full(sum(~there), never)
+        axes.plot(lost, rows[~there], "x", markeredgecolor=look.color, **cross)
         axes.text(1.0 + 0.12 / (WIDTH + NEVER), row, texts[label], transform=beside, va="center")
     return figure
 

@@ -6,8 +6,9 @@ steps (FedMGDA+, q-FedAvg) are as legible as the others.
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedpw_flwr.lab.compare.figures import CLIENT_WEIGHT, DOMAIN_WEIGHT
-from fedpw_flwr.lab.compare.plots.looks import LINE_STYLES
-from fedpw_flwr.lab.compare.plots.page import fitted, new_page, shortened, widest
 from fedpw_flwr.lab.compare.settings import Method, Setting
-from fedpw_flwr.lab.plots.panels import INK, PALETTE, set_round_axis
+from fedpw_flwr.lab.plots.looks import give_looks
+from fedpw_flwr.lab.plots.names import LABEL_SIZE, fitted, widest
+from fedpw_flwr.lab.plots.panels import INK, draw_line, new_page, set_round_axis
 
-WIDTH, HEIGHT = 2.35, 1.85  # inches
+WIDTH, HEIGHT = 2.35, 1.4  # inches
 KEY_PITCH = 0.19  # inches from one entry of the key to the next
 PANELS_A_ROW = 3
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -43,47 +44,43 @@ def weights_figure(setting: Setting) -> Figure | None:
     if not drawn:
         return None
     missing = [method.label for method in setting.methods if method.label not in drawn]
-    names = list(dict.fromkeys(name for weights in drawn.values() for name in weights))
-    looks: dict[str, dict[str, Any]] = {
-        name: {
-            "color": CLIENT_COLORS[name] if of_clients else PALETTE[index % len(PALETTE)],
-            "linestyle": LINE_STYLES[index // len(PALETTE) % len(LINE_STYLES)],
-            "label": shortened(f"{name} client" if of_clients else name, 24),
-        }
-        for index, name in enumerate(names)
-    }
+    if of_clients:
+        looks = give_looks(CLIENT_COLORS, list(CLIENT_COLORS.values()))
+        looks = {name: replace(look, label=f"{name} client") for name, look in looks.items()}
+    else:
+        looks = give_looks(name for weights in drawn.values() for name in weights)
     shares = "Shares of single clients" if of_clients else "Mean share of a domain's clients"
     columns = min(PANELS_A_ROW, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
     figure, panels = new_page(
         "Aggregation weights over rounds",
-        (
-            setting.label,
-            f"{shares} in each round's weights, mean over seeds. 1 {TIMES} is the equal share 1/N.",
-            *([f"No weights recorded by: {', '.join(missing)}."] if missing else []),
-        ),
-        width=1.3 + columns * (WIDTH + 0.25) + widest(look["label"] for look in looks.values()),
-        height=max(HEIGHT, KEY_PITCH * len(names) if len(drawn) <= columns else 0.0),
-        panels=len(drawn),
+        f"{setting.label}\n{shares} in each round's weights, mean over seeds. 1 {TIMES} is the "
+        "equal share 1/N."
+        + (f"\nNo weights recorded by: {', '.join(missing)}." if missing else ""),
+        [max(HEIGHT, KEY_PITCH * len(looks) if rows == 1 else 0.0)] * rows,
+        width=1.3 + columns * (WIDTH + 0.25) + widest(look.label for look in looks.values()),
         columns=columns,
+        panels=len(drawn),
         labels=("round", f"weight ({TIMES} 1/N)"),
+        same_scale=True,
     )
     for axes, (label, weights) in zip(panels, drawn.items(), strict=True):
         axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2)
+        rounds = weights.index.to_numpy(dtype=np.float64)
         for name, values in weights.items():
             # Where few clients take part in a round, most domains have only points of their own.
-            known = values.notna()
-            line = known.shift(1, fill_value=False) | known.shift(-1, fill_value=False)
-            dots = np.flatnonzero(known & ~line).tolist()
-            (drawn_line,) = axes.plot(values, **looks[name], linewidth=1.6, clip_on=False, zorder=3)
-            drawn_line.set(marker="o", markevery=dots, markersize=5, markeredgewidth=0)
-        set_round_axis(axes, weights.index)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=1))
+            line = looks[name].line(values.to_numpy(), 1.6)
+            draw_line(axes, rounds, line.values, clip_on=False, markersize=5, **line.look)
+        set_round_axis(axes, rounds, nbins=4)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        axes.set_title(fitted(label, WIDTH))
+        axes.set_title(fitted(label, WIDTH), fontsize=LABEL_SIZE)
     lowest = min(weights.min(axis=None) for weights in drawn.values())
     axes.set_ylim(bottom=max(min(0.0, lowest), axes.get_ylim()[0]))
-    handles = [Line2D([], [], **look, linewidth=2.2) for look in looks.values()]
-    panels[columns - 1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.03, 1.0))
+    lines = [look.line(np.empty(0), 2.2) for look in looks.values()]
+    handles = [Line2D([], [], label=line.label, **line.look) for line in lines]
+    bare = {"frameon": False, "borderaxespad": 0.0}
+    beside = (1.03, 1.0)
+    panels[columns - 1].legend(handles=handles, loc="upper left", bbox_to_anchor=beside, **bare)
     return figure
 
 
