@@ -52,7 +52,7 @@ from fedpw_flwr.lab.simulation.terminal import say, write_any_text
 from fedpw_flwr.lab.simulation.workers import WorkersStopped
 from fedpw_flwr.lab.sweep import Ending, Sweep, count_runs, run_name
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
 
 def main() -> None:
@@ -81,6 +81,20 @@ def main() -> None:
         sys.exit(1)
     if command.failed:
         sys.exit(1)
+
+
+def command() -> None:
+    """Run `main`, and leave at once: freeing PyTorch's memory bit by bit takes a second or two."""
+    try:
+        main()
+        status = 0
+    except SystemExit as leaving:
+        if not isinstance(leaving.code, int):
+            raise
+        status = leaving.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class _Command:

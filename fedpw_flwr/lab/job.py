@@ -18,6 +18,7 @@ from fedpw_flwr.lab.config.configuration import (
 )
 from fedpw_flwr.lab.config.early_checks import check_early
 from fedpw_flwr.lab.config.setting_rules import GROUPS
+from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.lab.simulation.progress import RunProgress
 from fedpw_flwr.lab.simulation.ray_processes import check_cluster_answers
@@ -96,10 +97,16 @@ class Job:
                 "resume": resume,
             },
         )
+
+        def shown(record: RoundRecord) -> None:
+            progress.show(record)
+            if record.round == self.rounds:
+                runs.last_round_done()
+
         carried = _modules(self.configuration) if runtime.ray_address is not None else []
         with runs.workers(runtime, num_clients, [_CLIENT], carried) as workers:
             try:
-                return run_app(app, workers, folder.path, self._prepare, progress.show)
+                return run_app(app, workers, folder.path, self._prepare, shown)
             finally:
                 if "fedpw_flwr.lab.experiment" in sys.modules:
                     from fedpw_flwr.lab.experiment import withdraw

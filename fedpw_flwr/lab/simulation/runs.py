@@ -38,6 +38,7 @@ class Runs:
         self._threads: list[threading.Thread] = []
         self._workers: Workers | None = None
         self._using = 0
+        self._all_added = False
         self._free = threading.Condition()
         self._error: BaseException | None = None
         self._handlers = contextlib.ExitStack()
@@ -62,7 +63,8 @@ class Runs:
             self._threads[-1].start()
 
     def wait(self) -> None:
-        """Wait until all runs have ended; raises what one of them raised."""
+        """Wait until all runs have ended, when all were added; raises what one of them raised."""
+        self._all_added = True
         for thread in self._threads:
             # Without a limit, no signal would be heard meanwhile.
             while thread.is_alive():
@@ -97,6 +99,12 @@ class Runs:
             with self._free:
                 self._using -= 1
                 self._free.notify_all()
+
+    def last_round_done(self) -> None:
+        """Hear from a run that it needs the workers no more: if none does, they begin to end."""
+        with self._free:
+            if self._all_added and self._waiting.empty() and self._using == 1 and self._workers:
+                threading.Thread(target=self._workers.close, daemon=True).start()
 
     def _work(self) -> None:
         with contextlib.suppress(Empty):
