@@ -35,7 +35,7 @@ from fedpw_flwr.lab.runs.written import number, percent
 
 __all__ = ["draw_plots", "write_plots"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("flwr")
 
 
 def write_plots(run_folder: RunFolder) -> list[Path]:
