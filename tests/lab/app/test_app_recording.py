@@ -28,6 +28,7 @@ from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
 from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.runs.records import RoundRecord, Spread
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 
 NewStrategy = Callable[[], Strategy]
@@ -413,3 +414,21 @@ def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
     assert (record.clients.id, record.clients.weight) == ([0, 1], [0.1, 0.9])
     assert record.clients.loss == [1.0, 2.0]
     assert (record.quarantined, record.failed, record.empty) == (1, 2, 5)
+
+
+def test_a_model_is_tested_in_every_nth_round_and_in_the_last(folder: RunFolder) -> None:
+    shown: list[RoundRecord] = []
+    built = experiment(f"{OVERRIDES} rounds=4 runtime.evaluate_every=3")
+    recorder = RunRecorder(folder, built, shown=shown.append)
+    for number in range(5):
+        client = client_metrics([reply(0, 1.0, 10), reply(1, 2.0, 10)], "num-examples")
+        recorder.on_step(number, None, client if number else None)
+        figures = recorder.record_round(number, initial_arrays())
+        assert ("mean_accuracy" in figures) == (number in (0, 3, 4))
+    recorder.finish()
+    records = folder.read_rounds()
+    assert [bool(record.accuracy) for record in records] == [True, False, False, True, True]
+    assert [record.round for record in shown] == [0, 1, 2, 3, 4]
+    assert all(record.clients is not None for record in records[1:])
+    summary = folder.read_summary()
+    assert summary.last_3 == Spread.average([records[3].spread, records[4].spread])
