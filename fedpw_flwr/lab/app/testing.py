@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
@@ -90,7 +91,13 @@ class GlobalModelTest:
         return found
 
     def _scored_here(self, arrays: ArrayRecord, share: Sequence[Part]) -> list[tuple[Part, Scores]]:
-        found = _score(self._experiment, self._model, arrays, share)
+        threads = torch.get_num_threads()
+        # As a worker does: with other threads, a last bit may be another.
+        torch.set_num_threads(self._experiment.runtime.cpus_per_client)
+        try:
+            found = _score(self._experiment, self._model, arrays, share)
+        finally:
+            torch.set_num_threads(threads)
         return list(zip(share, found, strict=True))
 
     @cached_property
