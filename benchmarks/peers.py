@@ -126,10 +126,8 @@ def main() -> None:
 
 def cut(data: Path, archive: Path) -> None:
     """Write the images that all peers read: 4000 digits to train on and 1000 to test, shuffled."""
-    archives = data if (data / "mnist.npz").is_file() else None
-    (digits,) = named_set(
-        ["mnist"], data, archives_folder=archives, image_size=28, channels=1
-    ).domains
+    own = data if (data / "mnist.npz").is_file() else None
+    (digits,) = named_set(["mnist"], data, archives_folder=own, image_size=28, channels=1).domains
     arrays = {}
     for split, images, count in (("train", digits.train, 4000), ("test", digits.test, 1000)):
         order = np.random.default_rng(0).permutation(len(images))[:count]
