@@ -167,7 +167,7 @@ def measure(name: str, python: str, archive: Path, rounds: int) -> Run:
             )
         while process.poll() is None and time.monotonic() < began + SECONDS_AT_MOST:
             ends += [time.monotonic()] * (len(accuracies(name, folder)) - len(ends))
-            time.sleep(0.01)
+            time.sleep(0.02)
         exit = time.monotonic()
         reached = accuracies(name, folder)
         lines = (folder / "printed.txt").read_text(errors="replace").split("\n")
