@@ -121,7 +121,8 @@ def main() -> None:
                     except NotMeasured as why:
                         versions[name] = str(why)
                     print(f"{name}: {runs[name][-1:] or versions[name]}", file=sys.stderr)
-    print(f"{figures(runs, versions, load).markdown()}\n\n{goals(runs).markdown()}")
+    tables = (figures(runs, versions, load), goals(runs))
+    print("\n\n".join(table.markdown() for table in tables if table.rows))
 
 
 def cut(data: Path, archive: Path) -> None:
@@ -188,8 +189,7 @@ def words(name: str, archive: Path, rounds: int, folder: Path) -> list[str]:
         command = ["-c", "from fedpw_flwr.lab.command import main; main()", *WORK]
         places = [f"dataset.folder={archive.parent}", f"hydra.run.dir={folder / 'run'}"]
         return [*command, *places, f"rounds={rounds}"]
-    script = str(FOLDER / "peers" / f"{name}.py")
-    return [script, "--data", str(archive), "--rounds", str(rounds)]
+    return [str(FOLDER / "peers" / f"{name}.py"), "--data", str(archive), "--rounds", str(rounds)]
 
 
 def accuracies(name: str, folder: Path) -> list[float]:
