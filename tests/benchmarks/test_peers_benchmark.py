@@ -132,13 +132,15 @@ def test_tables_tell_medians_and_reasons_and_compare_with_the_goals() -> None:
 def test_memory_of_a_process_that_outlives_its_parent_counts_and_it_is_ended() -> None:
     sleeper = "import time; held = bytearray(100 << 20); time.sleep(60)"
     start = (
-        "import subprocess, sys;"
-        f"print(subprocess.Popen([sys.executable, '-c', {sleeper!r}], start_new_session=True).pid)"
+        "from subprocess import DEVNULL, Popen; import sys;"
+        f"words = [sys.executable, '-c', {sleeper!r}];"
+        "print(Popen(words, stdout=DEVNULL, start_new_session=True).pid)"
     )
     with peak_memory() as memory:
         started = subprocess.run([sys.executable, "-c", start], stdout=subprocess.PIPE, check=True)
         time.sleep(2.5)
         sleeping = psutil.Process(int(started.stdout))
         assert sleeping.ppid() == os.getpid()
+        assert sleeping.status() != psutil.STATUS_ZOMBIE
     assert memory[0] > 100
     assert not sleeping.is_running()
