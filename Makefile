@@ -16,7 +16,7 @@ help:
 	@echo "make run        train the default experiment (OVERRIDES='rounds=5 seed=1' changes it)"
 	@echo "make test       lint, types, tests, one real run: under 10 minutes on 2 cores"
 	@echo "make test-long  the tests that need real runs of minutes"
-	@echo "make bench      measure speed and sizes into benchmarks/RESULTS.md (ONLY='server_step start_up')"
+	@echo "make bench      measure speed and sizes into benchmarks/RESULTS.md (ONLY='server_step attacks')"
 	@echo "make install    only set up .venv"
 	@echo "make clean      remove .venv and caches"
 

@@ -4,10 +4,10 @@
     python benchmarks/many_clients.py --data DATA
 
 Runs the command `fedpw` in earnest, with checkpoints: a tenth of the clients trains in a round, and
-a tenth evaluates. Memory is read from outside (psutil) while the run goes on. In Flower's
-simulation the ServerApp is a thread of the process `flwr-simulation`, which also holds the messages
-in flight and a thousand clients' contexts, and maps Ray's object store; what only this process has
-is in a column of its own. What the checkpoint holds is read back from disk after the run.
+a tenth evaluates. Memory is read from outside (psutil) while the run goes on. The ServerApp runs in
+the command's process, which also holds the messages in flight and a thousand clients' contexts, and
+maps Ray's object store; what only this process has is in a column of its own. What the checkpoint
+holds is read back from disk after the run.
 
 DATA holds mnist.npz, usps.npz, svhn.npz and mnistm.npz; where it is not given, the digits that come
 with the package are divided, one or two images a client.
@@ -37,7 +37,7 @@ from fedpw_flwr.lab.runs.run_folder import RunFolder
 FOLDER = Path(__file__).resolve().parent
 
 DOMAINS = 4
-SERVER, SUPERLINK, WORKER = "flwr-simulation", "flower-superlink", "ray::"
+WORKER = "ray::ClientWorker"
 
 _LOOK_SECONDS = 0.05
 _SAMPLE_SECONDS = 0.25
@@ -86,8 +86,6 @@ class Memory:
     server, own : int
         Of the process with the ServerApp: all that is resident, and what of it no other process
         shares (no files, no object store).
-    superlink : int
-        Of the SuperLink.
     workers : tuple[int, ...]
         Of each of Ray's workers.
     """
@@ -95,7 +93,6 @@ class Memory:
     finished: int
     server: int
     own: int
-    superlink: int
     workers: tuple[int, ...]
 
 
@@ -105,45 +102,30 @@ class Watch:
 
     command: psutil.Process
     samples: list[Memory] = field(default_factory=list)
-    _found: dict[str, list[psutil.Process]] = field(default_factory=dict)
+    _workers: list[psutil.Process] = field(default_factory=list)
     _searched: float = 0.0
 
     def sample(self, finished: int) -> None:
-        """Read the memory of all processes; nothing where the server does not run yet."""
+        """Read the memory of all processes; nothing where no worker runs yet."""
         if time.monotonic() - self._searched > _SEARCH_SECONDS:
             self._search()
-        for server in self._found.get(SERVER, []):
-            with suppress(psutil.Error):
-                memory = server.memory_info()
-                self.samples.append(
-                    Memory(
-                        finished,
-                        memory.rss,
-                        memory.rss - memory.shared,
-                        sum(self._resident(SUPERLINK)),
-                        tuple(self._resident(WORKER)),
-                    )
-                )
-
-    def _resident(self, name: str) -> list[int]:
         sizes = []
-        for process in self._found.get(name, []):
+        for process in self._workers:
             with suppress(psutil.Error):
                 sizes.append(process.memory_info().rss)
-        return sizes
+        if sizes:
+            with suppress(psutil.Error):
+                memory = self.command.memory_info()
+                own = memory.rss - memory.shared
+                self.samples.append(Memory(finished, memory.rss, own, tuple(sizes)))
 
     def _search(self) -> None:
-        self._searched = time.monotonic()
-        self._found = {}
+        self._searched, self._workers = time.monotonic(), []
         with suppress(psutil.Error):
             for process in self.command.children(recursive=True):
                 with suppress(psutil.Error):
-                    words = [Path(word).name for word in process.cmdline()[:2]]
-                    name = next(
-                        (name for name in (SERVER, SUPERLINK) if name in words),
-                        WORKER if words and words[0].startswith(WORKER) else "",
-                    )
-                    self._found.setdefault(name, []).append(process)
+                    if "".join(process.cmdline()[:1]).startswith(WORKER):
+                        self._workers.append(process)
 
 
 @dataclass(frozen=True)
@@ -243,7 +225,7 @@ def measure(size: Size, data: Path | None = None) -> Run:
             try:
                 samples = watch(process, folder.metrics_file)
             finally:
-                # Its guard ends the rest where it is still running.
+                # It ends the rest where it is still running.
                 process.terminate()
                 process.wait()
         seconds = time.monotonic() - began
@@ -314,7 +296,6 @@ def memory_table(run: Run) -> Table:
                 _mebibytes(memory.server),
                 _mebibytes(memory.own),
                 _mebibytes(run.highest(number)),
-                _mebibytes(memory.superlink),
                 _mebibytes(max(memory.workers, default=0)),
             )
         )
@@ -328,7 +309,7 @@ def memory_table(run: Run) -> Table:
     )
     header = (
         *("round", "seconds", "ServerApp's process", "of it its own"),
-        *("highest in the round", "SuperLink", "largest worker"),
+        *("highest in the round", "largest worker"),
     )
     return Table(f"Memory over the rounds, {_title(run)}", header, tuple(rows), note)
 

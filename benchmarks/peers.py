@@ -186,7 +186,7 @@ def measure(name: str, python: str, archive: Path, rounds: int) -> Run:
 def words(name: str, archive: Path, rounds: int, folder: Path) -> list[str]:
     """Return what Python is to run for a peer."""
     if name == OURS:
-        command = ["-c", "from fedpw_flwr.lab.command import main; main()", *WORK]
+        command = ["-c", "from fedpw_flwr.lab.command import command; command()", *WORK]
         places = [f"dataset.folder={archive.parent}", f"hydra.run.dir={folder / 'run'}"]
         return [*command, *places, f"rounds={rounds}"]
     return [str(FOLDER / "peers" / f"{name}.py"), "--data", str(archive), "--rounds", str(rounds)]

@@ -1,7 +1,7 @@
 """Run benchmarks and keep their tables in benchmarks/RESULTS.md.
 
     python benchmarks/run.py                         # all but those that take hours
-    python benchmarks/run.py server_step start_up    # replaces these sections, keeps the others
+    python benchmarks/run.py server_step attacks     # replaces these sections, keeps the others
 
 Each benchmark is a script beside this file that prints Markdown, run in a fresh process, so that
 the threads, memory and caches of one do not touch the next. A benchmark that fails leaves its old
@@ -27,7 +27,7 @@ import torch
 FOLDER = Path(__file__).resolve().parent
 
 BENCHMARKS = (
-    *("server_step", "client_loop", "start_up", "message_sizes"),
+    *("server_step", "client_loop", "message_sizes"),
     *("many_clients", "attacks", "privacy_cost"),
 )
 """Names of the scripts, in the order of their sections."""
@@ -102,7 +102,7 @@ def write_section(file: Path, name: str, printed: str, seconds: float) -> None:
         if part in sections
     ]
     title = (
-        "# Benchmarks\n\nWritten by `make bench`; `make bench ONLY=start_up` replaces a section."
+        "# Benchmarks\n\nWritten by `make bench`; `make bench ONLY=attacks` replaces a section."
     )
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     temporary.write_text("\n\n".join([title, *parts]) + "\n", encoding="utf-8")

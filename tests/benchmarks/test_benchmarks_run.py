@@ -73,13 +73,13 @@ def test_a_benchmark_prints_tables_with_figures(name: str) -> None:
 
 def test_the_runner_replaces_one_section_and_keeps_the_others(tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
-    run.write_section(results, "start_up", "### old start-up", 1.0)
+    run.write_section(results, "attacks", "### old attacks", 1.0)
     run.write_section(results, "server_step", "### server step", 2.0)
-    run.write_section(results, "start_up", "### new start-up", 3.0)
+    run.write_section(results, "attacks", "### new attacks", 3.0)
     text = results.read_text()
-    assert "### old start-up" not in text
-    assert text.index("### server step") < text.index("### new start-up")
-    assert set(run.read_sections(results)) == {"machine", "server_step", "start_up"}
+    assert "### old attacks" not in text
+    assert text.index("### server step") < text.index("### new attacks")
+    assert set(run.read_sections(results)) == {"machine", "server_step", "attacks"}
     for line in ("| CPU | ", "| cores | ", "| memory | ", "| torch | ", "| ray | ", "| commit | "):
         assert text.count(line) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["RESULTS.md"]
@@ -104,11 +104,11 @@ def test_a_benchmark_that_fails_keeps_its_old_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "RESULTS.md"
-    run.write_section(results, "start_up", "### as it was", 1.0)
-    (tmp_path / "start_up.py").write_text("raise SystemExit(3)")
+    run.write_section(results, "attacks", "### as it was", 1.0)
+    (tmp_path / "attacks.py").write_text("raise SystemExit(3)")
     monkeypatch.setattr(run, "FOLDER", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py", "start_up", f"--output={results}"])
-    with pytest.raises(SystemExit, match="failed, with their sections as they were: start_up"):
+    monkeypatch.setattr(sys, "argv", ["run.py", "attacks", f"--output={results}"])
+    with pytest.raises(SystemExit, match="failed, with their sections as they were: attacks"):
         run.main()
     assert "### as it was" in results.read_text()
 
