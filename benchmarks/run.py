@@ -101,9 +101,7 @@ def write_section(file: Path, name: str, printed: str, seconds: float) -> None:
         for part in order
         if part in sections
     ]
-    title = (
-        "# Benchmarks\n\nWritten by `make bench`; `make bench ONLY=attacks` replaces a section."
-    )
+    title = "# Benchmarks\n\nWritten by `make bench`; `make bench ONLY=attacks` replaces a section."
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     temporary.write_text("\n\n".join([title, *parts]) + "\n", encoding="utf-8")
     temporary.replace(file)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -28,25 +29,21 @@ from rich.table import Table
 from fedpw_flwr.lab.config.command_line import readable_words
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
-    absolute_folders,
-    changed_overrides,
     checked,
-    compose_configuration,
     config_folder,
-    join_overrides,
     override_key,
-    quoted,
     what_hydra_said,
     with_absolute_folders,
+    with_changes,
 )
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
 from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
 from fedpw_flwr.lab.job import Job
 from fedpw_flwr.lab.runs.package_state import package_state
-from fedpw_flwr.lab.runs.run_folder import COMMAND_FILE, RunFolder, RunFolderError
+from fedpw_flwr.lab.runs.run_folder import CONFIG_FILE, RunFolder, RunFolderError
 from fedpw_flwr.lab.runs.written import number
 from fedpw_flwr.lab.simulation.progress import Display, RunProgress
-from fedpw_flwr.lab.simulation.run import RunOutcome
+from fedpw_flwr.lab.simulation.run import RunOutcome, explained
 from fedpw_flwr.lab.simulation.runs import Runs
 from fedpw_flwr.lab.simulation.terminal import say, write_any_text
 from fedpw_flwr.lab.simulation.workers import WorkersStopped
@@ -67,7 +64,7 @@ def main() -> None:
         with Display() as display, Runs() as runs:
             command = _Command(display, runs)
             decorate(command.add)()
-            command.wait()
+            command.play()
     except KeyboardInterrupt:
         say("stopped; no process is left")
         sys.exit(130)
@@ -103,32 +100,46 @@ class _Command:
     def __init__(self, display: Display, runs: Runs) -> None:
         self.failed = False
         self._display, self._runs = display, runs
+        self._waiting: list[tuple[Job, Callable[[], None]]] = []
         self._sweep: Sweep | None = None
         self._made: Path | None = None
 
     def add(self, configuration: DictConfig) -> None:
-        """Take what hydra composed, and begin it, or let it wait for its turn."""
+        """Take what hydra composed, to be played with the others."""
         folder = Path(HydraConfig.get().runtime.output_dir)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            if self._sweep is None:
-                total = count_runs(sys.argv[1:])
-                self._sweep = Sweep(folder.resolve(), total, self._display.console)
-            self._add_to_sweep(self._sweep, configuration)
-            return
-        self._made = folder
+        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if is_sweep and self._sweep is None:
+            total = count_runs(sys.argv[1:])
+            self._sweep = Sweep(folder.resolve(), total, self._display.console)
+        self._made = None if is_sweep else folder
         try:
+            if is_sweep and configuration.get("resume") is not None:
+                raise ConfigurationError(
+                    "resume= is for one run: the same sweep, begun again, goes on by itself"
+                )
             job, run_folder = _job_of(configuration)
         except (ConfigurationError, RunFolderError) as error:
             say(str(error))
             self.failed = True
+            if self._sweep is not None:
+                self._sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
             return
-        self._runs.add(lambda: self._run_alone(job, run_folder, configuration.resume is not None))
+        resume = configuration.resume is not None
+        sweep = self._sweep
+        self._waiting.append(
+            (job, partial(self._run_alone, job, run_folder, resume))
+            if sweep is None
+            else (job, partial(self._turn_of, sweep, job))
+        )
 
-    def wait(self) -> None:
-        """Wait for the runs, and compare those of a sweep."""
-        self._runs.wait()
-        if self._made is not None:
-            _remove_if_empty(self._made)
+    def play(self) -> None:
+        """Let the runs run, and compare those of a sweep."""
+        at_a_time = min((job.runs_at_a_time() for job, _ in self._waiting), default=1)
+        try:
+            self._runs.play((run for _, run in self._waiting), at_a_time)
+        finally:
+            if self._made is not None:
+                _remove_if_empty(self._made)
         if self._sweep is not None:
             self._sweep.look_again()
             self._sweep.print_endings()
@@ -138,28 +149,18 @@ class _Command:
     def _run_alone(self, job: Job, folder: RunFolder, resume: bool) -> None:
         self.failed |= not self._run(job, folder, "", resume)
 
-    def _add_to_sweep(self, sweep: Sweep, configuration: DictConfig) -> None:
-        try:
-            if configuration.get("resume") is not None:
-                raise ConfigurationError(
-                    "resume= is for one run: the same sweep, begun again, goes on by itself"
-                )
-            job, _ = _job_of(configuration)
-            at_a_time = job.runs_at_a_time()
-        except ConfigurationError as error:
-            say(str(error))
-            sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
-            return
-        self._runs.add(lambda: self._turn_of(sweep, job), at_a_time)
-
     def _turn_of(self, sweep: Sweep, job: Job) -> None:
-        self._display.overall(sweep.standing())
-        self._run_of_sweep(sweep, job)
-        self._display.overall(sweep.standing())
-
-    def _run_of_sweep(self, sweep: Sweep, job: Job) -> None:
         """Run one of a sweep's runs if it is not done yet."""
         name = run_name(job.configuration)
+        self._display.overall(sweep.standing())
+        try:
+            self._run_of_sweep(sweep, job, name)
+        except OSError as error:
+            self._say(f"{name}: {error}")
+            sweep.ended(sweep.folder / name, "failed")
+        self._display.overall(sweep.standing())
+
+    def _run_of_sweep(self, sweep: Sweep, job: Job, name: str) -> None:
         before = sweep.finished(job.configuration)
         if before is not None:
             self._display.print(f"done before: {before}{_made_by(before)}")
@@ -173,7 +174,7 @@ class _Command:
                 return
             sweep.announce(name)
             folder.unmark_failed()
-            completed = self._run(job, folder, name, folder.has(COMMAND_FILE))
+            completed = self._run(job, folder, name, folder.has(CONFIG_FILE))
             ending: Ending = "done" if completed else "failed"
             sweep.ended(folder.path, ending, time.monotonic() - begun)
 
@@ -181,51 +182,47 @@ class _Command:
         """Execute a run, say how it ended, and return whether it completed."""
         warning = warning_of_slow_arithmetic(job.configuration, multiplies_bfloat16())
         if warning is not None:
-            say(warning, style="bold yellow")
+            self._say(warning, "bold yellow")
+        status, log = "not-started", ""
         try:
             with RunProgress(self._display, folder, job.rounds, name) as progress:
                 outcome = job.execute(folder, self._runs, progress, resume=resume)
-        except (ConfigurationError, RunFolderError, WorkersStopped) as error:
-            say(f"{name}: {error}" if name else str(error))
-            status, reason = "not-started", str(error)
-        else:
             if outcome.completed:
                 if not name:
                     _print_results(folder, outcome, self._display.console)
                 return True
-            which = f" {name}" if name else ""
-            say(f"the run{which} failed\n{outcome.error}\nThe whole log is in {outcome.log_file}")
             status, reason = "failed", outcome.error
+            log = f"\nThe whole log is in {outcome.log_file}"
+        except (ConfigurationError, RunFolderError, WorkersStopped) as error:
+            reason = str(error)
+        except Exception as error:
+            reason = explained(error)
+        if self._runs.stopped:
+            return False
+        which = f"{name}: " if name else ""
+        self._say(f"{which}the run failed\n{reason}{log}" if log else f"{which}{reason}")
         if name:
             # Nobody may have watched.
             with contextlib.suppress(OSError):
                 folder.mark_failed(status, reason)
         return False
 
+    def _say(self, text: str, style: str = "bold red") -> None:
+        """Say what is wrong: above the bars where there are any, which would wipe it out."""
+        say(text, style, self._display.console if self._display.bars is not None else None)
+
 
 def _job_of(configuration: DictConfig) -> tuple[Job, RunFolder]:
     """Return what hydra composed as a job, and the folder to run it into or go on in."""
-    hydra_config = HydraConfig.get()
-    launched_from = Path(hydra_config.runtime.cwd)
-    config_name = str(hydra_config.job.config_name)
-    overrides = list(hydra_config.overrides.task)
-    folder = RunFolder(Path(hydra_config.runtime.output_dir))
+    launched_from = Path(HydraConfig.get().runtime.cwd)
+    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     resume = configuration.get("resume")
     if resume is not None:
         folder = RunFolder((launched_from / Path(str(resume)).expanduser()).resolve())
-        config_name, saved = folder.read_command()
-        changes = [word for word in overrides if override_key(word) != "resume"]
-        overrides = changed_overrides(shlex.split(saved), changes)
-        extra = _extra_config_folder(launched_from)
-        search = quoted(f"file://{extra.resolve()}") if extra is not None else ""
-        configuration = compose_configuration(
-            config_name, join_overrides([*overrides, f"hydra.searchpath=[{search}]"])
-        )
-    else:
-        configuration = checked(configuration)
-    overrides = changed_overrides(overrides, absolute_folders(configuration, launched_from))
-    absolute = with_absolute_folders(configuration, launched_from)
-    return Job(absolute, config_name, join_overrides(overrides)), folder
+        words = [str(word) for word in HydraConfig.get().overrides.task]
+        changes = [word for word in words if override_key(word) != "resume"]
+        configuration = with_changes(folder.read_config(), changes)
+    return Job(with_absolute_folders(checked(configuration), launched_from)), folder
 
 
 def _made_by(run: Path) -> str:
@@ -255,14 +252,6 @@ def _compare(sweep: Sweep) -> None:
         compare(sweep.runs(), output=sweep.comparison, console=sweep.console)
     except (ComparisonError, RunFolderError, OSError) as error:
         say(f"the runs cannot be compared: {error}")
-
-
-def _extra_config_folder(launched_from: Path) -> Path | None:
-    """Return the folder given by ``--config-dir``."""
-    for source in HydraConfig.get().runtime.config_sources:
-        if source.provider == "command-line":
-            return launched_from / str(source.path)
-    return None
 
 
 def _print_results(folder: RunFolder, outcome: RunOutcome, console: Console) -> None:

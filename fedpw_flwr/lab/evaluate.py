@@ -20,17 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     named_part,
     with_absolute_folders,
+    with_changes,
 )
 from fedpw_flwr.lab.runs.records import Spread
 from fedpw_flwr.lab.runs.run_folder import ModelFile, RunFolder, RunFolderError
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
     from fedpw_flwr.lab.training.evaluation import Evaluation
 
 __all__ = ["RunEvaluation", "evaluate_run", "main"]
-
-_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -122,7 +118,7 @@ def evaluate_run(
     override or the device cannot be used, or the data are missing.
     """
     records = folder.read_rounds()
-    configuration = _configuration(folder, overrides)
+    configuration = with_absolute_folders(with_changes(folder.read_config(), overrides), Path.cwd())
     name: ModelFile = "model_best.safetensors" if best else "model.safetensors"
     state, metadata = folder.load_model(name)
 
@@ -173,34 +169,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
-
-
-def _configuration(folder: RunFolder, overrides: Sequence[str]) -> DictConfig:
-    path = folder.config_file
-    if not path.is_file():
-        raise RunFolderError(
-            f"{path} is missing: without the run's configuration its data and network cannot be "
-            "rebuilt. Copy the run's folder again, with all its files"
-        )
-    try:
-        configuration = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise RunFolderError(f"{path} is not a configuration: {error}") from error
-    if not isinstance(configuration, DictConfig):
-        raise RunFolderError(f"{path} is not a configuration: it has no keys")
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not key or not equals:
-            raise ConfigurationError(f"{override!r} is no override: write it as KEY=VALUE")
-        if OmegaConf.select(configuration, key, default=_ABSENT) is _ABSENT:
-            raise ConfigurationError(
-                f"the run's configuration has no key {key!r} to override: see {path}"
-            )
-    try:
-        configuration.merge_with_dotlist(list(overrides))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigurationError(f"the overrides cannot be used: {error}") from error
-    return with_absolute_folders(configuration, Path.cwd())
 
 
 def _load(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:

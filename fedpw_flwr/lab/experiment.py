@@ -7,11 +7,9 @@ SuperNode), each process builds it once from the configuration.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from threading import Lock
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from fedpw_flwr.lab.data.digest import pictures_digest
 from fedpw_flwr.lab.data.images import DomainCollection, ImageSet, joined
 from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.training.settings import ClientSettings
+from fedpw_flwr.rounds.run_state import RANDOM_STATE
 
 __all__ = [
     "Experiment",
@@ -45,8 +44,6 @@ __all__ = [
     "provide",
     "withdraw",
 ]
-
-_drawing = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +93,7 @@ class Experiment:
     def new_model(self) -> nn.Module:
         """Build the model with the run's initial weights, the same in every process."""
         # The source of random numbers is the process's, and there may be other runs in it.
-        with _drawing, torch.random.fork_rng():
+        with RANDOM_STATE, torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model: nn.Module = build_group(
                 "model",
@@ -123,10 +120,7 @@ class Experiment:
         return strategy
 
 
-_KEPT = 8
-"""Experiments that a process holds at a time: more runs at once build theirs again and again."""
-
-_provided: OrderedDict[tuple[str, str], Experiment] = OrderedDict()
+_provided: dict[tuple[str, str], Experiment] = {}
 
 
 def experiment_of(config_name: str, overrides: str) -> Experiment:
@@ -143,8 +137,6 @@ def _built(config_name: str, overrides: str) -> Experiment:
 def provide(experiment: Experiment, config_name: str, overrides: str) -> None:
     """Let `experiment_of` return in this process what was built already."""
     _provided[config_name, overrides] = experiment
-    while len(_provided) > _KEPT:
-        _provided.popitem(last=False)
 
 
 def withdraw(config_name: str, overrides: str) -> None:
@@ -152,10 +144,12 @@ def withdraw(config_name: str, overrides: str) -> None:
     _provided.pop((config_name, overrides), None)
 
 
-def carried(experiment: Experiment, config_name: str, overrides: str) -> Callable[[], None]:
-    """Return what provides the experiment in another process, which finds its own device.
+def carried(
+    experiment: Experiment, config_name: str, overrides: str
+) -> Callable[[], Callable[[], None]]:
+    """Return what provides the experiment in another process, and returns what withdraws it there.
 
-    Of the training images only those that clients hold go along.
+    The process finds its own device. Of the training images only those that clients hold go along.
     """
     data = experiment.data
     one = torch.zeros(1, dtype=torch.int64)
@@ -169,12 +163,15 @@ def carried(experiment: Experiment, config_name: str, overrides: str) -> Callabl
     return partial(_take, parts, own, config_name, overrides)
 
 
-def _take(parts: Any, own: tuple[ImageSet, ...], config_name: str, overrides: str) -> None:
+def _take(
+    parts: Any, own: tuple[ImageSet, ...], config_name: str, overrides: str
+) -> Callable[[], None]:
     experiment = _experiment(*parts)
     # Joined anew, the clients' own test images would be a copy in each process.
     tests = (*(domain.test for domain in experiment.data.domains), *own)
     experiment.__dict__["test_sets"] = tests
     provide(experiment, config_name, overrides)
+    return partial(withdraw, config_name, overrides)
 
 
 def build_experiment(configuration: DictConfig) -> Experiment:
@@ -186,10 +183,12 @@ def build_experiment(configuration: DictConfig) -> Experiment:
         If a part cannot be built; the message names it and keeps the part's own words.
     """
     seed = int(configuration.seed)
-    data: DomainCollection = build_group("dataset", configuration)
-    partition = build_group("partition", configuration)
-    with named_part("partition"):
-        shares = tuple(partition.split(data, seed))
+    # Data or divisions of the user's own may draw from it.
+    with RANDOM_STATE:
+        data: DomainCollection = build_group("dataset", configuration)
+        partition = build_group("partition", configuration)
+        with named_part("partition"):
+            shares = tuple(partition.split(data, seed))
     return _experiment(configuration, data, shares)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -17,12 +16,13 @@ from fedpw_flwr.lab.config.configuration import (
     runtime_settings,
 )
 from fedpw_flwr.lab.config.early_checks import check_early
+from fedpw_flwr.lab.config.hardware import count_gpus
 from fedpw_flwr.lab.config.setting_rules import GROUPS
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.lab.simulation.progress import RunProgress
 from fedpw_flwr.lab.simulation.ray_processes import check_cluster_answers
-from fedpw_flwr.lab.simulation.run import App, RunOutcome, run_app
+from fedpw_flwr.lab.simulation.run import App, RunOutcome, is_library, run_app
 from fedpw_flwr.lab.simulation.runs import Runs
 
 __all__ = ["Job"]
@@ -34,13 +34,10 @@ _CLIENT = "fedpw_flwr.lab.app.client_app"
 class Job:
     """A run as it was asked for.
 
-    `configuration` is checked, with absolute folders; `config_name` and `overrides` compose it
-    again, and are what a run folder remembers.
+    `configuration` is checked, with absolute folders.
     """
 
     configuration: DictConfig
-    config_name: str
-    overrides: str
 
     @property
     def runtime(self) -> RuntimeSettings:
@@ -55,18 +52,21 @@ class Job:
     def runs_at_a_time(self) -> int:
         """Return how many runs like this one keep all workers busy, and one to spare.
 
-        Only one where the strategy is neither ours nor Flower's: it may draw from Python's source
-        of random numbers, which all runs of a process share.
+        Only one where the strategy is not of this package: it may draw from Python's or NumPy's
+        source of random numbers, which all runs of a process share.
         """
-        wanted = self.runtime.runs_at_a_time
-        if wanted != "auto":
-            return int(wanted)
-        target = str(self.configuration.strategy.get("_target_"))
-        if not target.startswith(("fedpw_flwr.", "flwr.")):
+        runtime = self.runtime
+        if not str(self.configuration.strategy.get("_target_")).startswith("fedpw_flwr."):
             return 1
+        if runtime.runs_at_a_time != "auto":
+            return int(runtime.runs_at_a_time)
+        if runtime.ray_address is not None:
+            return 2
         from joblib import cpu_count  # type: ignore[import-untyped]
 
-        workers = (self.runtime.total_cpus or cpu_count()) // self.runtime.cpus_per_client
+        workers = (runtime.total_cpus or cpu_count()) // runtime.cpus_per_client
+        if runtime.gpus_per_client > 0:
+            workers = min(workers, int((count_gpus() or 0) / runtime.gpus_per_client))
         return 1 + max(1, workers // count_clients(self.configuration))
 
     def execute(
@@ -91,8 +91,9 @@ class Job:
             f"{_CLIENT}:app",
             num_clients,
             {
-                "config-name": self.config_name,
-                "overrides": self.overrides,
+                # By these names all processes know the experiment that is provided.
+                "config-name": "",
+                "overrides": str(folder.path),
                 "output-folder": str(folder.path),
                 "resume": resume,
             },
@@ -106,22 +107,22 @@ class Job:
         carried = _modules(self.configuration) if runtime.ray_address is not None else []
         with runs.workers(runtime, num_clients, [_CLIENT], carried) as workers:
             try:
-                return run_app(app, workers, folder.path, self._prepare, shown)
+                return run_app(app, workers, folder.path, lambda: self._prepare(folder), shown)
             finally:
                 if "fedpw_flwr.lab.experiment" in sys.modules:
                     from fedpw_flwr.lab.experiment import withdraw
 
-                    withdraw(self.config_name, self.overrides)
+                    withdraw("", str(folder.path))
 
-    def _prepare(self) -> list[Any]:
+    def _prepare(self, folder: RunFolder) -> list[Any]:
         """Build the experiment for the server, and what builds it for the workers."""
         # PyTorch takes two seconds to import, in which the workers start.
         from fedpw_flwr.lab.experiment import build_experiment, carried, provide
 
         experiment = build_experiment(self.configuration)
         experiment.check()
-        provide(experiment, self.config_name, self.overrides)
-        return [carried(experiment, self.config_name, self.overrides)]
+        provide(experiment, "", str(folder.path))
+        return [carried(experiment, "", str(folder.path))]
 
 
 def _modules(configuration: DictConfig) -> list[str]:
@@ -136,7 +137,8 @@ def _modules(configuration: DictConfig) -> list[str]:
     files = []
     for name in sorted(found):
         spec = find_spec(name)
-        origin = Path(spec.origin) if spec is not None and spec.origin else None
-        if origin is not None and (name == "fedpw_flwr" or "site-packages" not in origin.parts):
-            files.append(str(origin.parent if origin.name == "__init__.py" else origin))
+        places = [] if spec is None else [*(spec.submodule_search_locations or []), spec.origin]
+        place = next(filter(None, places), None)
+        if place is not None and (name == "fedpw_flwr" or not is_library(place)):
+            files.append(place)
     return files

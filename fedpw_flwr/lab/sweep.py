@@ -30,12 +30,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedpw_flwr.lab.config.configuration import ConfigurationError, run_fingerprint
 from fedpw_flwr.lab.runs.run_folder import (
     CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
     FAILURE_FILE,
     SUMMARY_FILE,
     RunFolder,
@@ -174,23 +172,26 @@ class Sweep:
         )
 
     def announce(self, name: str) -> None:
-        """Tell which run begins, and how the others went."""
+        """Tell which run begins, how the others went, and how long the rest may take."""
         with self._lock:
             self._begun += 1
             number = self._begun + self.count("done before", "run by another sweep")
         which = f"run {number}" + (f" of {self.total}" if self.total else "")
-        self.console.print(f"[bold]{escape(name)}[/]: {which}{self._others()}", highlight=False)
+        said = f"[bold]{escape(name)}[/]: {which}{self._others()}{self._left()}"
+        self.console.print(said, highlight=False, soft_wrap=True)
 
     def standing(self) -> str:
         """Return in a line how many runs are done, and how long the rest may take."""
         of = f" of {self.total}" if self.total else ""
-        left = ""
+        return f"{self.count('done')}{of} runs done{self._others()}{self._left()}"
+
+    def _left(self) -> str:
         done = self.count("done")
-        if done and self.total:
-            # From the first one's start on, with as many runs at a time as there were.
-            seconds = (time.monotonic() - self._since) / done * (self.total - len(self.endings))
-            left = f", about {timedelta(seconds=round(seconds))} left"
-        return f"{done}{of} runs done{self._others()}{left}"
+        if not done or not self.total:
+            return ""
+        # From the first one's start on, with as many runs at a time as there were.
+        seconds = (time.monotonic() - self._since) / done * (self.total - len(self.endings))
+        return f", about {timedelta(seconds=round(seconds))} left"
 
     def _others(self) -> str:
         """Return how many runs were done before, or failed."""
@@ -272,10 +273,7 @@ def _is_finished(run: Path) -> bool:
 def _fingerprint_of(run: Path) -> str | None:
     """Return the fingerprint of the configuration in a folder; None where there is none to read."""
     try:
-        configuration = OmegaConf.load(run / CONFIG_FILE)
-        if isinstance(configuration, DictConfig):
-            return results_fingerprint(configuration)
-    except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError):
+        return results_fingerprint(RunFolder(run).read_config())
+    except (RunFolderError, OSError, OmegaConfBaseException, ValueError, TypeError):
         # No run of this version; it can be none of the sweep's.
-        pass
-    return None
+        return None

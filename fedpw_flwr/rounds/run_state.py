@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Mapping
+from threading import Lock
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -39,6 +40,10 @@ logger = logging.getLogger("flwr")
 
 State = tuple[dict[str, Any], dict[str, Tensor]]
 """What JSON can hold, and tensors by name."""
+
+RANDOM_STATE = Lock()
+"""Held by whoever seeds PyTorch's source of random numbers, and until the draws are done: there may
+be other runs in the process."""
 
 _MOMENTS = ("m_t", "v_t", "momentum_vector")
 """What Flower's server optimizers carry: arrays by name, or in a list in the legacy API."""
@@ -265,7 +270,8 @@ def _restore_random_state(nested: dict[str, Any], tensors: dict[str, Tensor]) ->
     position, has_gauss, cached = nested["numpy"]
     keys = tensors["random/numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, cached))
-    torch.set_rng_state(tensors["random/torch"])
+    with RANDOM_STATE:
+        torch.set_rng_state(tensors["random/torch"])
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for device in range(min(here, nested["cuda"])):
         torch.cuda.set_rng_state(tensors[f"random/cuda-{device}"], device)

@@ -73,7 +73,8 @@ app = ClientApp()
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    print("client in", os.getcwd(), "is", os.getpid(), flush=True)
+    given = [name[11:] for name in os.environ if name.startswith("FEDPW_TEST_")]
+    print("client has", given, "is", os.getpid(), flush=True)
     seen = context.state.setdefault("rounds", ConfigRecord({"seen": 0}))
     seen["seen"] += 1
     partition, overrides = context.node_config["partition-id"], context.run_config["overrides"]

@@ -13,13 +13,16 @@ import torch
 from omegaconf import OmegaConf
 
 from fedpw_flwr.lab import experiment as module
-from fedpw_flwr.lab.config.configuration import compose_configuration, resolved_yaml
+from fedpw_flwr.lab.config.configuration import (
+    ConfigurationError,
+    compose_configuration,
+    resolved_yaml,
+)
 from fedpw_flwr.lab.experiment import (
     Experiment,
     build_experiment,
     carried,
     experiment_of,
-    provide,
     withdraw,
 )
 
@@ -82,12 +85,13 @@ def test_a_text_that_looks_like_an_interpolation_stays_what_it_is() -> None:
     withdraw("config", "odd")
 
 
-def test_a_process_lets_go_of_old_experiments(carried_along: Experiment) -> None:
-    for number in range(20):
-        provide(carried_along, "config", f"run {number}")
-    assert len(module._provided) == 8
-    for number in range(20):
-        withdraw("config", f"run {number}")
+def test_what_was_carried_is_withdrawn_by_what_it_returns() -> None:
+    built = build_experiment(compose_configuration("config", OVERRIDES))
+    withdrawn = carried(built, "", "a run")()
+    assert experiment_of("", "a run").seed == 5
+    withdrawn()
+    with pytest.raises(ConfigurationError):
+        experiment_of("", "a run")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def _sweep(folder: Path) -> Sweep:
 def _finish(folder: Path, configuration: DictConfig) -> None:
     """Leave what a finished run leaves, as far as a sweep looks at it."""
     run = RunFolder(folder)
-    run.start("config", "rounds=3")
+    run.start("rounds: 3\n")
     run.write_config(resolved_yaml(configuration))
     (folder / "summary.json").write_text("{}")
 
@@ -173,12 +173,15 @@ def test_the_runs_of_a_command_line_are_counted(words: list[str], runs: int | No
 def test_a_sweep_says_how_far_it_is_and_what_failed(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, 4, Console(record=True, width=200))
     (tmp_path / "one").mkdir()
+    sweep.announce("seed5")
+    sweep.announce("seed6")
     sweep.ended(tmp_path / "one", "done", 60.0)
     sweep.ended(tmp_path / "two", "failed", 3.0)
-    sweep.announce(_configuration("seed=7"))
+    sweep.announce("seed7")
     said = sweep.console.export_text()
-    assert "run 3 of 4, 1 failed, about 0:02:00 left" in said
-    assert "seed7" in said
+    assert "seed5: run 1 of 4\n" in said
+    assert "seed7: run 3 of 4, 1 failed, about 0:00:00 left" in said
+    assert sweep.standing() == "1 of 4 runs done, 1 failed, about 0:00:00 left"
     sweep.print_endings()
     table = sweep.console.export_text()
     assert "failed" in table

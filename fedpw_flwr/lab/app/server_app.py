@@ -70,7 +70,7 @@ def main(grid: Grid, context: Context) -> None:
         logging.getLogger("flwr").warning(slow)
     _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
 
-    starter = _FolderStarter(folder, experiment, config_name, overrides, resume)
+    starter = _FolderStarter(folder, experiment, resume)
     observers: list[Observer] = [starter, recorder]
     if profiler is not None:
         observers.append(profiler)
@@ -126,24 +126,22 @@ class _FolderStarter(Observer):
 
     folder: RunFolder
     experiment: Experiment
-    config_name: str
-    overrides: str
     resume: bool
 
     def on_begin(self, after: int | None) -> None:
         """Start the folder, or go on with it."""
+        config = resolved_yaml(self.experiment.configuration)
         if self.resume:
             self.folder.go_on(after)
-            self.folder.write_command(self.config_name, self.overrides)
+            self.folder.write_config(config)
         else:
-            self.folder.start(self.config_name, self.overrides)
+            self.folder.start(config)
         data = self.experiment.data
         self.folder.write_holdings(
             Holdings.of_shares(
                 self.experiment.shares, data.num_classes, self.experiment.data_digest
             )
         )
-        self.folder.write_config(resolved_yaml(self.experiment.configuration))
 
 
 def _output_folder(requested: str, run_id: int) -> Path:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
 import torch
 from flwr.app import ArrayRecord
@@ -21,6 +22,8 @@ from fedpw_flwr.lab.experiment import Experiment, experiment_of
 from fedpw_flwr.lab.training.evaluation import BATCH_SIZE, Evaluation, Scores, scores
 
 __all__ = ["GlobalModelTest", "Tested"]
+
+_threads = Lock()
 
 Part = tuple[int, slice]
 """Index in `Experiment.test_sets`, and which of its batches."""
@@ -91,13 +94,14 @@ class GlobalModelTest:
         return found
 
     def _scored_here(self, arrays: ArrayRecord, share: Sequence[Part]) -> list[tuple[Part, Scores]]:
-        threads = torch.get_num_threads()
         # As a worker does: with other threads, a last bit may be another.
-        torch.set_num_threads(self._experiment.runtime.cpus_per_client)
-        try:
-            found = _score(self._experiment, self._model, arrays, share)
-        finally:
-            torch.set_num_threads(threads)
+        with _threads:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(self._experiment.runtime.cpus_per_client)
+            try:
+                found = _score(self._experiment, self._model, arrays, share)
+            finally:
+                torch.set_num_threads(threads)
         return list(zip(share, found, strict=True))
 
     @cached_property

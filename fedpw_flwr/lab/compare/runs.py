@@ -6,7 +6,6 @@ failed) or ``config.yaml`` beside ``summary.json``. Nothing is left out silently
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedpw_flwr.lab.compare.figures import ACCURACY, history_of
 from fedpw_flwr.lab.config.configuration import run_fingerprint
@@ -116,25 +112,11 @@ def _read(folder: RunFolder) -> FinishedRun | LeftOutRun:
             return LeftOutRun(path, "unfinished", last)
         if not records:
             return LeftOutRun(path, "unreadable", f"{METRICS_FILE} holds no round")
-        fingerprint, summary = _fingerprint(folder), folder.read_summary()
+        fingerprint, summary = run_fingerprint(folder.read_config()), folder.read_summary()
         history, holdings = history_of(records), folder.read_holdings()
         return FinishedRun(folder, fingerprint, summary, history, holdings)
     except (RunFolderError, OSError) as error:
         return LeftOutRun(path, "unreadable", str(error))
-
-
-def _fingerprint(folder: RunFolder) -> dict[str, Any]:
-    path = folder.path / CONFIG_FILE
-    try:
-        configuration = OmegaConf.load(io.BytesIO(folder.content(CONFIG_FILE)))
-        if isinstance(configuration, DictConfig):
-            return run_fingerprint(configuration)
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is missing: nobody can say what was run") from error
-    except (YAMLError, OmegaConfBaseException) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunFolderError(f"{path} is not a configuration: {reason}") from error
-    raise RunFolderError(f"{path} is not a configuration: it has no keys")
 
 
 def _failure(folder: RunFolder) -> str:

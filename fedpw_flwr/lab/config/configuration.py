@@ -1,8 +1,8 @@
 """The configuration of a run: hydra's, composed once per process, wrong keys and values refused.
 
-The `fedpw` command, the ServerApp and every ClientApp compose the same configuration from the same
-two strings, the name of a config and a line of hydra overrides, so nothing else has to travel.
-Light on purpose: the command needs it before anything heavy is imported.
+Under `flwr run`, the ServerApp and every ClientApp compose the same configuration from the same two
+strings, the name of a config and a line of hydra overrides. Light on purpose: the command needs it
+before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedpw_flwr.lab.config.moved_targets import with_first_targets, with_present_targets
 from fedpw_flwr.lab.config.setting_rules import GROUPS, RUN, RUNTIME, wrong_settings
@@ -32,8 +33,6 @@ from fedpw_flwr.lab.config.setting_rules import GROUPS, RUN, RUNTIME, wrong_sett
 __all__ = [
     "ConfigurationError",
     "RuntimeSettings",
-    "absolute_folders",
-    "changed_overrides",
     "compose_configuration",
     "config_folder",
     "count_clients",
@@ -48,7 +47,10 @@ __all__ = [
     "runtime_settings",
     "what_hydra_said",
     "with_absolute_folders",
+    "with_changes",
 ]
+
+_ABSENT = object()
 
 _composing = Lock()
 
@@ -253,7 +255,10 @@ def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
     """
     nested = with_first_targets(OmegaConf.to_container(configuration, resolve=True))
     left_out = ("runtime", "rounds", "resume")
-    return _of_the_results({key: value for key, value in nested.items() if key not in left_out})
+    every = (nested.get("runtime") or {}).get("evaluate_every", 1)
+    tested = {} if every == 1 else {"evaluate_every": every}
+    kept = {key: value for key, value in nested.items() if key not in left_out}
+    return _of_the_results(kept | tested)
 
 
 def _of_the_results(nested: dict[Any, Any]) -> dict[str, Any]:
@@ -273,10 +278,32 @@ def is_folder(key: object) -> bool:
     return key == "folder" or str(key).endswith("_folder")
 
 
-def changed_overrides(saved: Sequence[str], changes: Sequence[str]) -> list[str]:
-    """Return overrides in which each change replaces what was said about its key before."""
-    keys = {override_key(change) for change in changes}
-    return [*(word for word in saved if override_key(word) not in keys), *changes]
+def with_changes(configuration: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Return a run's configuration with other values for keys that it has.
+
+    Raises
+    ------
+    ConfigurationError
+        If an override is not KEY=VALUE, or the configuration has no such key.
+    """
+    changed = copy.deepcopy(configuration)
+    OmegaConf.set_readonly(changed, False)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not key or not equals:
+            raise ConfigurationError(f"{override!r} is no override: write it as KEY=VALUE")
+        here = OmegaConf.select(changed, key, default=_ABSENT)
+        if here is _ABSENT:
+            raise ConfigurationError(f"the run's configuration has no key {key!r} to override")
+        if isinstance(here, DictConfig) and not value.startswith("{"):
+            raise ConfigurationError(
+                f"{override}: a finished choice of the run's; change single values, {key}.…=…"
+            )
+    try:
+        changed.merge_with_dotlist(list(overrides))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigurationError(f"the overrides cannot be used: {error}") from error
+    return changed
 
 
 def override_key(override: str) -> str:
@@ -289,17 +316,11 @@ def quoted(value: str) -> str:
     return str(QuotedString(value, Quote.double).with_quotes())
 
 
-def absolute_folders(configuration: DictConfig, base: Path) -> list[str]:
-    """Return overrides that make every folder absolute, relative ones starting from `base`.
-
-    A run's processes work in folders of their own, so a path typed on the command line must be tied
-    to where it was typed.
-    """
-    return [f"{key}={quoted(folder)}" for key, folder in _folders(configuration, base).items()]
-
-
 def with_absolute_folders(configuration: DictConfig, base: Path) -> DictConfig:
-    """Return the configuration that the overrides of `absolute_folders` would compose."""
+    """Return the configuration with every folder absolute, relative ones starting from `base`.
+
+    Where it was typed is known to the command alone.
+    """
     absolute = copy.deepcopy(configuration)
     OmegaConf.set_readonly(absolute, False)
     for key, folder in _folders(configuration, base).items():

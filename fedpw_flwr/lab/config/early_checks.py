@@ -1,7 +1,7 @@
 """What the command can refuse, or has to say, before anything is imported or started.
 
-Starting Flower and importing PyTorch takes from half a minute to one and a half on a small machine.
-Nobody should wait for that to read that ``strategy.beta=7`` is too large, or a folder mistyped.
+Importing PyTorch and starting workers takes ten seconds on a small machine. Nobody should wait for
+that to read that ``strategy.beta=7`` is too large, or a folder mistyped.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _check_files(dataset: Settings) -> None:
 
 
 def _check_gpus(runtime: RuntimeSettings) -> None:
-    """Refuse a share of a GPU that is not there: Flower would say so after a minute."""
+    """Refuse a share of a GPU that is not there, before Ray is started."""
     # What a cluster has, only the cluster knows.
     if runtime.gpus_per_client == 0 or runtime.ray_address is not None:
         return

@@ -4,12 +4,11 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``fedpw-evaluate``, a notebook) to read it back, also while it is still being written:
 
 =========================  ====================================================================
-``config.yaml``            the resolved configuration
+``config.yaml``            the resolved configuration, which ``fedpw resume=`` goes on with
 ``metrics.jsonl``          one JSON object a line, one line a round; round 0 is the initial model
 ``summary.json``           the figures a table of runs needs
 ``model.safetensors``      the global model after the last round
 ``model_best.safetensors`` the global model of the round with the highest worst-domain accuracy
-``command.json``           what the run was composed from, for ``fedpw resume=``
 ``partition.json``         how many images of each class every client holds
 ``failure.json``           why a run of a sweep failed; gone when it is run again
 ``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
@@ -22,6 +21,7 @@ file where a good one is expected. The JSON is strict, as `strict_json` says.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from uuid import uuid4
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedpw_flwr.lab.runs.holdings import Holdings
 from fedpw_flwr.lab.runs.records import RoundRecord, RunSummary
@@ -45,7 +49,6 @@ ModelFile = Literal["model.safetensors", "model_best.safetensors"]
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.yaml"
-COMMAND_FILE = "command.json"
 PARTITION_FILE = "partition.json"
 FAILURE_FILE = "failure.json"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -109,17 +112,17 @@ class RunFolder:
                 "one away"
             )
 
-    def start(self, config_name: str = "", overrides: str = "") -> None:
+    def start(self, config: str = "") -> None:
         """Make the folder, with an empty record of rounds, for a new run.
 
-        What the run is composed from is for ``command.json``, which is not written without.
+        Its configuration is for ``config.yaml``, which is not written without.
         """
         self.check_unused()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if config_name:
-                # First, so that a run that is killed here can be begun again by resuming it.
-                self.write_command(config_name, overrides)
+            # First, so that a run that is killed here can be begun again by resuming it.
+            if config:
+                self.write_config(config)
             # Exclusive creation: of two runs sent to the same folder at once, one must lose.
             self.metrics_file.open("x").close()
         except FileExistsError:
@@ -135,7 +138,7 @@ class RunFolder:
 
         ``after`` is the checkpoint's round; None where there was none, and all is run again.
         """
-        if after is None and (self.path / COMMAND_FILE).is_file():
+        if after is None and self.config_file.is_file():
             # Killed before it had a round, or the file for them.
             self.metrics_file.touch()
         rounds = 0 if after is None else after + 1
@@ -148,18 +151,6 @@ class RunFolder:
         self._write_text(METRICS_FILE, "".join(map(_line, kept)))
         (self.path / SUMMARY_FILE).unlink(missing_ok=True)
 
-    def write_command(self, config_name: str, overrides: str) -> None:
-        """Write ``command.json``: the name of the config, and the overrides in one line."""
-        self._write_json(COMMAND_FILE, {"config-name": config_name, "overrides": overrides})
-
-    def read_command(self) -> tuple[str, str]:
-        """Read ``command.json``: the name of the config, and the overrides in one line."""
-
-        def parsed(command: Mapping[str, object]) -> tuple[str, str]:
-            return str(command["config-name"]), str(command["overrides"])
-
-        return self._read_json(COMMAND_FILE, parsed, "what a run was composed from")
-
     def write_holdings(self, holdings: Holdings) -> None:
         """Write ``partition.json``."""
         self._write_json(PARTITION_FILE, holdings.to_json(), indent=None)
@@ -171,7 +162,7 @@ class RunFolder:
         return self._read_json(PARTITION_FILE, Holdings.from_json, "a record of what clients hold")
 
     def mark_failed(self, status: str, error: str) -> None:
-        """Write ``failure.json``: how Flower recorded the end of the run, and why it failed."""
+        """Write ``failure.json``: whether the run had started, and why it failed."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_json(FAILURE_FILE, {"status": status, "error": error})
 
@@ -225,6 +216,22 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         """Write the resolved configuration to ``config.yaml``."""
         self._write_text(CONFIG_FILE, text)
+
+    def read_config(self) -> DictConfig:
+        """Read ``config.yaml``."""
+        where = self.path / CONFIG_FILE
+        try:
+            configuration = OmegaConf.load(io.BytesIO(self.content(CONFIG_FILE)))
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{where} is missing: nobody can say what was run. Copy the run's folder again, "
+                "with all its files"
+            ) from error
+        except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+            raise RunFolderError(f"{where} is not a configuration: {_reason(error)}") from error
+        if not isinstance(configuration, DictConfig):
+            raise RunFolderError(f"{where} is not a configuration: it has no keys")
+        return configuration
 
     def save_model(
         self,

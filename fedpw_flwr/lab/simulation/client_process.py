@@ -9,15 +9,14 @@ import contextlib
 import io
 import logging
 import traceback
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode
 
-__all__ = ["answer", "load_app", "take"]
+__all__ = ["answer", "give_back", "load_app", "take"]
 
 
 def load_app(reference: str) -> Any:
@@ -36,7 +35,8 @@ def answer(
     app : str
         The ClientApp, as ``module:name``.
     given : list
-        References to functions in Ray's store, each called once a process before its first message.
+        References to functions in Ray's store, each called once a process before its first message;
+        what it returns is called by `give_back`.
     message, context : Message, Context
         As Flower hands them to the app.
 
@@ -58,17 +58,22 @@ def answer(
     return reply, context, text.getvalue()
 
 
+_taken: dict[Any, Callable[[], None]] = {}
+
+
 def take(given: list[Any]) -> None:
     """Call what is referred to, each once a process."""
-    for reference in given:
-        _take(reference)
-
-
-@lru_cache(maxsize=8)
-def _take(reference: Any) -> None:
     import ray
 
-    ray.get(reference)()
+    for reference in given:
+        if reference not in _taken:
+            _taken[reference] = ray.get(reference)()
+
+
+def give_back(given: list[Any]) -> None:
+    """Let go, when a run has ended, of what its references gave this process."""
+    for reference in given:
+        _taken.pop(reference, lambda: None)()
 
 
 @contextlib.contextmanager

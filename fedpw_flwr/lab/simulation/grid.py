@@ -14,7 +14,7 @@ from logging import ERROR, INFO
 from typing import Any
 from uuid import uuid4
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore import log
@@ -22,7 +22,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedpw_flwr.lab.simulation.client_process import answer
-from fedpw_flwr.lab.simulation.workers import Workers, WorkersStopped
+from fedpw_flwr.lab.simulation.workers import Patience, Workers, WorkersStopped
 
 __all__ = ["WorkersGrid"]
 
@@ -101,7 +101,7 @@ class WorkersGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages for the workers, and return their ids."""
-        return self._push(messages, math.inf)
+        return self._push(messages, Patience())
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there, each once."""
@@ -113,15 +113,15 @@ class WorkersGrid(Grid):
     ) -> Iterable[Message]:
         """Let clients answer, and return their replies in the order of the messages.
 
-        A client that has not answered after `timeout` seconds is an Error message, and the worker
-        that was busy with it is ended.
+        A client that has not answered `timeout` seconds after the first of them began is an Error
+        message, and the worker that was busy with it is ended.
         """
-        return [self._reply(one) for one in self._push(messages, timeout or math.inf)]
+        return [self._reply(one) for one in self._push(messages, Patience(timeout or math.inf))]
 
-    def _push(self, messages: Iterable[Message], timeout: float) -> list[str]:
-        return [self._push_one(message, timeout) for message in messages]
+    def _push(self, messages: Iterable[Message], patience: Patience) -> list[str]:
+        return [self._push_one(message, patience) for message in messages]
 
-    def _push_one(self, message: Message, timeout: float) -> str:
+    def _push_one(self, message: Message, patience: Patience) -> str:
         # As Flower's grids do, on the object that they were given.
         name = message.metadata.__dict__["_message_id"] = str(uuid4())
         context = self._contexts.get(message.metadata.dst_node_id)
@@ -132,7 +132,9 @@ class WorkersGrid(Grid):
             future = self.workers.call(
                 answer,
                 *(self._client_app, self.given, message, context),
-                timeout=min(timeout, message.metadata.ttl),
+                patience=patience,
+                # Who they are, clients tell at once, and other runs' training takes long.
+                urgent=message.metadata.message_type.startswith(MessageType.QUERY),
             )
         self._asked[name] = message, future
         return name
@@ -152,8 +154,11 @@ class WorkersGrid(Grid):
             reason = f"{type(error).__name__}: {error}"
             reply = Message(Error(code, reason), reply_to=message)
             log(ERROR, "node %s did not answer: %s", node, reason)
+            for words in filter(None, getattr(error, "__notes__", ())):
+                log(ERROR, "its worker's last words:\n%s", words)
         else:
-            self._contexts[node] = context
+            if not reply.has_error():
+                self._contexts[node] = context
             if written:
                 log(
                     ERROR if reply.has_error() else INFO,

@@ -33,8 +33,10 @@ def start_ray(runtime: RuntimeSettings, modules: Sequence[str]) -> FileLock | No
     folder of an own Ray: `stop_ray` removes it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # As Ray will do by itself: a worker without a GPU keeps what the environment says of GPUs.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A client to which no GPU was given does not see one.
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
+    # Whoever asks for something when Ray is gone again must not start another.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     settings = {
         "worker_niceness": runtime.niceness,
         # All workers are actors; processes started in advance would only wait.
@@ -125,6 +127,8 @@ def _own_folder() -> FileLock:
         base = Path("/tmp")
     for left in base.glob(f"{_PREFIX}*/{_LOCK}"):
         try:
+            if left.lstat().st_uid != os.getuid():
+                continue
             with FileLock(left, blocking=False):
                 shutil.rmtree(left.parent, ignore_errors=True)
         except (Timeout, OSError):

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import fedpw_flwr
 from fedpw_flwr.lab.simulation.workers import Workers, WorkersStopped
 
-__all__ = ["LOG_NAME", "App", "RunOutcome", "run_app"]
+__all__ = ["LOG_NAME", "App", "RunOutcome", "explained", "is_library", "run_app"]
 
 LOG_NAME = "flower.log"
 
@@ -68,20 +68,23 @@ def run_app(
         folder.mkdir(parents=True, exist_ok=True)
         log.attach()
         # What they import, PyTorch, is there by now.
-        from fedpw_flwr.lab.simulation.client_process import load_app
+        from fedpw_flwr.lab.simulation.client_process import give_back, load_app
         from fedpw_flwr.lab.simulation.grid import WorkersGrid
 
+        stored: list[Any] = []
         try:
-            stored = [workers.put(one) for one in given]
+            stored += [workers.put(one) for one in given]
             grid = WorkersGrid(workers, app.client, app.num_clients, app.run_config, stored)
             grid.on_record = on_record
             context = Context(grid.run.run_id, 0, {}, RecordDict(), dict(app.run_config))
             load_app(app.server)(grid, context)
         except WorkersStopped as stopped:
             error = str(stopped)
-        except Exception as raised:
+        except (Exception, SystemExit) as raised:
             _flower.exception("the run failed")
-            error = _explained(raised)
+            error = explained(raised)
+        finally:
+            workers.tell(give_back, stored)
         _flower.info("fedpw: %s", error or "the run completed")
     return RunOutcome(error, folder / LOG_NAME, time.monotonic() - begun)
 
@@ -102,7 +105,7 @@ class _Log(logging.FileHandler):
     _guard: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, file: Path) -> None:
-        super().__init__(file, encoding="utf-8", delay=True)
+        super().__init__(file, encoding="utf-8", delay=True, errors="backslashreplace")
         self.setLevel(logging.INFO)
         self._thread = threading.get_ident()
 
@@ -135,18 +138,19 @@ class _Log(logging.FileHandler):
         self.close()
 
 
-def _explained(error: BaseException) -> str:
+def explained(error: BaseException) -> str:
     """Return what was raised first, and where in the code of the package or of its user."""
     while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = cause
     said = traceback.format_exception_only(error)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_library(frame.filename)]
+    own = [frame for frame in frames if not is_library(frame.filename)]
     if own:
         last = own[-1]
         said.append(f"  raised in {last.filename}, line {last.lineno}, in {last.name}\n")
     return "".join(said).rstrip("\n")
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Return whether a file is of Python or an installed package, and not of this one."""
     return not file.startswith(_PACKAGE) and any(file.startswith(str(one)) for one in _LIBRARIES)

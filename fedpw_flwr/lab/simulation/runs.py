@@ -12,13 +12,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Self
 
 from fedpw_flwr.lab.config.configuration import RuntimeSettings
-from fedpw_flwr.lab.simulation.workers import Workers
+from fedpw_flwr.lab.simulation.workers import Workers, WorkersStopped
 
 __all__ = ["Runs"]
 
@@ -34,11 +34,12 @@ class Runs:
     """
 
     def __init__(self) -> None:
+        self.stopped = False
+        """Whether the command was told to end before its runs had."""
         self._waiting: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._workers: Workers | None = None
-        self._using = 0
-        self._all_added = False
+        self._using = self._running = 0
         self._free = threading.Condition()
         self._error: BaseException | None = None
         self._handlers = contextlib.ExitStack()
@@ -54,17 +55,14 @@ class Runs:
             elif self._workers is not None:
                 self._workers.close()
 
-    def add(self, run: Callable[[], None], at_a_time: int = 1) -> None:
-        """Begin a run in a thread of its own, or when one of those that run has ended."""
-        self._waiting.put(run)
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        if len(self._threads) < at_a_time:
-            self._threads.append(threading.Thread(target=self._work, daemon=True))
-            self._threads[-1].start()
-
-    def wait(self) -> None:
-        """Wait until all runs have ended, when all were added; raises what one of them raised."""
-        self._all_added = True
+    def play(self, runs: Iterable[Callable[[], None]], at_a_time: int = 1) -> None:
+        """Let runs run in threads, so many at a time, and wait for all; raises what one raised."""
+        for run in runs:
+            self._waiting.put(run)
+        number = min(at_a_time, self._waiting.qsize())
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(number)]
+        for thread in self._threads:
+            thread.start()
         for thread in self._threads:
             # Without a limit, no signal would be heard meanwhile.
             while thread.is_alive():
@@ -88,6 +86,8 @@ class Runs:
             there = self._workers
             if there is None or not there.serve(runtime, carried):
                 self._free.wait_for(lambda: self._using == 0)
+                if self.stopped:
+                    raise WorkersStopped("the command was stopped")
                 if self._workers is not None:
                     self._workers.close()
                 self._workers = there = Workers(runtime, num_clients, imports, carried)
@@ -103,22 +103,28 @@ class Runs:
     def last_round_done(self) -> None:
         """Hear from a run that it needs the workers no more: if none does, they begin to end."""
         with self._free:
-            if self._all_added and self._waiting.empty() and self._using == 1 and self._workers:
+            if self._running == 1 and self._waiting.empty() and self._workers is not None:
                 threading.Thread(target=self._workers.close, daemon=True).start()
 
     def _work(self) -> None:
         with contextlib.suppress(Empty):
             while True:
-                run = self._waiting.get_nowait()
+                with self._free:
+                    run = self._waiting.get_nowait()
+                    self._running += 1
                 try:
                     run()
                 except BaseException as error:
                     self._error = error
+                finally:
+                    with self._free:
+                        self._running -= 1
 
     def _stop(self, reason: str) -> None:
         """End what runs; a second Ctrl-C meanwhile ends the process where it stands."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+        self.stopped = True
         with contextlib.suppress(Empty):
             while True:
                 self._waiting.get_nowait()

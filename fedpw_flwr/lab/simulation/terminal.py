@@ -18,7 +18,7 @@ def write_any_text() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def say(text: str, style: str = "bold red") -> None:
-    """Write on standard error, behind the command's name, what is wrong or to be known."""
-    errors = Console(stderr=True, soft_wrap=True)
-    errors.print(f"[{style}]fedpw:[/] {escape(text)}", highlight=False)
+def say(text: str, style: str = "bold red", console: Console | None = None) -> None:
+    """Write, on standard error if not told otherwise, what is wrong or to be known."""
+    console = Console(stderr=True) if console is None else console
+    console.print(f"[{style}]fedpw:[/] {escape(text)}", highlight=False, soft_wrap=True)

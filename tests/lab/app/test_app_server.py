@@ -78,7 +78,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def test_a_run_leaves_all_its_files_and_nothing_else(run: FinishedRun) -> None:
     expected = {
         "checkpoints",
-        "command.json",
         "config.yaml",
         "metrics.jsonl",
         "summary.json",

@@ -9,14 +9,13 @@ from omegaconf import OmegaConf
 
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
-    absolute_folders,
-    changed_overrides,
     compose_configuration,
     join_overrides,
     resolved_yaml,
     run_fingerprint,
     runtime_settings,
     with_absolute_folders,
+    with_changes,
 )
 from fedpw_flwr.lab.experiment import build_experiment
 
@@ -125,10 +124,8 @@ def test_a_part_that_cannot_be_built_is_named_before_training(overrides: str, me
 def test_relative_folders_are_tied_to_where_the_command_was_typed(tmp_path: Path) -> None:
     typed = ["experiment=four_domains", 'dataset.folder="it\'s/data"']
     configuration = compose_configuration("config", join_overrides(typed))
-    (override,) = absolute_folders(configuration, tmp_path)
-    again = compose_configuration("config", join_overrides(["experiment=four_domains", override]))
-    assert again.dataset.folder == str(tmp_path / "it's" / "data")
-    assert with_absolute_folders(configuration, tmp_path) == again
+    absolute = with_absolute_folders(configuration, tmp_path)
+    assert absolute.dataset.folder == str(tmp_path / "it's" / "data")
     assert configuration.dataset.folder == "it's/data"
 
 
@@ -137,14 +134,24 @@ def test_resolved_configuration_can_be_read_back() -> None:
     assert OmegaConf.create(resolved_yaml(configuration)) == configuration
 
 
-def test_changed_overrides_replace_what_was_said_before() -> None:
-    saved = ["strategy=fedavg", "+new.key=1", "rounds=3", "client.epochs=2"]
-    assert changed_overrides(saved, ["rounds=9", "new.key=2"]) == [
-        "strategy=fedavg",
-        "client.epochs=2",
-        "rounds=9",
-        "new.key=2",
-    ]
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rounds", "write it as KEY=VALUE"),
+        ("roundz=3", "no key 'roundz'"),
+        ("strategy=fedavg", "a finished choice of the run's"),
+    ],
+)
+def test_changes_of_a_run_that_it_cannot_take_are_refused(override: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        with_changes(compose_configuration(), [override])
+
+
+def test_a_run_goes_on_with_other_values() -> None:
+    before = compose_configuration()
+    changed = with_changes(before, ["rounds=9", "runtime.device=cpu"])
+    assert (changed.rounds, changed.runtime.device) == (9, "cpu")
+    assert before.rounds == 30
 
 
 @pytest.mark.parametrize(

@@ -222,21 +222,21 @@ def test_a_run_that_goes_on_keeps_the_rounds_up_to_its_checkpoint(folder: RunFol
     assert folder.read_rounds() == []
 
 
-def test_a_run_remembers_what_it_was_composed_from(folder: RunFolder) -> None:
-    with pytest.raises(RunFolderError, match=r"command.json is missing"):
-        folder.read_command()
-    folder.write_command("config", "seed=1 'dataset.folder=/my größe'")
-    assert folder.read_command() == ("config", "seed=1 'dataset.folder=/my größe'")
+def test_a_run_remembers_its_configuration(folder: RunFolder) -> None:
     folder.write_config("name: größe\n")
-    assert folder.config_file.read_text(encoding="utf-8") == "name: größe\n"
-    (folder.path / "command.json").write_text("[]")
-    with pytest.raises(RunFolderError, match="is not what a run was composed from"):
-        folder.read_command()
+    assert folder.read_config() == {"name": "größe"}
+    for content, said in (("- 1", "it has no keys"), ("a: [", "is not a configuration")):
+        folder.config_file.write_text(content)
+        with pytest.raises(RunFolderError, match=said):
+            folder.read_config()
+    folder.config_file.unlink()
+    with pytest.raises(RunFolderError, match=r"config.yaml is missing: nobody can say"):
+        folder.read_config()
 
 
 def test_a_run_killed_before_its_first_file_of_rounds_begins_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.write_command("config", "seed=1")
+    folder.write_config("seed: 1")
     folder.go_on(None)
     assert folder.read_rounds() == []
 

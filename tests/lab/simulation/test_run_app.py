@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -67,10 +67,16 @@ def run():
         ended.append(run_app(app, workers, output))
 
 with Runs() as runs:
-    runs.add(run)
-    runs.wait()
+    runs.play([run])
 sys.exit(ended[0].error or 0)
 """
+
+
+def giving(name: str) -> Callable[[], object]:
+    """Called in a worker: what a run gives it, and what takes it back."""
+    variable = f"FEDPW_TEST_{name}"
+    os.environ[variable] = "given"
+    return partial(os.environ.pop, variable)
 
 
 class Command:
@@ -126,7 +132,7 @@ def test_a_good_run_is_completed_and_its_words_arrive_unchanged(runs: Runs, tmp_
     assert (output / "overrides.txt").read_text(encoding="utf-8") == AWKWARD
     log = outcome.log_file.read_text(encoding="utf-8")
     assert "INFO    : [ROUND 2/2]" in log
-    assert "client of partition 2 wrote:\nclient in " in log
+    assert "client of partition 2 wrote:\nclient has " in log
     assert "\x1b[" not in log
 
 
@@ -136,15 +142,13 @@ def test_workers_stay_from_run_to_run_and_logs_do_not_mix(runs: Runs, tmp_path: 
     def run_one(name: str) -> None:
         outcomes[name] = run(runs, tmp_path / name, name)
 
-    for name in ("one", "two", "three"):
-        runs.add(partial(run_one, name), at_a_time=2)
-    runs.wait()
+    runs.play([partial(run_one, name) for name in ("one", "two", "three")], at_a_time=2)
     assert all(outcome.completed for outcome in outcomes.values())
     pids = set()
     for name in ("one", "two", "three"):
         log = outcomes[name].log_file.read_text()
         assert log.count("[ROUND 1/2]") == 1
-        pids |= {line.split()[-1] for line in log.splitlines() if line.startswith("client in")}
+        pids |= {line.split()[-1] for line in log.splitlines() if line.startswith("client has")}
     assert 1 <= len(pids) <= 2
 
 
@@ -187,6 +191,21 @@ def test_state_lives_as_long_as_the_run(runs: Runs, tmp_path: Path) -> None:
         assert run(runs, tmp_path / name, "ok").completed
         results = json.loads((tmp_path / name / "replies.json").read_text())
         assert [one["seen"] for one in results] == [1, 1, 1, 2, 2, 2]
+
+
+def test_what_a_run_gives_its_workers_is_given_back_when_it_ends(
+    runs: Runs, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        with runs.workers(RuntimeSettings(total_cpus=2), 3, [CLIENT]) as workers:
+            gives = partial(giving, name)
+            output = tmp_path / name
+            assert run_app(
+                tiny(output, "ok"), workers, output, lambda gives=gives: [gives]
+            ).completed
+            log = (output / "flower.log").read_text()
+            assert f"has ['{name}']" in log
+            assert log.count("has [") == log.count(f"has ['{name}']")
 
 
 def test_a_failing_preparation_ends_the_run_before_it_begins(runs: Runs, tmp_path: Path) -> None:
