@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def start_ray(runtime: RuntimeSettings, modules: Sequence[str]) -> FileLock | No
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A client to which no GPU was given does not see one.
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "1"
+    warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
     # Whoever asks for something when Ray is gone again must not start another.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     settings = {
