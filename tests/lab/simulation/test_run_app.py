@@ -198,11 +198,9 @@ def test_what_a_run_gives_its_workers_is_given_back_when_it_ends(
 ) -> None:
     for name in ("one", "two"):
         with runs.workers(RuntimeSettings(total_cpus=2), 3, [CLIENT]) as workers:
-            gives = partial(giving, name)
             output = tmp_path / name
-            assert run_app(
-                tiny(output, "ok"), workers, output, lambda gives=gives: [gives]
-            ).completed
+            gives: Callable[[], list[object]] = partial(list, [partial(giving, name)])
+            assert run_app(tiny(output, "ok"), workers, output, gives).completed
             log = (output / "flower.log").read_text()
             assert f"has ['{name}']" in log
             assert log.count("has [") == log.count(f"has ['{name}']")
