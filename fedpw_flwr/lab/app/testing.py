@@ -73,7 +73,9 @@ class GlobalModelTest:
     def _scored(self, arrays: ArrayRecord) -> list[tuple[Part, Scores]]:
         """Return all parts with their scores, those of one set in the order of its batches."""
         sizes = [len(one) for one in self._experiment.test_sets]
-        if self._workers is None:
+        runtime, device = self._experiment.runtime, self._experiment.device
+        # Where only the server has a GPU, it is the faster one alone.
+        if self._workers is None or (device.type != "cpu" and runtime.gpus_per_client == 0):
             (share,) = _divided(sizes, 1)
             return self._scored_here(arrays, share)
         from ray.exceptions import RayError

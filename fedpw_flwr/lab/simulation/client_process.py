@@ -58,7 +58,8 @@ def answer(
     return reply, context, text.getvalue()
 
 
-_taken: dict[Any, Callable[[], None]] = {}
+_taken: dict[str, Callable[[], None]] = {}
+"""By the names of references: a reference itself would keep what it refers to in Ray's store."""
 
 
 def take(given: list[Any]) -> None:
@@ -66,14 +67,14 @@ def take(given: list[Any]) -> None:
     import ray
 
     for reference in given:
-        if reference not in _taken:
-            _taken[reference] = ray.get(reference)()
+        if reference.hex() not in _taken:
+            _taken[reference.hex()] = ray.get(reference)()
 
 
-def give_back(given: list[Any]) -> None:
-    """Let go, when a run has ended, of what its references gave this process."""
-    for reference in given:
-        _taken.pop(reference, lambda: None)()
+def give_back(names: list[str]) -> None:
+    """Let go, when a run has ended, of what its references, by their names, gave this process."""
+    for name in names:
+        _taken.pop(name, lambda: None)()
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def run_app(
             _flower.exception("the run failed")
             error = explained(raised)
         finally:
-            workers.tell(give_back, stored)
+            workers.tell(give_back, [reference.hex() for reference in stored])
         _flower.info("fedpw: %s", error or "the run completed")
     return RunOutcome(error, folder / LOG_NAME, time.monotonic() - begun)
 
