@@ -6,8 +6,10 @@ here needs Numba, which compiles its loops.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import cache, partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -35,7 +37,8 @@ def engine_for(device: torch.device | str) -> StartEngine:
 
 def why_not_compiled() -> str:
     """Return why no loop is compiled; empty where those of large models are."""
-    return _blocks()[1]
+    # Numba itself takes a second to import, and 70 MB, which only large models are worth.
+    return "" if find_spec("numba") is not None else "numba is not installed"
 
 
 def _on_cpu(
@@ -43,17 +46,20 @@ def _on_cpu(
 ) -> Engine:
     entries = sum(tensor.numel() for tensor in global_model.values())
     is_large = entries * len(cohort.results) >= _WORTH_COMPILING
-    start = _blocks()[0] if is_large else Reference
+    start = _blocks() if is_large else Reference
     return start(global_model, kinds, cohort)
 
 
 @cache
-def _blocks() -> tuple[StartEngine, str]:
-    """Return the engine of large models, and why it is the reference."""
+def _blocks() -> StartEngine:
+    """Return the engine of large models: the reference where Numba is missing or broken."""
+    if why_not_compiled():
+        return Reference
     try:
         from fedpw_flwr.engines.cpu import CpuEngine
-    except ModuleNotFoundError:
-        return Reference, "numba is not installed"
     except (ImportError, OSError) as error:
-        return Reference, f"numba cannot be used ({error})"
-    return CpuEngine, ""
+        logging.getLogger("flwr").warning(
+            "numba cannot be used (%s): steps of large models are slower than they could be", error
+        )
+        return Reference
+    return CpuEngine

@@ -3,8 +3,8 @@
 Cross-domain federations give each client images of a single domain: a hospital has one scanner.
 Within a domain, clients hold all classes alike (:class:`ByDomain`), or differ in them as the
 fair-FL papers have it: :class:`Dirichlet`, :class:`Pathological` (Pat-1, Pat-2), :class:`Shards`.
-flwr-datasets' partitioners decide who gets what, on indices and labels alone, so it needs no
-internet and copies each image once. The same seed gives the same division on every machine.
+Where labels count, flwr-datasets' partitioners decide who gets what, on indices and labels alone,
+so it needs no internet and copies each image once. The same seed gives the same division on every machine.
 
 **To add a partition**, write a class with the two methods of :class:`Partition` and a file
 ``conf/partition/NAME.yaml`` with its ``_target_``.
@@ -198,7 +198,6 @@ class ByDomain(Partition):
 
     def _divide(self, domain: Domain, seed: int) -> list[NDArray[np.int64]]:
         import numpy as np
-        from flwr_datasets.partitioner import IidPartitioner
 
         available, counts = len(domain.train), self.train_per_client
         if self.share is not None:
@@ -215,8 +214,7 @@ class ByDomain(Partition):
                 "train_per_client, partition.share or partition.clients_per_domain"
             )
         shuffled = np.random.default_rng([seed, *domain.name.encode()]).permutation(available)
-        partitioner = IidPartitioner(num_partitions=self.clients_per_domain)
-        return _divided(partitioner, shuffled[:wanted], domain)
+        return np.array_split(shuffled[:wanted], self.clients_per_domain)
 
 
 @dataclass(frozen=True, kw_only=True)
