@@ -188,11 +188,16 @@ class Workers:
         self._holder.join()
 
     def _hold(self) -> None:
-        import ray
-
-        held = None
+        """Start Ray and the workers, and end them when it is time."""
         try:
+            import ray
+
             held = start_ray(self.runtime, self._carried)
+        except BaseException as error:
+            self._fail(error)
+            self._started.set()
+            return
+        try:
             self._folder = None if held is None else Path(held.lock_file).parent
             self._room = room_for_clients(self.runtime)
             self._fill()
