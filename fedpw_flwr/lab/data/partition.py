@@ -4,7 +4,8 @@ Cross-domain federations give each client images of a single domain: a hospital 
 Within a domain, clients hold all classes alike (:class:`ByDomain`), or differ in them as the
 fair-FL papers have it: :class:`Dirichlet`, :class:`Pathological` (Pat-1, Pat-2), :class:`Shards`.
 Where labels count, flwr-datasets' partitioners decide who gets what, on indices and labels alone,
-so it needs no internet and copies each image once. The same seed gives the same division on every machine.
+so it needs no internet and copies each image once. The same seed gives the same division on every
+machine.
 
 **To add a partition**, write a class with the two methods of :class:`Partition` and a file
 ``conf/partition/NAME.yaml`` with its ``_target_``.
