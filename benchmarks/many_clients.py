@@ -113,6 +113,8 @@ class Watch:
         for process in self._workers:
             with suppress(psutil.Error):
                 sizes.append(process.memory_info().rss)
+        # After the last round, the command may have ended them.
+        sizes = sizes or [size for sample in self.samples[-1:] for size in sample.workers]
         if sizes:
             with suppress(psutil.Error):
                 memory = self.command.memory_info()

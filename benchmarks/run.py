@@ -37,6 +37,9 @@ ON_REQUEST = ("client_accuracy",)
 
 ALL = (*BENCHMARKS, *ON_REQUEST)
 
+BY_HAND = ("peers", "sweeps")
+"""Sections of what needs other Pythons or other checkouts: they say what was typed."""
+
 OF_DATA = ("client_loop", "client_accuracy", "many_clients")
 """Those that train on the four domains where there are, else on the embedded digits."""
 
@@ -95,7 +98,7 @@ def write_section(file: Path, name: str, printed: str, seconds: float) -> None:
     )
     sections[name] = f"## {name}\n\n{measured}\n\n{printed.strip()}"
     sections["machine"] = machine()
-    order = ("machine", *ALL)
+    order = ("machine", *ALL, *BY_HAND)
     parts = [
         f"<!-- begin {part} -->\n{sections[part]}\n<!-- end {part} -->"
         for part in order

@@ -15,7 +15,7 @@ def run_with_clients(
     module: str, num_clients: int, overrides: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RunOutcome:
     """Run into `folder`/run with the clients of a module that lies in `folder`."""
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.syspath_prepend(str(folder))
     run_config = {
         "config-name": "config",
         "overrides": overrides,

@@ -222,6 +222,7 @@ class RunFolder:
         where = self.path / CONFIG_FILE
         try:
             configuration = OmegaConf.load(io.BytesIO(self.content(CONFIG_FILE)))
+            OmegaConf.resolve(configuration)
         except FileNotFoundError as error:
             raise RunFolderError(
                 f"{where} is missing: nobody can say what was run. Copy the run's folder again, "
