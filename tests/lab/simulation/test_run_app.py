@@ -219,6 +219,7 @@ def test_a_failing_preparation_ends_the_run_before_it_begins(runs: Runs, tmp_pat
     assert not output.exists()
 
 
+@pytest.mark.long
 def test_clients_that_fit_no_machine_are_refused(runs: Runs, tmp_path: Path) -> None:
     with (
         runs.workers(RuntimeSettings(gpus_per_client=99.0, total_cpus=1), 3, []) as workers,
@@ -236,6 +237,7 @@ def test_modules_that_workers_cannot_import_end_the_run(runs: Runs, tmp_path: Pa
     assert "no_such_module" in outcome.error
 
 
+@pytest.mark.long
 def test_no_more_workers_start_than_there_are_clients(runs: Runs) -> None:
     with runs.workers(RuntimeSettings(total_cpus=3), 1, []) as workers:
         assert workers.wait() == 1
@@ -250,7 +252,7 @@ def test_no_more_workers_start_than_there_are_clients(runs: Runs) -> None:
         (signal.SIGINT, (1, 130, -signal.SIGINT)),
         pytest.param(signal.SIGTERM, (128 + signal.SIGTERM,), marks=pytest.mark.long),
         pytest.param(signal.SIGHUP, (128 + signal.SIGHUP,), marks=pytest.mark.long),
-        (signal.SIGKILL, (-signal.SIGKILL,)),
+        pytest.param(signal.SIGKILL, (-signal.SIGKILL,), marks=pytest.mark.long),
     ],
 )
 def test_a_command_that_is_ended_leaves_no_process(
@@ -305,6 +307,7 @@ def test_a_killed_ray_ends_the_command(tiny_app: Path, tmp_path: Path, victim: s
     assert command.left() == []
 
 
+@pytest.mark.long
 def test_what_a_killed_command_left_behind_the_next_one_removes(runs: Runs) -> None:
     folder = Path(tempfile.mkdtemp(prefix="fedpw-"))
     (folder / "in-use").touch()
