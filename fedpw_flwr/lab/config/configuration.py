@@ -255,10 +255,10 @@ def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
     """
     nested = with_first_targets(OmegaConf.to_container(configuration, resolve=True))
     left_out = ("runtime", "rounds", "resume")
-    every = (nested.get("runtime") or {}).get("evaluate_every", 1)
-    tested = {} if every == 1 else {"evaluate_every": every}
     kept = {key: value for key, value in nested.items() if key not in left_out}
-    return _of_the_results(kept | tested)
+    if (every := (nested.get("runtime") or {}).get("evaluate_every", 1)) != 1:
+        kept["evaluate_every"] = every
+    return _of_the_results(kept)
 
 
 def _of_the_results(nested: dict[Any, Any]) -> dict[str, Any]:
@@ -296,9 +296,8 @@ def with_changes(configuration: DictConfig, overrides: Sequence[str]) -> DictCon
         if here is _ABSENT:
             raise ConfigurationError(f"the run's configuration has no key {key!r} to override")
         if isinstance(here, DictConfig) and not value.startswith("{"):
-            raise ConfigurationError(
-                f"{override}: a finished choice of the run's; change single values, {key}.…=…"
-            )
+            said = "a finished choice of the run's; change single values"
+            raise ConfigurationError(f"{override}: {said}, {key}.…=…")
     try:
         changed.merge_with_dotlist(list(overrides))
     except (YAMLError, OmegaConfBaseException) as error:
@@ -317,10 +316,7 @@ def quoted(value: str) -> str:
 
 
 def with_absolute_folders(configuration: DictConfig, base: Path) -> DictConfig:
-    """Return the configuration with every folder absolute, relative ones starting from `base`.
-
-    Where it was typed is known to the command alone.
-    """
+    """Return the configuration with every folder absolute, relative ones starting from `base`."""
     absolute = copy.deepcopy(configuration)
     OmegaConf.set_readonly(absolute, False)
     for key, folder in _folders(configuration, base).items():
