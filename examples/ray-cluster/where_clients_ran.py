@@ -3,7 +3,8 @@
     python examples/ray-cluster/where_clients_ran.py 192.168.0.10:6379
 
 To be run on a machine of the cluster. A message is one client's part of a round: to train, to
-evaluate, or to say who it is. Ray remembers the last 100,000 or so.
+evaluate, or to say who it is. Ray remembers the last 100,000 or so, but for those of a run's last
+second.
 """
 
 from __future__ import annotations

@@ -288,8 +288,6 @@ class Workers:
         except RayTaskError as raised:
             error = raised.cause if raised.cause is not None else raised
         except GetTimeoutError:
-            # Whatever keeps it busy is of no use to anybody.
-            ray.kill(worker)
             error, lives = TimeoutError("it had not answered in time"), False
         except RayError as died:
             died.add_note(self._last_words(process))
@@ -299,6 +297,9 @@ class Workers:
         else:
             task.future.set_result(result)
             return True
+        if not lives:
+            # Whatever keeps it busy, or out of reach, is of no use to anybody.
+            ray.kill(worker)
         task.future.set_exception(error)
         return lives
 
