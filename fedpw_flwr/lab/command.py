@@ -134,6 +134,8 @@ class _Command:
 
     def play(self) -> None:
         """Let the runs run, and compare those of a sweep."""
+        if self._sweep is not None:
+            self._display.overall(self._sweep.standing())
         at_a_time = min((job.runs_at_a_time() for job, _ in self._waiting), default=1)
         try:
             self._runs.play((run for _, run in self._waiting), at_a_time)

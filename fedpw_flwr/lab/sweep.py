@@ -187,7 +187,7 @@ class Sweep:
 
     def _left(self) -> str:
         done = self.count("done")
-        if not done or not self.total:
+        if not done or not self.total or len(self.endings) >= self.total:
             return ""
         # From the first one's start on, with as many runs at a time as there were.
         seconds = (time.monotonic() - self._since) / done * (self.total - len(self.endings))
