@@ -21,7 +21,7 @@ from fedpw_flwr.lab.config.setting_rules import GROUPS
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.lab.simulation.progress import RunProgress
-from fedpw_flwr.lab.simulation.ray_processes import check_cluster_answers
+from fedpw_flwr.lab.simulation.ray_processes import check_cluster_answers, usable_cpus
 from fedpw_flwr.lab.simulation.run import App, RunOutcome, is_library, run_app
 from fedpw_flwr.lab.simulation.runs import Runs
 
@@ -62,9 +62,7 @@ class Job:
             return int(runtime.runs_at_a_time)
         if runtime.ray_address is not None:
             return 2
-        from joblib import cpu_count  # type: ignore[import-untyped]
-
-        workers = (runtime.total_cpus or cpu_count()) // runtime.cpus_per_client
+        workers = usable_cpus(runtime) // runtime.cpus_per_client
         if runtime.gpus_per_client > 0:
             workers = min(workers, int((count_gpus() or 0) / runtime.gpus_per_client))
         return 1 + max(1, workers // count_clients(self.configuration))

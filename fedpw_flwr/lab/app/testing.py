@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from threading import Lock
 
 import torch
@@ -117,14 +119,11 @@ def _divided(sizes: Sequence[int], number: int) -> list[list[Part]]:
     each = math.ceil(len(batches) / number)
     shares = []
     for start in range(0, len(batches), each):
-        taken = batches[start : start + each]
-        shares.append(
-            [
-                (index, slice(min(those), max(those) + 1))
-                for index in dict.fromkeys(index for index, _ in taken)
-                if (those := [b for i, b in taken if i == index])
-            ]
-        )
+        share: list[Part] = []
+        for index, those in groupby(batches[start : start + each], key=itemgetter(0)):
+            numbers = [batch for _, batch in those]
+            share.append((index, slice(numbers[0], numbers[-1] + 1)))
+        shares.append(share)
     return shares
 
 

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from fedpw_flwr.lab.config.configuration import ConfigurationError, RuntimeSettings
 
-__all__ = ["check_cluster_answers", "room_for_clients", "start_ray"]
+__all__ = ["check_cluster_answers", "room_for_clients", "start_ray", "usable_cpus"]
 
 # Ray puts sockets of about 65 characters below its folder, and the system allows 107 in all.
 _LONGEST_FOLDER = 30
@@ -53,10 +53,8 @@ def start_ray(runtime: RuntimeSettings, modules: Sequence[str]) -> FileLock | No
         environment = {"py_modules": list(modules)}
         ray.init(address=runtime.ray_address, runtime_env=environment, **quiet)
         return None
-    from joblib import cpu_count  # type: ignore[import-untyped]
-
     # On a machine smaller than one client, that client has to make do with what there is.
-    cpus = max(runtime.total_cpus or int(cpu_count()), runtime.cpus_per_client)
+    cpus = max(usable_cpus(runtime), runtime.cpus_per_client)
     held = _own_folder()
     folder = str(Path(held.lock_file).parent)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)
@@ -71,6 +69,14 @@ def stop_ray(held: FileLock | None) -> None:
     if held is not None:
         shutil.rmtree(Path(held.lock_file).parent, ignore_errors=True)
         held.release()
+
+
+def usable_cpus(runtime: RuntimeSettings) -> int:
+    """Return the cores that all clients of an own Ray may take: the machine's, or container's."""
+    # A third of a second, which nothing that only imports this module should pay.
+    from joblib import cpu_count  # type: ignore[import-untyped]
+
+    return runtime.total_cpus or int(cpu_count())
 
 
 def room_for_clients(runtime: RuntimeSettings) -> int:
