@@ -45,6 +45,9 @@ def start_ray(runtime: RuntimeSettings, modules: Sequence[str]) -> FileLock | No
         "enable_worker_prestart": 0,
         "prestart_worker_first_driver": 0,
     }
+    if runtime.ray_address is None:
+        # On one machine, who does not answer is gone: Ray's processes wait a minute for it.
+        settings["gcs_rpc_server_reconnect_timeout_s"] = 10
     os.environ.update({f"RAY_{name}": str(value) for name, value in settings.items()})
     import ray
 

@@ -263,6 +263,8 @@ class Workers:
             while not ray.wait([started], timeout=_LOOK_SECONDS)[0]:
                 if patience.left() <= 0:
                     raise WorkersStopped(f"none in {runtime.connect_timeout:g} s")
+                if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
+                    raise WorkersStopped("Ray itself has ended")
                 if self._closing.is_set():
                     return None, 0
             return worker, ray.get(started)
