@@ -22,7 +22,7 @@ from torch import nn
 from fedpw_flwr.client import FedPWClient, numpy_client_app
 from fedpw_flwr.client.timings import TimingsMod
 from fedpw_flwr.lab.config.configuration import ConfigurationError
-from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.examples import Examples
 from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.experiment import Experiment, experiment_of
 from fedpw_flwr.lab.training.evaluation import Evaluation
@@ -96,12 +96,12 @@ class DomainClient(NumPyClient):
         result = self._evaluated_on(domain.test if own is None else own)
         return result.loss, result.num_examples, {"eval_acc": result.accuracy}
 
-    def _evaluated_on(self, images: ImageSet) -> Evaluation:
+    def _evaluated_on(self, examples: Examples) -> Evaluation:
         """Test the model as it is now: in evaluation mode, on images as they are."""
         experiment = self.experiment
         return evaluate_model(
             self.model,
-            images,
+            examples,
             mean=experiment.data.mean,
             std=experiment.data.std,
             device=experiment.device,

@@ -27,7 +27,7 @@ from fedpw_flwr import FedPW
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
-from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.examples import ImageSet
 from fedpw_flwr.lab.runs.records import RoundRecord, Spread
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 

@@ -85,7 +85,9 @@ def test_what_a_rule_refuses_of_a_strategy_the_strategy_refuses(choice: str) -> 
     assert tried >= len(own)
 
 
-@pytest.mark.parametrize("choice", ["cnn", "mlp", "cnn_mcmahan", "resnet10", "resnet18"])
+@pytest.mark.parametrize(
+    "choice", ["cnn", "mlp", "logistic", "cnn_mcmahan", "resnet10", "resnet18"]
+)
 def test_what_a_rule_refuses_of_a_model_the_model_refuses(choice: str) -> None:
     settings = _configured("model", choice)
     for key in settings.keys() - {"_target_"}:
