@@ -300,6 +300,14 @@ OWN: dict[str, dict[str, dict[str, Rule]]] = {
             "seed": _or_null(_FROM_ZERO),
             "url": _TEXT,
         },
+        "huggingface": {
+            "domains": _list_of(_TEXT),
+            "path": _TEXT,
+            **dict.fromkeys(("image_column", "label_column", "train_split"), _TEXT),
+            **dict.fromkeys(("subset", "domain_column", "test_split"), _or_null(_TEXT)),
+            "test_share": _number(0, 1, above=True, below=True),
+            **_IMAGES,
+        },
         "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_IMAGES},
         "named_set": {
             "domains": _list_of(_TEXT),
