@@ -18,20 +18,8 @@ from fedpw_flwr.wire.adjustment import REPORT_KEY
 from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.records import records_of_metrics
 
-__all__ = [
-    "EXAMPLES_KEY",
-    "answers_of_failures",
-    "as_parameters",
-    "as_scalars",
-    "evaluation_content",
-    "fit_content",
-    "named_model",
-    "refuse_client_app_functions",
-    "shared_metrics",
-]
-
 _TENSOR_TYPE = "numpy.ndarray"
-EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
+EXAMPLES_KEY = "num-examples"
 
 # Records that a reply or a message lacks, as exceptions, tracebacks and SuperNodes tell it, and
 # what FedPW's own bridge and mod say.
@@ -48,10 +36,7 @@ def as_parameters(arrays: ArrayRecord) -> Parameters:
 def named_model(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
     """Return the global model's parameters as arrays by name (index where there are no names).
 
-    Raises
-    ------
-    ValueError
-        If there are none, they are no NumPy arrays, or the names are not as many.
+    ValueError if there are none, they are no NumPy arrays, or the names are not as many.
     """
     count = len(parameters.tensors)
     if parameters.tensor_type != _TENSOR_TYPE or not count:
@@ -65,17 +50,17 @@ def named_model(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
             f"array_names has {len(names)} names, the model {count} arrays: name every one, in the "
             "order of the parameters"
         )
-    return _named(parameters, names)
+    return named_arrays(parameters, names)
 
 
 def fit_content(result: FitRes, names: Sequence[str]) -> RecordDict:
     """Return a training result as records."""
     content = records_of_metrics({**result.metrics, EXAMPLES_KEY: result.num_examples})
-    content["arrays"] = _named(result.parameters, names)
+    content["arrays"] = named_arrays(result.parameters, names)
     return content
 
 
-def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
+def named_arrays(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
     """See parameters as arrays by name, without copying them."""
     arrays = {}
     for index, data in enumerate(parameters.tensors):
@@ -87,7 +72,7 @@ def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
 
 def evaluation_content(result: EvaluateRes) -> RecordDict:
     """Return an evaluation result as records."""
-    own = {_EVALUATION_LOSS_KEY: result.loss, EXAMPLES_KEY: result.num_examples}
+    own = {"loss": result.loss, EXAMPLES_KEY: result.num_examples}
     return records_of_metrics({**result.metrics, **own})
 
 
@@ -152,23 +137,17 @@ def _node_of(failure: BaseException) -> int | None:
 
 
 def refuse_client_app_functions(
-    results: Sequence[object],
-    failures: Sequence[tuple[ClientProxy, Any] | BaseException],
+    results: Sequence[object], failures: Sequence[tuple[ClientProxy, Any] | BaseException]
 ) -> None:
     """Notice clients that a legacy server cannot talk to: ``@app.train`` functions.
 
-    Raises
-    ------
-    RuntimeError
-        If every client failed, and in the way in which those functions fail.
+    RuntimeError if every client failed, and in the way in which those functions fail.
     """
-    if results or not failures:
-        return
     # A result with a status that is not OK comes from a Client of the legacy API.
-    if not all(isinstance(failure, BaseException) for failure in failures):
+    if results or not all(isinstance(failure, BaseException) for failure in failures):
         return
     text = [f"{type(failure).__name__}: {failure}" for failure in failures]
-    if all(_OF_FUNCTIONS.search(line) for line in text):
+    if text and all(_OF_FUNCTIONS.search(line) for line in text):
         raise RuntimeError(
             "the clients are ClientApp functions (@app.train), which Flower's legacy server cannot "
             "talk to: run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give "

@@ -15,8 +15,6 @@ from flwr.server.criterion import Criterion
 
 from fedpw_flwr.wire.records import IDENTITY_KEY
 
-__all__ = ["OrderedClientManager", "stated_identities"]
-
 logger = logging.getLogger("flwr")
 
 _TIMEOUT = 180.0
@@ -89,8 +87,6 @@ class OrderedClientManager(SimpleClientManager):
 
     def _ask(self, clients: Sequence[ClientProxy]) -> None:
         """Ask clients who they are."""
-        if not clients:
-            return
         found = stated_identities(clients)
         self._identities.update(
             {client.cid: one for client, one in zip(clients, found, strict=True)}
@@ -107,9 +103,7 @@ class OrderedClientManager(SimpleClientManager):
 
 def stated_identities(clients: Sequence[ClientProxy]) -> list[int | None]:
     """Ask clients who they are, all at once; None for each that does not say."""
-    if not clients:
-        return []
-    with ThreadPoolExecutor(min(_AT_ONCE, len(clients))) as asking:
+    with ThreadPoolExecutor(_AT_ONCE) as asking:
         return list(asking.map(_identity, clients))
 
 

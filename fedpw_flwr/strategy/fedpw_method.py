@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from abc import ABC
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
 from torch import Tensor
@@ -34,19 +34,9 @@ from fedpw_flwr.strategy.options import Adjustment, MethodOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES
 
-__all__ = ["FedPWMethod", "WithFedPW"]
-
 logger = logging.getLogger("flwr")
 
 _SETTINGS = tuple(FedPWSettings.__dataclass_fields__)
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """FedPW's memory after a round; the consensus is kept where clients adjust."""
-
-    weighting: WeightingState
-    adjustment: AdjustmentState
 
 
 class FedPWMethod(Method):
@@ -60,6 +50,10 @@ class FedPWMethod(Method):
         If an option has the wrong type.
     """
 
+    title = "FedPW"
+    needs_loss = needs_examples = keeps_sign = asks_by_client = False
+    """What the options decide."""
+
     def __init__(self, options: MethodOptions) -> None:
         given: dict[str, Any] = dict(options)
         if given.get("trainable") is not None:
@@ -70,6 +64,10 @@ class FedPWMethod(Method):
         self.adjustment: Adjustment = given.get("adjustment", "server")
         self.upload: Upload = given.get("upload", "dense")
         self.upload_dtype = given.get("upload_dtype", "float32")
+        adapts, adjusts = self.settings.adapt_weights, self.settings.adjust_parameters
+        self.needs_loss, self.needs_examples = adapts or adjusts, not adapts
+        self.asks_by_client = adjusts and self.adjustment == "client"
+        self.keeps_sign = self.settings.clip_weights
         self._check_placement()
         self.device = available_device("cpu" if device is None else device)
         self._given_trainable = self.settings.trainable
@@ -100,31 +98,6 @@ class FedPWMethod(Method):
                 f"upload_dtype={self.upload_dtype!r} is the type of packed values: add "
                 'upload="packed"'
             )
-
-    @property
-    def title(self) -> str:
-        """The method's name in logs and errors."""
-        return "FedPW"
-
-    @property
-    def asks_by_client(self) -> bool:
-        """Whether clients mask and rescale their own updates."""
-        return self.adjustment == "client" and self.settings.adjust_parameters
-
-    @property
-    def needs_loss(self) -> bool:
-        """Whether a reply without the training loss is broken."""
-        return self.settings.adapt_weights or self.settings.adjust_parameters
-
-    @property
-    def needs_examples(self) -> bool:
-        """Whether clients are weighted by their number of examples."""
-        return not self.settings.adapt_weights
-
-    @property
-    def keeps_sign(self) -> bool:
-        """Whether no array without negative entries may get one."""
-        return self.settings.clip_weights
 
     @property
     def trainable(self) -> tuple[str, ...] | None:
@@ -184,7 +157,7 @@ class FedPWMethod(Method):
                 factors=factors,
                 upload=self.upload,
                 upload_dtype=self.upload_dtype,
-                keep_sign=self.settings.clip_weights,
+                keep_sign=self.keeps_sign,
             )
             for node, rate in self._rates.items()
         }
@@ -243,13 +216,7 @@ class FedPWMethod(Method):
             )
 
     def leave_out(self, private: Collection[str]) -> None:
-        """Forget arrays that clients keep to themselves.
-
-        Raises
-        ------
-        ValueError
-            If no trainable array is left.
-        """
+        """Forget arrays that clients keep to themselves; ValueError if none is left to train."""
         self._names = (self._names or frozenset()) - frozenset(private)
         if self.settings.trainable is None:
             return
@@ -285,14 +252,14 @@ class FedPWMethod(Method):
         reported = {result.client: result.loss for result in results}
         return Step(
             step.model,
-            _Memory(step.state, adjustment),
+            (step.state, adjustment),
             recorded(step, reported),
             warnings_of(step, reported),
         )
 
-    def remember(self, memory: _Memory) -> None:
+    def remember(self, memory: tuple[WeightingState, AdjustmentState]) -> None:
         """Take the memory of the next round."""
-        self._state, self.adjustment_state = memory.weighting, memory.adjustment
+        self._state, self.adjustment_state = memory
 
     # --- A run ------------------------------------------------------------------------------------
 
@@ -314,13 +281,7 @@ class FedPWMethod(Method):
         return state, {f"consensus/{name}": tensor for name, tensor in members.items()}
 
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set everything that is carried from round to round to what `saved_memory` returned.
-
-        Raises
-        ------
-        KeyError, TypeError, AttributeError, ValueError
-            If it is not such a state.
-        """
+        """Set everything that is carried from round to round to what `saved_memory` returned."""
         weighting = WeightingState.from_dict(state["weighting"])
         saved = state["consensus"]
         consensus = None

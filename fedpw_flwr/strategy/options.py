@@ -9,26 +9,19 @@ from typing import Any, Literal, TypedDict
 
 import torch
 from flwr.app import MetricRecord, RecordDict
+from flwr.common import MetricsAggregationFn, NDArrays, Parameters, Scalar
 
 from fedpw_flwr.rounds.attendance import WhenMissing
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
 
-__all__ = [
-    "Adjustment",
-    "AttendanceOptions",
-    "BaselineOptions",
-    "FedAvgOptions",
-    "FedPWOptions",
-    "MethodOptions",
-    "MetricsAggregation",
-    "check_names",
-    "split",
-]
-
 Adjustment = Literal["server", "client"]
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
+
+LegacyEvaluation = Callable[
+    [int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None
+]
 
 
 class FedAvgOptions(TypedDict, total=False):
@@ -44,6 +37,24 @@ class FedAvgOptions(TypedDict, total=False):
     configrecord_key: str
     train_metrics_aggr_fn: MetricsAggregation | None
     evaluate_metrics_aggr_fn: MetricsAggregation | None
+
+
+class LegacyFedAvgOptions(TypedDict, total=False):
+    """Options of FedAvg in Flower's legacy API."""
+
+    fraction_fit: float
+    fraction_evaluate: float
+    min_fit_clients: int
+    min_evaluate_clients: int
+    min_available_clients: int
+    evaluate_fn: LegacyEvaluation | None
+    on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None
+    on_evaluate_config_fn: Callable[[int], dict[str, Scalar]] | None
+    accept_failures: bool
+    initial_parameters: Parameters | None
+    fit_metrics_aggregation_fn: MetricsAggregationFn | None
+    evaluate_metrics_aggregation_fn: MetricsAggregationFn | None
+    inplace: bool
 
 
 class BaselineOptions(FedAvgOptions, total=False):
@@ -86,18 +97,16 @@ class FedPWOptions(FedAvgOptions, MethodOptions, AttendanceOptions, total=False)
     seed: int | None
 
 
-def check_names(title: str, options: Mapping[str, Any], kind: type) -> None:
-    """Refuse options that a TypedDict does not have.
+class LegacyFedPWOptions(LegacyFedAvgOptions, MethodOptions, AttendanceOptions, total=False):
+    """All options of `fedpw_flwr.legacy.FedPW` but `array_names`."""
 
-    Raises
-    ------
-    TypeError
-        With the name, and the one that may be meant.
-    """
+
+def check_names(options: Mapping[str, Any], kind: type) -> None:
+    """Refuse options that a TypedDict does not have; TypeError with the one that may be meant."""
     for name in options.keys() - kind.__annotations__.keys():
         alike = difflib.get_close_matches(name, kind.__annotations__, n=1)
         meant = f"; did you mean {alike[0]}?" if alike else ""
-        raise TypeError(f"{title} has no option {name!r}{meant}")
+        raise TypeError(f"FedPW has no option {name!r}{meant}")
 
 
 def split(options: Mapping[str, Any], kind: type) -> tuple[Any, Any]:

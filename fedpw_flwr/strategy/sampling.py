@@ -19,8 +19,6 @@ from flwr.serverapp import Grid
 from fedpw_flwr.rounds.attendance import Attendance, WhenMissing
 from fedpw_flwr.wire.records import IDENTITY_QUERY, identity_of, shows_answers
 
-__all__ = ["NodeSampling", "Phase"]
-
 logger = logging.getLogger("flwr")
 
 Phase = Literal["train", "evaluate"]

@@ -179,7 +179,7 @@ def test_numbers_of_clients_that_a_subclass_chooses_are_kept() -> None:
     ("behind", "told"),
     [
         (flowers.FedProx, r"put FedProx in front, class Mine\(FedProx, FedPW\)"),
-        (flowers.FedMedian, "FedMedian stands behind FedPW, so it would never aggregate"),
+        (flowers.FedMedian, "FedMedian aggregates by itself and cannot be combined with FedPW"),
         (FedAdam, r"put FedAdam in front, class Mine\(FedAdam, FedPW\)"),
     ],
     ids=lambda one: getattr(one, "__name__", ""),

@@ -35,8 +35,12 @@ from support.legacy_federation import (
 import fedpw_flwr
 from fedpw_flwr import FedPWClient
 from fedpw_flwr.legacy import FedPW
-from fedpw_flwr.legacy.options import LegacyFedAvgOptions, LegacyFedPWOptions
-from fedpw_flwr.strategy.options import FedAvgOptions, FedPWOptions
+from fedpw_flwr.strategy.options import (
+    FedAvgOptions,
+    FedPWOptions,
+    LegacyFedAvgOptions,
+    LegacyFedPWOptions,
+)
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
 
 NODES = [11, 12, 13, 14]
