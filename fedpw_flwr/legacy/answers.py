@@ -6,7 +6,8 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -100,15 +101,18 @@ def _is_finite(value: Scalar | None) -> bool:
     return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
-def answers_of_failures(
-    failures: Sequence[tuple[ClientProxy, Any] | BaseException], missing: frozenset[int]
+def answers_of(
+    results: Sequence[tuple[ClientProxy, Any]],
+    failures: Sequence[tuple[ClientProxy, Any] | BaseException],
+    asked: frozenset[int],
+    content_of: Callable[[Any], RecordDict],
 ) -> list[Answer]:
-    """Turn failures into answers, each of the node that failed.
+    """Turn results and failures into answers, each of the node that it came from.
 
-    Flower does not say whose an exception is. Where nothing else tells, it may be any of those that
-    are missing.
+    Flower does not say whose an exception is. Where nothing else tells, it may be any of the nodes
+    that were asked and are missing.
     """
-    answers, nameless = [], []
+    answers, nameless = [Answer(proxy.node_id, content_of(one)) for proxy, one in results], []
     for failure in failures:
         if isinstance(failure, BaseException):
             node, reason = _node_of(failure), f"{type(failure).__name__}: {failure}"
@@ -118,12 +122,10 @@ def answers_of_failures(
             nameless.append(reason)
         else:
             answers.append(Answer(node, None, reason))
-            missing = missing - {node}
-    nodes = sorted(missing)
-    for index, reason in enumerate(nameless):
-        node = nodes[index] if index < len(nodes) else 0
-        who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
-        answers.append(Answer(node, None, f"{who}{reason}"))
+    nodes = sorted(asked - {answer.node_id for answer in answers})
+    who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
+    for told, node in zip_longest(nameless, nodes[: len(nameless)], fillvalue=0):
+        answers.append(Answer(node, None, f"{who}{told}"))
     return answers
 
 

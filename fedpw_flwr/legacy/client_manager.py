@@ -88,9 +88,7 @@ class OrderedClientManager(SimpleClientManager):
     def _ask(self, clients: Sequence[ClientProxy]) -> None:
         """Ask clients who they are."""
         found = stated_identities(clients)
-        self._identities.update(
-            {client.cid: one for client, one in zip(clients, found, strict=True)}
-        )
+        self._identities.update(zip((client.cid for client in clients), found, strict=True))
         silent = found.count(None)
         if silent:
             logger.info(

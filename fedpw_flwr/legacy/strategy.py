@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 from flwr.app import ArrayRecord
@@ -15,7 +16,7 @@ from flwr.server.strategy import FedAdagrad, FedAdam, FedAvg, FedOpt, FedYogi
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.legacy.answers import (
     EXAMPLES_KEY,
-    answers_of_failures,
+    answers_of,
     as_parameters,
     as_scalars,
     evaluation_content,
@@ -29,10 +30,9 @@ from fedpw_flwr.legacy.client_manager import stated_identities
 from fedpw_flwr.rounds.attendance import Attendance
 from fedpw_flwr.rounds.driver import Driver
 from fedpw_flwr.rounds.metrics import reply_counts
-from fedpw_flwr.rounds.replies import Answer
 from fedpw_flwr.strategy.compatibility import refuse_incompatible
 from fedpw_flwr.strategy.fedpw_method import FedPWMethod, WithFedPW
-from fedpw_flwr.strategy.options import LegacyFedPWOptions, MethodOptions, check_names, split
+from fedpw_flwr.strategy.options import LegacyFedPWOptions, split
 from fedpw_flwr.strategy.step_on_top import Driven, StepOnTop, stand_beside
 
 _STEP_ON_TOP = (FedOpt, FedAdam, FedAdagrad, FedYogi)
@@ -107,23 +107,19 @@ class FedPW(WithFedPW, Driven, FedAvg):
     """
 
     def __init__(
-        self,
-        *,
-        array_names: Sequence[str] | None = None,
-        **options: Unpack[LegacyFedPWOptions],
+        self, *, array_names: Sequence[str] | None = None, **options: Unpack[LegacyFedPWOptions]
     ) -> None:
-        check_names(options, LegacyFedPWOptions)
+        of_method, rest = split(options, LegacyFedPWOptions)
         if options.get("trainable") is not None and array_names is None:
             raise ValueError(
                 "trainable names arrays, but lists of parameters have no names: give "
                 "array_names=list(model.state_dict()) with it"
             )
-        of_method, rest = split(options, MethodOptions)
         self.method = FedPWMethod(of_method)
         self.driver = Driver(self.method)
-        self.array_names = (
-            None if array_names is None else distinct_names(array_names, "array_names")
-        )
+        if array_names is not None:
+            array_names = distinct_names(array_names, "array_names")
+        self.array_names = array_names
         self._attendance = Attendance(
             rest.pop("wait_for_clients", 3600.0), rest.pop("when_missing", "stop")
         )
@@ -132,13 +128,7 @@ class FedPW(WithFedPW, Driven, FedAvg):
         super().__init__(**rest)
 
     def __init_subclass__(cls) -> None:
-        """Refuse one of Flower's strategies on top that would never let FedPW aggregate.
-
-        Raises
-        ------
-        TypeError
-            If it aggregates by itself. Those on FedOpt step on the aggregate of the class below.
-        """
+        """Refuse a strategy beside this one that would keep it from working, with a TypeError."""
         super().__init_subclass__()
         never_called = {"configure_fit", "configure_evaluate", "aggregate_fit"}
         stand_beside(cls, FedPW, FedAvg, _STEP_ON_TOP, StepOnTrained, "aggregate_fit", never_called)
@@ -224,17 +214,9 @@ class FedPW(WithFedPW, Driven, FedAvg):
             refuse_client_app_functions(results, failures)
         if failures and not self.accept_failures:
             return None, {}
-        names = self._names()
-        answered = {proxy.node_id for proxy, _ in results}
-        finished = self.driver.finish(
-            "aggregate_fit",
-            server_round,
-            [
-                *(Answer(proxy.node_id, fit_content(result, names)) for proxy, result in results),
-                *answers_of_failures(failures, self.driver.asked_nodes - answered),
-            ],
-            EXAMPLES_KEY,
-        )
+        content_of = partial(fit_content, names=self._names())
+        answers = answers_of(results, failures, self.driver.asked_nodes, content_of)
+        finished = self.driver.finish("aggregate_fit", server_round, answers, EXAMPLES_KEY)
         arrays = self.handed_on(finished)
         parameters = None if arrays is None else as_parameters(arrays)
         if not finished.asked:
@@ -281,16 +263,8 @@ class FedPW(WithFedPW, Driven, FedAvg):
         if failures and not self.accept_failures:
             return None, {}
         asked = self._asked_to_evaluate
-        missing = (asked or frozenset()) - {proxy.node_id for proxy, _ in results}
-        good, bad = self.driver.screen_evaluation(
-            server_round,
-            [
-                *(Answer(proxy.node_id, evaluation_content(result)) for proxy, result in results),
-                *answers_of_failures(failures, missing),
-            ],
-            asked,
-            EXAMPLES_KEY,
-        )
+        answers = answers_of(results, failures, asked or frozenset(), evaluation_content)
+        good, bad = self.driver.screen_evaluation(server_round, answers, asked, EXAMPLES_KEY)
         used = {reply.node_id for reply in good}
         usable = [(proxy, result) for proxy, result in results if proxy.node_id in used]
         loss: float | None = None

@@ -14,7 +14,7 @@ from fedpw_flwr.rounds.driver import Driver
 from fedpw_flwr.rounds.loop import run_rounds
 from fedpw_flwr.strategy.compatibility import refuse_incompatible
 from fedpw_flwr.strategy.fedpw_method import FedPWMethod, WithFedPW
-from fedpw_flwr.strategy.options import FedPWOptions, MethodOptions, check_names, split
+from fedpw_flwr.strategy.options import FedPWOptions, split
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
 
@@ -112,16 +112,12 @@ class FedPW(WithFedPW, ScreenedFedAvg):
     metrics_prefix = "fedpw-"
 
     def __init__(self, *positional: Any, **options: Unpack[FedPWOptions]) -> None:
-        check_names(options, FedPWOptions)
-        of_method, rest = split(options, MethodOptions)
+        of_method, rest = split(options, FedPWOptions)
         self.method = FedPWMethod(of_method)
         folder, every = rest.pop("checkpoint_dir", None), rest.pop("checkpoint_every", 1)
         self.resume = rest.pop("resume", False)
-        sampling = NodeSampling(
-            rest.pop("seed", None),
-            rest.pop("wait_for_clients", 3600.0),
-            rest.pop("when_missing", "stop"),
-        )
+        waiting = rest.pop("wait_for_clients", 3600.0), rest.pop("when_missing", "stop")
+        sampling = NodeSampling(rest.pop("seed", None), *waiting)
         if folder is None and self.resume:
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.checkpoints = None if folder is None else CheckpointStore(folder, every=every)

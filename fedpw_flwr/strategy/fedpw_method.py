@@ -42,12 +42,8 @@ _SETTINGS = tuple(FedPWSettings.__dataclass_fields__)
 class FedPWMethod(Method):
     """FedPW: updates masked and rescaled, clients weighted by direction and loss.
 
-    Raises
-    ------
-    ValueError
-        If an option is unknown, outside its range, contradicts another, or `device` is not there.
-    TypeError
-        If an option has the wrong type.
+    ValueError if an option is outside its range, contradicts another, or `device` is not there;
+    TypeError if it has the wrong type.
     """
 
     title = "FedPW"
@@ -124,8 +120,8 @@ class FedPWMethod(Method):
     def requests(self, names: Sequence[str], clients: Mapping[int, int]) -> Requests:
         """Ask each node to mask with the rate that suits its client, and to rescale with C."""
         consensus = self.adjustment_state.consensus
-        members = frozenset() if consensus is None else consensus.members.keys()
-        if self._names not in (None, frozenset(names)) or not members <= frozenset(names):
+        of_another = consensus is not None and not consensus.members.keys() <= set(names)
+        if self._names not in (None, frozenset(names)) or of_another:
             # C is that of another model's arrays.
             self.adjustment_state = replace(self.adjustment_state, consensus=None)
         self._names = frozenset(names)
@@ -143,13 +139,12 @@ class FedPWMethod(Method):
             )
         self._rates = dict(zip(nodes, rates, strict=True))
         consensus = self.adjustment_state.consensus
-        indices = {name: index for index, name in enumerate(names)}
+        agreed = {} if consensus is None else consensus.factors
+        factors = {index: agreed[name] for index, name in enumerate(names) if name in agreed}
         shared: dict[str, bytes] = {}
-        factors: dict[int, float] = {}
-        if consensus is not None and consensus.factors:
-            ordered = sorted(consensus.factors, key=indices.__getitem__)
-            factors = {indices[name]: consensus.factors[name] for name in ordered}
-            shared = {CONSENSUS_KEY: pack_consensus([consensus.members[name] for name in ordered])}
+        if consensus is not None and factors:
+            members = [consensus.members[names[index]] for index in factors]
+            shared = {CONSENSUS_KEY: pack_consensus(members)}
         by_node = {
             node: AdjustmentRequest(
                 rate=rate,
@@ -175,36 +170,30 @@ class FedPWMethod(Method):
         if has_names(names):
             return list(replies), []
         floating = {index for index, name in enumerate(names) if model[name].is_floating_point()}
-        self._learn_trainable(replies, names, floating)
+        sound = [reply.trainable for reply in replies if reply.trainable]
+        sound = [told for told in sound if floating.issuperset(told)]
+        if sound and self.settings.trainable is None and self.state.rounds == 0:
+            self._learn_trainable(sound, len(replies), names)
         agreed = self.settings.trainable
         expected = None if agreed is None else tuple(sorted(names.index(name) for name in agreed))
         good, odd = [], []
         for reply in replies:
             told = reply.trainable
-            sound = told is None or (bool(told) and floating.issuperset(told))
-            if sound and (expected is None or told in (None, expected)):
+            if told is None or (told in sound and expected in (None, told)):
                 good.append(reply)
                 continue
-            reason = f"it takes the arrays {list(told or ())} as trainable, "
-            if not sound:
-                reason += "which are not floating arrays of the model"
-            else:
-                reason += f"the others {list(expected or ())}"
+            others = "which are not floating arrays of the model"
+            if told in sound:
+                others = f"the others {list(expected or ())}"
+            reason = f"it takes the arrays {list(told)} as trainable, {others}"
             odd.append(BadReply(reply.node_id, reply.client, reason))
         return good, odd
 
     def _learn_trainable(
-        self, replies: Sequence[TrainReply], names: Sequence[str], floating: Collection[int]
+        self, told: Sequence[tuple[int, ...]], replies: int, names: Sequence[str]
     ) -> None:
-        told = [
-            reply.trainable
-            for reply in replies
-            if reply.trainable and set(floating).issuperset(reply.trainable)
-        ]
-        if self.settings.trainable is not None or self.state.rounds > 0 or not told:
-            return
         common = max(sorted(set(told)), key=told.count)
-        if 2 * told.count(common) >= len(replies):
+        if 2 * told.count(common) >= replies:
             trainable = tuple(names[index] for index in common)
             self.settings = replace(self.settings, trainable=trainable)
             logger.info("\tThe clients take the arrays %s as trainable", list(common))

@@ -101,18 +101,14 @@ class LegacyFedPWOptions(LegacyFedAvgOptions, MethodOptions, AttendanceOptions, 
     """All options of `fedpw_flwr.legacy.FedPW` but `array_names`."""
 
 
-def check_names(options: Mapping[str, Any], kind: type) -> None:
-    """Refuse options that a TypedDict does not have; TypeError with the one that may be meant."""
-    for name in options.keys() - kind.__annotations__.keys():
-        alike = difflib.get_close_matches(name, kind.__annotations__, n=1)
+def split(options: Mapping[str, Any], kind: type) -> tuple[Any, Any]:
+    """Return the method's options and the others; TypeError if one is not in a TypedDict."""
+    allowed, of_method = kind.__annotations__, MethodOptions.__annotations__
+    for name in options.keys() - allowed.keys():
+        alike = difflib.get_close_matches(name, allowed, n=1)
         meant = f"; did you mean {alike[0]}?" if alike else ""
         raise TypeError(f"FedPW has no option {name!r}{meant}")
-
-
-def split(options: Mapping[str, Any], kind: type) -> tuple[Any, Any]:
-    """Return those of the options that a TypedDict has, and the others."""
-    names = kind.__annotations__
     return (
-        {name: value for name, value in options.items() if name in names},
-        {name: value for name, value in options.items() if name not in names},
+        {name: value for name, value in options.items() if name in of_method},
+        {name: value for name, value in options.items() if name not in of_method},
     )

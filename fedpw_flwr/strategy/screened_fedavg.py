@@ -92,13 +92,7 @@ class ScreenedFedAvg(Driven, SampledFedAvg):
         self._asked_to_evaluate: tuple[Message, ...] | None = None
 
     def __init_subclass__(cls) -> None:
-        """Refuse one of Flower's strategies beside this one that would keep it from working.
-
-        Raises
-        ------
-        TypeError
-            If one in front aggregates by itself, or one behind would never be called.
-        """
+        """Refuse a strategy beside this one that would keep it from working, with a TypeError."""
         super().__init_subclass__()
         setting_up = {"configure_train", "configure_evaluate"}
         stand_beside(
