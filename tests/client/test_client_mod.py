@@ -310,8 +310,6 @@ OTHER_MODELS: dict[str, Callable[[Message], ArrayRecord]] = {
     "too few": too_few,
     "none": lambda message: ArrayRecord({}),
     "transposed": with_weight(lambda array: array.T.copy()),
-    "integers": with_weight(lambda array: array.astype(np.int32)),
-    "text": with_weight(lambda array: np.full((6, 4), "w")),
 }
 
 

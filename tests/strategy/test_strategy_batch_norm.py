@@ -5,7 +5,7 @@ Real networks train in real ClientApps behind both of Flower's server APIs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,14 @@ Arrays = list[npt.NDArray[Any]]
 ROUNDS = 4
 VARIANCE = 5
 """Index of the running variance among the arrays."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def network() -> nn.Module:

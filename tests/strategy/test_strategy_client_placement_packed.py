@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from support.adjusting_clients import (
     Round,
     Train,
@@ -21,14 +21,13 @@ from support.adjusting_clients import (
     model_of,
     play,
     report_of,
-    round_of,
 )
 from support.grid import Client
-from support.records import NDArrays, array_record, payloads, train_content
+from support.records import NDArrays, array_record, payloads
 from support.small_model import train_reply, trained
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.wire.packing import UploadDtype, packed_size
+from fedpw_flwr.wire.packing import UploadDtype
 
 NODES = [11, 12, 13, 14]
 ROUNDS = 3
@@ -102,28 +101,6 @@ def test_so_it_does_for_models_of_half_precision() -> None:
 def test_packed_and_unadjusted_replies_may_mix() -> None:
     mixed: dict[int, Client] = {11: following(), 12: ignoring(), 13: following(), 14: ignoring()}
     assert outcome(*run(clients=mixed, upload="packed")) == outcome(*large_run("packed"))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_frozen_or_dropped_whole_packs_into_a_mask_of_zeros(dtype: str) -> None:
-    def train(message: Message) -> Message:
-        node, sent = message.metadata.dst_node_id, model_of(message)
-        model = {**trained(sent, (node, round_of(message))), "fc.weight": sent["fc.weight"]}
-        return Message(train_content(model, 0.001 if node == 14 else 1.0), reply_to=message)
-
-    rounds, _ = run(
-        train=train, upload="packed", upload_dtype=dtype, max_loss_ratio=None, rounds=ROUNDS
-    )
-    for each in rounds:
-        assert each.metrics["fedpw-client-id"] == NODES
-        np.testing.assert_array_equal(each.model["fc.weight"], LARGE["fc.weight"])
-    for each in rounds[1:]:
-        assert each.reply_arrays(11)["fc.weight"].size == packed_size(10_000, 0, dtype)
-        # Far better than the others, client 14 drops everything that can be masked.
-        assert each.rates[14] == 1.0
-        assert each.reply_arrays(14)["conv.weight"].size == packed_size(1152, 0, dtype)
-        counter = "bn.num_batches_tracked"
-        assert each.reply_arrays(14)[counter] == model_of(each.messages[14])[counter] + 1
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 1e-3), ("bfloat16", 1e-2)])
