@@ -6,11 +6,11 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecordValues, RecordDict
 from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
 from flwr.server.client_proxy import ClientProxy
 
@@ -77,7 +77,7 @@ def evaluation_content(result: EvaluateRes) -> RecordDict:
     return records_of_metrics({**result.metrics, **own})
 
 
-def as_scalars(metrics: MetricRecord) -> dict[str, Scalar]:
+def as_scalars(metrics: Mapping[str, MetricRecordValues]) -> dict[str, Scalar]:
     """Write lists as JSON texts: this API takes no lists."""
     return {
         key: json.dumps(value) if isinstance(value, list) else value

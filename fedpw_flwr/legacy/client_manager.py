@@ -13,12 +13,10 @@ from flwr.server import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
 
+from fedpw_flwr.strategy.sampling import ANSWER_TIMEOUT
 from fedpw_flwr.wire.records import IDENTITY_KEY
 
 logger = logging.getLogger("flwr")
-
-_TIMEOUT = 180.0
-"""Seconds to wait for an answer; in a simulation the first one waits for Ray's workers to start."""
 
 _AT_ONCE = 32
 """Clients that are asked at the same time."""
@@ -108,7 +106,7 @@ def stated_identities(clients: Sequence[ClientProxy]) -> list[int | None]:
 def _identity(client: ClientProxy) -> int | None:
     # Whatever goes wrong at a client must not end the run: it is sampled by its node id.
     with suppress(Exception):
-        answer = client.get_properties(GetPropertiesIns({}), timeout=_TIMEOUT, group_id=None)
+        answer = client.get_properties(GetPropertiesIns({}), timeout=ANSWER_TIMEOUT, group_id=None)
         identity = answer.properties.get(IDENTITY_KEY)
         if answer.status.code == Code.OK and type(identity) is int and identity >= 0:
             return identity

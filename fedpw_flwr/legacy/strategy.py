@@ -47,8 +47,7 @@ class StepOnTrained(StepOnTop):
     lost_round_metrics: Any = None
     """Metrics of a round without a usable result: Flower's optimizers drop them."""
 
-    def step_from(self, start: ArrayRecord) -> None:
-        """Tell the optimizer what it steps from."""
+    def _step_from(self, start: ArrayRecord) -> None:
         self.current_weights = [array.numpy() for array in start.values()]
 
     def aggregate_fit(self, *arguments: Any, **named: Any) -> Any:
@@ -226,8 +225,7 @@ class FedPW(WithFedPW, Driven, FedAvg):
         usable = shared_metrics([result for proxy, result in results if proxy.node_id in used])
         if usable and self.fit_metrics_aggregation_fn is not None:
             metrics.update(self.fit_metrics_aggregation_fn(usable))
-        metrics.update(as_scalars(finished.metrics))
-        metrics.update(as_scalars(reply_counts(finished.bad, "fedpw-")))
+        metrics |= as_scalars({**finished.metrics, **reply_counts(finished.bad, "fedpw-")})
         self.lost_round_metrics = None if parameters else metrics
         return parameters, metrics
 

@@ -36,8 +36,6 @@ from fedpw_flwr.wire.packing import UPLOAD_DTYPES
 
 logger = logging.getLogger("flwr")
 
-_SETTINGS = tuple(FedPWSettings.__dataclass_fields__)
-
 
 class FedPWMethod(Method):
     """FedPW: updates masked and rescaled, clients weighted by direction and loss.
@@ -54,7 +52,8 @@ class FedPWMethod(Method):
         given: dict[str, Any] = dict(options)
         if given.get("trainable") is not None:
             given["trainable"] = distinct_names(given["trainable"])
-        self.settings = FedPWSettings(**{name: given[name] for name in _SETTINGS if name in given})
+        names = FedPWSettings.__dataclass_fields__.keys() & given.keys()
+        self.settings = FedPWSettings(**{name: given[name] for name in names})
         self.train_loss_key: str = given.get("train_loss_key", "train_loss")
         device = given.get("device")
         self.adjustment: Adjustment = given.get("adjustment", "server")

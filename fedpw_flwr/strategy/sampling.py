@@ -24,7 +24,7 @@ logger = logging.getLogger("flwr")
 
 Phase = Literal["train", "evaluate"]
 
-_TIMEOUT = 180.0
+ANSWER_TIMEOUT = 180.0
 """Seconds to wait for an answer, once: nodes that were lost a moment ago never give one, and on a
 busy machine the first answer of a simulation waits for Ray's workers to start."""
 
@@ -78,7 +78,7 @@ class NodeSampling:
         if new:
             messages = [Message(RecordDict(), node, IDENTITY_QUERY) for node in new]
             self._clients.update(dict.fromkeys(new))
-            for reply in grid.send_and_receive(messages, timeout=_TIMEOUT):
+            for reply in grid.send_and_receive(messages, timeout=ANSWER_TIMEOUT):
                 # An id that can be none is said when the node's reply is set aside for it.
                 with suppress(ValueError):
                     if reply.has_content():

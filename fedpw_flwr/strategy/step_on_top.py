@@ -48,7 +48,7 @@ class StepOnTop(Driven):
     _aggregate: ArrayRecord | None = None
 
     @abstractmethod
-    def step_from(self, start: ArrayRecord) -> None:
+    def _step_from(self, start: ArrayRecord) -> None:
         """Tell the optimizer what it steps from."""
 
     def handed_on(self, finished: Finished) -> ArrayRecord | None:
@@ -56,7 +56,7 @@ class StepOnTop(Driven):
         self._aggregate = finished.arrays
         if not finished.stepped:
             return None
-        self.step_from(self.driver.trained())
+        self._step_from(self.driver.trained())
         return self.driver.trained(finished.arrays)
 
     def whole_model(self, stepped: ArrayRecord | None) -> ArrayRecord | None:
@@ -72,8 +72,7 @@ class StepOnTrained(StepOnTop):
 
     current_arrays: Any
 
-    def step_from(self, start: ArrayRecord) -> None:
-        """Tell the optimizer what it steps from."""
+    def _step_from(self, start: ArrayRecord) -> None:
         by_array = {name: array.numpy() for name, array in start.items()}
         self.current_arrays = start if isinstance(self, FedAvgM) else by_array
 
