@@ -25,9 +25,13 @@ LARGE, SMALL = 1e6, -1e-9
 
 
 def _configured(group: str, choice: str) -> dict[str, Any]:
+    typed = f"{group}={choice}"
     # What only the user can know.
-    given = {"four_domains": " dataset.folder=/data", "huggingface": " dataset.path=name"}
-    configuration = compose_configuration("config", f"{group}={choice}{given.get(choice, '')}")
+    needed = {
+        "dataset=four_domains": "dataset.folder=/data",
+        "dataset=huggingface": "dataset.path=a",
+    }
+    configuration = compose_configuration("config", f"{typed} {needed.get(typed, '')}")
     return group_settings(configuration, group)
 
 
