@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar, get_args
 
-__all__ = ["Attendance", "TooFewClientsError", "WhenMissing"]
-
 logger = logging.getLogger("flwr")
 
 WhenMissing = Literal["stop", "continue"]

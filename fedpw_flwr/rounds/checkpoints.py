@@ -32,8 +32,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "differences", "save_tensors"]
-
 logger = logging.getLogger("flwr")
 
 FORMAT = 1

@@ -26,8 +26,6 @@ from fedpw_flwr.rounds.run_state import (
 )
 from fedpw_flwr.wire.records import identity_of
 
-__all__ = ["run_rounds"]
-
 logger = logging.getLogger("flwr")
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]

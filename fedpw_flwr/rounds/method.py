@@ -18,8 +18,6 @@ from fedpw_flwr.rounds.faults import BadReply
 from fedpw_flwr.rounds.replies import TrainReply
 from fedpw_flwr.wire.adjustment import AdjustmentRequest
 
-__all__ = ["Method", "Requests", "Step"]
-
 
 @dataclass(frozen=True)
 class Requests:

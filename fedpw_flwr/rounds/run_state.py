@@ -26,16 +26,6 @@ from fedpw_flwr.rounds.checkpoints import (
 )
 from fedpw_flwr.wire.arrays import ArrayTensors, encode_arrays
 
-__all__ = [
-    "Stateful",
-    "check_checkpoint",
-    "newest_checkpoint",
-    "put_back",
-    "run_checkpoint",
-    "run_identity",
-    "tensors_below",
-]
-
 logger = logging.getLogger("flwr")
 
 State = tuple[dict[str, Any], dict[str, Tensor]]
