@@ -32,12 +32,8 @@ class TooFewClientsError(RuntimeError):
 class Attendance:
     """Counts the clients that are there.
 
-    Raises
-    ------
-    ValueError
-        If the limit is negative or not finite, or `when_missing` is neither.
-    TypeError
-        If the limit is not a number.
+    ValueError if the limit is negative or not finite, or `when_missing` is neither; TypeError if
+    the limit is not a number.
     """
 
     def __init__(self, limit: float | None, when_missing: WhenMissing) -> None:
@@ -58,15 +54,9 @@ class Attendance:
     def wait(self, look: Callable[[], Iterable[Client]], needed: int) -> list[Client]:
         """Wait until enough clients are there, or for long enough.
 
-        Returns
-        -------
-        list[Client]
-            Those that are there: at least `needed`, or at least 1 where the run goes on with fewer.
-
-        Raises
-        ------
-        TooFewClientsError
-            If the limit has passed and the run is to stop, or nobody is there at all.
+        Returns those that are there: at least `needed`, or at least 1 where the run goes on with
+        fewer. `TooFewClientsError` if the limit has passed and the run is to stop, or nobody is
+        there at all.
         """
         reminded = -math.inf
         while len(there := list(look())) < needed:

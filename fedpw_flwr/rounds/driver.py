@@ -101,13 +101,7 @@ class Driver:
         return {**memory, "dtypes": dtypes, **self.identities.to_dict()}, tensors
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set it to what `saved_state` returned, among other keys.
-
-        Raises
-        ------
-        ValueError
-            If it is not such a state.
-        """
+        """Set it to what `saved_state` returned, among other keys; ValueError if it is not such."""
         try:
             identities = Identities.from_dict(state)
             dtypes = {name: _dtype(text) for name, text in state.get("dtypes", {}).items()}

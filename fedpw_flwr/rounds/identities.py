@@ -29,18 +29,15 @@ class Identities:
     def to_dict(self) -> dict[str, Any]:
         """Return what replies have shown, as JSON can hold it."""
         return {
-            "owners": {str(client): node for client, node in self.owners.items()},
-            "homes": {str(client): node for client, node in self.homes.items()},
+            name: {str(client): node for client, node in nodes.items()}
+            for name, nodes in (("owners", self.owners), ("homes", self.homes))
         }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Return the identities that `to_dict` returned; other keys are left alone.
 
-        Raises
-        ------
-        KeyError, TypeError, AttributeError, ValueError
-            If they are not such.
+        KeyError, TypeError, AttributeError or ValueError if they are not such.
         """
         identities = cls()
         identities.owners = {int(client): int(node) for client, node in saved["owners"].items()}

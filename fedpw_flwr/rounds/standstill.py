@@ -47,10 +47,7 @@ class Standstill:
     ) -> None:
         """Take note of a round without a usable reply.
 
-        Raises
-        ------
-        UnusableRepliesError
-            If it is the third from the start in which replies could not be used.
+        `UnusableRepliesError` if it is the third from the start in which none could be used.
         """
         self._rounds += 1
         self._lost += silent > 0 or any(reply.fate != "empty" for reply in bad)
