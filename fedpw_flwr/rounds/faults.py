@@ -45,7 +45,7 @@ _ONE_OF_EACH = (
     '    RecordDict({{"arrays": ArrayRecord(...), "metrics": MetricRecord(...)}})'
 )
 
-_REMEDIES = {
+_REMEDIES: dict[str, str] = {
     Kind.LOSSLESS: (
         "{method} weights clients by it and reads it from the metric {loss_key!r}. Let every "
         "client's train function return it, for example\n"

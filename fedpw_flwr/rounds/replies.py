@@ -274,7 +274,7 @@ def _loss(content: RecordDict, metrics: MetricRecord, key: str) -> float:
     try:
         return non_negative_metric(metrics, key)
     except ValueError as error:
-        kind = Kind.BELOW_ZERO if all_finite(value) else Kind.NOT_FINITE
+        kind = Kind.BELOW_ZERO if all_finite(metrics[key]) else Kind.NOT_FINITE
         raise Fault(str(error), kind) from error
 
 

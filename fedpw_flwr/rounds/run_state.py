@@ -210,8 +210,8 @@ def _saved_random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
         "cuda": devices,
     }
     of_devices = {f"cuda-{device}": torch.cuda.get_rng_state(device) for device in range(devices)}
-    keys = torch.from_numpy(np.asarray(keys, dtype=np.int64))
-    tensors = {"numpy": keys, "torch": torch.get_rng_state(), **of_devices}
+    of_numpy = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    tensors = {"numpy": of_numpy, "torch": torch.get_rng_state(), **of_devices}
     return nested, {f"random/{name}": tensor for name, tensor in tensors.items()}
 
 
