@@ -198,13 +198,6 @@ def test_when_no_reply_can_be_used_the_run_goes_on(api: Federation, client: Clie
 ALL_KINDS = {**BROKEN, **OF_MESSAGES}
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_when_all_replies_are_broken_alike_the_round_ends(kind: str) -> None:
-    client, _ = ALL_KINDS[kind]
-    metrics = MESSAGE.evaluate_round(MESSAGE.strategy(), dict.fromkeys(NODES, client))
-    assert sum(MESSAGE.counts(metrics)) in (0, len(NODES))
-
-
 @settings(max_examples=8, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_every_kind_of_broken_reply_at_once_in_any_order(shuffle: random.Random) -> None:
