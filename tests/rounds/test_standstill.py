@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,10 +35,6 @@ from fedpw_flwr.rounds.loop import run_rounds
 NODES = [21, 22, 23]
 EQUAL = next(baseline for baseline in BASELINES if baseline.name == "fedavg_equal")
 some_methods = pytest.mark.parametrize("api", [*APIS, EQUAL], ids=lambda api: api.name)
-
-
-def with_loss(loss: Any) -> Client:
-    return lambda message: [train_reply(message, loss=loss)]
 
 
 def failing_in(*rounds: int) -> dict[int, Client]:
@@ -80,7 +75,10 @@ def test_three_rounds_from_the_start_without_a_usable_reply_are_an_error_that_co
 @pytest.mark.parametrize(
     ("clients", "said"),
     [
-        ({21: with_loss([0.5])}, r"(?s)3 times a training.*sum\(losses\)"),
+        (
+            {21: lambda message: [train_reply(message, loss=[0.5])]},
+            r"(?s)3 times a .*sum\(losses\)",
+        ),
         (dict.fromkeys(NODES, silent), r"9 times no reply\. .*logs.*longer timeout"),
         (dict.fromkeys(NODES, failing), r"9 times a failure((?!timeout).)*The log has each"),
     ],

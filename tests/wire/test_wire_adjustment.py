@@ -151,35 +151,6 @@ def test_flipped_bytes_are_read_or_a_value_error(
     assert type(read) is (AdjustmentRequest if decode is decode_request else AdjustmentReport)
 
 
-anything = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from([10**400, -1, "1", "NaN", "dense", "float32", 0.5]),
-    lambda inner: (
-        st.lists(inner, max_size=ARRAYS) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
-@BOTH
-@PROPERTY
-@given(data=st.data())
-def test_an_entry_of_any_type_is_read_or_a_value_error(
-    decode: Decode, good: bytes, data: st.DataObject
-) -> None:
-    entries = json.loads(good)
-    entries[data.draw(st.sampled_from(sorted(entries)))] = data.draw(anything)
-    text = json.dumps(entries).encode()
-    try:
-        decode(text)
-    except ValueError:
-        refused(decode, text)
-
-
 @BOTH
 def test_every_entry_is_needed(decode: Decode, good: bytes) -> None:
     entries = json.loads(good)

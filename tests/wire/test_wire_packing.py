@@ -179,22 +179,14 @@ def test_the_checksum_is_that_of_everything_else() -> None:
 
 
 @pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_every_changed_byte_is_noticed(dtype: str) -> None:
-    good = good_payload(dtype)
-    for position, change in itertools.product(range(good.size), range(1, 256)):
-        payload = good.copy()
-        payload[position] ^= change
-        assert accepted(payload, dtype) is None, f"byte {position} ^ {change}"
-
-
-@pytest.mark.parametrize("dtype", UPLOAD_DTYPES)
-def test_a_lie_of_one_byte_is_noticed_or_about_values_only(dtype: str) -> None:
+def test_a_changed_byte_is_noticed_and_a_lie_of_one_about_values_only(dtype: str) -> None:
     # What a client says of its own values cannot be known to be wrong; nothing else may pass.
     good = good_payload(dtype)
     expected = unpacked(SPARSE, dtype)
     for position, change in itertools.product(range(good.size), range(1, 256)):
         payload = good.copy()
         payload[position] ^= change
+        assert accepted(payload, dtype) is None, f"byte {position} ^ {change}"
         update = accepted(sealed(payload), dtype)
         if update is None:
             continue
