@@ -211,7 +211,7 @@ def mutated(draw: Any, message: Message, good: RecordDict, earlier: list[RecordD
     arrays[name] = Array(array.dtype, array.shape, array.stype, bytes(data))
     metrics = {} if draw(st.booleans()) else dict(good.metric_records["metrics"])
     identity = draw(st.one_of(OTHERS, st.just([1, 2]), st.integers(0, 8)))
-    records = {
+    records: dict[str, Any] = {
         "arrays": ArrayRecord(arrays),
         "metrics": MetricRecord({**metrics, **draw(METRICS)}),
         "other-metrics": ConfigRecord(draw(st.dictionaries(METRIC_NAMES, OTHERS, max_size=3))),
