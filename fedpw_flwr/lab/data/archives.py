@@ -27,8 +27,6 @@ from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet
 from fedpw_flwr.lab.data.locations import check_archives
 from fedpw_flwr.lab.data.source import read_collection
 
-__all__ = ["Archive", "archives"]
-
 _FORM = (
     "an archive holds x_train and x_test (uint8, (N, H, W) or (N, H, W, 3)) "
     "and y_train and y_test (integers, (N,))"

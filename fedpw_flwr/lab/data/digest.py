@@ -6,8 +6,6 @@ import hashlib
 
 from fedpw_flwr.lab.data.examples import DomainCollection
 
-__all__ = ["pictures_digest"]
-
 
 def pictures_digest(collection: DomainCollection) -> str:
     """Return the SHA-256, in hexadecimal, of all features and labels and of how they are scaled."""

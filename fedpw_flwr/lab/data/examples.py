@@ -14,18 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "Domain",
-    "DomainCollection",
-    "Examples",
-    "ImageFormat",
-    "ImageSet",
-    "at_most",
-    "joined",
-]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of each RGB channel over ImageNet, in the 0-1 scale; what the paper normalises with."""
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 from fedpw_flwr.lab.data.examples import Domain, DomainCollection, Examples
 from fedpw_flwr.lab.data.locations import HEART_DISEASE, check_heart_disease
 
-__all__ = ["heart_disease"]
-
 logger = logging.getLogger("flwr")
 
 _ORIGIN = "https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease"

@@ -22,8 +22,6 @@ from fedpw_flwr.lab.data.source import read_collection
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["HuggingFaceSet", "huggingface"]
-
 
 def huggingface(
     domains: Sequence[str],

@@ -21,8 +21,6 @@ from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageFolderSet", "divided", "squared"]
-
 _SPLIT_SEED = 0
 _BILINEAR = 2  # Pillow's number
 

@@ -8,16 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = [
-    "HEART_DISEASE",
-    "OFFICE_CALTECH",
-    "TORCHVISION_FILES",
-    "check_archives",
-    "check_heart_disease",
-    "check_named_set",
-    "image_folder",
-]
-
 TORCHVISION_FILES = {
     "mnist": "MNIST/raw/*-ubyte",
     "usps": "usps*.bz2",

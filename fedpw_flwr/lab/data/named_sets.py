@@ -20,8 +20,6 @@ from fedpw_flwr.lab.data.rendered_digits import RenderedDigits
 from fedpw_flwr.lab.data.source import Source, read_collection
 from fedpw_flwr.lab.data.torchvision_sets import TorchvisionSet
 
-__all__ = ["named_set"]
-
 
 def named_set(
     domains: Sequence[str],

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from fedpw_flwr.lab.data.examples import Domain, DomainCollection, Examples
 
-__all__ = ["ByDomain", "ClientShare", "Dirichlet", "Partition", "Pathological", "Shards"]
-
 # How often a division is tried, each time with other draws.
 _DRAWS = 10
 # Beyond these NumPy draws what is no distribution. Within, Dir(α) comes to its limits: one client

@@ -17,8 +17,6 @@ from safetensors.torch import save_file
 
 from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageSet
 
-__all__ = ["UNFINISHED", "load_prepared", "save_prepared"]
-
 UNFINISHED = "unfinished-"
 """How folders of files that are being written begin."""
 _LAYOUT = "layout"

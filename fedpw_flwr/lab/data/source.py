@@ -9,8 +9,6 @@ from typing import Protocol
 from fedpw_flwr.lab.data.cache import cached, collection_key
 from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageFormat, ImageSet, at_most
 
-__all__ = ["Source", "read_collection"]
-
 
 class Source(Protocol):
     """Where one domain is read from; a dataclass whose ``repr`` tells all that matters.

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from fedpw_flwr.lab.models.normalisation import Normalisation, normalisation_layer
 
-__all__ = ["MLP", "Logistic", "McMahanCNN"]
-
 
 class McMahanCNN(nn.Module):
     """Two 5x5 convolutions (32 and 64 channels), each with 2x2 max pooling, and 512 dense units.

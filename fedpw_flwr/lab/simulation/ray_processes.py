@@ -19,8 +19,6 @@ from filelock import FileLock, Timeout
 
 from fedpw_flwr.lab.config.configuration import ConfigurationError, RuntimeSettings
 
-__all__ = ["check_cluster_answers", "room_for_clients", "start_ray", "usable_cpus"]
-
 # Ray puts sockets of about 65 characters below its folder, and the system allows 107 in all.
 _LONGEST_FOLDER = 30
 _PREFIX, _LOCK = "fedpw-", "in-use"
