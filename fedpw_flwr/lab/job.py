@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from fedpw_flwr.lab.config.configuration import (
     RuntimeSettings,
     count_clients,
-    group_settings,
     runtime_settings,
 )
 from fedpw_flwr.lab.config.early_checks import check_early
@@ -24,8 +23,6 @@ from fedpw_flwr.lab.simulation.progress import RunProgress
 from fedpw_flwr.lab.simulation.ray_processes import check_cluster_answers, usable_cpus
 from fedpw_flwr.lab.simulation.run import App, RunOutcome, is_library, run_app
 from fedpw_flwr.lab.simulation.runs import Runs
-
-__all__ = ["Job"]
 
 _CLIENT = "fedpw_flwr.lab.app.client_app"
 
@@ -72,10 +69,7 @@ class Job:
     ) -> RunOutcome:
         """Run it into a folder, from where the folder's run stands if it is to `resume`.
 
-        Raises
-        ------
-        ConfigurationError, RunFolderError
-            If it cannot start.
+        ConfigurationError or RunFolderError if it cannot start.
         """
         check_early(self.configuration)
         runtime, num_clients = self.runtime, count_clients(self.configuration)
@@ -84,43 +78,37 @@ class Job:
         if not resume:
             folder.check_unused()
         progress.say("starting")
-        app = App(
-            "fedpw_flwr.lab.app.server_app:app",
-            f"{_CLIENT}:app",
-            num_clients,
-            {
-                # By these names all processes know the experiment that is provided.
-                "config-name": "",
-                "overrides": str(folder.path),
-                "output-folder": str(folder.path),
-                "resume": resume,
-            },
-        )
+        # By these names all processes know the experiment that is provided.
+        known_as = ("", str(folder.path))
+        run_config = {
+            "config-name": known_as[0],
+            "overrides": known_as[1],
+            "output-folder": str(folder.path),
+            "resume": resume,
+        }
+        app = App("fedpw_flwr.lab.app.server_app:app", f"{_CLIENT}:app", num_clients, run_config)
 
         def shown(record: RoundRecord) -> None:
             progress.show(record)
             if record.round == self.rounds:
                 runs.last_round_done()
 
-        carried = _modules(self.configuration) if runtime.ray_address is not None else []
-        with runs.workers(runtime, num_clients, [_CLIENT], carried) as workers:
-            try:
-                return run_app(app, workers, folder.path, lambda: self._prepare(folder), shown)
-            finally:
-                if "fedpw_flwr.lab.experiment" in sys.modules:
-                    from fedpw_flwr.lab.experiment import withdraw
+        held: ExitStack[None] = ExitStack()
+        with held:
 
-                    withdraw("", str(folder.path))
+            def prepare() -> list[Any]:
+                """Build the experiment for the server, and what builds it for the workers."""
+                # PyTorch takes two seconds to import, in which the workers start.
+                from fedpw_flwr.lab.experiment import build_experiment, carried, provide
 
-    def _prepare(self, folder: RunFolder) -> list[Any]:
-        """Build the experiment for the server, and what builds it for the workers."""
-        # PyTorch takes two seconds to import, in which the workers start.
-        from fedpw_flwr.lab.experiment import build_experiment, carried, provide
+                experiment = build_experiment(self.configuration)
+                experiment.check()
+                held.callback(provide(experiment, *known_as))
+                return [carried(experiment, *known_as)]
 
-        experiment = build_experiment(self.configuration)
-        experiment.check()
-        provide(experiment, "", str(folder.path))
-        return [carried(experiment, "", str(folder.path))]
+            modules = _modules(self.configuration) if runtime.ray_address is not None else []
+            workers = held.enter_context(runs.workers(runtime, num_clients, [_CLIENT], modules))
+            return run_app(app, workers, folder.path, prepare, shown)
 
 
 def _modules(configuration: DictConfig) -> list[str]:
@@ -128,12 +116,9 @@ def _modules(configuration: DictConfig) -> list[str]:
 
     Libraries that are installed, a cluster's machines have.
     """
-    found = {"fedpw_flwr"}
-    for group in GROUPS:
-        settings = group_settings(configuration, group)
-        found.add(str(settings["_target_"]).split(".")[0])
+    found = {str(configuration[group]["_target_"]).split(".")[0] for group in GROUPS}
     files = []
-    for name in sorted(found):
+    for name in sorted({"fedpw_flwr", *found}):
         spec = find_spec(name)
         places = [] if spec is None else [*(spec.submodule_search_locations or []), spec.origin]
         place = next(filter(None, places), None)
