@@ -47,9 +47,7 @@ from fedpw_flwr.lab.simulation.run import RunOutcome, explained
 from fedpw_flwr.lab.simulation.runs import Runs
 from fedpw_flwr.lab.simulation.terminal import say, write_any_text
 from fedpw_flwr.lab.simulation.workers import WorkersStopped
-from fedpw_flwr.lab.sweep import Ending, Sweep, count_runs, run_name
-
-__all__ = ["command", "main"]
+from fedpw_flwr.lab.sweep import Ending, Sweep, run_name
 
 
 def main() -> None:
@@ -109,11 +107,11 @@ class _Command:
         folder = Path(HydraConfig.get().runtime.output_dir)
         is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         if is_sweep and self._sweep is None:
-            total = count_runs(sys.argv[1:])
-            self._sweep = Sweep(folder.resolve(), total, self._display.console)
+            self._sweep = Sweep(folder.resolve(), self._display.console)
         self._made = None if is_sweep else folder
+        sweep, resume = self._sweep, configuration.get("resume") is not None
         try:
-            if is_sweep and configuration.get("resume") is not None:
+            if sweep is not None and resume:
                 raise ConfigurationError(
                     "resume= is for one run: the same sweep, begun again, goes on by itself"
                 )
@@ -121,20 +119,20 @@ class _Command:
         except (ConfigurationError, RunFolderError) as error:
             say(str(error))
             self.failed = True
-            if self._sweep is not None:
-                self._sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
+            if sweep is not None:
+                sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
             return
-        resume = configuration.resume is not None
-        sweep = self._sweep
-        self._waiting.append(
-            (job, partial(self._run_alone, job, run_folder, resume))
+        run = (
+            partial(self._run_alone, job, run_folder, resume)
             if sweep is None
-            else (job, partial(self._turn_of, sweep, job))
+            else partial(self._turn_of, sweep, job)
         )
+        self._waiting.append((job, run))
 
     def play(self) -> None:
         """Let the runs run, and compare those of a sweep."""
         if self._sweep is not None:
+            self._sweep.total = len(self._waiting) + len(self._sweep.endings)
             self._display.overall(self._sweep.standing())
         at_a_time = min((job.runs_at_a_time() for job, _ in self._waiting), default=1)
         try:
@@ -154,7 +152,6 @@ class _Command:
     def _turn_of(self, sweep: Sweep, job: Job) -> None:
         """Run one of a sweep's runs if it is not done yet."""
         name = run_name(job.configuration)
-        self._display.overall(sweep.standing())
         try:
             self._run_of_sweep(sweep, job, name)
         except OSError as error:

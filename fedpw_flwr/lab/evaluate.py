@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from fedpw_flwr.lab.data.images import DomainCollection
     from fedpw_flwr.lab.training.evaluation import Evaluation
 
-__all__ = ["RunEvaluation", "evaluate_run", "main"]
-
 
 @dataclass(frozen=True)
 class RunEvaluation:

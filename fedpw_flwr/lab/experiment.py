@@ -135,7 +135,7 @@ def carried(
     domains = tuple(replace(domain, train=domain.train.select(one)) for domain in data.domains)
     text = resolved_yaml(experiment.configuration)
     # What is resolved here need not be there; a text that looks like an interpolation is left.
-    configuration = experiment.configuration if "${" in text else OmegaConf.create(text)
+    configuration: Any = experiment.configuration if "${" in text else OmegaConf.create(text)
     sent = replace(experiment, configuration=configuration, data=replace(data, domains=domains))
     # Found anew, the digest would be another, and the clients' own test images a second copy.
     found = {"data_digest": experiment.data_digest, "test_sets": experiment.test_sets}

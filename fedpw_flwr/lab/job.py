@@ -93,8 +93,7 @@ class Job:
             if record.round == self.rounds:
                 runs.last_round_done()
 
-        held: ExitStack[None] = ExitStack()
-        with held:
+        with ExitStack() as held:
 
             def prepare() -> list[Any]:
                 """Build the experiment for the server, and what builds it for the workers."""

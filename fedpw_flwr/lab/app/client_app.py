@@ -33,8 +33,6 @@ from fedpw_flwr.lab.training.model_arrays import overwrite_model, read_model
 from fedpw_flwr.lab.training.threads import use_assigned_cpus
 from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
-__all__ = ["DomainClient", "app", "client_fn", "worker_model"]
-
 NDArrays = list[npt.NDArray[Any]]
 
 

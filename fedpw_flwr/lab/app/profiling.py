@@ -18,8 +18,6 @@ from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.wire.records import IDENTITY_KEY, IDENTITY_RECORD
 from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES, TIMINGS_RECORD, ClientTimings
 
-__all__ = ["RoundProfiler"]
-
 
 @dataclass(frozen=True)
 class _Told:

@@ -22,8 +22,6 @@ from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.wire.records import identity_of
 
-__all__ = ["RunRecorder", "client_metrics"]
-
 
 def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     """Aggregate a round's training metrics for any strategy, keeping what each client said.

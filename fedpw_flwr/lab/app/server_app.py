@@ -32,8 +32,6 @@ from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import SampledFedAvg
 
-__all__ = ["app"]
-
 app = ServerApp()
 
 # matplotlib's styles are the process's.

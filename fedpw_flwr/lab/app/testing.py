@@ -23,8 +23,6 @@ from fedpw_flwr.lab.app.client_app import worker_model
 from fedpw_flwr.lab.experiment import Experiment, experiment_of
 from fedpw_flwr.lab.training.evaluation import BATCH_SIZE, Evaluation, Scores, scores
 
-__all__ = ["GlobalModelTest", "Tested"]
-
 _threads = Lock()
 
 Part = tuple[int, slice]

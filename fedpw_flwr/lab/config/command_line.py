@@ -16,8 +16,6 @@ from hydra.errors import HydraException
 
 from fedpw_flwr.lab.config.configuration import ConfigurationError, is_folder, override_key, quoted
 
-__all__ = ["readable_words"]
-
 _TAKE_A_VALUE = {
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
     *("--package", "-p", "--experimental-rerun", "--shell-completion", "-sc"),

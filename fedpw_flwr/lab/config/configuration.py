@@ -30,26 +30,6 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedpw_flwr.lab.config.moved_targets import with_first_targets, with_present_targets
 from fedpw_flwr.lab.config.setting_rules import GROUPS, RUN, RUNTIME, wrong_settings
 
-__all__ = [
-    "ConfigurationError",
-    "RuntimeSettings",
-    "compose_configuration",
-    "config_folder",
-    "count_clients",
-    "group_settings",
-    "is_folder",
-    "join_overrides",
-    "named_part",
-    "override_key",
-    "quoted",
-    "resolved_yaml",
-    "run_fingerprint",
-    "runtime_settings",
-    "what_hydra_said",
-    "with_absolute_folders",
-    "with_changes",
-]
-
 _ABSENT = object()
 
 _composing = Lock()

@@ -24,8 +24,6 @@ from fedpw_flwr.lab.config.hardware import count_gpus
 from fedpw_flwr.lab.config.setting_rules import GROUPS, broken_rules
 from fedpw_flwr.lab.data.locations import check_archives, check_named_set
 
-__all__ = ["check_early", "warning_of_slow_arithmetic"]
-
 Settings = Mapping[str, Any]
 
 _DEVICES = re.compile(r"(cpu|cuda|mps|xpu|hpu|xla|mtia)(:\d+)?")

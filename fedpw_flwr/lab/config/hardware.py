@@ -7,8 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["count_gpus", "multiplies_bfloat16"]
-
 _CPUINFO = Path("/proc/cpuinfo")
 _AMD_DRIVER = Path("/dev/kfd")
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}

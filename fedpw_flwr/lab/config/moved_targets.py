@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["with_first_targets", "with_present_targets"]
-
 _PRESENT = {
     f"fedpw_flwr.{room}.": f"fedpw_flwr.lab.{room}." for room in ("data", "models", "training")
 }

@@ -15,18 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "CLIENT",
-    "GROUPS",
-    "OWN",
-    "RUN",
-    "RUNTIME",
-    "SHARED",
-    "Rule",
-    "broken_rules",
-    "wrong_settings",
-]
-
 
 @dataclass(frozen=True)
 class Rule:

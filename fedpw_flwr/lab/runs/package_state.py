@@ -8,8 +8,6 @@ from pathlib import Path
 
 from fedpw_flwr import __version__
 
-__all__ = ["package_state"]
-
 
 @cache
 def package_state() -> str:

@@ -28,8 +28,6 @@ from fedpw_flwr.lab.runs.run_folder import (
     atomic_file,
 )
 
-__all__ = ["PACKED_FILES", "PackedRun", "pack_runs", "packed_runs"]
-
 PACKED_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, FAILURE_FILE, SUMMARY_FILE)
 """Of a run, in the order in which they are packed; one that has a summary has all it will have."""
 

@@ -17,15 +17,6 @@ from fedpw_flwr.fairness import fairness_report
 from fedpw_flwr.lab.runs.round_profile import RoundProfile
 from fedpw_flwr.lab.runs.strict_json import StrictJson
 
-__all__ = [
-    "ClientFigures",
-    "RoundRecord",
-    "RunSummary",
-    "Spread",
-    "best_round",
-    "installed_versions",
-]
-
 _VERSIONED = (
     *("fedpw_flwr", "flwr", "flwr-datasets", "torch", "torchvision"),
     *("numpy", "scipy", "ray"),

@@ -17,8 +17,6 @@ from typing import Any, Self
 from fedpw_flwr.lab.runs.strict_json import StrictJson
 from fedpw_flwr.wire.timings import CLIENT_PHASES, IDLE, SERVER_PHASES
 
-__all__ = ["MeanProfile", "MessageTimes", "RoundProfile", "share_in_words"]
-
 
 @dataclass(frozen=True)
 class MessageTimes(StrictJson):

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     # Importing torch takes seconds, and following a run's progress must not cost that.
     import torch
 
-__all__ = ["ModelFile", "RunFolder", "RunFolderError", "atomic_file"]
-
 ModelFile = Literal["model.safetensors", "model_best.safetensors"]
 
 METRICS_FILE = "metrics.jsonl"
