@@ -37,22 +37,13 @@ NDArrays = list[npt.NDArray[Any]]
 
 
 class DomainClient(NumPyClient):
-    """A client that trains on its share of one domain.
+    """A client of an experiment that trains on its share of one domain.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment it takes part in.
-    model : nn.Module
-        The worker's model; reloaded in every message.
-    share : ClientShare
-        Its images.
+    The model is the worker's; it is reloaded in every message.
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module, share: ClientShare) -> None:
-        self.experiment = experiment
-        self.model = model
-        self.share = share
+        self.experiment, self.model, self.share = experiment, model, share
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -109,14 +100,11 @@ class DomainClient(NumPyClient):
 def client_fn(context: Context) -> FedPWClient:
     """Build the client of a node, named by its partition: the same client from run to run.
 
-    Raises
-    ------
-    ConfigurationError
-        If the configuration cannot be used, or the federation has another number of clients.
+    ConfigurationError if the configuration cannot be used, or the federation has another number of
+    clients.
     """
-    config_name = str(context.run_config["config-name"])
-    overrides = str(context.run_config["overrides"])
-    experiment = experiment_of(config_name, overrides)
+    run = _run_of(context)
+    experiment = experiment_of(*run)
     partition, partitions = _partition_of(context)
     if partitions != len(experiment.shares):
         raise ConfigurationError(
@@ -127,17 +115,18 @@ def client_fn(context: Context) -> FedPWClient:
         raise ConfigurationError(
             f"partition-id={partition}: the {partitions} clients count from 0 to {partitions - 1}"
         )
-    model = worker_model(config_name, overrides)
-    client = DomainClient(experiment, model, experiment.shares[partition])
+    client = DomainClient(experiment, worker_model(*run), experiment.shares[partition])
     return FedPWClient(client, device=experiment.device, client_id=partition)
 
 
-def _profiled(context: Context) -> bool:
-    config_name = str(context.run_config["config-name"])
-    return experiment_of(config_name, str(context.run_config["overrides"])).runtime.profile
+def _run_of(context: Context) -> tuple[str, str]:
+    """Return the name of the run's configuration, and its overrides."""
+    return str(context.run_config["config-name"]), str(context.run_config["overrides"])
 
 
-app = numpy_client_app(client_fn, mods=[TimingsMod(_profiled)])
+app = numpy_client_app(
+    client_fn, mods=[TimingsMod(lambda context: experiment_of(*_run_of(context)).runtime.profile)]
+)
 
 
 def _partition_of(context: Context) -> tuple[int, int]:

@@ -7,9 +7,8 @@ parts are put together in one order, so the figures are those of one process.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from threading import Lock
@@ -40,44 +39,42 @@ class Tested:
 class GlobalModelTest:
     """Tests global models of an experiment, with the workers of a run where there are any.
 
-    `config_name` and `overrides` are by what the workers know it.
+    `run` is by what the workers know it: the name of a configuration, and overrides.
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        grid: Grid | None = None,
-        config_name: str = "",
-        overrides: str = "",
+        self, experiment: Experiment, grid: Grid | None = None, run: tuple[str, str] = ("", "")
     ) -> None:
-        self._experiment = experiment
+        self.experiment, self.model = experiment, experiment.new_model()
+        """The experiment, and its model in this process, to load arrays into."""
         self._workers = getattr(grid, "workers", None)
         self._given = getattr(grid, "given", [])
-        self._run = config_name, overrides
+        self._run = run
 
     def __call__(self, arrays: ArrayRecord) -> Tested:
         """Test a model."""
-        experiment = self._experiment
-        sets = experiment.test_sets
-        found: list[list[Scores]] = [[] for _ in sets]
-        for (index, _), part in self._scored(arrays):
-            found[index].append(part)
-        whole = [Scores.joined(parts) for parts in found]
+        experiment = self.experiment
         names = experiment.data.names
+        found: list[list[Scores]] = [[] for _ in experiment.test_sets]
+        for share, its_scores in self._scored(arrays):
+            for (index, _), part in zip(share, its_scores, strict=True):
+                found[index].append(part)
+        whole = [Scores.joined(parts) for parts in found]
         own = None
-        if len(sets) > len(names):
+        if len(whole) > len(names):
             own = whole[-1].accuracies([len(s.test) for s in experiment.shares if s.test])
         domains = zip(names, whole, strict=False)
         return Tested({name: one.evaluation() for name, one in domains}, own)
 
-    def _scored(self, arrays: ArrayRecord) -> list[tuple[Part, Scores]]:
-        """Return all parts with their scores, those of one set in the order of its batches."""
-        sizes = [len(one) for one in self._experiment.test_sets]
-        runtime, device = self._experiment.runtime, self._experiment.device
+    def _scored(self, arrays: ArrayRecord) -> Iterator[tuple[list[Part], list[Scores]]]:
+        """Yield all parts with their scores, those of one set in the order of its batches."""
+        sizes = [len(one) for one in self.experiment.test_sets]
+        runtime, device = self.experiment.runtime, self.experiment.device
         # Where only the server has a GPU, it is the faster one alone.
         if self._workers is None or (device.type != "cpu" and runtime.gpus_per_client == 0):
             (share,) = _divided(sizes, 1)
-            return self._scored_here(arrays, share)
+            yield share, self._scored_here(arrays, share)
+            return
         from ray.exceptions import RayError
 
         shares = _divided(sizes, self._workers.wait())
@@ -86,29 +83,23 @@ class GlobalModelTest:
             self._workers.call(_score_there, self._run, self._given, model, share, urgent=True)
             for share in shares
         ]
-        found: list[tuple[Part, Scores]] = []
         for share, call in zip(shares, calls, strict=True):
             try:
-                found += zip(share, call.result(), strict=True)
+                its_scores = call.result()
             except RayError:
                 # The worker died: perhaps of a client's work.
-                found += self._scored_here(arrays, share)
-        return found
+                its_scores = self._scored_here(arrays, share)
+            yield share, its_scores
 
-    def _scored_here(self, arrays: ArrayRecord, share: Sequence[Part]) -> list[tuple[Part, Scores]]:
+    def _scored_here(self, arrays: ArrayRecord, share: Sequence[Part]) -> list[Scores]:
         # As a worker does: with other threads, a last bit may be another.
         with _threads:
             threads = torch.get_num_threads()
-            torch.set_num_threads(self._experiment.runtime.cpus_per_client)
+            torch.set_num_threads(self.experiment.runtime.cpus_per_client)
             try:
-                found = _score(self._experiment, self._model, arrays, share)
+                return _score(self.experiment, self.model, arrays, share)
             finally:
                 torch.set_num_threads(threads)
-        return list(zip(share, found, strict=True))
-
-    @cached_property
-    def _model(self) -> nn.Module:
-        return self._experiment.new_model()
 
 
 def _divided(sizes: Sequence[int], number: int) -> list[list[Part]]:

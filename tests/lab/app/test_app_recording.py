@@ -27,6 +27,7 @@ from fedpw_flwr import FedPW
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
+from fedpw_flwr.lab.app.testing import GlobalModelTest
 from fedpw_flwr.lab.data.images import ImageSet
 from fedpw_flwr.lab.runs.records import RoundRecord, Spread
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
@@ -62,7 +63,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def recorder(folder: RunFolder) -> RunRecorder:
-    return RunRecorder(folder, experiment())
+    return RunRecorder(folder, GlobalModelTest(experiment()))
 
 
 def reply(client: int, loss: float, examples: int) -> RecordDict:
@@ -195,8 +196,10 @@ def test_a_round_s_metrics_are_not_those_of_the_next(
 
 @pytest.mark.parametrize("new_strategy", [new_fedpw, new_fedavg])
 def test_a_real_round_records_weights_that_sum_to_one_for_every_client(
-    new_strategy: NewStrategy, folder: RunFolder, recorder: RunRecorder
+    new_strategy: NewStrategy, tmp_path: Path
 ) -> None:
+    folder = RunFolder(tmp_path / "run")
+    recorder = RunRecorder(folder, GlobalModelTest(experiment()))
     run_rounds(
         new_strategy(),
         CheckpointStore(folder.checkpoints),
@@ -356,7 +359,7 @@ def test_seconds_are_those_of_the_round_alone(folder: RunFolder, recorder: RunRe
 
 def test_one_domain_has_no_spread_and_is_recorded_all_the_same(folder: RunFolder) -> None:
     alone = OVERRIDES.split(" partition.")[0] + " dataset.domains=[scans] partition=by_domain"
-    recorder = RunRecorder(folder, experiment(alone))
+    recorder = RunRecorder(folder, GlobalModelTest(experiment(alone)))
 
     recorder.on_step(
         1, None, client_metrics([reply(0, 1.0, 10), reply(1, 2.0, 10)], "num-examples")
@@ -374,7 +377,7 @@ def test_a_round_records_each_client_s_accuracy_on_the_pictures_it_keeps(
     folder: RunFolder,
 ) -> None:
     kept = experiment(f"{OVERRIDES} partition.test_share=0.25")
-    recorder = RunRecorder(folder, kept)
+    recorder = RunRecorder(folder, GlobalModelTest(kept))
     recorder.record_round(0, model_that_says(3))
     (record,) = folder.read_rounds()
     assert record.client_accuracy is not None
@@ -419,7 +422,7 @@ def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
 def test_a_model_is_tested_in_every_nth_round_and_in_the_last(folder: RunFolder) -> None:
     shown: list[RoundRecord] = []
     built = experiment(f"{OVERRIDES} rounds=4 runtime.evaluate_every=3")
-    recorder = RunRecorder(folder, built, shown=shown.append)
+    recorder = RunRecorder(folder, GlobalModelTest(built), shown=shown.append)
     for number in range(5):
         client = client_metrics([reply(0, 1.0, 10), reply(1, 2.0, 10)], "num-examples")
         recorder.on_step(number, None, client if number else None)
