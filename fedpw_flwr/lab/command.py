@@ -37,7 +37,6 @@ from fedpw_flwr.lab.config.configuration import (
     with_changes,
 )
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
-from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
 from fedpw_flwr.lab.job import Job
 from fedpw_flwr.lab.runs.package_state import package_state
 from fedpw_flwr.lab.runs.run_folder import CONFIG_FILE, RunFolder, RunFolderError
@@ -179,7 +178,7 @@ class _Command:
 
     def _run(self, job: Job, folder: RunFolder, name: str, resume: bool) -> bool:
         """Execute a run, say how it ended, and return whether it completed."""
-        warning = warning_of_slow_arithmetic(job.configuration, multiplies_bfloat16())
+        warning = warning_of_slow_arithmetic(job.configuration)
         if warning is not None:
             self._say(warning, "bold yellow")
         status, log = "not-started", ""

@@ -17,7 +17,6 @@ from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
 from fedpw_flwr.lab.app.testing import GlobalModelTest
 from fedpw_flwr.lab.config.configuration import ConfigurationError, run_fingerprint
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
-from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
 from fedpw_flwr.lab.experiment import experiment_of
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.rounds.checkpoints import CheckpointStore
@@ -50,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
     strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
     if not resume:
         folder.check_unused()
-    slow = warning_of_slow_arithmetic(experiment.configuration, multiplies_bfloat16())
+    slow = warning_of_slow_arithmetic(experiment.configuration)
     if slow is not None:
         logging.getLogger("flwr").warning(slow)
     _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)

@@ -6,6 +6,7 @@ this back before it makes a folder (``hydra.callbacks`` in ``conf/config.yaml``)
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from rich.progress import track
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     checked,
-    join_overrides,
     what_hydra_said,
     with_absolute_folders,
 )
@@ -70,7 +70,7 @@ class CheckedJobs(Callback):
         for number, job in enumerate(seen):
             wrong = _what_is_wrong(loader, config, job, number)
             if wrong is not None:
-                found.setdefault(wrong, []).append(join_overrides(job))
+                found.setdefault(wrong, []).append(shlex.join(job))
         for wrong, where in found.items():
             more = len(where) - _MOST_NAMED
             others = f" (and {more} more)" if more > 0 else ""

@@ -20,7 +20,7 @@ from fedpw_flwr.lab.config.configuration import (
     named_part,
     runtime_settings,
 )
-from fedpw_flwr.lab.config.hardware import count_gpus
+from fedpw_flwr.lab.config.hardware import count_gpus, multiplies_bfloat16
 from fedpw_flwr.lab.config.setting_rules import GROUPS, broken_rules
 from fedpw_flwr.lab.data.locations import check_archives, check_named_set
 
@@ -33,11 +33,8 @@ _DEVICES = re.compile(r"(cpu|cuda|mps|xpu|hpu|xla|mtia)(:\d+)?")
 def check_early(configuration: DictConfig) -> None:
     """Check a configuration with absolute folders, without PyTorch, Flower and the data themselves.
 
-    Raises
-    ------
-    ConfigurationError
-        If a value cannot be used, values contradict each other, the data are not where they should
-        be, or there is no GPU for the clients. The message has the key and what to do.
+    ConfigurationError, with the key and what to do, if a value cannot be used, values contradict
+    each other, the data are not where they should be, or there is no GPU for the clients.
     """
     groups = {group: group_settings(configuration, group) for group in GROUPS}
     runtime = runtime_settings(configuration)
@@ -51,16 +48,13 @@ def check_early(configuration: DictConfig) -> None:
     _check_gpus(runtime)
 
 
-def warning_of_slow_arithmetic(configuration: DictConfig, has_bfloat16: bool | None) -> str | None:
-    """Return that training on this processor will be slow in bfloat16; None where it will not be.
-
-    `has_bfloat16` is what `multiplies_bfloat16` returns.
-    """
+def warning_of_slow_arithmetic(configuration: DictConfig) -> str | None:
+    """Return that training on this processor will be slow in bfloat16; None where it will not be."""
     runtime = runtime_settings(configuration)
     on_gpu = runtime.gpus_per_client > 0 and runtime.device != "cpu"
     elsewhere = runtime.ray_address is not None
-    slow = configuration.client.get("precision") == "bfloat16" and has_bfloat16 is False
-    if not slow or on_gpu or elsewhere:
+    in_bfloat16 = configuration.client.get("precision") == "bfloat16"
+    if not in_bfloat16 or on_gpu or elsewhere or multiplies_bfloat16() is not False:
         return None
     return (
         "client.precision=bfloat16 trains about ten times slower than float32 here: this processor "

@@ -26,8 +26,9 @@ from support.app_federation import (
 from support.records import payloads
 
 from fedpw_flwr.checkpoint import CheckpointError
-from fedpw_flwr.lab.app import client_app, server_app
+from fedpw_flwr.lab.app import client_app
 from fedpw_flwr.lab.app.server_app import app
+from fedpw_flwr.lab.config import early_checks
 from fedpw_flwr.lab.config.configuration import ConfigurationError
 from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
 from fedpw_flwr.lab.experiment import _built
@@ -320,7 +321,7 @@ def test_slow_arithmetic_is_told_once_in_the_log_of_a_run_without_the_command(
 ) -> None:
     processor = tmp_path / "cpuinfo"
     processor.write_text(f"flags : {flags}\n")
-    monkeypatch.setattr(server_app, "multiplies_bfloat16", lambda: multiplies_bfloat16(processor))
+    monkeypatch.setattr(early_checks, "multiplies_bfloat16", lambda: multiplies_bfloat16(processor))
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     overrides = f"{IMPATIENT} client.precision={precision}"
     with pytest.raises(ConfigurationError, match="0 clients are connected"):

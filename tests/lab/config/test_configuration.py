@@ -1,5 +1,6 @@
 """Claims about the configuration: composed the same everywhere, wrong keys and values refused."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from omegaconf import OmegaConf
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     compose_configuration,
-    join_overrides,
     resolved_yaml,
     run_fingerprint,
     runtime_settings,
@@ -32,7 +32,7 @@ def test_composed_configuration_cannot_be_changed() -> None:
 
 def test_overrides_survive_the_way_through_one_string() -> None:
     overrides = ["+strategy.note='a b, \"c\" [d]=é'", "seed=7"]
-    configuration = compose_configuration("config", join_overrides(overrides))
+    configuration = compose_configuration("config", shlex.join(overrides))
     assert configuration.strategy.note == 'a b, "c" [d]=é'
     assert configuration.seed == 7
 
@@ -99,9 +99,7 @@ def test_a_number_of_the_runtime_may_come_from_the_environment(
 ) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     words = "runtime.total_cpus='${oc.env:SLURM_CPUS_PER_TASK}'"
-    assert (
-        runtime_settings(compose_configuration("config", join_overrides([words]))).total_cpus == 3
-    )
+    assert runtime_settings(compose_configuration("config", shlex.join([words]))).total_cpus == 3
 
 
 @pytest.mark.parametrize(
@@ -123,7 +121,7 @@ def test_a_part_that_cannot_be_built_is_named_before_training(overrides: str, me
 
 def test_relative_folders_are_tied_to_where_the_command_was_typed(tmp_path: Path) -> None:
     typed = ["experiment=four_domains", 'dataset.folder="it\'s/data"']
-    configuration = compose_configuration("config", join_overrides(typed))
+    configuration = compose_configuration("config", shlex.join(typed))
     absolute = with_absolute_folders(configuration, tmp_path)
     assert absolute.dataset.folder == str(tmp_path / "it's" / "data")
     assert configuration.dataset.folder == "it's/data"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedpw_flwr.lab.config import early_checks
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     compose_configuration,
@@ -226,9 +227,10 @@ def test_the_processor_says_whether_it_multiplies_bfloat16(
     ],
 )
 def test_slow_arithmetic_is_told_where_it_is_slow(
-    overrides: str, has_it: bool | None, warned: bool
+    monkeypatch: pytest.MonkeyPatch, overrides: str, has_it: bool | None, warned: bool
 ) -> None:
-    warning = warning_of_slow_arithmetic(compose_configuration("config", overrides), has_it)
+    monkeypatch.setattr(early_checks, "multiplies_bfloat16", lambda: has_it)
+    warning = warning_of_slow_arithmetic(compose_configuration("config", overrides))
     assert (warning is not None) is warned
     if warning is not None:
         assert "client.precision=bfloat16" in warning
