@@ -38,7 +38,7 @@ from fedpw_flwr.lab.config.configuration import (
 )
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
 from fedpw_flwr.lab.job import Job
-from fedpw_flwr.lab.runs.package_state import package_state
+from fedpw_flwr.lab.runs.records import package_state
 from fedpw_flwr.lab.runs.run_folder import CONFIG_FILE, RunFolder, RunFolderError
 from fedpw_flwr.lab.runs.written import number
 from fedpw_flwr.lab.simulation.progress import Display, RunProgress

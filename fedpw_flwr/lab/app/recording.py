@@ -16,8 +16,13 @@ from fedpw_flwr.lab.app.profiling import RoundProfiler
 from fedpw_flwr.lab.app.testing import GlobalModelTest, Tested
 from fedpw_flwr.lab.config.configuration import resolved_yaml
 from fedpw_flwr.lab.runs.holdings import Holdings
-from fedpw_flwr.lab.runs.package_state import package_state
-from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary, best_round
+from fedpw_flwr.lab.runs.records import (
+    ClientFigures,
+    RoundRecord,
+    RunSummary,
+    best_round,
+    package_state,
+)
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.wire.records import identity_of

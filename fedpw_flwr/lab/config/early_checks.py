@@ -49,7 +49,7 @@ def check_early(configuration: DictConfig) -> None:
 
 
 def warning_of_slow_arithmetic(configuration: DictConfig) -> str | None:
-    """Return that training on this processor will be slow in bfloat16; None where it will not be."""
+    """Return why training in bfloat16 will be slow on this processor; None where it will not."""
     runtime = runtime_settings(configuration)
     on_gpu = runtime.gpus_per_client > 0 and runtime.device != "cpu"
     elsewhere = runtime.ray_address is not None

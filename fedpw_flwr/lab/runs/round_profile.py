@@ -108,8 +108,8 @@ class MeanProfile:
     are mean seconds by phase, as in `RoundProfile`.
     """
 
-    first: int
-    last: int
+    which: str
+    """The rounds, in words."""
     num_workers: float
     server: dict[str, float]
     workers: dict[str, float]
@@ -119,12 +119,11 @@ class MeanProfile:
         """Average profiles by the number of the round; ValueError if there are none."""
         if not profiles:
             raise ValueError("no round was profiled, so there is nothing to average")
-        rounds = sorted(profiles)
-        usual = rounds[1:] or rounds
+        usual = sorted(profiles)[1:] or list(profiles)
         chosen = [profiles[number] for number in usual]
+        several = f"mean of rounds {usual[0]} to {usual[-1]}"
         return cls(
-            first=usual[0],
-            last=usual[-1],
+            which=several if len(usual) > 1 else f"round {usual[0]}",
             num_workers=math.fsum(profile.num_workers for profile in chosen) / len(chosen),
             server=_mean([profile.server for profile in chosen]),
             workers=_mean([profile.workers for profile in chosen]),
@@ -134,13 +133,6 @@ class MeanProfile:
     def seconds(self) -> float:
         """Wall-clock seconds of the round."""
         return math.fsum(self.server.values())
-
-    @property
-    def which(self) -> str:
-        """The rounds, in words."""
-        if self.first == self.last:
-            return f"round {self.first}"
-        return f"mean of rounds {self.first} to {self.last}"
 
     def sentences(self) -> list[str]:
         """Tell where the time went, the longest phase first: the server's view, the workers'."""
