@@ -153,10 +153,7 @@ def _take(
 def build_experiment(configuration: DictConfig) -> Experiment:
     """Load the data and divide them among the clients.
 
-    Raises
-    ------
-    ConfigurationError
-        If a part cannot be built; the message names it and keeps the part's own words.
+    ConfigurationError if a part cannot be built; it names the part and keeps the part's own words.
     """
     seed = int(configuration.seed)
     # Data or divisions of the user's own may draw from it.

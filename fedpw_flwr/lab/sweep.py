@@ -13,7 +13,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -130,16 +130,13 @@ class Sweep:
         """Hold a run that is not finished; yields its folder, None where another process has it."""
         folder = self._folder_of(configuration)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_FILE)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield None
-            return
-        try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(FileLock(folder / LOCK_FILE).acquire(blocking=False))
+            except Timeout:
+                yield None
+                return
             yield RunFolder(folder)
-        finally:
-            lock.release()
 
     def _folder_of(self, configuration: DictConfig) -> Path:
         """Return the run's folder: not one in which a run was made longer, and is another since."""

@@ -1,7 +1,4 @@
-"""From what a strategy decides in a round to what the run folder keeps of it.
-
-`RunRecorder` hears the training metrics of each round, tests the model and writes both down.
-"""
+"""From what a strategy decides in a round to what the run folder keeps of it."""
 
 from __future__ import annotations
 
@@ -31,12 +28,9 @@ from fedpw_flwr.wire.records import identity_of
 def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     """Aggregate a round's training metrics for any strategy, keeping what each client said.
 
-    Returns
-    -------
-    MetricRecord
-        ``train_loss``, the mean weighted by a metric of the replies, and the parallel lists
-        ``client-id``, ``client-loss`` and ``client-share`` (the clients' shares of the weights).
-        Nothing where no reply says which client it is from.
+    There are ``train_loss``, the weighted mean, and the parallel lists ``client-id``,
+    ``client-loss`` and ``client-share`` (the clients' shares of the weights); nothing where no
+    reply says which client it is from.
     """
     replies: list[tuple[int, Any]] = [
         (client, metrics)
@@ -62,20 +56,9 @@ def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRe
 class RunRecorder(Observer):
     """Tests the global model after every round and writes the round into the run folder.
 
-    It is tested on every domain's test images, and on those that the clients keep.
-
-    Parameters
-    ----------
-    folder : RunFolder
-        Where the run is written, from `on_begin` on.
-    test : GlobalModelTest
-        Tests the models of the experiment that runs.
-    profiler : RoundProfiler | None (default: None)
-        Knows where the time of a round went; None in a run that is not profiled.
-    shown : Callable | None (default: None)
-        Is called with each record.
-    resume : bool (default: False)
-        Whether the folder holds a run that goes on.
+    It is tested on every domain's test images, and on those that the clients keep. Where a run is
+    profiled, `profiler` knows where the time of a round went. `shown` is called with each record.
+    With `resume` the folder holds a run, which goes on.
     """
 
     def __init__(

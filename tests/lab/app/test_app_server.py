@@ -30,7 +30,7 @@ from fedpw_flwr.lab.app import client_app
 from fedpw_flwr.lab.app.server_app import app
 from fedpw_flwr.lab.config import early_checks
 from fedpw_flwr.lab.config.configuration import ConfigurationError
-from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
+from fedpw_flwr.lab.config.early_checks import multiplies_bfloat16
 from fedpw_flwr.lab.experiment import _built
 from fedpw_flwr.lab.runs.records import best_round
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError

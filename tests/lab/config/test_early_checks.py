@@ -19,8 +19,12 @@ from fedpw_flwr.lab.config.configuration import (
     compose_configuration,
     with_absolute_folders,
 )
-from fedpw_flwr.lab.config.early_checks import check_early, warning_of_slow_arithmetic
-from fedpw_flwr.lab.config.hardware import count_gpus, multiplies_bfloat16
+from fedpw_flwr.lab.config.early_checks import (
+    check_early,
+    count_gpus,
+    multiplies_bfloat16,
+    warning_of_slow_arithmetic,
+)
 
 HEAVY = ("torch", "flwr", "ray", "torchvision", "datasets")
 
