@@ -220,9 +220,8 @@ def _may_be_of(run: Path, digest: str | None) -> bool:
         holdings = RunFolder(run).read_holdings()
     except RunFolderError:
         return True
-    return (
-        holdings is None or None in (holdings.data_digest, digest) or holdings.data_digest == digest
-    )
+    known = None if holdings is None else holdings.data_digest
+    return None in (known, digest) or known == digest
 
 
 def _is_finished(run: Path) -> bool:

@@ -22,10 +22,8 @@ from torch import nn
 from fedpw_flwr.client import FedPWClient, numpy_client_app
 from fedpw_flwr.client.timings import TimingsMod
 from fedpw_flwr.lab.config.configuration import ConfigurationError
-from fedpw_flwr.lab.data.images import ImageSet
 from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.experiment import Experiment, experiment_of
-from fedpw_flwr.lab.training.evaluation import Evaluation
 from fedpw_flwr.lab.training.evaluation import evaluate as evaluate_model
 from fedpw_flwr.lab.training.loop import client_generator
 from fedpw_flwr.lab.training.loop import train as train_model
@@ -44,6 +42,8 @@ class DomainClient(NumPyClient):
 
     def __init__(self, experiment: Experiment, model: nn.Module, share: ClientShare) -> None:
         self.experiment, self.model, self.share = experiment, model, share
+        data, device = experiment.data, experiment.device
+        self._how: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": device}
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -57,7 +57,7 @@ class DomainClient(NumPyClient):
         overwrite_model(self.model, parameters)
         metrics: dict[str, Scalar] = {}
         if config.get(REPORT_INITIAL_LOSS):
-            metrics[INITIAL_LOSS] = self._evaluated_on(share.train).loss
+            metrics[INITIAL_LOSS] = evaluate_model(self.model, share.train, **self._how).loss
         generator = client_generator(experiment.seed, int(config["server-round"]), share.client_id)
         # A model with dropout draws from the global source.
         torch.manual_seed(generator.initial_seed())
@@ -65,12 +65,10 @@ class DomainClient(NumPyClient):
             self.model,
             share.train,
             experiment.client,
-            mean=experiment.data.mean,
-            std=experiment.data.std,
-            device=experiment.device,
             generator=generator,
             # Flower's FedProx sends it.
             proximal_mu=float(config.get("proximal-mu", 0.0)),
+            **self._how,
         )
         return read_model(self.model), len(share.train), {**metrics, "train_loss": loss}
 
@@ -82,19 +80,8 @@ class DomainClient(NumPyClient):
         overwrite_model(self.model, parameters)
         own = self.share.test
         domain = next(domain for domain in domains if domain.name == self.share.domain)
-        result = self._evaluated_on(domain.test if own is None else own)
+        result = evaluate_model(self.model, domain.test if own is None else own, **self._how)
         return result.loss, result.num_examples, {"eval_acc": result.accuracy}
-
-    def _evaluated_on(self, images: ImageSet) -> Evaluation:
-        """Test the model as it is now: in evaluation mode, on images as they are."""
-        experiment = self.experiment
-        return evaluate_model(
-            self.model,
-            images,
-            mean=experiment.data.mean,
-            std=experiment.data.std,
-            device=experiment.device,
-        )
 
 
 def client_fn(context: Context) -> FedPWClient:

@@ -53,6 +53,10 @@ def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRe
     )
 
 
+_FIGURES = ("amplification", "quarantined", "failed", "empty", "bounded")
+"""Of a round, as the metrics and its record call them."""
+
+
 class RunRecorder(Observer):
     """Tests the global model after every round and writes the round into the run folder.
 
@@ -123,11 +127,7 @@ class RunRecorder(Observer):
             train_loss=_recorded(metrics, "train_loss"),
             clients=self._client_figures(metrics),
             loss_term_share=_recorded(metrics, "loss-term-share"),
-            amplification=_recorded(metrics, "amplification"),
-            quarantined=_recorded(metrics, "quarantined"),
-            failed=_recorded(metrics, "failed"),
-            empty=_recorded(metrics, "empty"),
-            bounded=_recorded(metrics, "bounded"),
+            **{name: _recorded(metrics, name) for name in _FIGURES},
             client_accuracy=tested.client_accuracy,
             profile=profile,
         )

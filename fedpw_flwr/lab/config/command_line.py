@@ -58,7 +58,9 @@ def _readable(word: str, several: bool) -> str:
             f"/ - _ . : + % * @ ? | $ needs quotes, and the shell another pair around them. "
             f"Type {shlex.quote(right)}"
         )
-    if _is_path(key) and override.is_sweep_override() and not several:
+    last = override_key(key).rpartition(".")[2]
+    is_path = key in (*_OUTPUT_FOLDERS, "resume") or is_folder(last)
+    if is_path and override.is_sweep_override() and not several:
         raise ConfigurationError(
             f"{word} reads as several values: a path with a comma needs quotes, and the shell "
             f"another pair around them. Type {shlex.quote(right)}"
@@ -73,8 +75,3 @@ def _parsed(word: str) -> Override | None:
         return OverridesParser.create().parse_override(word)
     except HydraException:
         return None
-
-
-def _is_path(key: str) -> bool:
-    last = override_key(key).rpartition(".")[2]
-    return key in (*_OUTPUT_FOLDERS, "resume") or is_folder(last)

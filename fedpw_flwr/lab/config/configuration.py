@@ -60,7 +60,6 @@ class RuntimeSettings:
     evaluate_every: int = 1
 
     def __post_init__(self) -> None:
-        """Check the values: this is the only check of what a client and all of them may take."""
         wrong = wrong_settings(vars(self), RUNTIME, "runtime.") or list(self._contradictions())
         if wrong:
             raise ConfigurationError("\n".join(wrong))

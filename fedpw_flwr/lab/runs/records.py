@@ -68,7 +68,7 @@ class Spread(StrictJson):
 
 @dataclass(frozen=True)
 class ClientFigures(StrictJson):
-    """What one round knows of each client that took part, as parallel lists.
+    """What one round knows of each client that took part, as parallel lists; ValueError if not.
 
     A list that the strategy has no figures for is None, such as FedAvg's p and q.
     """
@@ -82,7 +82,6 @@ class ClientFigures(StrictJson):
     loss: list[float] | None = None  # mean training loss that the client reports
 
     def __post_init__(self) -> None:
-        """Check that the lists are parallel; ValueError if not."""
         lengths = {name: len(values) for name, values in vars(self).items() if values is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the clients' lists must have one entry a client, got {lengths}")

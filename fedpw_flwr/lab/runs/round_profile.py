@@ -31,7 +31,6 @@ class MessageTimes(StrictJson):
     seconds: dict[str, list[float]]  # of each of `CLIENT_PHASES`
 
     def __post_init__(self) -> None:
-        """Check that the lists are parallel and complete."""
         lengths = {len(self.worker), len(self.waiting), *map(len, self.seconds.values())}
         if set(self.seconds) != set(CLIENT_PHASES) or lengths != {len(self.id)}:
             raise ValueError(
@@ -67,7 +66,6 @@ class RoundProfile(StrictJson):
     clients: MessageTimes
 
     def __post_init__(self) -> None:
-        """Check the seconds."""
         _check_durations(self.server.values())
 
     @property

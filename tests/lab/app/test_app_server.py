@@ -30,11 +30,9 @@ from fedpw_flwr.lab.app import client_app
 from fedpw_flwr.lab.app.server_app import app
 from fedpw_flwr.lab.config import early_checks
 from fedpw_flwr.lab.config.configuration import ConfigurationError
-from fedpw_flwr.lab.config.early_checks import multiplies_bfloat16
 from fedpw_flwr.lab.experiment import _built
 from fedpw_flwr.lab.runs.records import best_round
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
-from fedpw_flwr.lab.training.evaluation import evaluate
 from fedpw_flwr.rounds.faults import UnusableRepliesError
 
 IMPATIENT = f"{OVERRIDES} runtime.connect_timeout=0.5"
@@ -132,23 +130,6 @@ def test_the_summary_agrees_with_the_rounds(run: FinishedRun) -> None:
     assert (summary.quarantined, summary.failed) == (0, 0)
     config = run.folder.config_file.read_bytes()
     assert summary.config_fingerprint == hashlib.sha256(config).hexdigest()
-
-
-def test_the_saved_models_have_the_accuracy_that_was_recorded(run: FinishedRun) -> None:
-    records = {record.round: record for record in run.folder.read_rounds()}
-    built = experiment(run.overrides)
-    for name in ("model.safetensors", "model_best.safetensors"):
-        state, metadata = run.folder.load_model(name)
-        model = built.new_model()
-        model.load_state_dict(state)
-        accuracy = {
-            domain.name: evaluate(
-                model, domain.test, mean=built.data.mean, std=built.data.std, device="cpu"
-            ).accuracy
-            for domain in built.data.domains
-        }
-        assert accuracy == records[int(metadata["round"])].accuracy
-    assert int(run.folder.load_model("model.safetensors")[1]["round"]) == 2
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run: FinishedRun) -> None:
@@ -290,30 +271,14 @@ def test_a_wrong_override_ends_the_run_before_it_leaves_anything(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "precision", "times"),
-    [
-        ("fpu avx2 avx512f", "bfloat16", 1),
-        ("fpu avx2 amx_bf16", "bfloat16", 0),
-        ("fpu avx2 avx512f", "float32", 0),
-    ],
-)
 def test_slow_arithmetic_is_told_once_in_the_log_of_a_run_without_the_command(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    flags: str,
-    precision: str,
-    times: int,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    processor = tmp_path / "cpuinfo"
-    processor.write_text(f"flags : {flags}\n")
-    monkeypatch.setattr(early_checks, "multiplies_bfloat16", lambda: multiplies_bfloat16(processor))
+    monkeypatch.setattr(early_checks, "multiplies_bfloat16", lambda: False)
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
-    overrides = f"{IMPATIENT} client.precision={precision}"
+    overrides = f"{IMPATIENT} client.precision=bfloat16"
+    grid = AppGrid(overrides=overrides, num_clients=0)
     with pytest.raises(ConfigurationError, match="0 clients are connected"):
-        app(
-            AppGrid(overrides=overrides, num_clients=0), server_context(tmp_path / "run", overrides)
-        )
+        app(grid, server_context(tmp_path / "run", overrides))
     told = [one for one in caplog.records if "trains about ten times slower" in one.getMessage()]
-    assert [one.levelname for one in told] == ["WARNING"] * times
+    assert [one.levelname for one in told] == ["WARNING"]

@@ -137,6 +137,13 @@ def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
         ("strategy.max_weight=0.5", "strategy.max_weight must be a number of at least 1"),
         ("strategy.upload=packed strategy.adjustment=server", "strategy.adjustment=client"),
         ("strategy=afl strategy.lambda_step=nan", "strategy.lambda_step must be a number"),
+        ("+strategy.betta=1", "strategy.betta is no setting of FedPW: leave it out"),
+        ("partition=shards partition.shards_per_client=1.5", "of at least 1, got 1.5"),
+        ("dataset=digits dataset.domains=[mnist,mnist]", "dataset.domains must be a list with at"),
+        (
+            "dataset=cifar10 partition=iid dataset.std=[0.2,0.0,0.3]",
+            "above 0, and no name twice, or null, got [0.2, 0.0, 0.3]",
+        ),
         ("strategy=term strategy.t=inf", "strategy.t must be a number that is finite, got inf"),
         ("runtime.gpus_per_client=1.5", "runtime.gpus_per_client=1.5: above 1 it must be a whole"),
         ("runtime.device=gpu", "runtime.device=gpu is no device: choose auto, cpu, cuda or cuda:0"),

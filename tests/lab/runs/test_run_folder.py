@@ -277,32 +277,6 @@ def test_every_kind_of_tensor_comes_back(folder: RunFolder) -> None:
         assert torch.equal(loaded[name], tensor), name
 
 
-class _Recurrent(torch.nn.Module):
-    """Two steps with one set of weights, and a buffer that looks into them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.step = torch.nn.Conv1d(3, 3, 3)
-        self.again = self.step
-        self.register_buffer("middle", self.step.weight.detach()[:, 1:, 1])
-        self.register_buffer("bias_too", self.step.bias.detach())
-
-
-def test_tied_weights_and_buffers_that_look_into_them_come_back(folder: RunFolder) -> None:
-    torch.manual_seed(5)
-    model = _Recurrent()
-    folder.save_model(model.state_dict())
-    loaded, _ = folder.load_model()
-    assert loaded.keys() == model.state_dict().keys()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded[name], tensor), name
-    torch.manual_seed(6)
-    other = _Recurrent()
-    other.load_state_dict(loaded)
-    assert torch.equal(other.again.weight, model.step.weight)
-    assert torch.equal(other.get_buffer("middle"), model.step.weight[:, 1:, 1])
-
-
 @pytest.mark.parametrize(
     ("state", "says"),
     [
