@@ -37,9 +37,8 @@ from fedpw_flwr.lab.config.configuration import (
     with_changes,
 )
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
-from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
-from fedpw_flwr.lab.job import Job
-from fedpw_flwr.lab.runs.package_state import package_state
+from fedpw_flwr.lab.job import execute, runs_at_a_time
+from fedpw_flwr.lab.runs.records import package_state
 from fedpw_flwr.lab.runs.run_folder import CONFIG_FILE, RunFolder, RunFolderError
 from fedpw_flwr.lab.runs.written import number
 from fedpw_flwr.lab.simulation.progress import Display, RunProgress
@@ -47,9 +46,7 @@ from fedpw_flwr.lab.simulation.run import RunOutcome, explained
 from fedpw_flwr.lab.simulation.runs import Runs
 from fedpw_flwr.lab.simulation.terminal import say, write_any_text
 from fedpw_flwr.lab.simulation.workers import WorkersStopped
-from fedpw_flwr.lab.sweep import Ending, Sweep, count_runs, run_name
-
-__all__ = ["command", "main"]
+from fedpw_flwr.lab.sweep import Ending, Sweep, run_name
 
 
 def main() -> None:
@@ -100,43 +97,50 @@ class _Command:
     def __init__(self, display: Display, runs: Runs) -> None:
         self.failed = False
         self._display, self._runs = display, runs
-        self._waiting: list[tuple[Job, Callable[[], None]]] = []
+        self._waiting: list[tuple[DictConfig, Callable[[], None]]] = []
         self._sweep: Sweep | None = None
         self._made: Path | None = None
 
     def add(self, configuration: DictConfig) -> None:
         """Take what hydra composed, to be played with the others."""
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        if is_sweep and self._sweep is None:
-            total = count_runs(sys.argv[1:])
-            self._sweep = Sweep(folder.resolve(), total, self._display.console)
-        self._made = None if is_sweep else folder
+        hydra_config, resume = HydraConfig.get(), configuration.get("resume")
+        words = [str(word) for word in hydra_config.overrides.task]
+        launched_from = Path(hydra_config.runtime.cwd)
+        made = Path(hydra_config.runtime.output_dir)
+        if hydra_config.mode != RunMode.MULTIRUN:
+            self._made = made
+        elif self._sweep is None:
+            self._sweep = Sweep(made.resolve(), self._display.console)
+        sweep, folder = self._sweep, RunFolder(made)
         try:
-            if is_sweep and configuration.get("resume") is not None:
-                raise ConfigurationError(
-                    "resume= is for one run: the same sweep, begun again, goes on by itself"
-                )
-            job, run_folder = _job_of(configuration)
+            if resume is not None:
+                if sweep is not None:
+                    raise ConfigurationError(
+                        "resume= is for one run: the same sweep, begun again, goes on by itself"
+                    )
+                folder = RunFolder((launched_from / Path(str(resume)).expanduser()).resolve())
+                changes = [word for word in words if override_key(word) != "resume"]
+                configuration = with_changes(folder.read_config(), changes)
+            job = with_absolute_folders(checked(configuration), launched_from)
         except (ConfigurationError, RunFolderError) as error:
             say(str(error))
             self.failed = True
-            if self._sweep is not None:
-                self._sweep.ended(Path(" ".join(HydraConfig.get().overrides.task)), "failed")
+            if sweep is not None:
+                sweep.ended(Path(" ".join(words)), "failed")
             return
-        resume = configuration.resume is not None
-        sweep = self._sweep
-        self._waiting.append(
-            (job, partial(self._run_alone, job, run_folder, resume))
+        run = (
+            partial(self._run_alone, job, folder, resume is not None)
             if sweep is None
-            else (job, partial(self._turn_of, sweep, job))
+            else partial(self._turn_of, sweep, job)
         )
+        self._waiting.append((job, run))
 
     def play(self) -> None:
         """Let the runs run, and compare those of a sweep."""
         if self._sweep is not None:
+            self._sweep.total = len(self._waiting) + len(self._sweep.endings)
             self._display.overall(self._sweep.standing())
-        at_a_time = min((job.runs_at_a_time() for job, _ in self._waiting), default=1)
+        at_a_time = min((runs_at_a_time(job) for job, _ in self._waiting), default=1)
         try:
             self._runs.play((run for _, run in self._waiting), at_a_time)
         finally:
@@ -148,13 +152,12 @@ class _Command:
             _compare(self._sweep)
             self.failed |= self._sweep.count("failed", "run by another sweep") > 0
 
-    def _run_alone(self, job: Job, folder: RunFolder, resume: bool) -> None:
+    def _run_alone(self, job: DictConfig, folder: RunFolder, resume: bool) -> None:
         self.failed |= not self._run(job, folder, "", resume)
 
-    def _turn_of(self, sweep: Sweep, job: Job) -> None:
+    def _turn_of(self, sweep: Sweep, job: DictConfig) -> None:
         """Run one of a sweep's runs if it is not done yet."""
-        name = run_name(job.configuration)
-        self._display.overall(sweep.standing())
+        name = run_name(job)
         try:
             self._run_of_sweep(sweep, job, name)
         except OSError as error:
@@ -162,14 +165,14 @@ class _Command:
             sweep.ended(sweep.folder / name, "failed")
         self._display.overall(sweep.standing())
 
-    def _run_of_sweep(self, sweep: Sweep, job: Job, name: str) -> None:
-        before = sweep.finished(job.configuration)
+    def _run_of_sweep(self, sweep: Sweep, job: DictConfig, name: str) -> None:
+        before = sweep.finished(job)
         if before is not None:
             self._display.print(f"done before: {before}{_made_by(before)}")
             sweep.ended(before, "done before")
             return
         begun = time.monotonic()
-        with sweep.claim(job.configuration) as folder:
+        with sweep.claim(job) as folder:
             if folder is None:
                 self._display.print(f"{name}: another process runs it at the moment")
                 sweep.ended(sweep.folder / name, "run by another sweep")
@@ -180,15 +183,15 @@ class _Command:
             ending: Ending = "done" if completed else "failed"
             sweep.ended(folder.path, ending, time.monotonic() - begun)
 
-    def _run(self, job: Job, folder: RunFolder, name: str, resume: bool) -> bool:
+    def _run(self, job: DictConfig, folder: RunFolder, name: str, resume: bool) -> bool:
         """Execute a run, say how it ended, and return whether it completed."""
-        warning = warning_of_slow_arithmetic(job.configuration, multiplies_bfloat16())
+        warning = warning_of_slow_arithmetic(job)
         if warning is not None:
             self._say(warning, "bold yellow")
         status, log = "not-started", ""
         try:
-            with RunProgress(self._display, folder, job.rounds, name) as progress:
-                outcome = job.execute(folder, self._runs, progress, resume=resume)
+            with RunProgress(self._display, folder, int(job.rounds), name) as progress:
+                outcome = execute(job, folder, self._runs, progress, resume)
             if outcome.completed:
                 if not name:
                     _print_results(folder, outcome, self._display.console)
@@ -212,19 +215,6 @@ class _Command:
     def _say(self, text: str, style: str = "bold red") -> None:
         """Say what is wrong: above the bars where there are any, which would wipe it out."""
         say(text, style, self._display.console if self._display.bars is not None else None)
-
-
-def _job_of(configuration: DictConfig) -> tuple[Job, RunFolder]:
-    """Return what hydra composed as a job, and the folder to run it into or go on in."""
-    launched_from = Path(HydraConfig.get().runtime.cwd)
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    resume = configuration.get("resume")
-    if resume is not None:
-        folder = RunFolder((launched_from / Path(str(resume)).expanduser()).resolve())
-        words = [str(word) for word in HydraConfig.get().overrides.task]
-        changes = [word for word in words if override_key(word) != "resume"]
-        configuration = with_changes(folder.read_config(), changes)
-    return Job(with_absolute_folders(checked(configuration), launched_from)), folder
 
 
 def _made_by(run: Path) -> str:

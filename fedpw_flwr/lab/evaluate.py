@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
     from fedpw_flwr.lab.training.evaluation import Evaluation
 
-__all__ = ["RunEvaluation", "evaluate_run", "main"]
-
 
 @dataclass(frozen=True)
 class RunEvaluation:
@@ -90,9 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overrides=options.overrides,
         )
     except (RunFolderError, ConfigurationError) as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]fedpw-evaluate:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        said = f"[bold red]fedpw-evaluate:[/] {escape(str(error))}"
+        Console(stderr=True).print(said, highlight=False, soft_wrap=True)
         return 1
     if options.json:
         # In ASCII, as JSON can be: any terminal shows it, and every name stays what it is.
@@ -116,7 +113,9 @@ def evaluate_run(
     file of the run is missing, broken or does not fit; ConfigurationError if the configuration, an
     override or the device cannot be used, or the data are missing.
     """
-    records = folder.read_rounds()
+    recorded: dict[int | None, dict[str, float]] = {
+        record.round: record.accuracy for record in folder.read_rounds()
+    }
     configuration = with_absolute_folders(with_changes(folder.read_config(), overrides), Path.cwd())
     name: ModelFile = "model_best.safetensors" if best else "model.safetensors"
     state, metadata = folder.load_model(name)
@@ -140,9 +139,7 @@ def evaluate_run(
             domain.name: evaluate(model, domain.test, mean=data.mean, std=data.std, device=target)
             for domain in data.domains
         },
-        recorded=next(
-            (record.accuracy for record in reversed(records) if record.round == saved_in), {}
-        ),
+        recorded=recorded.get(saved_in, {}),
     )
 
 

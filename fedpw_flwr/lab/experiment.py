@@ -35,24 +35,13 @@ from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.training.settings import ClientSettings
 from fedpw_flwr.rounds.run_state import RANDOM_STATE
 
-__all__ = [
-    "Experiment",
-    "build_data",
-    "build_experiment",
-    "build_group",
-    "carried",
-    "experiment_of",
-    "provide",
-    "withdraw",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """Everything a process needs to take part in a run.
 
     ``shares[k]`` is what client k holds; `device` is that of training and evaluation in this
-    process; `prepared_digest` stands in for the digest where `data` no longer holds all images.
+    process.
     """
 
     configuration: DictConfig
@@ -63,12 +52,11 @@ class Experiment:
     client: ClientSettings
     runtime: RuntimeSettings
     device: torch.device
-    prepared_digest: str | None = None
 
     @cached_property
     def data_digest(self) -> str:
         """SHA-256 of the images that were read, before they were divided among clients."""
-        return self.prepared_digest or pictures_digest(self.data)
+        return pictures_digest(self.data)
 
     @cached_property
     def test_sets(self) -> tuple[Examples, ...]:
@@ -81,13 +69,7 @@ class Experiment:
         return (*(domain.test for domain in self.data.domains), *kept)
 
     def check(self) -> None:
-        """Build what only the server needs, to find mistakes before any training.
-
-        Raises
-        ------
-        ConfigurationError
-            If model or strategy cannot be built.
-        """
+        """Build what only the server needs; ConfigurationError if model or strategy cannot be."""
         self.new_model()
         self.new_strategy(lambda contents, key: MetricRecord())
 
@@ -108,12 +90,12 @@ class Experiment:
         self, train_metrics_aggr_fn: Callable[[list[RecordDict], str], MetricRecord]
     ) -> Strategy:
         """Build the strategy; `train_metrics_aggr_fn` aggregates a round's training metrics."""
-        settings = group_settings(self.configuration, "strategy")
         defaults = {
             "min_train_nodes": 1,
             "min_evaluate_nodes": 1,
             "min_available_nodes": len(self.shares),
         }
+        settings = group_settings(self.configuration, "strategy")
         with named_part("strategy"):
             strategy: Strategy = instantiate(
                 defaults | settings, train_metrics_aggr_fn=train_metrics_aggr_fn
@@ -135,53 +117,43 @@ def _built(config_name: str, overrides: str) -> Experiment:
     return build_experiment(compose_configuration(config_name, overrides))
 
 
-def provide(experiment: Experiment, config_name: str, overrides: str) -> None:
-    """Let `experiment_of` return in this process what was built already."""
+def provide(experiment: Experiment, config_name: str, overrides: str) -> Callable[[], object]:
+    """Let `experiment_of` return in this process what was built; returns what lets go of it."""
     _provided[config_name, overrides] = experiment
-
-
-def withdraw(config_name: str, overrides: str) -> None:
-    """Let go of an experiment that was provided."""
-    _provided.pop((config_name, overrides), None)
+    return partial(_provided.pop, (config_name, overrides), None)
 
 
 def carried(
     experiment: Experiment, config_name: str, overrides: str
-) -> Callable[[], Callable[[], None]]:
-    """Return what provides the experiment in another process, and returns what withdraws it there.
+) -> Callable[[], Callable[[], object]]:
+    """Return what provides the experiment in another process, as `provide` does in this one.
 
     The process finds its own device. Of the training images only those that clients hold go along.
     """
-    data = experiment.data
     one = torch.zeros(1, dtype=torch.int64)
+    data = experiment.data
     domains = tuple(replace(domain, train=domain.train.select(one)) for domain in data.domains)
-    data = replace(data, domains=domains)
     text = resolved_yaml(experiment.configuration)
     # What is resolved here need not be there; a text that looks like an interpolation is left.
-    configuration = experiment.configuration if "${" in text else OmegaConf.create(text)
-    parts = (configuration, data, experiment.shares, experiment.data_digest)
-    own = experiment.test_sets[len(data.domains) :]
-    return partial(_take, parts, own, config_name, overrides)
+    configuration: Any = experiment.configuration if "${" in text else OmegaConf.create(text)
+    sent = replace(experiment, configuration=configuration, data=replace(data, domains=domains))
+    # Found anew, the digest would be another, and the clients' own test images a second copy.
+    found = {"data_digest": experiment.data_digest, "test_sets": experiment.test_sets}
+    return partial(_take, sent, found, config_name, overrides)
 
 
 def _take(
-    parts: Any, own: tuple[Examples, ...], config_name: str, overrides: str
-) -> Callable[[], None]:
-    experiment = _experiment(*parts)
-    # Joined anew, the clients' own test images would be a copy in each process.
-    tests = (*(domain.test for domain in experiment.data.domains), *own)
-    experiment.__dict__["test_sets"] = tests
-    provide(experiment, config_name, overrides)
-    return partial(withdraw, config_name, overrides)
+    sent: Experiment, found: dict[str, Any], config_name: str, overrides: str
+) -> Callable[[], object]:
+    experiment = replace(sent, device=_device(sent.runtime))
+    vars(experiment).update(found)
+    return provide(experiment, config_name, overrides)
 
 
 def build_experiment(configuration: DictConfig) -> Experiment:
     """Load the data and divide them among the clients.
 
-    Raises
-    ------
-    ConfigurationError
-        If a part cannot be built; the message names it and keeps the part's own words.
+    ConfigurationError if a part cannot be built; it names the part and keeps the part's own words.
     """
     seed = int(configuration.seed)
     # Data or divisions of the user's own may draw from it.
@@ -190,28 +162,16 @@ def build_experiment(configuration: DictConfig) -> Experiment:
         partition = build_group("partition", configuration)
         with named_part("partition"):
             shares = tuple(partition.split(data, seed))
-    return _experiment(configuration, data, shares)
-
-
-def _experiment(
-    configuration: DictConfig,
-    data: DomainCollection,
-    shares: tuple[ClientShare, ...],
-    prepared_digest: str | None = None,
-) -> Experiment:
-    with named_part("runtime"):
-        runtime = runtime_settings(configuration)
-        device = available_device(None if runtime.device == "auto" else runtime.device)
+    runtime = runtime_settings(configuration)
     return Experiment(
         configuration=configuration,
-        seed=int(configuration.seed),
+        seed=seed,
         rounds=int(configuration.rounds),
         data=data,
         shares=shares,
         client=build_group("client", configuration),
         runtime=runtime,
-        device=device,
-        prepared_digest=prepared_digest,
+        device=_device(runtime),
     )
 
 
@@ -223,13 +183,15 @@ def build_data(configuration: DictConfig) -> DomainCollection:
     return data
 
 
+def _device(runtime: RuntimeSettings) -> torch.device:
+    with named_part("runtime"):
+        return available_device(None if runtime.device == "auto" else runtime.device)
+
+
 def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:
     """Build what a group of any run's configuration describes, with these further arguments.
 
-    Raises
-    ------
-    ConfigurationError
-        If the group does not say what to build, or it cannot be built.
+    ConfigurationError if the group does not say what to build, or it cannot be built.
     """
     node = configuration.get(group)
     if not isinstance(node, DictConfig) or "_target_" not in node:

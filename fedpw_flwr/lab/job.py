@@ -1,22 +1,18 @@
-"""One run of the command: what it was asked for, checked, and how it is executed."""
+"""One run of the command: how many like it may run at a time, and how it is executed."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig
 
 from fedpw_flwr.lab.config.configuration import (
-    RuntimeSettings,
     count_clients,
-    group_settings,
     runtime_settings,
 )
-from fedpw_flwr.lab.config.early_checks import check_early
-from fedpw_flwr.lab.config.hardware import count_gpus
+from fedpw_flwr.lab.config.early_checks import check_early, count_gpus
 from fedpw_flwr.lab.config.setting_rules import GROUPS
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.run_folder import RunFolder
@@ -25,102 +21,73 @@ from fedpw_flwr.lab.simulation.ray_processes import check_cluster_answers, usabl
 from fedpw_flwr.lab.simulation.run import App, RunOutcome, is_library, run_app
 from fedpw_flwr.lab.simulation.runs import Runs
 
-__all__ = ["Job"]
-
 _CLIENT = "fedpw_flwr.lab.app.client_app"
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run as it was asked for.
+def runs_at_a_time(configuration: DictConfig) -> int:
+    """Return how many runs like this one keep all workers busy, and one to spare.
 
-    `configuration` is checked, with absolute folders.
+    Only one where the strategy is not of this package: it may draw from Python's or NumPy's source
+    of random numbers, which all runs of a process share.
     """
+    runtime = runtime_settings(configuration)
+    if not str(configuration.strategy.get("_target_")).startswith("fedpw_flwr."):
+        return 1
+    if runtime.runs_at_a_time != "auto":
+        return int(runtime.runs_at_a_time)
+    if runtime.ray_address is not None:
+        return 2
+    workers = usable_cpus(runtime) // runtime.cpus_per_client
+    if runtime.gpus_per_client > 0:
+        workers = min(workers, int((count_gpus() or 0) / runtime.gpus_per_client))
+    return 1 + max(1, workers // count_clients(configuration))
 
-    configuration: DictConfig
 
-    @property
-    def runtime(self) -> RuntimeSettings:
-        """Where and how its clients run."""
-        return runtime_settings(self.configuration)
+def execute(
+    configuration: DictConfig, folder: RunFolder, runs: Runs, progress: RunProgress, resume: bool
+) -> RunOutcome:
+    """Run an experiment into a folder, from where the folder's run stands if it is to `resume`.
 
-    @property
-    def rounds(self) -> int:
-        """How many rounds it has in all."""
-        return int(self.configuration.rounds)
+    The configuration is checked, with absolute folders. ConfigurationError or RunFolderError if the
+    run cannot start.
+    """
+    check_early(configuration)
+    runtime, num_clients = runtime_settings(configuration), count_clients(configuration)
+    if runtime.ray_address is not None:
+        check_cluster_answers(runtime.ray_address)
+    if not resume:
+        folder.check_unused()
+    progress.say("starting")
+    # By these names all processes know the experiment that is provided.
+    known_as = ("", str(folder.path))
+    run_config = {
+        "config-name": known_as[0],
+        "overrides": known_as[1],
+        "output-folder": str(folder.path),
+        "resume": resume,
+    }
+    app = App("fedpw_flwr.lab.app.server_app:app", f"{_CLIENT}:app", num_clients, run_config)
 
-    def runs_at_a_time(self) -> int:
-        """Return how many runs like this one keep all workers busy, and one to spare.
+    def shown(record: RoundRecord) -> None:
+        progress.show(record)
+        if record.round == progress.rounds:
+            runs.last_round_done()
 
-        Only one where the strategy is not of this package: it may draw from Python's or NumPy's
-        source of random numbers, which all runs of a process share.
-        """
-        runtime = self.runtime
-        if not str(self.configuration.strategy.get("_target_")).startswith("fedpw_flwr."):
-            return 1
-        if runtime.runs_at_a_time != "auto":
-            return int(runtime.runs_at_a_time)
-        if runtime.ray_address is not None:
-            return 2
-        workers = usable_cpus(runtime) // runtime.cpus_per_client
-        if runtime.gpus_per_client > 0:
-            workers = min(workers, int((count_gpus() or 0) / runtime.gpus_per_client))
-        return 1 + max(1, workers // count_clients(self.configuration))
+    with ExitStack() as held:
 
-    def execute(
-        self, folder: RunFolder, runs: Runs, progress: RunProgress, *, resume: bool
-    ) -> RunOutcome:
-        """Run it into a folder, from where the folder's run stands if it is to `resume`.
+        def prepare() -> list[Any]:
+            """Build the experiment for the server, and what builds it for the workers."""
+            # PyTorch takes two seconds to import, in which the workers start.
+            from fedpw_flwr.lab.experiment import build_experiment, carried, provide
 
-        Raises
-        ------
-        ConfigurationError, RunFolderError
-            If it cannot start.
-        """
-        check_early(self.configuration)
-        runtime, num_clients = self.runtime, count_clients(self.configuration)
-        if runtime.ray_address is not None:
-            check_cluster_answers(runtime.ray_address)
-        if not resume:
-            folder.check_unused()
-        progress.say("starting")
-        app = App(
-            "fedpw_flwr.lab.app.server_app:app",
-            f"{_CLIENT}:app",
-            num_clients,
-            {
-                # By these names all processes know the experiment that is provided.
-                "config-name": "",
-                "overrides": str(folder.path),
-                "output-folder": str(folder.path),
-                "resume": resume,
-            },
-        )
+            experiment = build_experiment(configuration)
+            experiment.check()
+            held.callback(provide(experiment, *known_as))
+            return [carried(experiment, *known_as)]
 
-        def shown(record: RoundRecord) -> None:
-            progress.show(record)
-            if record.round == self.rounds:
-                runs.last_round_done()
-
-        carried = _modules(self.configuration) if runtime.ray_address is not None else []
-        with runs.workers(runtime, num_clients, [_CLIENT], carried) as workers:
-            try:
-                return run_app(app, workers, folder.path, lambda: self._prepare(folder), shown)
-            finally:
-                if "fedpw_flwr.lab.experiment" in sys.modules:
-                    from fedpw_flwr.lab.experiment import withdraw
-
-                    withdraw("", str(folder.path))
-
-    def _prepare(self, folder: RunFolder) -> list[Any]:
-        """Build the experiment for the server, and what builds it for the workers."""
-        # PyTorch takes two seconds to import, in which the workers start.
-        from fedpw_flwr.lab.experiment import build_experiment, carried, provide
-
-        experiment = build_experiment(self.configuration)
-        experiment.check()
-        provide(experiment, "", str(folder.path))
-        return [carried(experiment, "", str(folder.path))]
+        modules = _modules(configuration) if runtime.ray_address is not None else []
+        workers = held.enter_context(runs.workers(runtime, num_clients, [_CLIENT], modules))
+        return run_app(app, workers, folder.path, prepare, shown)
 
 
 def _modules(configuration: DictConfig) -> list[str]:
@@ -128,12 +95,9 @@ def _modules(configuration: DictConfig) -> list[str]:
 
     Libraries that are installed, a cluster's machines have.
     """
-    found = {"fedpw_flwr"}
-    for group in GROUPS:
-        settings = group_settings(configuration, group)
-        found.add(str(settings["_target_"]).split(".")[0])
+    found = {str(configuration[group]["_target_"]).split(".")[0] for group in GROUPS}
     files = []
-    for name in sorted(found):
+    for name in sorted({"fedpw_flwr", *found}):
         spec = find_spec(name)
         places = [] if spec is None else [*(spec.submodule_search_locations or []), spec.origin]
         place = next(filter(None, places), None)

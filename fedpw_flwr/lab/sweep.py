@@ -12,26 +12,27 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedpw_flwr.lab.config.configuration import ConfigurationError, run_fingerprint
+from fedpw_flwr.lab.config.configuration import (
+    ConfigurationError,
+    resolved_yaml,
+    run_fingerprint,
+)
 from fedpw_flwr.lab.runs.run_folder import (
     CHECKPOINTS_FOLDER,
     FAILURE_FILE,
@@ -39,8 +40,6 @@ from fedpw_flwr.lab.runs.run_folder import (
     RunFolder,
     RunFolderError,
 )
-
-__all__ = ["Ending", "Sweep", "count_runs", "jobs_of", "results_fingerprint", "run_name"]
 
 Ending = Literal["done before", "done", "failed", "run by another sweep"]
 
@@ -72,59 +71,44 @@ def run_name(configuration: DictConfig) -> str:
     return f"{safe}_seed{configuration.seed}_{results_fingerprint(configuration)[:8]}"
 
 
-def count_runs(words: Sequence[str]) -> int | None:
-    """Return how many runs the command's arguments ask for; None where they do not say."""
-    try:
-        return len(jobs_of([word for word in words if "=" in word and not word.startswith("-")]))
-    except HydraException:
-        return None
-
-
-def jobs_of(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[list[str]]:
-    """Return the overrides of each of a sweep's runs, as hydra's own sweeper divides them.
-
-    The loader knows the choices of groups, for ``strategy=glob(*)``.
-
-    Raises
-    ------
-    HydraException
-        If they do not say which runs there are.
-    """
-    parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
-    (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return jobs
-
-
 @dataclass
 class Sweep:
     """What became of the runs of one command, and how far it is.
 
-    `folder` holds its runs and those of other sweeps; `total` is the number of its runs, if known.
+    `folder` holds its runs and those of other sweeps; `total` is the number of its runs.
     """
 
     folder: Path
-    total: int | None
     console: Console
+    total: int = 0
     endings: list[tuple[Path, Ending, float]] = field(default_factory=list)
-    _finished: dict[str, list[Path]] | None = None
     _digests: dict[str, str | None] = field(default_factory=dict)
     _begun: int = 0
     _since: float = field(default_factory=time.monotonic)
     _lock: Lock = field(default_factory=Lock)
 
+    @cached_property
+    def _finished(self) -> dict[str, list[Path]]:
+        """The finished runs below the folder by fingerprint, the newest last."""
+        found: dict[str, list[Path]] = {}
+        files = [
+            one for one in self.folder.rglob(SUMMARY_FILE) if CHECKPOINTS_FOLDER not in one.parts
+        ]
+        for run in [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]:
+            fingerprint = _fingerprint_of(run)
+            if fingerprint is not None and _is_finished(run):
+                found.setdefault(fingerprint, []).append(run)
+        return found
+
     def finished(self, configuration: DictConfig) -> Path | None:
         """Return the folder of a finished run with the same results; None where there is none."""
-        with self._lock:
-            if self._finished is None:
-                self._finished = _finished_runs(self.folder)
         wanted, folder = results_fingerprint(configuration), self.folder / run_name(configuration)
-        found = list(self._finished.get(wanted, []))
+        with self._lock:
+            found = list(self._finished.get(wanted, []))
         if _fingerprint_of(folder) == wanted and _is_finished(folder):
             # Another sweep may have ended it since.
             found.append(folder)
-        if not found:
-            return None
-        digest = self._data_digest(configuration)
+        digest = self._data_digest(configuration) if found else None
         return next((run for run in reversed(found) if _may_be_of(run, digest)), None)
 
     def _data_digest(self, configuration: DictConfig) -> str | None:
@@ -133,15 +117,12 @@ class Sweep:
         from fedpw_flwr.lab.data.digest import pictures_digest
         from fedpw_flwr.lab.experiment import build_group
 
-        key = json.dumps(
-            OmegaConf.to_container(configuration.dataset, resolve=True), sort_keys=True
-        )
+        key = resolved_yaml(configuration.dataset)
         if key not in self._digests:
-            try:
+            self._digests[key] = None
+            # What is wrong with them is said where the run is to start.
+            with suppress(ConfigurationError):
                 self._digests[key] = pictures_digest(build_group("dataset", configuration))
-            except ConfigurationError:
-                # It is said where the run is to start.
-                self._digests[key] = None
         return self._digests[key]
 
     @contextmanager
@@ -149,16 +130,13 @@ class Sweep:
         """Hold a run that is not finished; yields its folder, None where another process has it."""
         folder = self._folder_of(configuration)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_FILE)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield None
-            return
-        try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(FileLock(folder / LOCK_FILE).acquire(blocking=False))
+            except Timeout:
+                yield None
+                return
             yield RunFolder(folder)
-        finally:
-            lock.release()
 
     def _folder_of(self, configuration: DictConfig) -> Path:
         """Return the run's folder: not one in which a run was made longer, and is another since."""
@@ -176,28 +154,23 @@ class Sweep:
         with self._lock:
             self._begun += 1
             number = self._begun + self.count("done before", "run by another sweep")
-        which = f"run {number}" + (f" of {self.total}" if self.total else "")
-        said = f"[bold]{escape(name)}[/]: {which}{self._others()}{self._left()}"
+        said = f"[bold]{escape(name)}[/]: run {number} of {self.total}{self._rest()}"
         self.console.print(said, highlight=False, soft_wrap=True)
 
     def standing(self) -> str:
         """Return in a line how many runs are done, and how long the rest may take."""
-        of = f" of {self.total}" if self.total else ""
-        return f"{self.count('done')}{of} runs done{self._others()}{self._left()}"
+        return f"{self.count('done')} of {self.total} runs done{self._rest()}"
 
-    def _left(self) -> str:
-        done = self.count("done")
-        if not done or not self.total or len(self.endings) >= self.total:
-            return ""
-        # From the first one's start on, with as many runs at a time as there were.
-        seconds = (time.monotonic() - self._since) / done * (self.total - len(self.endings))
-        return f", about {timedelta(seconds=round(seconds))} left"
-
-    def _others(self) -> str:
-        """Return how many runs were done before, or failed."""
-        before, failed = self.count("done before"), self.count("failed")
-        said = [f"{before} done before"] if before else []
-        said += [f"{failed} failed"] if failed else []
+    def _rest(self) -> str:
+        """Return how many runs were done before, or failed, and how long the others may take."""
+        said = [
+            f"{n} {ending}" for ending in ("done before", "failed") if (n := self.count(ending))
+        ]
+        done, left = self.count("done"), self.total - len(self.endings)
+        if done and left > 0:
+            # From the first one's start on, with as many runs at a time as there were.
+            seconds = (time.monotonic() - self._since) / done * left
+            said.append(f"about {timedelta(seconds=round(seconds))} left")
         return "".join(f", {one}" for one in said)
 
     def ended(self, folder: Path, ending: Ending, seconds: float = 0.0) -> None:
@@ -247,22 +220,8 @@ def _may_be_of(run: Path, digest: str | None) -> bool:
         holdings = RunFolder(run).read_holdings()
     except RunFolderError:
         return True
-    return (
-        holdings is None or None in (holdings.data_digest, digest) or holdings.data_digest == digest
-    )
-
-
-def _finished_runs(folder: Path) -> dict[str, list[Path]]:
-    """Return the finished runs below a folder by fingerprint, the newest last."""
-    found: dict[str, list[Path]] = {}
-    summaries = [
-        file for file in folder.rglob(SUMMARY_FILE) if CHECKPOINTS_FOLDER not in file.parts
-    ]
-    for summary in sorted(summaries, key=lambda file: file.stat().st_mtime):
-        fingerprint = _fingerprint_of(summary.parent)
-        if fingerprint is not None and _is_finished(summary.parent):
-            found.setdefault(fingerprint, []).append(summary.parent)
-    return found
+    known = None if holdings is None else holdings.data_digest
+    return None in (known, digest) or known == digest
 
 
 def _is_finished(run: Path) -> bool:

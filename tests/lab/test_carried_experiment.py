@@ -23,7 +23,6 @@ from fedpw_flwr.lab.experiment import (
     build_experiment,
     carried,
     experiment_of,
-    withdraw,
 )
 
 OVERRIDES = "seed=5 model.width=2 dataset.domains=[scans,textured] partition=by_domain"
@@ -37,9 +36,10 @@ def carried_along() -> Iterator[Experiment]:
     apart: list[pickle.PickleBuffer] = []
     content = pickle.dumps(carried(built, "config", OVERRIDES), 5, buffer_callback=apart.append)
     assert len(content) < 50_000
-    pickle.loads(content, buffers=[buffer.raw().toreadonly() for buffer in apart])()
+    provide = pickle.loads(content, buffers=[buffer.raw().toreadonly() for buffer in apart])
+    withdraw = provide()
     yield built
-    withdraw("config", OVERRIDES)
+    withdraw()
 
 
 def test_a_carried_experiment_equals_the_one_that_was_built(carried_along: Experiment) -> None:
@@ -80,9 +80,9 @@ def test_a_text_that_looks_like_an_interpolation_stays_what_it_is() -> None:
     OmegaConf.set_readonly(configuration, False)
     configuration.strategy.name = r"\${seed}"
     assert configuration.strategy.name == "${seed}"
-    carried(build_experiment(configuration), "config", "odd")()
+    withdraw = carried(build_experiment(configuration), "config", "odd")()
     assert experiment_of("config", "odd").configuration.strategy.name == "${seed}"
-    withdraw("config", "odd")
+    withdraw()
 
 
 def test_what_was_carried_is_withdrawn_by_what_it_returns() -> None:

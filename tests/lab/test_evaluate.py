@@ -10,27 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from support.app_federation import AppGrid, server_context
 
+from fedpw_flwr.lab.app.server_app import app
 from fedpw_flwr.lab.evaluate import evaluate_run, main
-from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.run_folder import RunFolder
-from fedpw_flwr.lab.training.evaluation import evaluate
-
-CONFIGURATION = """
-seed: 0
-dataset:
-  _target_: fedpw_flwr.lab.data.archives.archives
-  _convert_: all
-  folder: {folder}
-  domains: [bright, dark]
-  image_size: 8
-model:
-  _target_: fedpw_flwr.lab.models.cnn.SmallCNN
-  width: 4
-"""
 
 
 def write_archives(folder: Path) -> None:
@@ -50,35 +35,16 @@ def write_archives(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run of two rounds, written the way the server writes one."""
+    """A run of two rounds in two domains, a client in each."""
     base = tmp_path_factory.mktemp("evaluate")
     write_archives(base / "pictures")
-    text = CONFIGURATION.format(folder=base / "pictures")
-    configuration = OmegaConf.create(text)
-    data = instantiate(configuration.dataset)
-    folder = RunFolder(base / "run")
-    folder.start()
-    folder.write_config(text)
-    for number in range(2):
-        torch.manual_seed(number)
-        model = instantiate(
-            configuration.model, num_classes=data.num_classes, in_channels=data.in_channels
-        )
-        results = {
-            domain.name: evaluate(model, domain.test, mean=data.mean, std=data.std, device="cpu")
-            for domain in data.domains
-        }
-        folder.append_round(
-            RoundRecord(
-                round=number,
-                seconds=1.0,
-                accuracy={name: result.accuracy for name, result in results.items()},
-                loss={name: result.loss for name, result in results.items()},
-            )
-        )
-        name = ("model_best.safetensors", "model.safetensors")[number]
-        folder.save_model(model.state_dict(), name, {"round": str(number)})
-    return folder
+    overrides = (
+        f"dataset=four_domains dataset.folder={base / 'pictures'} dataset.domains=[bright,dark] "
+        "partition=iid partition.clients_per_domain=1 model=cnn model.width=4 client.epochs=1 "
+        "rounds=2 runtime.device=cpu"
+    )
+    app(AppGrid(overrides=overrides, num_clients=2), server_context(base / "run", overrides))
+    return RunFolder(base / "run")
 
 
 @pytest.fixture
@@ -113,8 +79,10 @@ def test_the_last_model_has_the_figures_of_the_last_line(
 
 
 def test_the_best_model_has_the_figures_of_its_round(run: RunFolder) -> None:
-    evaluation, recorded = evaluate_run(run, best=True, device="cpu"), run.read_rounds()[0]
-    assert (evaluation.round, evaluation.spread) == (0, recorded.spread)
+    best = run.read_summary().best_round
+    assert best is not None
+    evaluation, recorded = evaluate_run(run, best=True, device="cpu"), run.read_rounds()[best]
+    assert (evaluation.round, evaluation.spread) == (best, recorded.spread)
     assert evaluation.recorded == recorded.accuracy
 
 

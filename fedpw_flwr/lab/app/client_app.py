@@ -22,10 +22,8 @@ from torch import nn
 from fedpw_flwr.client import FedPWClient, numpy_client_app
 from fedpw_flwr.client.timings import TimingsMod
 from fedpw_flwr.lab.config.configuration import ConfigurationError
-from fedpw_flwr.lab.data.examples import Examples
 from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.experiment import Experiment, experiment_of
-from fedpw_flwr.lab.training.evaluation import Evaluation
 from fedpw_flwr.lab.training.evaluation import evaluate as evaluate_model
 from fedpw_flwr.lab.training.loop import client_generator
 from fedpw_flwr.lab.training.loop import train as train_model
@@ -33,28 +31,19 @@ from fedpw_flwr.lab.training.model_arrays import overwrite_model, read_model
 from fedpw_flwr.lab.training.threads import use_assigned_cpus
 from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
-__all__ = ["DomainClient", "app", "client_fn", "worker_model"]
-
 NDArrays = list[npt.NDArray[Any]]
 
 
 class DomainClient(NumPyClient):
-    """A client that trains on its share of one domain.
+    """A client of an experiment that trains on its share of one domain.
 
-    Parameters
-    ----------
-    experiment : Experiment
-        The experiment it takes part in.
-    model : nn.Module
-        The worker's model; reloaded in every message.
-    share : ClientShare
-        Its images.
+    The model is the worker's; it is reloaded in every message.
     """
 
     def __init__(self, experiment: Experiment, model: nn.Module, share: ClientShare) -> None:
-        self.experiment = experiment
-        self.model = model
-        self.share = share
+        self.experiment, self.model, self.share = experiment, model, share
+        data, device = experiment.data, experiment.device
+        self._how: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": device}
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -68,7 +57,7 @@ class DomainClient(NumPyClient):
         overwrite_model(self.model, parameters)
         metrics: dict[str, Scalar] = {}
         if config.get(REPORT_INITIAL_LOSS):
-            metrics[INITIAL_LOSS] = self._evaluated_on(share.train).loss
+            metrics[INITIAL_LOSS] = evaluate_model(self.model, share.train, **self._how).loss
         generator = client_generator(experiment.seed, int(config["server-round"]), share.client_id)
         # A model with dropout draws from the global source.
         torch.manual_seed(generator.initial_seed())
@@ -76,12 +65,10 @@ class DomainClient(NumPyClient):
             self.model,
             share.train,
             experiment.client,
-            mean=experiment.data.mean,
-            std=experiment.data.std,
-            device=experiment.device,
             generator=generator,
             # Flower's FedProx sends it.
             proximal_mu=float(config.get("proximal-mu", 0.0)),
+            **self._how,
         )
         return read_model(self.model), len(share.train), {**metrics, "train_loss": loss}
 
@@ -93,32 +80,18 @@ class DomainClient(NumPyClient):
         overwrite_model(self.model, parameters)
         own = self.share.test
         domain = next(domain for domain in domains if domain.name == self.share.domain)
-        result = self._evaluated_on(domain.test if own is None else own)
+        result = evaluate_model(self.model, domain.test if own is None else own, **self._how)
         return result.loss, result.num_examples, {"eval_acc": result.accuracy}
-
-    def _evaluated_on(self, examples: Examples) -> Evaluation:
-        """Test the model as it is now: in evaluation mode, on images as they are."""
-        experiment = self.experiment
-        return evaluate_model(
-            self.model,
-            examples,
-            mean=experiment.data.mean,
-            std=experiment.data.std,
-            device=experiment.device,
-        )
 
 
 def client_fn(context: Context) -> FedPWClient:
     """Build the client of a node, named by its partition: the same client from run to run.
 
-    Raises
-    ------
-    ConfigurationError
-        If the configuration cannot be used, or the federation has another number of clients.
+    ConfigurationError if the configuration cannot be used, or the federation has another number of
+    clients.
     """
-    config_name = str(context.run_config["config-name"])
-    overrides = str(context.run_config["overrides"])
-    experiment = experiment_of(config_name, overrides)
+    run = _run_of(context)
+    experiment = experiment_of(*run)
     partition, partitions = _partition_of(context)
     if partitions != len(experiment.shares):
         raise ConfigurationError(
@@ -129,17 +102,18 @@ def client_fn(context: Context) -> FedPWClient:
         raise ConfigurationError(
             f"partition-id={partition}: the {partitions} clients count from 0 to {partitions - 1}"
         )
-    model = worker_model(config_name, overrides)
-    client = DomainClient(experiment, model, experiment.shares[partition])
+    client = DomainClient(experiment, worker_model(*run), experiment.shares[partition])
     return FedPWClient(client, device=experiment.device, client_id=partition)
 
 
-def _profiled(context: Context) -> bool:
-    config_name = str(context.run_config["config-name"])
-    return experiment_of(config_name, str(context.run_config["overrides"])).runtime.profile
+def _run_of(context: Context) -> tuple[str, str]:
+    """Return the name of the run's configuration, and its overrides."""
+    return str(context.run_config["config-name"]), str(context.run_config["overrides"])
 
 
-app = numpy_client_app(client_fn, mods=[TimingsMod(_profiled)])
+app = numpy_client_app(
+    client_fn, mods=[TimingsMod(lambda context: experiment_of(*_run_of(context)).runtime.profile)]
+)
 
 
 def _partition_of(context: Context) -> tuple[int, int]:

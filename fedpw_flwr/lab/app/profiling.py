@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from operator import itemgetter
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
 from fedpw_flwr.rounds.observers import Observer
-from fedpw_flwr.wire.records import IDENTITY_KEY, IDENTITY_RECORD
+from fedpw_flwr.wire.records import identity_of
 from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES, TIMINGS_RECORD, ClientTimings
-
-__all__ = ["RoundProfiler"]
-
-
-@dataclass(frozen=True)
-class _Told:
-    client: int
-    timings: ClientTimings
 
 
 class RoundProfiler(Observer):
@@ -32,7 +25,7 @@ class RoundProfiler(Observer):
 
     def __init__(self) -> None:
         self._server: dict[str, float] = {}
-        self._told: list[_Told] = []
+        self._told: list[tuple[int, ClientTimings]] = []
         self._since = time.perf_counter()
         self._asked = 0
 
@@ -86,45 +79,38 @@ class RoundProfiler(Observer):
     def take(self, seconds: float) -> RoundProfile | None:
         """Return the profile of the round that ends now, and begin the next one's.
 
-        Parameters
-        ----------
-        seconds : float
-            Wall-clock seconds of the round; what no phase accounts for is ``other``.
-
-        Returns
-        -------
-        RoundProfile | None
-            None if no client was asked for anything, as before the first round.
+        Of the round's `seconds`, those that no phase accounts for are ``other``. None if no client
+        was asked for anything, as before the first round.
         """
-        server, told = self._server, sorted(self._told, key=lambda one: one.client)
+        server, told = self._server, sorted(self._told, key=itemgetter(0))
         self._server, self._told = {}, []
         if "clients" not in server:
             return None
         phases = {phase: server.get(phase, 0.0) for phase in SERVER_PHASES}
         phases["other"] = max(0.0, seconds - sum(phases.values()))
-        names = dict.fromkeys(one.timings.worker for one in told)
-        workers = {name: number for number, name in enumerate(names)}
+        clients, timings = [one for one, _ in told], [one for _, one in told]
+        workers = list(dict.fromkeys(one.worker for one in timings))
         return RoundProfile(
             server={phase: _micro(value) for phase, value in phases.items()},
             clients=MessageTimes(
-                id=[one.client for one in told],
-                worker=[workers[one.timings.worker] for one in told],
-                waiting=[_micro(one.timings.waiting) for one in told],
+                id=clients,
+                worker=[workers.index(one.worker) for one in timings],
+                waiting=[_micro(one.waiting) for one in timings],
                 seconds={
-                    phase: [_micro(one.timings.seconds[phase]) for one in told]
+                    phase: [_micro(one.seconds[phase]) for one in timings]
                     for phase in CLIENT_PHASES
                 },
             ),
         )
 
     def _keep(self, replies: Iterable[Message], seconds: float) -> list[ClientTimings]:
-        told: dict[int, _Told] = {}
+        told: dict[int, tuple[int, ClientTimings]] = {}
         for reply in replies:
             timings = _timings(reply, seconds)
             if timings is not None:
-                told.setdefault(reply.metadata.src_node_id, _Told(_client(reply), timings))
+                told.setdefault(reply.metadata.src_node_id, (_client(reply), timings))
         self._told += told.values()
-        return [one.timings for one in told.values()]
+        return [timings for _, timings in told.values()]
 
 
 def _divide(exchange: float, told: Sequence[ClientTimings]) -> dict[str, float]:
@@ -138,13 +124,10 @@ def _divide(exchange: float, told: Sequence[ClientTimings]) -> dict[str, float]:
 
 def _timings(reply: Message, exchange: float) -> ClientTimings | None:
     """Read a reply's timings; None where there are none, or none that can be true."""
-    if not reply.has_content():
-        return None
-    record = reply.content.config_records.get(TIMINGS_RECORD)
-    if record is None:
+    if not reply.has_content() or TIMINGS_RECORD not in reply.content.config_records:
         return None
     try:
-        timings = ClientTimings.decode(record)
+        timings = ClientTimings.decode(reply.content.config_records[TIMINGS_RECORD])
     except ValueError:
         return None
     if timings.busy > exchange:
@@ -154,11 +137,11 @@ def _timings(reply: Message, exchange: float) -> ClientTimings | None:
 
 def _client(reply: Message) -> int:
     """Return the client's stable identity where it gives one, else its node's id."""
-    record = reply.content.config_records.get(IDENTITY_RECORD)
-    identity = None if record is None else record.get(IDENTITY_KEY)
-    if isinstance(identity, int) and not isinstance(identity, bool) and identity >= 0:
-        return identity
-    return reply.metadata.src_node_id
+    try:
+        stated = identity_of(reply.content)
+    except ValueError:
+        stated = None
+    return reply.metadata.src_node_id if stated is None else stated
 
 
 def _micro(seconds: float) -> float:

@@ -1,13 +1,10 @@
-"""From what a strategy decides in a round to what the run folder keeps of it.
-
-`RunRecorder` hears the training metrics of each round, tests the model and writes both down.
-"""
+"""From what a strategy decides in a round to what the run folder keeps of it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
@@ -15,34 +12,32 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from fedpw_flwr.lab.app.profiling import RoundProfiler
 from fedpw_flwr.lab.app.testing import GlobalModelTest, Tested
 from fedpw_flwr.lab.config.configuration import resolved_yaml
-from fedpw_flwr.lab.experiment import Experiment
-from fedpw_flwr.lab.runs.package_state import package_state
-from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary, best_round
+from fedpw_flwr.lab.runs.holdings import Holdings
+from fedpw_flwr.lab.runs.records import (
+    ClientFigures,
+    RoundRecord,
+    RunSummary,
+    best_round,
+    package_state,
+)
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.wire.records import identity_of
-
-__all__ = ["RunRecorder", "client_metrics"]
 
 
 def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
     """Aggregate a round's training metrics for any strategy, keeping what each client said.
 
-    Parameters
-    ----------
-    contents : list[RecordDict]
-        The clients' replies.
-    weighted_by_key : str
-        Metric that weights the mean.
-
-    Returns
-    -------
-    MetricRecord
-        ``train_loss``, the weighted mean, and the parallel lists ``client-id``, ``client-loss`` and
-        ``client-share`` (the clients' shares of the weights). Nothing where no reply says which
-        client it is from.
+    There are ``train_loss``, the weighted mean, and the parallel lists ``client-id``,
+    ``client-loss`` and ``client-share`` (the clients' shares of the weights); nothing where no
+    reply says which client it is from.
     """
-    replies = [one for content in contents if (one := _only(content)) is not None]
+    replies: list[tuple[int, Any]] = [
+        (client, metrics)
+        for content in contents
+        for metrics in content.metric_records.values()
+        if (client := identity_of(content)) is not None
+    ]
     if not replies:
         return MetricRecord()
     total = sum(metrics[weighted_by_key] for _, metrics in replies)
@@ -58,51 +53,45 @@ def client_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRe
     )
 
 
-def _only(content: RecordDict) -> tuple[int, Any] | None:
-    (metrics,) = content.metric_records.values()
-    client = identity_of(content)
-    return None if client is None else (client, metrics)
+_FIGURES = ("amplification", "quarantined", "failed", "empty", "bounded")
+"""Of a round, as the metrics and its record call them."""
 
 
 class RunRecorder(Observer):
     """Tests the global model after every round and writes the round into the run folder.
 
-    It is tested on every domain's test images, and on those that the clients keep.
-
-    Parameters
-    ----------
-    folder : RunFolder
-        A started run folder.
-    experiment : Experiment
-        The experiment that runs.
-    profiler : RoundProfiler | None (default: None)
-        Knows where the time of a round went; None in a run that is not profiled.
-    test : GlobalModelTest | None (default: None)
-        Tests the models; None: a test in this process.
-    shown : Callable | None (default: None)
-        Is called with each record.
+    It is tested on every domain's test images, and on those that the clients keep. Where a run is
+    profiled, `profiler` knows where the time of a round went. `shown` is called with each record.
+    With `resume` the folder holds a run, which goes on.
     """
 
     def __init__(
         self,
         folder: RunFolder,
-        experiment: Experiment,
+        test: GlobalModelTest,
         profiler: RoundProfiler | None = None,
-        test: GlobalModelTest | None = None,
         shown: Callable[[RoundRecord], None] | None = None,
+        *,
+        resume: bool = False,
     ) -> None:
-        self._folder = folder
-        self._experiment = experiment
-        self._profiler, self._shown = profiler, shown
-        self._test = GlobalModelTest(experiment) if test is None else test
-        self._model = experiment.new_model()
+        self._folder, self._test, self._experiment = folder, test, test.experiment
+        self._profiler, self._shown, self._resume = profiler, shown, resume
         self._records: list[RoundRecord] = []
-        self._train_metrics: MetricRecord | None = None
+        self._metrics = MetricRecord()
         self._since: float | None = None
 
     def on_begin(self, after: int | None) -> None:
-        """Take the rounds that the folder has already as recorded."""
-        self._records = self._folder.read_rounds()
+        """Start the folder, or go on with the rounds that it has up to the checkpoint's."""
+        experiment, folder = self._experiment, self._folder
+        config = resolved_yaml(experiment.configuration)
+        if self._resume:
+            folder.go_on(after)
+            folder.write_config(config)
+        else:
+            folder.start(config)
+        classes, digest = experiment.data.num_classes, experiment.data_digest
+        folder.write_holdings(Holdings.of_shares(experiment.shares, classes, digest))
+        self._records = folder.read_rounds()
         if self._records:
             self._since = time.monotonic()
 
@@ -110,23 +99,13 @@ class RunRecorder(Observer):
         self, server_round: int, arrays: ArrayRecord | None, metrics: MetricRecord | None
     ) -> None:
         """Keep a round's training metrics until the round is recorded."""
-        self._train_metrics = metrics
+        self._metrics = metrics or MetricRecord()
 
     def record_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Test a global model on every domain, record the round and save the model.
+        """Test the global model after a round, 0 before any, record the round and save the model.
 
-        Parameters
-        ----------
-        server_round : int
-            Round number; 0 is the initial model.
-        arrays : ArrayRecord
-            The global model after the round.
-
-        Returns
-        -------
-        MetricRecord
-            Mean, STD (where there are two domains or more) and worst accuracy, for Flower's log;
-            nothing where ``runtime.evaluate_every`` passes the round over.
+        Returns mean, STD (where there are two domains or more) and worst accuracy, for Flower's
+        log; nothing where ``runtime.evaluate_every`` passes the round over.
         """
         begun = time.monotonic()
         since = begun if self._since is None else self._since
@@ -134,8 +113,7 @@ class RunRecorder(Observer):
         due = server_round % every == 0 or server_round == last
         tested = self._test(arrays) if due else Tested({}, None)
         # Record the round.
-        metrics = self._train_metrics if self._train_metrics is not None else MetricRecord()
-        self._train_metrics = None
+        metrics, self._metrics = self._metrics, MetricRecord()
         now = time.monotonic()
         profile = None
         if self._profiler is not None:
@@ -146,14 +124,10 @@ class RunRecorder(Observer):
             seconds=now - since,
             accuracy={name: result.accuracy for name, result in tested.domains.items()},
             loss={name: result.loss for name, result in tested.domains.items()},
-            train_loss=_number(metrics, "train_loss"),
+            train_loss=_recorded(metrics, "train_loss"),
             clients=self._client_figures(metrics),
-            loss_term_share=_number(metrics, "fedpw-loss-term-share"),
-            amplification=_number(metrics, "fedpw-amplification"),
-            quarantined=_count(metrics, "fedpw-quarantined", "quarantined"),
-            failed=_count(metrics, "fedpw-failed", "failed"),
-            empty=_count(metrics, "fedpw-empty", "empty"),
-            bounded=_count(metrics, "fedpw-bounded"),
+            loss_term_share=_recorded(metrics, "loss-term-share"),
+            **{name: _recorded(metrics, name) for name in _FIGURES},
             client_accuracy=tested.client_accuracy,
             profile=profile,
         )
@@ -175,11 +149,8 @@ class RunRecorder(Observer):
     def finish(self) -> None:
         """Write the summary of the run.
 
-        Raises
-        ------
-        RuntimeError
-            If no round had a reply that could be used, so the model is still the initial one, or
-            training diverged: the last model's test loss is not finite.
+        RuntimeError if no round had a reply that could be used, so the model is still the initial
+        one, or training diverged: the last model's test loss is not finite.
         """
         if not any(record.clients for record in self._records):
             raise RuntimeError(
@@ -208,55 +179,40 @@ class RunRecorder(Observer):
 
     def _save_model(self, record: RoundRecord, arrays: ArrayRecord) -> None:
         # Through the model, for its dtypes: a strategy may have averaged a counter.
-        self._model.load_state_dict(arrays.to_torch_state_dict())
-        state = self._model.state_dict()
+        self._test.model.load_state_dict(arrays.to_torch_state_dict())
+        state = self._test.model.state_dict()
         metadata = {"round": str(record.round)}
         self._folder.save_model(state, "model.safetensors", metadata)
         if best_round(self._records) is record:
             self._folder.save_model(state, "model_best.safetensors", metadata)
 
     def _client_figures(self, metrics: MetricRecord) -> ClientFigures | None:
-        if "fedpw-client-id" in metrics:
-            keys = {name: f"fedpw-{name}" for name in ("p", "q", "drop-rate", "loss")}
-            identities, weights = metrics["fedpw-client-id"], metrics["fedpw-weight"]
-        elif "client-id" in metrics:
-            keys = {"loss": "client-loss"}
-            share = "client-weight" if "client-weight" in metrics else "client-share"
-            identities, weights = metrics["client-id"], metrics[share]
-        else:
+        clients: Any = _recorded(metrics, "client-id")
+        if clients is None:
             return None
-        clients = [int(client) for client in _list(identities)]
+        prefix, shares = (
+            ("fedpw" if "fedpw-client-id" in metrics else "client"),
+            self._experiment.shares,
+        )
         # Anybody may say to be anybody: who is no client of the experiment has no domain.
-        known = (index for index, one in enumerate(clients) if one < len(self._experiment.shares))
+        known = (index for index, one in enumerate(clients) if one < len(shares))
         order = sorted(known, key=clients.__getitem__)
-        optional = {
-            name.replace("-", "_"): _floats(metrics[key], order)
-            for name, key in keys.items()
-            if key in metrics
-        }
+
+        def each(name: str) -> Any:
+            values: Any = metrics.get(f"{prefix}-{name}")
+            return None if values is None else [values[index] for index in order]
+
         return ClientFigures(
             id=[clients[index] for index in order],
-            domain=[self._experiment.shares[clients[index]].domain for index in order],
-            weight=_floats(weights, order),
-            **optional,
+            domain=[shares[clients[index]].domain for index in order],
+            weight=each("weight") or each("share"),
+            p=each("p"),
+            q=each("q"),
+            drop_rate=each("drop-rate"),
+            loss=each("loss"),
         )
 
 
-def _number(metrics: MetricRecord, key: str) -> float | None:
-    return float(metrics[key]) if key in metrics else None  # type: ignore[arg-type]
-
-
-def _count(metrics: MetricRecord, *keys: str) -> int | None:
-    """Return the first of the counts that is there."""
-    found = next((metrics[key] for key in keys if key in metrics), None)
-    return None if found is None else int(found)  # type: ignore[arg-type]
-
-
-def _list(values: object) -> Sequence[Any]:
-    assert isinstance(values, list)
-    return values
-
-
-def _floats(values: object, order: Sequence[int]) -> list[float]:
-    entries = _list(values)
-    return [float(entries[index]) for index in order]
+def _recorded(metrics: MetricRecord, key: str) -> Any:
+    """Return FedPW's figure of this name, else any strategy's; None where there is none."""
+    return metrics.get(f"fedpw-{key}", metrics.get(key))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -16,23 +15,14 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedpw_flwr.lab.app.profiling import RoundProfiler
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
 from fedpw_flwr.lab.app.testing import GlobalModelTest
-from fedpw_flwr.lab.config.configuration import (
-    ConfigurationError,
-    resolved_yaml,
-    run_fingerprint,
-)
+from fedpw_flwr.lab.config.configuration import ConfigurationError, run_fingerprint
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
-from fedpw_flwr.lab.config.hardware import multiplies_bfloat16
-from fedpw_flwr.lab.experiment import Experiment, experiment_of
-from fedpw_flwr.lab.runs.holdings import Holdings
+from fedpw_flwr.lab.experiment import experiment_of
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.loop import run_rounds
-from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import SampledFedAvg
-
-__all__ = ["app"]
 
 app = ServerApp()
 
@@ -44,44 +34,32 @@ _plotting = Lock()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration describes, into its output folder.
 
-    Raises
-    ------
-    ConfigurationError
-        If the configuration cannot be used, or the federation has another number of clients.
-    RunFolderError
-        If the output folder already holds a run, or holds none to go on with.
-    CheckpointError
-        If the run cannot go on from what its folder holds, or a checkpoint cannot be written.
+    ConfigurationError if the configuration cannot be used, or the federation has another number of
+    clients; RunFolderError if the output folder already holds a run, or holds none to go on with;
+    CheckpointError if the run cannot go on from what its folder holds, or a checkpoint be written.
     """
-    config_name = str(context.run_config["config-name"])
-    overrides = str(context.run_config["overrides"])
-    experiment = experiment_of(config_name, overrides)
+    run = str(context.run_config["config-name"]), str(context.run_config["overrides"])
+    experiment = experiment_of(*run)
     folder = RunFolder(_output_folder(str(context.run_config["output-folder"]), context.run_id))
     profiler = RoundProfiler() if experiment.runtime.profile else None
-    test = GlobalModelTest(experiment, grid, config_name, overrides)
-    shown = getattr(grid, "on_record", None)
-    recorder = RunRecorder(folder, experiment, profiler, test, shown)
-    strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
+    test = GlobalModelTest(experiment, grid, run)
     resume = context.run_config.get("resume") is True
+    shown = getattr(grid, "on_record", None)
+    recorder = RunRecorder(folder, test, profiler, shown, resume=resume)
+    strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
     if not resume:
         folder.check_unused()
-    slow = warning_of_slow_arithmetic(experiment.configuration, multiplies_bfloat16())
+    slow = warning_of_slow_arithmetic(experiment.configuration)
     if slow is not None:
         logging.getLogger("flwr").warning(slow)
     _wait_for_clients(grid, len(experiment.shares), experiment.runtime.connect_timeout)
-
-    starter = _FolderStarter(folder, experiment, resume)
-    observers: list[Observer] = [starter, recorder]
-    if profiler is not None:
-        observers.append(profiler)
-
     # What else a strategy may draw by chance on the server is the same in every run.
     random.seed(experiment.seed)
     run_rounds(
         strategy,
         CheckpointStore(folder.checkpoints, every=experiment.runtime.checkpoint_every),
         grid,
-        ArrayRecord(experiment.new_model().state_dict()),
+        ArrayRecord(test.model.state_dict()),
         num_rounds=experiment.rounds,
         timeout=experiment.runtime.round_timeout,
         evaluate_fn=recorder.record_round,
@@ -90,7 +68,7 @@ def main(grid: Grid, context: Context) -> None:
             "configuration": run_fingerprint(experiment.configuration),
             "pictures": experiment.data_digest,
         },
-        observers=observers,
+        observers=[recorder] if profiler is None else [recorder, profiler],
     )
     recorder.finish()
     # Not at the top: matplotlib and SciPy would keep the first round waiting for a second.
@@ -118,30 +96,6 @@ def seeded(strategy: Strategy, seed: int) -> Strategy:
     # The clients of this app answer who they are.
     strategy.sampling.asks_identities = True
     return strategy
-
-
-@dataclass
-class _FolderStarter(Observer):
-    """Writes into the run folder what is to run, once it is clear that it can."""
-
-    folder: RunFolder
-    experiment: Experiment
-    resume: bool
-
-    def on_begin(self, after: int | None) -> None:
-        """Start the folder, or go on with it."""
-        config = resolved_yaml(self.experiment.configuration)
-        if self.resume:
-            self.folder.go_on(after)
-            self.folder.write_config(config)
-        else:
-            self.folder.start(config)
-        data = self.experiment.data
-        self.folder.write_holdings(
-            Holdings.of_shares(
-                self.experiment.shares, data.num_classes, self.experiment.data_digest
-            )
-        )
 
 
 def _output_folder(requested: str, run_id: int) -> Path:

@@ -7,9 +7,9 @@ parts are put together in one order, so the figures are those of one process.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from threading import Lock
@@ -22,8 +22,6 @@ from torch import nn
 from fedpw_flwr.lab.app.client_app import worker_model
 from fedpw_flwr.lab.experiment import Experiment, experiment_of
 from fedpw_flwr.lab.training.evaluation import BATCH_SIZE, Evaluation, Scores, scores
-
-__all__ = ["GlobalModelTest", "Tested"]
 
 _threads = Lock()
 
@@ -46,45 +44,43 @@ class Tested:
 class GlobalModelTest:
     """Tests global models of an experiment, with the workers of a run where there are any.
 
-    `config_name` and `overrides` are by what the workers know it.
+    `run` is by what the workers know it: the name of a configuration, and overrides.
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        grid: Grid | None = None,
-        config_name: str = "",
-        overrides: str = "",
+        self, experiment: Experiment, grid: Grid | None = None, run: tuple[str, str] = ("", "")
     ) -> None:
-        self._experiment = experiment
+        self.experiment, self.model = experiment, experiment.new_model()
+        """The experiment, and its model in this process, to load arrays into."""
         self._workers = getattr(grid, "workers", None)
         self._given = getattr(grid, "given", [])
-        self._run = config_name, overrides
+        self._run = run
 
     def __call__(self, arrays: ArrayRecord) -> Tested:
         """Test a model."""
-        experiment = self._experiment
-        sets = experiment.test_sets
-        found: list[list[Scores]] = [[] for _ in sets]
-        for (index, _), part in self._scored(arrays):
-            found[index].append(part)
-        whole = [Scores.joined(parts) for parts in found]
+        experiment = self.experiment
         names = experiment.data.names
+        found: list[list[Scores]] = [[] for _ in experiment.test_sets]
+        for share, its_scores in self._scored(arrays):
+            for (index, _), part in zip(share, its_scores, strict=True):
+                found[index].append(part)
+        whole = [Scores.joined(parts) for parts in found]
         own = None
-        if len(sets) > len(names):
+        if len(whole) > len(names):
             own = whole[-1].accuracies([len(s.test) for s in experiment.shares if s.test])
         domains = zip(names, whole, strict=False)
         pooled = Scores.joined(whole[: len(names)]).evaluation().auc
         return Tested({name: one.evaluation() for name, one in domains}, own, pooled)
 
-    def _scored(self, arrays: ArrayRecord) -> list[tuple[Part, Scores]]:
-        """Return all parts with their scores, those of one set in the order of its batches."""
-        sizes = [len(one) for one in self._experiment.test_sets]
-        runtime, device = self._experiment.runtime, self._experiment.device
+    def _scored(self, arrays: ArrayRecord) -> Iterator[tuple[list[Part], list[Scores]]]:
+        """Yield all parts with their scores, those of one set in the order of its batches."""
+        sizes = [len(one) for one in self.experiment.test_sets]
+        runtime, device = self.experiment.runtime, self.experiment.device
         # Where only the server has a GPU, it is the faster one alone.
         if self._workers is None or (device.type != "cpu" and runtime.gpus_per_client == 0):
             (share,) = _divided(sizes, 1)
-            return self._scored_here(arrays, share)
+            yield share, self._scored_here(arrays, share)
+            return
         from ray.exceptions import RayError
 
         shares = _divided(sizes, self._workers.wait())
@@ -93,29 +89,23 @@ class GlobalModelTest:
             self._workers.call(_score_there, self._run, self._given, model, share, urgent=True)
             for share in shares
         ]
-        found: list[tuple[Part, Scores]] = []
         for share, call in zip(shares, calls, strict=True):
             try:
-                found += zip(share, call.result(), strict=True)
+                its_scores = call.result()
             except RayError:
                 # The worker died: perhaps of a client's work.
-                found += self._scored_here(arrays, share)
-        return found
+                its_scores = self._scored_here(arrays, share)
+            yield share, its_scores
 
-    def _scored_here(self, arrays: ArrayRecord, share: Sequence[Part]) -> list[tuple[Part, Scores]]:
+    def _scored_here(self, arrays: ArrayRecord, share: Sequence[Part]) -> list[Scores]:
         # As a worker does: with other threads, a last bit may be another.
         with _threads:
             threads = torch.get_num_threads()
-            torch.set_num_threads(self._experiment.runtime.cpus_per_client)
+            torch.set_num_threads(self.experiment.runtime.cpus_per_client)
             try:
-                found = _score(self._experiment, self._model, arrays, share)
+                return _score(self.experiment, self.model, arrays, share)
             finally:
                 torch.set_num_threads(threads)
-        return list(zip(share, found, strict=True))
-
-    @cached_property
-    def _model(self) -> nn.Module:
-        return self._experiment.new_model()
 
 
 def _divided(sizes: Sequence[int], number: int) -> list[list[Part]]:
@@ -147,15 +137,6 @@ def _score(
 ) -> list[Scores]:
     """Classify parts of the test images with a model that `arrays` are loaded into."""
     model.load_state_dict(arrays.to_torch_state_dict())
-    data = experiment.data
-    return [
-        scores(
-            model,
-            experiment.test_sets[index],
-            mean=data.mean,
-            std=data.std,
-            device=experiment.device,
-            batches=batches,
-        )
-        for index, batches in parts
-    ]
+    data, device = experiment.data, experiment.device
+    score = partial(scores, model, mean=data.mean, std=data.std, device=device)
+    return [score(experiment.test_sets[index], batches=batches) for index, batches in parts]

@@ -6,6 +6,7 @@ this back before it makes a folder (``hydra.callbacks`` in ``conf/config.yaml``)
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -26,15 +28,12 @@ from rich.progress import track
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     checked,
-    join_overrides,
     what_hydra_said,
     with_absolute_folders,
 )
 from fedpw_flwr.lab.config.early_checks import check_early
 from fedpw_flwr.lab.simulation.terminal import say
-from fedpw_flwr.lab.sweep import Sweep, jobs_of
-
-__all__ = ["CheckedJobs"]
+from fedpw_flwr.lab.sweep import Sweep
 
 _MOST_NAMED = 3
 
@@ -56,8 +55,11 @@ class CheckedJobs(Callback):
         typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         assert isinstance(typed, list)
         overrides = [*(f"{key}={value}" for key, value in given.items()), *map(str, typed)]
+        loader = hydra.config_loader
         try:
-            jobs = jobs_of(overrides, hydra.config_loader)
+            # The loader knows the choices of groups, for ``strategy=glob(*)``.
+            parsed = OverridesParser.create(loader).parse_overrides(overrides)
+            (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         except HydraException:
             # Hydra says what is wrong with them; another sweeper chooses runs as it goes.
             return
@@ -66,9 +68,9 @@ class CheckedJobs(Callback):
         quiet = not errors.is_terminal
         seen = track(jobs, "checking the runs", console=errors, transient=True, disable=quiet)
         for number, job in enumerate(seen):
-            wrong = _what_is_wrong(hydra.config_loader, config, job, number)
+            wrong = _what_is_wrong(loader, config, job, number)
             if wrong is not None:
-                found.setdefault(wrong, []).append(join_overrides(job))
+                found.setdefault(wrong, []).append(shlex.join(job))
         for wrong, where in found.items():
             more = len(where) - _MOST_NAMED
             others = f" (and {more} more)" if more > 0 else ""
@@ -87,23 +89,22 @@ def _what_is_wrong(
     """Return why run `number` of a sweep cannot start; None where it can, or is done already."""
     try:
         configuration = loader.load_sweep_config(sweep, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        return what_hydra_said(error)
-    # What refers to hydra's own settings finds this run's.
-    with open_dict(configuration):
-        configuration.hydra.job.id = configuration.hydra.job.num = number
-    HydraConfig.instance().set_config(configuration)
-    with read_write(configuration), open_dict(configuration):
-        del configuration["hydra"]
-    try:
+        # What refers to hydra's own settings finds this run's.
+        with open_dict(configuration):
+            configuration.hydra.job.id = configuration.hydra.job.num = number
+        HydraConfig.instance().set_config(configuration)
+        with read_write(configuration), open_dict(configuration):
+            del configuration["hydra"]
         absolute = with_absolute_folders(checked(configuration), Path.cwd())
     except ConfigurationError as error:
         return str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return what_hydra_said(error)
     try:
         check_early(absolute)
     except ConfigurationError as error:
         # Its data, or the GPU it had, need not be there any more.
-        done = Sweep(Path(sweep.hydra.sweep.dir).resolve(), None, Console()).finished(absolute)
+        done = Sweep(Path(sweep.hydra.sweep.dir).resolve(), Console()).finished(absolute)
         return str(error) if done is None else None
     return None
 

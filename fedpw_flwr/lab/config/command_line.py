@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from fedpw_flwr.lab.config.configuration import ConfigurationError, is_folder, override_key, quoted
-
-__all__ = ["readable_words"]
 
 _TAKE_A_VALUE = {
     *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
@@ -29,10 +28,7 @@ _OUTPUT_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 def readable_words(words: Sequence[str]) -> list[str]:
     """Return the command's arguments with ``~`` replaced where hydra itself makes a folder.
 
-    Raises
-    ------
-    ConfigurationError
-        If hydra could not read one, or not as one path; the message has the form to type.
+    ConfigurationError if hydra could not read one, or not as one path, with the form to type.
     """
     several = not {"-m", "--multirun"}.isdisjoint(words)
     read = []
@@ -50,21 +46,21 @@ def readable_words(words: Sequence[str]) -> list[str]:
 
 
 def _readable(word: str, several: bool) -> str:
-    parser = OverridesParser.create()
     key, _, value = word.partition("=")
     right = f"{key}={quoted(value)}"
-    try:
-        override = parser.parse_override(word)
-    except HydraException as error:
-        if value.startswith(("'", '"', "[", "{")) or not _is_readable(right, parser):
+    override = _parsed(word)
+    if override is None:
+        if value.startswith(("'", '"', "[", "{")) or _parsed(right) is None:
             # No path; hydra says where it stopped.
             return word
         raise ConfigurationError(
             f"{word} cannot be read: a value with other signs than ASCII letters, digits and "
             f"/ - _ . : + % * @ ? | $ needs quotes, and the shell another pair around them. "
             f"Type {shlex.quote(right)}"
-        ) from error
-    if _is_path(key) and override.is_sweep_override() and not several:
+        )
+    last = override_key(key).rpartition(".")[2]
+    is_path = key in (*_OUTPUT_FOLDERS, "resume") or is_folder(last)
+    if is_path and override.is_sweep_override() and not several:
         raise ConfigurationError(
             f"{word} reads as several values: a path with a comma needs quotes, and the shell "
             f"another pair around them. Type {shlex.quote(right)}"
@@ -74,14 +70,8 @@ def _readable(word: str, several: bool) -> str:
     return word
 
 
-def _is_readable(word: str, parser: OverridesParser) -> bool:
+def _parsed(word: str) -> Override | None:
     try:
-        parser.parse_override(word)
+        return OverridesParser.create().parse_override(word)
     except HydraException:
-        return False
-    return True
-
-
-def _is_path(key: str) -> bool:
-    last = override_key(key).rpartition(".")[2]
-    return key in (*_OUTPUT_FOLDERS, "resume") or is_folder(last)
+        return None

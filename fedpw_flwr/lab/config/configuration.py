@@ -27,28 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedpw_flwr.lab.config.moved_targets import with_first_targets, with_present_targets
 from fedpw_flwr.lab.config.setting_rules import GROUPS, RUN, RUNTIME, wrong_settings
-
-__all__ = [
-    "ConfigurationError",
-    "RuntimeSettings",
-    "compose_configuration",
-    "config_folder",
-    "count_clients",
-    "group_settings",
-    "is_folder",
-    "join_overrides",
-    "named_part",
-    "override_key",
-    "quoted",
-    "resolved_yaml",
-    "run_fingerprint",
-    "runtime_settings",
-    "what_hydra_said",
-    "with_absolute_folders",
-    "with_changes",
-]
 
 _ABSENT = object()
 
@@ -63,12 +42,8 @@ class ConfigurationError(ValueError):
 class RuntimeSettings:
     """Where clients run and how long the server waits for them.
 
-    ``conf/runtime/local.yaml`` explains each setting.
-
-    Raises
-    ------
-    ConfigurationError
-        If a value is out of range, or two contradict each other.
+    ``conf/runtime/local.yaml`` explains each setting. ConfigurationError if a value is out of
+    range, or two contradict each other.
     """
 
     device: str = "auto"
@@ -85,7 +60,6 @@ class RuntimeSettings:
     evaluate_every: int = 1
 
     def __post_init__(self) -> None:
-        """Check the values: this is the only check of what a client and all of them may take."""
         wrong = wrong_settings(vars(self), RUNTIME, "runtime.") or list(self._contradictions())
         if wrong:
             raise ConfigurationError("\n".join(wrong))
@@ -123,13 +97,7 @@ class RuntimeSettings:
 
 
 def config_folder() -> Path:
-    """Return the folder of the configuration groups: the wheel's, else the checkout's.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is none, as in an incomplete copy of the package.
-    """
+    """Return the folder of the configuration groups: the wheel's, else the checkout's."""
     package = Path(__file__).resolve().parents[2]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
@@ -145,12 +113,7 @@ def compose_configuration(config_name: str = "config", overrides: str = "") -> D
     """Compose and check the configuration; the same arguments compose once per process.
 
     The overrides are hydra's, as typed on a command line, separated by blanks. The configuration is
-    read-only; interpolations are resolved when read.
-
-    Raises
-    ------
-    ConfigurationError
-        If a key is unknown, a value has the wrong type or range, or one that must be given is not.
+    read-only; interpolations are resolved when read. ConfigurationError as `checked` raises it.
     """
     try:
         words = shlex.split(overrides)
@@ -177,10 +140,8 @@ def compose_configuration(config_name: str = "config", overrides: str = "") -> D
 def checked(configuration: DictConfig) -> DictConfig:
     """Check a composed configuration's keys and values, and return it read-only.
 
-    Raises
-    ------
-    ConfigurationError
-        If a top-level key is unknown or missing, or a value has the wrong type or range.
+    ConfigurationError if a key is unknown, a value has the wrong type or range, or one that must be
+    given is not.
     """
     with _in_our_words():
         without = sorted(OmegaConf.missing_keys(configuration))
@@ -200,9 +161,27 @@ def checked(configuration: DictConfig) -> DictConfig:
     if "name" not in configuration.strategy:
         raise ConfigurationError("strategy has no name: it labels the run in tables and plots")
     runtime_settings(configuration)
-    configuration = OmegaConf.create(with_present_targets(OmegaConf.to_container(configuration)))
+    present = _with_modules(
+        OmegaConf.to_container(configuration), r"fedpw_flwr\.", "fedpw_flwr.lab."
+    )
+    configuration = OmegaConf.create(present)
     OmegaConf.set_readonly(configuration, True)
     return configuration
+
+
+def _with_modules(value: Any, before: str, after: str, key: object = None) -> Any:
+    """Return a nested configuration in which every ``_target_`` has the module's other name.
+
+    Configurations of one's own, and those of finished runs, name objects by modules that have moved
+    since. They still work, and a run is the same run where only a module has moved.
+    """
+    if isinstance(value, dict):
+        return {key: _with_modules(one, before, after, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_modules(one, before, after) for one in value]
+    if key == "_target_" and isinstance(value, str):
+        return re.sub(rf"^{before}(?=(data|models|training)\.)", after, value)
+    return value
 
 
 def _how_to_give(key: str, configuration: DictConfig) -> str:
@@ -253,7 +232,8 @@ def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
     It may go on elsewhere, with its data in another folder, with other resources, for more rounds,
     and wait longer for its clients.
     """
-    nested = with_first_targets(OmegaConf.to_container(configuration, resolve=True))
+    resolved = OmegaConf.to_container(configuration, resolve=True)
+    nested = _with_modules(resolved, r"fedpw_flwr\.lab\.", "fedpw_flwr.")
     left_out = ("runtime", "rounds", "resume")
     kept = {key: value for key, value in nested.items() if key not in left_out}
     if (every := (nested.get("runtime") or {}).get("evaluate_every", 1)) != 1:
@@ -281,10 +261,7 @@ def is_folder(key: object) -> bool:
 def with_changes(configuration: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Return a run's configuration with other values for keys that it has.
 
-    Raises
-    ------
-    ConfigurationError
-        If an override is not KEY=VALUE, or the configuration has no such key.
+    ConfigurationError if an override is not KEY=VALUE, or the configuration has no such key.
     """
     changed = copy.deepcopy(configuration)
     OmegaConf.set_readonly(changed, False)
@@ -319,40 +296,25 @@ def with_absolute_folders(configuration: DictConfig, base: Path) -> DictConfig:
     """Return the configuration with every folder absolute, relative ones starting from `base`."""
     absolute = copy.deepcopy(configuration)
     OmegaConf.set_readonly(absolute, False)
-    for key, folder in _folders(configuration, base).items():
-        OmegaConf.update(absolute, key, folder)
+    for key, folder in _folders(OmegaConf.to_container(configuration, resolve=True)):
+        OmegaConf.update(absolute, key, str((base / Path(folder).expanduser()).resolve()))
     OmegaConf.set_readonly(absolute, True)
     return absolute
 
 
-def _folders(configuration: DictConfig, base: Path) -> dict[str, str]:
-    """Return the absolute path of every folder, by its dotted key."""
-    folders: dict[str, str] = {}
-
-    def visit(node: Any, path: str) -> None:
-        for key, value in node.items():
-            dotted = f"{path}.{key}" if path else str(key)
-            if isinstance(value, dict):
-                visit(value, dotted)
-            elif is_folder(key) and isinstance(value, str):
-                folders[dotted] = str((base / Path(value).expanduser()).resolve())
-
-    visit(OmegaConf.to_container(configuration, resolve=True), "")
-    return folders
-
-
-def join_overrides(overrides: Sequence[str]) -> str:
-    """Join overrides into the one line that `compose_configuration` splits again."""
-    return shlex.join(overrides)
+def _folders(settings: Any, above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted key of every folder, and what it is set to."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _folders(value, f"{above}{key}.")
+        elif is_folder(key) and isinstance(value, str):
+            yield f"{above}{key}", value
 
 
 def count_clients(configuration: DictConfig) -> int:
     """Return the number of clients, without loading any data.
 
-    Raises
-    ------
-    ConfigurationError
-        If the partition cannot be built, or the dataset does not list its domains.
+    ConfigurationError if the partition cannot be built, or the dataset does not list its domains.
     """
     if "domains" not in configuration.dataset:
         raise ConfigurationError(

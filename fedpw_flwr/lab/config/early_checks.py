@@ -1,13 +1,18 @@
 """What the command can refuse, or has to say, before anything is imported or started.
 
 Importing PyTorch and starting workers takes ten seconds on a small machine. Nobody should wait for
-that to read that ``strategy.beta=7`` is too large, or a folder mistyped.
+that to read that ``strategy.beta=7`` is too large, or a folder mistyped. What the machine can do is
+told without them, too.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -20,13 +25,14 @@ from fedpw_flwr.lab.config.configuration import (
     named_part,
     runtime_settings,
 )
-from fedpw_flwr.lab.config.hardware import count_gpus
 from fedpw_flwr.lab.config.setting_rules import GROUPS, broken_rules
 from fedpw_flwr.lab.data.locations import check_archives, check_heart_disease, check_named_set
 
-__all__ = ["check_early", "warning_of_slow_arithmetic"]
-
 Settings = Mapping[str, Any]
+
+_CPUINFO = Path("/proc/cpuinfo")
+_AMD_DRIVER = Path("/dev/kfd")
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 _DEVICES = re.compile(r"(cpu|cuda|mps|xpu|hpu|xla|mtia)(:\d+)?")
 """PyTorch's names of devices that can train."""
@@ -35,11 +41,8 @@ _DEVICES = re.compile(r"(cpu|cuda|mps|xpu|hpu|xla|mtia)(:\d+)?")
 def check_early(configuration: DictConfig) -> None:
     """Check a configuration with absolute folders, without PyTorch, Flower and the data themselves.
 
-    Raises
-    ------
-    ConfigurationError
-        If a value cannot be used, values contradict each other, the data are not where they should
-        be, or there is no GPU for the clients. The message has the key and what to do.
+    ConfigurationError, with the key and what to do, if a value cannot be used, values contradict
+    each other, the data are not where they should be, or there is no GPU for the clients.
     """
     groups = {group: group_settings(configuration, group) for group in GROUPS}
     runtime = runtime_settings(configuration)
@@ -53,16 +56,13 @@ def check_early(configuration: DictConfig) -> None:
     _check_gpus(runtime)
 
 
-def warning_of_slow_arithmetic(configuration: DictConfig, has_bfloat16: bool | None) -> str | None:
-    """Return that training on this processor will be slow in bfloat16; None where it will not be.
-
-    `has_bfloat16` is what `multiplies_bfloat16` returns.
-    """
+def warning_of_slow_arithmetic(configuration: DictConfig) -> str | None:
+    """Return why training in bfloat16 will be slow on this processor; None where it will not."""
     runtime = runtime_settings(configuration)
     on_gpu = runtime.gpus_per_client > 0 and runtime.device != "cpu"
     elsewhere = runtime.ray_address is not None
-    slow = configuration.client.get("precision") == "bfloat16" and has_bfloat16 is False
-    if not slow or on_gpu or elsewhere:
+    in_bfloat16 = configuration.client.get("precision") == "bfloat16"
+    if not in_bfloat16 or on_gpu or elsewhere or multiplies_bfloat16() is not False:
         return None
     return (
         "client.precision=bfloat16 trains about ten times slower than float32 here: this processor "
@@ -157,3 +157,49 @@ def _check_gpus(runtime: RuntimeSettings) -> None:
             "that clients could use: set runtime.gpus_per_client=0 to train on the processor, or "
             "see whether nvidia-smi lists them and CUDA_VISIBLE_DEVICES hides none"
         )
+
+
+def count_gpus() -> int | None:
+    """Return how many GPUs of NVIDIA's Ray will find here; None where that cannot be told.
+
+    As Ray does, it asks the driver, and counts no more than ``CUDA_VISIBLE_DEVICES`` lists.
+    """
+    if not sys.platform.startswith("linux") or _AMD_DRIVER.exists():
+        return None
+    there = _count_of_driver()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    listed = [] if visible in ("", "-1", "NoDevFiles") else visible.split(",")
+    return min(there, len(listed))
+
+
+def _count_of_driver() -> int:
+    count = ctypes.c_uint(0)
+    try:
+        driver = ctypes.CDLL("libnvidia-ml.so.1")
+        if driver.nvmlInit_v2() != 0:
+            return 0
+        driver.nvmlDeviceGetCount_v2(ctypes.byref(count))
+        driver.nvmlShutdown()
+    except (OSError, AttributeError):
+        # No such driver.
+        return 0
+    return count.value
+
+
+def multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool | None:
+    """Return whether the processor has instructions for bfloat16; None where that cannot be told.
+
+    `cpuinfo` is Linux's description of the processor.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, flags = line.partition(":")
+        # So they are called on x86 and on ARM.
+        if name.strip() in ("flags", "Features"):
+            return not _BFLOAT16_FLAGS.isdisjoint(flags.split())
+    return None

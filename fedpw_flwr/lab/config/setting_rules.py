@@ -15,18 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "CLIENT",
-    "GROUPS",
-    "OWN",
-    "RUN",
-    "RUNTIME",
-    "SHARED",
-    "Rule",
-    "broken_rules",
-    "wrong_settings",
-]
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -211,16 +199,12 @@ _RESNET10 = {"width": _COUNT, "normalisation": _NORMALISATION}
 
 SHARED: dict[str, dict[str, Rule]] = {
     "strategy": {
-        "fraction_train": _SHARE,
-        "fraction_evaluate": _SHARE,
-        "min_train_nodes": _FROM_ZERO,
-        "min_evaluate_nodes": _FROM_ZERO,
-        "min_available_nodes": _FROM_ZERO,
-        "weighted_by_key": _TEXT,
-        "arrayrecord_key": _TEXT,
-        "configrecord_key": _TEXT,
-        "train_metrics_aggr_fn": _ANYTHING,
-        "evaluate_metrics_aggr_fn": _ANYTHING,
+        **dict.fromkeys(("fraction_train", "fraction_evaluate"), _SHARE),
+        **dict.fromkeys(
+            ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), _FROM_ZERO
+        ),
+        **dict.fromkeys(("weighted_by_key", "arrayrecord_key", "configrecord_key"), _TEXT),
+        **dict.fromkeys(("train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"), _ANYTHING),
         "train_loss_key": _TEXT,
     },
     "partition": {"clients_per_domain": _COUNT, "test_share": _BELOW_ONE},

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from fedpw_flwr.lab.data.examples import Examples
     from fedpw_flwr.lab.data.partition import ClientShare
 
-__all__ = ["ClientHolding", "Holdings"]
-
 
 @dataclass(frozen=True)
 class ClientHolding(StrictJson):

@@ -28,8 +28,6 @@ from fedpw_flwr.lab.runs.run_folder import (
     atomic_file,
 )
 
-__all__ = ["PACKED_FILES", "PackedRun", "pack_runs", "packed_runs"]
-
 PACKED_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, FAILURE_FILE, SUMMARY_FILE)
 """Of a run, in the order in which they are packed; one that has a summary has all it will have."""
 
@@ -38,17 +36,11 @@ PACKED_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, FAILURE_FILE, SUMMARY
 class PackedRun(RunFolder):
     """A run whose files are in memory, not on disk; it can be read, and not written to.
 
-    Its path is where its folder would be, and ``modified`` when its summary was written, in
-    seconds since 1970.
+    Its path is where its folder would be.
     """
 
     files: Mapping[str, bytes]
-    modified: float = 0.0
-
-    @property
-    def finished_at(self) -> float:
-        """When ``summary.json`` was written, in seconds since 1970."""
-        return self.modified
+    finished_at: float = 0.0
 
     def has(self, name: str) -> bool:
         """Tell whether a file was packed."""

@@ -1,6 +1,6 @@
 """The figures of a run: what a round did, and what a table of runs needs of it.
 
-Nothing here touches a disk; `run_folder` says where these lie.
+`run_folder` says where these lie.
 """
 
 from __future__ import annotations
@@ -10,21 +10,15 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Self
 
+from fedpw_flwr import __version__
 from fedpw_flwr.fairness import fairness_report
 from fedpw_flwr.lab.runs.round_profile import RoundProfile
 from fedpw_flwr.lab.runs.strict_json import StrictJson
-
-__all__ = [
-    "ClientFigures",
-    "RoundRecord",
-    "RunSummary",
-    "Spread",
-    "best_round",
-    "installed_versions",
-]
 
 _VERSIONED = (
     *("fedpw_flwr", "flwr", "flwr-datasets", "torch", "torchvision"),
@@ -74,7 +68,7 @@ class Spread(StrictJson):
 
 @dataclass(frozen=True)
 class ClientFigures(StrictJson):
-    """What one round knows of each client that took part, as parallel lists.
+    """What one round knows of each client that took part, as parallel lists; ValueError if not.
 
     A list that the strategy has no figures for is None, such as FedAvg's p and q.
     """
@@ -88,7 +82,6 @@ class ClientFigures(StrictJson):
     loss: list[float] | None = None  # mean training loss that the client reports
 
     def __post_init__(self) -> None:
-        """Check that the lists are parallel; ValueError if not."""
         lengths = {name: len(values) for name, values in vars(self).items() if values is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the clients' lists must have one entry a client, got {lengths}")
@@ -206,28 +199,19 @@ class RunSummary(StrictJson):
     def to_json(self) -> dict[str, Any]:
         """Return the strict JSON form, the spreads under the names that readers of it know."""
         form = super().to_json()
-        for name in ("final", "last_3", "last_5", "best", "best_round"):
-            form.pop(name, None)
         names = ("strategy", "seed", "rounds", "config_fingerprint", "accuracy")
-        return {
-            **{name: form.pop(name) for name in names},
-            **self.final.to_json(),
-            "last_3_rounds": self.last_3.to_json(),
-            "last_5_rounds": self.last_5.to_json(),
-            "best_worst_round": {"round": self.best_round, **self.best.to_json()},
-            **form,
-        }
+        first = {name: form.pop(name) for name in names}
+        first |= form.pop("final")
+        first |= {f"{name}_rounds": form.pop(name) for name in ("last_3", "last_5")}
+        best = {"round": form.pop("best_round", None), **form.pop("best")}
+        return {**first, "best_worst_round": best, **form}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """Rebuild from the JSON form."""
-        spreads = {
-            "final": content,
-            "last_3": content["last_3_rounds"],
-            "last_5": content["last_5_rounds"],
-            "best": content["best_worst_round"],
-            "best_round": content["best_worst_round"]["round"],
-        }
+        spreads = {name: content[f"{name}_rounds"] for name in ("last_3", "last_5")}
+        best = content["best_worst_round"]
+        spreads |= {"final": content, "best": best, "best_round": best["round"]}
         return super().from_json({**content, **spreads})
 
 
@@ -260,3 +244,17 @@ def installed_versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
+
+
+@cache
+def package_state() -> str:
+    """Return the package's version and the beginning of a SHA-256 of its modules, joined by +.
+
+    Between two releases the version alone does not say which code made a run.
+    """
+    package = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()}\n".encode())
+        digest.update(file.read_bytes())
+    return f"{__version__}+{digest.hexdigest()[:12]}"

@@ -17,8 +17,6 @@ from typing import Any, Self
 from fedpw_flwr.lab.runs.strict_json import StrictJson
 from fedpw_flwr.wire.timings import CLIENT_PHASES, IDLE, SERVER_PHASES
 
-__all__ = ["MeanProfile", "MessageTimes", "RoundProfile", "share_in_words"]
-
 
 @dataclass(frozen=True)
 class MessageTimes(StrictJson):
@@ -33,7 +31,6 @@ class MessageTimes(StrictJson):
     seconds: dict[str, list[float]]  # of each of `CLIENT_PHASES`
 
     def __post_init__(self) -> None:
-        """Check that the lists are parallel and complete."""
         lengths = {len(self.worker), len(self.waiting), *map(len, self.seconds.values())}
         if set(self.seconds) != set(CLIENT_PHASES) or lengths != {len(self.id)}:
             raise ValueError(
@@ -69,7 +66,6 @@ class RoundProfile(StrictJson):
     clients: MessageTimes
 
     def __post_init__(self) -> None:
-        """Check the seconds."""
         _check_durations(self.server.values())
 
     @property
@@ -110,8 +106,8 @@ class MeanProfile:
     are mean seconds by phase, as in `RoundProfile`.
     """
 
-    first: int
-    last: int
+    which: str
+    """The rounds, in words."""
     num_workers: float
     server: dict[str, float]
     workers: dict[str, float]
@@ -121,12 +117,11 @@ class MeanProfile:
         """Average profiles by the number of the round; ValueError if there are none."""
         if not profiles:
             raise ValueError("no round was profiled, so there is nothing to average")
-        rounds = sorted(profiles)
-        usual = rounds[1:] or rounds
+        usual = sorted(profiles)[1:] or list(profiles)
         chosen = [profiles[number] for number in usual]
+        several = f"mean of rounds {usual[0]} to {usual[-1]}"
         return cls(
-            first=usual[0],
-            last=usual[-1],
+            which=several if len(usual) > 1 else f"round {usual[0]}",
             num_workers=math.fsum(profile.num_workers for profile in chosen) / len(chosen),
             server=_mean([profile.server for profile in chosen]),
             workers=_mean([profile.workers for profile in chosen]),
@@ -136,13 +131,6 @@ class MeanProfile:
     def seconds(self) -> float:
         """Wall-clock seconds of the round."""
         return math.fsum(self.server.values())
-
-    @property
-    def which(self) -> str:
-        """The rounds, in words."""
-        if self.first == self.last:
-            return f"round {self.first}"
-        return f"mean of rounds {self.first} to {self.last}"
 
     def sentences(self) -> list[str]:
         """Tell where the time went, the longest phase first: the server's view, the workers'."""

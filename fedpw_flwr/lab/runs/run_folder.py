@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     # Importing torch takes seconds, and following a run's progress must not cost that.
     import torch
 
-__all__ = ["ModelFile", "RunFolder", "RunFolderError", "atomic_file"]
-
 ModelFile = Literal["model.safetensors", "model_best.safetensors"]
 
 METRICS_FILE = "metrics.jsonl"
@@ -242,15 +240,9 @@ class RunFolder:
     ) -> Path:
         """Write a model's state and return the file, which is replaced once the new one is whole.
 
-        Parameters
-        ----------
-        state_dict : Mapping[str, Tensor]
-            Parameters and buffers by name, of any shape, dtype, layout in memory and device. Where
-            several share memory (tied weights), each is kept. A sparse tensor is refused.
-        name : str (default: "model.safetensors")
-            The file's name.
-        metadata : Mapping[str, str] | None (default: None)
-            Kept in the file. ``"round"``, where given, is what ``fedpw-evaluate`` compares with.
+        The state has parameters and buffers by name, of any shape, dtype, layout in memory and
+        device. Where several share memory (tied weights), each is kept. A sparse tensor is refused.
+        Of the metadata, ``"round"`` is what ``fedpw-evaluate`` compares with.
         """
         from safetensors import SafetensorError
 

@@ -14,8 +14,6 @@ from typing import Any, Self
 from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn
 
-__all__ = ["StrictJson", "strict"]
-
 
 class StrictJson:
     """A dataclass with a JSON form; a class whose form is not that of its fields reshapes it."""

@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, Strategy
 from support.app_federation import (
-    DOMAIN_OF_CLIENT,
-    NUM_CLIENTS,
     OVERRIDES,
-    TRAINING_PICTURES,
-    AppGrid,
     experiment,
     initial_arrays,
 )
 from support.records import payloads
 
-from fedpw_flwr import FedPW
-from fedpw_flwr.checkpoint import CheckpointStore
-from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
+from fedpw_flwr.lab.app.testing import GlobalModelTest
 from fedpw_flwr.lab.data.examples import ImageSet
 from fedpw_flwr.lab.runs.records import RoundRecord, Spread
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
-
-NewStrategy = Callable[[], Strategy]
-
-
-def new_fedpw() -> Strategy:
-    return FedPW(min_available_nodes=NUM_CLIENTS, train_metrics_aggr_fn=client_metrics)
-
-
-def new_fedavg() -> Strategy:
-    return FedAvg(min_available_nodes=NUM_CLIENTS, train_metrics_aggr_fn=client_metrics)
-
-
-class Listener(logging.Handler):
-    """Keeps the lines it hears."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 @pytest.fixture
@@ -62,7 +32,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 @pytest.fixture
 def recorder(folder: RunFolder) -> RunRecorder:
-    return RunRecorder(folder, experiment())
+    return RunRecorder(folder, GlobalModelTest(experiment()))
 
 
 def reply(client: int, loss: float, examples: int) -> RecordDict:
@@ -120,21 +90,10 @@ def test_the_initial_model_is_recorded_without_clients(
     )
     assert set(record.loss) == set(record.accuracy)
     assert (record.clients, record.train_loss, record.quarantined) == (None, None, None)
+    assert record.client_accuracy is None
     assert figures["mean_accuracy"] == pytest.approx(record.spread.mean)
     assert figures["std_accuracy"] == pytest.approx(record.spread.std)
     assert figures["worst_accuracy"] == pytest.approx(worst_share_of(3))
-
-
-def test_every_round_is_a_line_as_soon_as_it_is_recorded(
-    folder: RunFolder, recorder: RunRecorder
-) -> None:
-    for server_round in range(3):
-        recorder.record_round(server_round, model_that_says(server_round))
-        lines = folder.metrics_file.read_text().splitlines()
-        assert len(lines) == server_round + 1
-
-    assert [record.round for record in folder.read_rounds()] == [0, 1, 2]
-    assert all(record.seconds >= 0 for record in folder.read_rounds())
 
 
 def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
@@ -193,50 +152,6 @@ def test_a_round_s_metrics_are_not_those_of_the_next(
     assert (second.clients, second.train_loss) == (None, None)
 
 
-@pytest.mark.parametrize("new_strategy", [new_fedpw, new_fedavg])
-def test_a_real_round_records_weights_that_sum_to_one_for_every_client(
-    new_strategy: NewStrategy, folder: RunFolder, recorder: RunRecorder
-) -> None:
-    run_rounds(
-        new_strategy(),
-        CheckpointStore(folder.checkpoints),
-        AppGrid(),
-        initial_arrays(),
-        num_rounds=2,
-        evaluate_fn=recorder.record_round,
-        observers=[recorder],
-    )
-
-    initial, *trained = folder.read_rounds()
-    assert initial.clients is None
-    assert [record.round for record in trained] == [1, 2]
-    for record in trained:
-        clients = record.clients
-        assert clients is not None
-        assert clients.id == list(range(NUM_CLIENTS))
-        assert clients.domain == DOMAIN_OF_CLIENT
-        assert sum(clients.weight) == pytest.approx(1)
-        assert all(weight >= 0 for weight in clients.weight)
-        assert clients.loss is not None
-        examples = [TRAINING_PICTURES[domain] for domain in DOMAIN_OF_CLIENT]
-        mean_loss = sum(n * loss for n, loss in zip(examples, clients.loss, strict=True))
-        assert record.train_loss == pytest.approx(mean_loss / sum(examples))
-        if new_strategy is new_fedavg:
-            assert clients.weight == pytest.approx([n / sum(examples) for n in examples])
-            assert (clients.p, clients.q, clients.drop_rate) == (None, None, None)
-            assert (record.amplification, record.loss_term_share) == (None, None)
-        else:
-            assert clients.p is not None
-            assert clients.q is not None
-            assert clients.drop_rate is not None
-            assert sum(clients.p) == pytest.approx(1)
-            assert sum(clients.q) == pytest.approx(1)
-            assert record.amplification is not None
-            assert record.amplification >= 1
-            assert record.loss_term_share is not None
-            assert (record.quarantined, record.failed) == (0, 0)
-
-
 def test_the_last_model_and_the_one_with_the_best_worst_domain_are_kept(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
@@ -254,63 +169,32 @@ def test_the_last_model_and_the_one_with_the_best_worst_domain_are_kept(
     assert metadata == {"round": "1"}
 
 
-def test_a_saved_model_is_the_global_model_bit_for_bit(
+def test_a_saved_model_is_the_global_model_bit_for_bit_and_that_is_left_alone(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
     arrays = initial_arrays()
-    recorder.record_round(0, arrays)
-
-    saved, _ = folder.load_model("model.safetensors")
-
-    assert payloads(ArrayRecord({name: saved[name] for name in arrays})) == payloads(arrays)
-
-
-def test_recording_leaves_the_strategy_s_arrays_alone(recorder: RunRecorder) -> None:
-    arrays = initial_arrays()
     before = payloads(arrays)
-
     recorder.record_round(0, arrays)
+    saved, _ = folder.load_model("model.safetensors")
     recorder.record_round(1, model_that_says(0))
 
+    assert payloads(ArrayRecord({name: saved[name] for name in arrays})) == before
     assert payloads(arrays) == before
 
 
-def test_a_diverged_model_is_recorded_in_strict_json(
-    folder: RunFolder, recorder: RunRecorder
-) -> None:
-    diverged = {name: torch.full_like(value, math.nan) for name, value in fresh_state().items()}
-    recorder.record_round(1, ArrayRecord(diverged))
-
-    (record,) = folder.read_rounds()
-    assert all(math.isnan(loss) for loss in record.loss.values())
-    assert "NaN" not in folder.metrics_file.read_text()
-
-
-def test_a_run_whose_last_model_is_not_usable_has_no_summary(
+def test_a_diverged_model_is_recorded_in_strict_json_and_its_run_has_no_summary(
     folder: RunFolder, recorder: RunRecorder
 ) -> None:
     recorder.on_step(1, None, client_metrics([reply(0, 1.0, 10)], "num-examples"))
     diverged = {name: torch.full_like(value, math.nan) for name, value in fresh_state().items()}
     recorder.record_round(1, ArrayRecord(diverged))
 
+    (record,) = folder.read_rounds()
+    assert all(math.isnan(loss) for loss in record.loss.values())
+    assert "NaN" not in folder.metrics_file.read_text()
     with pytest.raises(RuntimeError, match="training diverged: after round 1"):
         recorder.finish()
     assert not (folder.path / "summary.json").exists()
-
-
-def test_the_summary_is_that_of_the_recorded_rounds(
-    folder: RunFolder, recorder: RunRecorder
-) -> None:
-    for server_round, digit in enumerate([1, 2, 3]):
-        recorder.on_step(1, None, client_metrics([reply(0, 1.0, 10)], "num-examples"))
-        recorder.record_round(server_round, model_that_says(digit))
-    recorder.finish()
-
-    summary, records = folder.read_summary(), folder.read_rounds()
-    assert (summary.strategy, summary.seed, summary.rounds) == ("fedpw", 0, 2)
-    assert summary.accuracy == records[-1].accuracy
-    assert summary.final == records[-1].spread
-    assert summary.seconds == pytest.approx(sum(record.seconds for record in records))
 
 
 def test_a_run_without_any_usable_reply_fails_and_gets_no_summary(
@@ -356,7 +240,7 @@ def test_seconds_are_those_of_the_round_alone(folder: RunFolder, recorder: RunRe
 
 def test_one_domain_has_no_spread_and_is_recorded_all_the_same(folder: RunFolder) -> None:
     alone = OVERRIDES.split(" partition.")[0] + " dataset.domains=[scans] partition=by_domain"
-    recorder = RunRecorder(folder, experiment(alone))
+    recorder = RunRecorder(folder, GlobalModelTest(experiment(alone)))
 
     recorder.on_step(
         1, None, client_metrics([reply(0, 1.0, 10), reply(1, 2.0, 10)], "num-examples")
@@ -374,20 +258,13 @@ def test_a_round_records_each_client_s_accuracy_on_the_pictures_it_keeps(
     folder: RunFolder,
 ) -> None:
     kept = experiment(f"{OVERRIDES} partition.test_share=0.25")
-    recorder = RunRecorder(folder, kept)
+    recorder = RunRecorder(folder, GlobalModelTest(kept))
     recorder.record_round(0, model_that_says(3))
     (record,) = folder.read_rounds()
     assert record.client_accuracy is not None
     for share, accuracy in zip(kept.shares, record.client_accuracy, strict=True):
         assert share.test is not None
         assert accuracy == pytest.approx(share_of(3, share.test))
-
-
-def test_clients_that_keep_no_pictures_have_no_accuracy_of_their_own(
-    folder: RunFolder, recorder: RunRecorder
-) -> None:
-    recorder.record_round(0, model_that_says(3))
-    assert folder.read_rounds()[0].client_accuracy is None
 
 
 def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
@@ -419,7 +296,7 @@ def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(
 def test_a_model_is_tested_in_every_nth_round_and_in_the_last(folder: RunFolder) -> None:
     shown: list[RoundRecord] = []
     built = experiment(f"{OVERRIDES} rounds=4 runtime.evaluate_every=3")
-    recorder = RunRecorder(folder, built, shown=shown.append)
+    recorder = RunRecorder(folder, GlobalModelTest(built), shown=shown.append)
     for number in range(5):
         client = client_metrics([reply(0, 1.0, 10), reply(1, 2.0, 10)], "num-examples")
         recorder.on_step(number, None, client if number else None)

@@ -67,7 +67,7 @@ def test_shares_of_workers_make_the_figures_of_one_process(dead: int) -> None:
     assert alone.client_accuracy is not None
     workers = Here(3, dead)
     grid: Any = Grid(workers)
-    assert GlobalModelTest(built, grid, "config", KEPT)(arrays) == alone
+    assert GlobalModelTest(built, grid, ("config", KEPT))(arrays) == alone
     assert workers.calls == 3
 
 

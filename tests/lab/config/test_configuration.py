@@ -1,5 +1,6 @@
 """Claims about the configuration: composed the same everywhere, wrong keys and values refused."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from omegaconf import OmegaConf
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     compose_configuration,
-    join_overrides,
     resolved_yaml,
     run_fingerprint,
     runtime_settings,
@@ -32,7 +32,7 @@ def test_composed_configuration_cannot_be_changed() -> None:
 
 def test_overrides_survive_the_way_through_one_string() -> None:
     overrides = ["+strategy.note='a b, \"c\" [d]=é'", "seed=7"]
-    configuration = compose_configuration("config", join_overrides(overrides))
+    configuration = compose_configuration("config", shlex.join(overrides))
     assert configuration.strategy.note == 'a b, "c" [d]=é'
     assert configuration.seed == 7
 
@@ -64,7 +64,16 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         ("resume=[5]", "resume must be a folder, got [5"),
         ("strategy=nope", "fedavg"),
         ("strategy.beta='${nope}'", "Interpolation key 'nope' not found"),
-        ("experiment=four_domains", "dataset.folder"),
+        (
+            "experiment=four_domains",
+            "^dataset.folder is not set: it is the folder that holds mnist.npz, usps.npz, "
+            "svhn.npz, mnistm.npz; give it on the command line, as in "
+            "dataset.folder=/path/to/archives$",
+        ),
+        (
+            "strategy=fedheal strategy.tau=???",
+            "^strategy.tau is not set: give it on the command line, as in strategy.tau=...$",
+        ),
         ("seed=[1", "seed"),
         ("seed='1", "cannot be split"),
     ],
@@ -74,34 +83,12 @@ def test_wrong_key_or_value_is_refused_by_name(overrides: str, message: str) -> 
         compose_configuration("config", overrides)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            "experiment=four_domains",
-            "dataset.folder is not set: it is the folder that holds mnist.npz, usps.npz, svhn.npz, "
-            "mnistm.npz; give it on the command line, as in dataset.folder=/path/to/archives",
-        ),
-        (
-            "strategy=fedheal strategy.tau=???",
-            "strategy.tau is not set: give it on the command line, as in strategy.tau=...",
-        ),
-    ],
-)
-def test_a_value_that_is_not_given_is_told_by_its_key(overrides: str, message: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        compose_configuration("config", overrides)
-    assert str(caught.value) == message
-
-
 def test_a_number_of_the_runtime_may_come_from_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
     words = "runtime.total_cpus='${oc.env:SLURM_CPUS_PER_TASK}'"
-    assert (
-        runtime_settings(compose_configuration("config", join_overrides([words]))).total_cpus == 3
-    )
+    assert runtime_settings(compose_configuration("config", shlex.join([words]))).total_cpus == 3
 
 
 @pytest.mark.parametrize(
@@ -123,7 +110,7 @@ def test_a_part_that_cannot_be_built_is_named_before_training(overrides: str, me
 
 def test_relative_folders_are_tied_to_where_the_command_was_typed(tmp_path: Path) -> None:
     typed = ["experiment=four_domains", 'dataset.folder="it\'s/data"']
-    configuration = compose_configuration("config", join_overrides(typed))
+    configuration = compose_configuration("config", shlex.join(typed))
     absolute = with_absolute_folders(configuration, tmp_path)
     assert absolute.dataset.folder == str(tmp_path / "it's" / "data")
     assert configuration.dataset.folder == "it's/data"

@@ -13,13 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from fedpw_flwr.lab.config import early_checks
 from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     compose_configuration,
     with_absolute_folders,
 )
-from fedpw_flwr.lab.config.early_checks import check_early, warning_of_slow_arithmetic
-from fedpw_flwr.lab.config.hardware import count_gpus, multiplies_bfloat16
+from fedpw_flwr.lab.config.early_checks import (
+    check_early,
+    count_gpus,
+    multiplies_bfloat16,
+    warning_of_slow_arithmetic,
+)
 
 HEAVY = ("torch", "flwr", "ray", "torchvision", "datasets")
 
@@ -132,6 +137,13 @@ def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
         ("strategy.max_weight=0.5", "strategy.max_weight must be a number of at least 1"),
         ("strategy.upload=packed strategy.adjustment=server", "strategy.adjustment=client"),
         ("strategy=afl strategy.lambda_step=nan", "strategy.lambda_step must be a number"),
+        ("+strategy.betta=1", "strategy.betta is no setting of FedPW: leave it out"),
+        ("partition=shards partition.shards_per_client=1.5", "of at least 1, got 1.5"),
+        ("dataset=digits dataset.domains=[mnist,mnist]", "dataset.domains must be a list with at"),
+        (
+            "dataset=cifar10 partition=iid dataset.std=[0.2,0.0,0.3]",
+            "above 0, and no name twice, or null, got [0.2, 0.0, 0.3]",
+        ),
         ("strategy=term strategy.t=inf", "strategy.t must be a number that is finite, got inf"),
         ("runtime.gpus_per_client=1.5", "runtime.gpus_per_client=1.5: above 1 it must be a whole"),
         ("runtime.device=gpu", "runtime.device=gpu is no device: choose auto, cpu, cuda or cuda:0"),
@@ -226,9 +238,10 @@ def test_the_processor_says_whether_it_multiplies_bfloat16(
     ],
 )
 def test_slow_arithmetic_is_told_where_it_is_slow(
-    overrides: str, has_it: bool | None, warned: bool
+    monkeypatch: pytest.MonkeyPatch, overrides: str, has_it: bool | None, warned: bool
 ) -> None:
-    warning = warning_of_slow_arithmetic(compose_configuration("config", overrides), has_it)
+    monkeypatch.setattr(early_checks, "multiplies_bfloat16", lambda: has_it)
+    warning = warning_of_slow_arithmetic(compose_configuration("config", overrides))
     assert (warning is not None) is warned
     if warning is not None:
         assert "client.precision=bfloat16" in warning

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from typing import Any
 
 import pytest
 from hydra.utils import get_object, instantiate
-from omegaconf import OmegaConf
 
 from fedpw_flwr.lab.config.configuration import (
     RuntimeSettings,
@@ -100,35 +98,6 @@ def test_what_a_rule_refuses_of_a_model_the_model_refuses(choice: str) -> None:
             changed = {**settings, key: value}
             assert broken_rules("model", changed), f"{key}={value}"
             assert _refused_when_built(changed, num_classes=10, in_channels=3), f"{key}={value}"
-
-
-@pytest.mark.parametrize(
-    ("group", "settings", "message"),
-    [
-        ("strategy", "_target_: fedpw_flwr.baselines.TERM\nt: .nan", r"strategy\.t must be a numb"),
-        ("strategy", "_target_: fedpw_flwr.FedPW\nbetta: 1", r"strategy\.betta is no setting of F"),
-        (
-            "partition",
-            "_target_: fedpw_flwr.lab.data.partition.Shards\nshards_per_client: 1.5",
-            r"partition\.shards_per_client must be a whole number of at least 1, got 1\.5",
-        ),
-        (
-            "dataset",
-            "_target_: fedpw_flwr.lab.data.named_sets.named_set\ndomains: [mnist, mnist]",
-            r"dataset\.domains must be a list.* no name twice",
-        ),
-        (
-            "dataset",
-            "_target_: fedpw_flwr.lab.data.archives.archives\nstd: [0.2, 0.0, 0.3]",
-            r"dataset\.std must be .* above 0, .*or null, got \[0\.2, 0\.0, 0\.3\]",
-        ),
-    ],
-)
-def test_what_is_wrong_is_said_with_its_key(group: str, settings: str, message: str) -> None:
-    content = OmegaConf.to_container(OmegaConf.create(settings))
-    assert isinstance(content, dict)
-    (said,) = broken_rules(group, {str(key): value for key, value in content.items()})
-    assert re.match(message, said), said
 
 
 def test_what_is_not_of_this_package_has_no_rules() -> None:

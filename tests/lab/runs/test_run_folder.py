@@ -61,8 +61,8 @@ def run_of(worst: list[float]) -> list[RoundRecord]:
     ]
 
 
-def summary_of(records: list[RoundRecord], config_text: str = "") -> RunSummary:
-    return RunSummary.of_run(records, config_text=config_text, strategy="fedpw", seed=4)
+def summary_of(records: list[RoundRecord]) -> RunSummary:
+    return RunSummary.of_run(records, config_text="", strategy="fedpw", seed=4)
 
 
 def strict_json(text: str | bytes) -> Any:
@@ -189,10 +189,6 @@ def test_a_folder_with_other_files_can_take_a_run_and_a_file_cannot(tmp_path: Pa
 
 
 def test_what_is_no_run_s_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="there is no folder"):
-        RunFolder(tmp_path / "missing").read_rounds()
-    with pytest.raises(RunFolderError, match="not a run's folder"):
-        RunFolder(tmp_path).read_rounds()
     with pytest.raises(RunFolderError, match="not a run's folder"):
         RunFolder(tmp_path).go_on(0)
     with pytest.raises(RunFolderError, match="round 3 cannot be recorded"):
@@ -222,15 +218,9 @@ def test_a_run_that_goes_on_keeps_the_rounds_up_to_its_checkpoint(folder: RunFol
     assert folder.read_rounds() == []
 
 
-def test_a_run_remembers_its_configuration(folder: RunFolder) -> None:
-    folder.write_config("name: größe\n")
-    assert folder.read_config() == {"name": "größe"}
-    for content, said in (("- 1", "it has no keys"), ("a: [", "is not a configuration")):
-        folder.config_file.write_text(content)
-        with pytest.raises(RunFolderError, match=said):
-            folder.read_config()
-    folder.config_file.unlink()
-    with pytest.raises(RunFolderError, match=r"config.yaml is missing: nobody can say"):
+def test_a_configuration_has_keys(folder: RunFolder) -> None:
+    folder.write_config("- 1")
+    with pytest.raises(RunFolderError, match="it has no keys"):
         folder.read_config()
 
 
@@ -287,32 +277,6 @@ def test_every_kind_of_tensor_comes_back(folder: RunFolder) -> None:
         assert torch.equal(loaded[name], tensor), name
 
 
-class _Recurrent(torch.nn.Module):
-    """Two steps with one set of weights, and a buffer that looks into them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.step = torch.nn.Conv1d(3, 3, 3)
-        self.again = self.step
-        self.register_buffer("middle", self.step.weight.detach()[:, 1:, 1])
-        self.register_buffer("bias_too", self.step.bias.detach())
-
-
-def test_tied_weights_and_buffers_that_look_into_them_come_back(folder: RunFolder) -> None:
-    torch.manual_seed(5)
-    model = _Recurrent()
-    folder.save_model(model.state_dict())
-    loaded, _ = folder.load_model()
-    assert loaded.keys() == model.state_dict().keys()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded[name], tensor), name
-    torch.manual_seed(6)
-    other = _Recurrent()
-    other.load_state_dict(loaded)
-    assert torch.equal(other.again.weight, model.step.weight)
-    assert torch.equal(other.get_buffer("middle"), model.step.weight[:, 1:, 1])
-
-
 @pytest.mark.parametrize(
     ("state", "says"),
     [
@@ -336,15 +300,6 @@ def test_last_and_best_model_are_two_files_for_whoever_can_read_the_run(folder: 
     assert folder.load_model()[0]["weight"].sum() == 0
     assert folder.load_model("model_best.safetensors")[0]["weight"].sum() == 2
     assert path.stat().st_mode == folder.metrics_file.stat().st_mode
-
-
-def test_missing_and_truncated_models_are_named(folder: RunFolder) -> None:
-    with pytest.raises(RunFolderError, match=r"model\.safetensors is missing"):
-        folder.load_model()
-    path = folder.save_model({"weight": torch.ones(20)})
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(RunFolderError, match="truncated"):
-        folder.load_model()
 
 
 # ------------------------------------------------------------------------------------- summary
@@ -376,12 +331,6 @@ def test_the_summary_has_the_figures_of_the_run(folder: RunFolder) -> None:
     assert folder.read_summary() == summary
 
 
-def test_equal_configurations_have_equal_fingerprints() -> None:
-    texts = ("seed: 0\n", "seed: 0\n", "seed: 1\n")
-    first, same, other = (summary_of(run_of([0.1]), text).config_fingerprint for text in texts)
-    assert first == same != other
-
-
 def test_the_initial_model_is_no_part_of_the_last_rounds() -> None:
     assert summary_of(run_of([0.0, 0.4])).last_5.worst == pytest.approx(0.4)
 
@@ -401,15 +350,6 @@ def test_the_best_round_is_the_first_with_the_best_worst_domain_and_a_finite_los
     assert best_round([initial({"scans": math.nan})]) is None
     sound = initial({"scans": 0.1, "fonts": 0.1})
     assert best_round([sound, replace(ROUND, loss={"scans": math.nan, "fonts": 1.0})]) is sound
-
-
-def test_one_domain_has_no_standard_deviation(folder: RunFolder) -> None:
-    records = [initial({"scans": 0.5})]
-    spread = records[0].spread
-    assert (spread.mean, spread.worst) == (0.5, 0.5)
-    assert math.isnan(spread.std)
-    folder.write_summary(summary_of(records))
-    assert strict_json((folder.path / "summary.json").read_text())["std_accuracy"] is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20), st.randoms(use_true_random=False))
