@@ -17,7 +17,7 @@ from support.baselines_federation import (
 from support.grid import Client, ClientsGrid, train_round
 from support.records import array_record
 
-from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
+from fedpw_flwr.baselines.screened import LossWeightedStrategy
 from fedpw_flwr.rounds.faults import MissingLossError
 
 NAMES = ("afl", "term", "qfedavg")

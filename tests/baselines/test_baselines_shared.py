@@ -173,6 +173,3 @@ def test_the_summary_names_the_settings(build: Build, flower_log: pytest.LogCapt
     assert type(strategy).__name__ in logged
     for name, value in strategy.settings.items():
         assert f"{name} ({value})" in logged
-
-
-FIRST, LATER = [31, 5, 17, 88, 2, 60], [7, 93, 14, 3, 71, 40]
