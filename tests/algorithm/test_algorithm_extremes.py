@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
-from fedpw_flwr.algorithm.engine import StartEngine
-from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.algorithm.reference import Reference, StartEngine
 from fedpw_flwr.engines.cpu import CpuEngine
 
 RoundBuilder = Callable[..., list[ClientResult]]

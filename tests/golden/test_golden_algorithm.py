@@ -28,8 +28,7 @@ from fedpw_flwr.algorithm import (
     classify_tensors,
     server_step,
 )
-from fedpw_flwr.algorithm.engine import StartEngine
-from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.algorithm.reference import Reference, StartEngine
 from fedpw_flwr.engines.cpu import CpuEngine
 
 NO_CUDA = pytest.mark.skipif(
