@@ -41,8 +41,9 @@ def block_reader(tensors: Mapping[str, Tensor], name: str, start: Float32s) -> B
         trained = block_reader(tensors.trained, name, start)
         if not tensors.is_adjusted(name):
             return trained
-        is_dense = isinstance(trained, DenseBlocks)
-        return AdjustedBlocks(trained, start, tensors, name) if is_dense else None
+        if not isinstance(trained, DenseBlocks):
+            return None
+        return AdjustedBlocks(trained, start, tensors, name)
     if isinstance(tensors, dict):
         return DenseBlocks(tensors[name].numpy()) if is_plain(tensors[name]) else None
     if not hasattr(tensors, "packed_update"):
