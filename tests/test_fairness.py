@@ -225,15 +225,6 @@ def test_jain_index_is_the_squared_cosine_of_the_angle(values: list[float]) -> N
     assert fairness.jain_index(values) == pytest.approx(cosine**2)
 
 
-@given(accuracies, st.integers(2, 4))
-def test_a_federation_of_copies_is_as_fair(values: list[float], copies: int) -> None:
-    assert fairness.jain_index(values * copies) == pytest.approx(fairness.jain_index(values))
-    assert fairness.angle(values * copies) == pytest.approx(fairness.angle(values), abs=1e-9)
-    assert fairness.entropy(values * copies) == pytest.approx(
-        fairness.entropy(values) + math.log(copies)
-    )
-
-
 @given(accuracies)
 def test_mean_and_deviation_are_numpys(values: list[float]) -> None:
     assert fairness.mean(values) == pytest.approx(np.mean(values))
@@ -316,15 +307,6 @@ def test_every_figure_of_the_report_has_its_entry(aggregate: Any) -> None:
     assert list(metrics) == ["eval_acc", "eval_loss", *(f"fairness-{name}" for name in NAMES)]
     report = fairness.fairness_report([0.9, 0.5]).to_dict()
     assert [metrics[f"fairness-{name}"] for name in NAMES] == list(report.values())
-
-
-@given(st.lists(st.tuples(st.integers(0, 500), st.floats(0, 1), st.floats(0, 9)), max_size=20))
-def test_both_apis_report_the_same(clients: list[tuple[int, float, float]]) -> None:
-    replies = [
-        {"num-examples": examples, "eval_acc": accuracy, "eval_loss": loss}
-        for examples, accuracy, loss in clients
-    ]
-    assert message_metrics("eval_acc", *replies) == legacy_metrics("eval_acc", *replies)
 
 
 def test_the_averages_are_flowers_bit_for_bit() -> None:

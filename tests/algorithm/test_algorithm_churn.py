@@ -5,7 +5,7 @@ Time counts in rounds: what a client missed is caught up on with what it shows w
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.reference import Signal as ReferenceSignal
+from support.rounds import a_round
 
 from fedpw_flwr.algorithm import (
-    ClientResult,
     ClientSignal,
     FedPWSettings,
     SignalState,
@@ -27,8 +27,6 @@ from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.direction import direction_shares, direction_size
 from fedpw_flwr.algorithm.memory import momentum_rate, update_signal
 from fedpw_flwr.algorithm.weights import loss_shares, loss_size, relative_losses
-
-RoundBuilder = Callable[..., list[ClientResult]]
 
 AWA_ALONE = FedPWSettings(adjust_parameters=False)
 BETA = 0.3
@@ -66,9 +64,7 @@ class Signal:
         return float(np.mean(known))
 
 
-def test_a_return_after_a_missed_round_and_a_newcomer_give_the_hand_computed_weights(
-    a_round: RoundBuilder,
-) -> None:
+def test_a_return_after_a_missed_round_and_a_newcomer_give_the_hand_computed_weights() -> None:
     model = {"weight": torch.zeros(1)}
     first = a_round(model, {0: [3.0], 1: [2.0], 2: [1.0]}, {0: 1.0, 1: 2.0, 2: 3.0})
     state = server_step(model, first, WeightingState(), AWA_ALONE).state
@@ -258,9 +254,7 @@ def test_clients_alike_are_asked_for_the_same_rate_whenever_they_were_last_seen(
         known |= dict(zip(there.tolist(), relative, strict=True))
 
 
-def test_without_adaptive_weights_losses_are_remembered_for_the_drop_rates(
-    a_round: RoundBuilder,
-) -> None:
+def test_without_adaptive_weights_losses_are_remembered_for_the_drop_rates() -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [3.0], 1: [1.0]}, {0: 1.0, 1: 3.0})
     step = server_step(model, results, WeightingState(), FedPWSettings(adapt_weights=False))

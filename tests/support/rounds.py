@@ -1,14 +1,38 @@
-"""What an honest client sends where the clients adjust their own updates."""
+"""Rounds written as updates, and what honest clients send that adjust their own.
+
+ALGORITHM.md speaks of updates Δ_k = w − w_k, the server step receives models w_k. Writing the
+updates keeps the hand computations in the tests next to the numbers they start from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult, SentAdjustment
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
+
+
+def a_round(
+    model: Mapping[str, Tensor],
+    updates: Mapping[int, Mapping[str, Tensor] | Sequence[float]],
+    losses: Mapping[int, float | None] | float | None = 1.0,
+    examples: Mapping[int, float | None] | None = None,
+) -> list[ClientResult]:
+    """A round's results from w, Δ_k and ℓ_k; a plain list is an update of the tensor "weight"."""
+    results = []
+    for client, update in updates.items():
+        if not isinstance(update, Mapping):
+            weight = model["weight"]
+            update = {"weight": torch.tensor(update, dtype=weight.dtype).reshape(weight.shape)}
+        trained = {name: start - update[name] for name, start in model.items()}
+        loss = losses[client] if isinstance(losses, Mapping) else losses
+        count = None if examples is None else examples[client]
+        results.append(ClientResult(client, trained, loss, count))
+    return results
 
 
 def carried_out(
