@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from support.rounds import a_round, carried_out
+from support.rounds import a_round, carried_out, drawn_results
 from torch import Tensor
 
 from fedpw_flwr.algorithm import (
@@ -56,20 +56,17 @@ def member_indices(consensus: Consensus | None, name: str = "weight") -> list[in
 
 def assert_same_step(one: ServerStep, other: ServerStep) -> None:
     """Bit for bit the same round: model, weights, memory, and the next consensus."""
-    assert list(one.model) == list(other.model)
-    for name, tensor in one.model.items():
-        assert torch.equal(other.model[name], tensor), name
-    assert other.weights == one.weights
-    assert other.state == one.state
-    assert other.drop_rates == one.drop_rates
-    assert other.amplification == one.amplification
+    for what in ("weights", "state", "drop_rates", "amplification"):
+        assert getattr(other, what) == getattr(one, what)
     assert (one.consensus is None) == (other.consensus is None)
+    compared = [(one.model, other.model)]
     if one.consensus is not None and other.consensus is not None:
         assert other.consensus.round == one.consensus.round
         assert other.consensus.factors == one.consensus.factors
-        assert list(other.consensus.members) == list(one.consensus.members)
-        for name, members in one.consensus.members.items():
-            assert torch.equal(other.consensus.members[name], members)
+        compared.append((dict(one.consensus.members), dict(other.consensus.members)))
+    for expected, found in compared:
+        assert list(found) == list(expected)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 # Eight entries, two clients. Client 0 drops three quarters of its update in round 2 and client 1 a
@@ -190,28 +187,6 @@ MIXED_MODEL = {
 }
 
 
-def noisy_results(
-    model: Mapping[str, Tensor], clients: Sequence[int], seed: int, scale: float = 0.3
-) -> list[ClientResult]:
-    """Trained models of floats moved by noise and counters moved by a client's number + 1."""
-    generator = torch.Generator().manual_seed(seed)
-    results = []
-    for client in clients:
-        tensors = {
-            name: (
-                (start.double() - scale * torch.randn(start.shape, generator=generator)).to(
-                    start.dtype
-                )
-                if start.is_floating_point()
-                else start + client + 1
-            )
-            for name, start in model.items()
-        }
-        loss = float(torch.rand((), generator=generator)) * 2 + 0.1
-        results.append(ClientResult(client, tensors, loss, 10.0 + client))
-    return results
-
-
 @st.composite
 def sent_adjustments(draw: st.DrawFn, clients: Sequence[int]) -> SentAdjustment:
     rates = {client: draw(st.floats(0.01, 1.0)) for client in clients}
@@ -239,7 +214,7 @@ def test_any_mixture_of_replies_in_any_order_gives_the_same_round(
     sent: SentAdjustment, followers: set[int], adapt: bool, seed: int, shuffler: random.Random
 ) -> None:
     settings = FedPWSettings(adapt_weights=adapt)
-    raw = noisy_results(MIXED_MODEL, range(4), seed)
+    raw = drawn_results(MIXED_MODEL, range(4), torch.Generator().manual_seed(seed), 0.3)
     all_followed = server_step(
         MIXED_MODEL, carried_out(MIXED_MODEL, raw, sent), THIRD_ROUND, settings, sent=sent
     )
@@ -256,7 +231,7 @@ def test_any_mixture_of_replies_in_any_order_gives_the_same_round(
 @given(st.integers(0, 2**16), st.booleans())
 def test_the_first_round_is_the_same_in_both_placements(seed: int, adapt: bool) -> None:
     settings = FedPWSettings(adapt_weights=adapt)
-    raw = noisy_results(MIXED_MODEL, range(3), seed)
+    raw = drawn_results(MIXED_MODEL, range(3), torch.Generator().manual_seed(seed), 0.3)
     assert_same_step(
         server_step(MIXED_MODEL, raw, WeightingState(), settings),
         server_step(
@@ -279,7 +254,7 @@ def test_half_precision_rounds_may_mix_replies(dtype: torch.dtype, seed: int) ->
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in MIXED_MODEL.items()
     }
-    raw = noisy_results(model, range(4), seed)
+    raw = drawn_results(model, range(4), torch.Generator().manual_seed(seed), 0.3)
     members = torch.zeros(24, dtype=torch.bool)
     members[::3] = True
     sent = SentAdjustment(

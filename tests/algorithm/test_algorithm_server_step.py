@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from support.rounds import a_round
+from support.rounds import a_round, drawn_results
 
-from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
+from fedpw_flwr.algorithm import FedPWSettings, WeightingState, server_step
 
 SECOND_ROUND = WeightingState(rounds=1)
 PA_ALONE = FedPWSettings(avg_drop_rate=0.5, adapt_weights=False, max_loss_ratio=None)
@@ -157,26 +157,14 @@ def test_parameters_that_require_gradients_are_aggregated_without_them() -> None
     assert not any(tensor.requires_grad for tensor in step.model.values())
 
 
-def _three_clients() -> tuple[dict[str, torch.Tensor], list[ClientResult]]:
+def test_a_step_modifies_none_of_its_inputs() -> None:
     generator = torch.Generator().manual_seed(3)
     model = {
         "fc.weight": torch.randn(7, 9, generator=generator),
         "bn.running_var": torch.rand(11, generator=generator),
         "bn.num_batches_tracked": torch.tensor(5),
     }
-    updates = {
-        client: {
-            "fc.weight": torch.randn(7, 9, generator=generator),
-            "bn.running_var": torch.rand(11, generator=generator),
-            "bn.num_batches_tracked": torch.tensor(-client),
-        }
-        for client in (30, 4, 17, 8)
-    }
-    return model, a_round(model, updates, {30: 0.7, 4: 0.1, 17: 1.9, 8: 0.4})
-
-
-def test_a_step_modifies_none_of_its_inputs() -> None:
-    model, results = _three_clients()
+    results = drawn_results(model, (30, 4, 17, 8), generator, 1.0)
     state = server_step(model, results, WeightingState(), FedPWSettings()).state
     before = copy.deepcopy((model, results, state))
     step = server_step(model, results, state, FedPWSettings())

@@ -116,17 +116,3 @@ def test_a_step_of_adam_worked_out_by_hand() -> None:
     arrays, _ = train_round(FedAdam(), grid_of([local([1, 0, 0, 0])] * 2), array_record(MODEL))
     eta = 0.1 * np.sqrt(1 - 0.99**2) / (1 - 0.9**2)
     assert flat(ndarrays(arrays))[0] == pytest.approx(1 - eta * 0.1 / (0.1 + 1e-3), abs=1e-6)
-
-
-@pytest.mark.parametrize(("ours", "flowers"), PAIRS.values(), ids=PAIRS)
-def test_statistics_are_the_rounds_average(
-    ours: Callable[[], flower.FedAvg], flowers: Callable[[], flower.FedAvg]
-) -> None:
-    strategy, arrays = ours(), array_record(MODEL)
-    same = local([0.1] * 4, mean=(0.25, 0), var=(0.125, 0.25), batches=3)
-    for server_round in (1, 2, 3, 4):
-        arrays, _ = train_round(strategy, grid_of([same] * 3), arrays, server_round)
-    model = ndarrays(arrays)
-    np.testing.assert_allclose(model["norm.running_mean"], [0.5 - 4 * 0.25, 1.0], atol=1e-6)
-    np.testing.assert_allclose(model["norm.running_var"], [1 - 4 * 0.125, 2 - 4 * 0.25], atol=1e-6)
-    assert model["norm.num_batches_tracked"] == 10 + 4 * 3

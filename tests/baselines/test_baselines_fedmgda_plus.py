@@ -30,13 +30,12 @@ def unit_vectors(seed: int, count: int, size: int) -> np.ndarray:
     return vectors
 
 
-def test_perpendicular_vectors_are_mixed_by_the_inverse_of_their_squares() -> None:
+@pytest.mark.parametrize(("epsilon", "weights"), [(1.0, (0.2, 0.8)), (0.1, (0.4, 0.6))])
+def test_perpendicular_vectors_are_mixed_by_the_inverse_of_their_squares_within_bounds(
+    epsilon: float, weights: tuple[float, float]
+) -> None:
     """‖λ a + (1−λ) b‖² = 4 λ² + (1−λ)² is least at λ = 1/5."""
-    assert min_norm_weights(np.diag([4.0, 1.0]), 1.0) == pytest.approx((0.2, 0.8), abs=1e-7)
-
-
-def test_the_bound_holds_weights_near_the_equal_one() -> None:
-    assert min_norm_weights(np.diag([4.0, 1.0]), 0.1) == pytest.approx((0.4, 0.6), abs=1e-9)
+    assert min_norm_weights(np.diag([4.0, 1.0]), epsilon) == pytest.approx(weights, abs=1e-7)
 
 
 def test_where_any_weights_are_as_good_they_are_equal() -> None:

@@ -35,6 +35,29 @@ def a_round(
     return results
 
 
+def drawn_results(
+    model: Mapping[str, Tensor], clients: Sequence[int], generator: torch.Generator, size: float
+) -> list[ClientResult]:
+    """Clients whose updates are alike in part; a counter moves by the client's number and 1."""
+    shared = {name: torch.randn(start.shape, generator=generator) for name, start in model.items()}
+
+    def trained(name: str, start: Tensor, client: int) -> Tensor:
+        if not start.is_floating_point():
+            return start + client + 1
+        own = torch.randn(start.shape, generator=generator)
+        return (start - size * (shared[name] + own)).to(start.dtype)
+
+    return [
+        ClientResult(
+            client,
+            {name: trained(name, start, client) for name, start in model.items()},
+            loss=0.1 + 2 * float(torch.rand((), generator=generator)),
+            num_examples=10.0 + client,
+        )
+        for client in clients
+    ]
+
+
 def carried_out(
     model: Mapping[str, Tensor], results: Sequence[ClientResult], sent: SentAdjustment
 ) -> list[ClientResult]:
