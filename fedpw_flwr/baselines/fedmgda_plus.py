@@ -16,12 +16,7 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, inner_products
-from fedpw_flwr.baselines.screened import (
-    Rescale,
-    ScreenedStrategy,
-    checked_rescale,
-    number_in,
-)
+from fedpw_flwr.baselines.screened import Rescale, ScreenedStrategy, checked_rescale, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["FedMGDAPlus", "min_norm_weights", "optimality_gap"]

@@ -14,12 +14,7 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, squared_norms
-from fedpw_flwr.baselines.screened import (
-    LossWeightedStrategy,
-    Rescale,
-    checked_rescale,
-    number_in,
-)
+from fedpw_flwr.baselines.screened import LossWeightedStrategy, Rescale, checked_rescale, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["QFedAvg", "q_weights"]

@@ -6,11 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedpw_flwr.algorithm import (
-    ClientSignal,
-    SignalState,
-    WeightingState,
-)
+from fedpw_flwr.algorithm import ClientSignal, SignalState, WeightingState
 
 
 @pytest.fixture

@@ -6,11 +6,7 @@ import pytest
 import torch
 from support.rounds import a_round
 
-from fedpw_flwr.algorithm import (
-    FedPWSettings,
-    WeightingState,
-    server_step,
-)
+from fedpw_flwr.algorithm import FedPWSettings, WeightingState, server_step
 from fedpw_flwr.algorithm.direction import add_tensor_directions, direction_size
 from fedpw_flwr.algorithm.memory import momentum_rate
 from fedpw_flwr.algorithm.weights import loss_size, mix_terms

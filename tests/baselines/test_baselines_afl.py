@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.baselines_federation import (
-    MODEL,
-    client_of,
-    flat,
-    grid_of,
-    local,
-    stepped,
-    with_loss,
-)
+from support.baselines_federation import MODEL, client_of, flat, grid_of, local, stepped, with_loss
 from support.grid import ClientsGrid, train_round
 from support.records import array_record, ndarrays
 

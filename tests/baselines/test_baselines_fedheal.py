@@ -7,15 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from support.baselines_federation import (
-    MODEL,
-    Local,
-    client_of,
-    drawn,
-    flat,
-    grid_of,
-    local,
-)
+from support.baselines_federation import MODEL, Local, client_of, drawn, flat, grid_of, local
 from support.grid import ClientsGrid, train_round
 from support.records import array_record, ndarrays
 

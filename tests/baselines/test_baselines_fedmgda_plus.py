@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.baselines_federation import (
-    MODEL,
-    drawn,
-    flat,
-    grid_of,
-    local,
-    one_round,
-    stepped,
-)
+from support.baselines_federation import MODEL, drawn, flat, grid_of, local, one_round, stepped
 from support.grid import train_round
 from support.records import array_record, ndarrays
 

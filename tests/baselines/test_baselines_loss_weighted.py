@@ -6,14 +6,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message
-from support.baselines_federation import (
-    BUILDS,
-    MODEL,
-    Local,
-    client_of,
-    drawn,
-    grid_of,
-)
+from support.baselines_federation import BUILDS, MODEL, Local, client_of, drawn, grid_of
 from support.grid import Client, ClientsGrid, train_round
 from support.records import array_record
 
