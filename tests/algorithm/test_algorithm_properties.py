@@ -157,7 +157,7 @@ def identical_federations(draw: st.DrawFn) -> Rounds:
     return rounds
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(identical_federations(), st.booleans(), st.floats(0.01, 1.0))
 def test_identical_clients_keep_identical_weights_whatever_their_attendance(
     rounds: Rounds, clip: bool, beta: float

@@ -7,7 +7,7 @@ import torch
 from support.rounds import a_round
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState, server_step
-from fedpw_flwr.algorithm.direction import add_tensor_directions, direction_size
+from fedpw_flwr.algorithm.direction import add_tensor_directions
 from fedpw_flwr.algorithm.memory import momentum_rate
 from fedpw_flwr.algorithm.weights import loss_size, mix_terms
 
@@ -34,15 +34,6 @@ def test_shape_and_memory_layout_do_not_matter_to_a_direction() -> None:
     directions = [0.0]
     add_tensor_directions(directions, start, [trained])
     assert directions == [0 + 1 + 4 + 9 + 16 + 25]
-
-
-def test_size_is_the_squared_norm_of_the_mean_update() -> None:
-    updates = [(3.0, 1.0), (1.0, 1.0), (-1.0, 4.0)]
-    total = (3.0 + 1.0 - 1.0, 1.0 + 1.0 + 4.0)
-    directions = [u * total[0] + v * total[1] for u, v in updates]
-    mean = (total[0] / 3, total[1] / 3)
-    size = direction_size(torch.tensor(directions, dtype=torch.float64))
-    assert size == pytest.approx(mean[0] ** 2 + mean[1] ** 2)
 
 
 def test_second_round_moves_p_and_q_by_momentum() -> None:

@@ -46,15 +46,6 @@ def test_what_a_client_keeps_worked_out_by_hand() -> None:
     np.testing.assert_allclose(steps[:, :4], expected, atol=1e-6)
 
 
-def test_an_entry_is_averaged_over_those_who_keep_it() -> None:
-    """Both keep the first and the last; client 1 discards the second, where client 0 alone is not
-    halved; nobody keeps the third, which stays."""
-    same = local([1, 1, 1, 1])
-    rounds = {1: [same, same], 2: [local([4, 4, -4, 4]), local([2, -2, -2, 2])]}
-    steps, _ = after_rounds(FedHEAL(tau=0.6, beta=0.0), rounds)
-    np.testing.assert_allclose(steps[1, :4], [3, 4, 0, 3], atol=1e-6)
-
-
 def test_two_rounds_with_weights_worked_out_by_hand() -> None:
     """β = 0.4. Round 1: d = ‖(3, 4)‖ + ‖(0, 1)‖ = 6 and 1 + 1 = 2, so in units of 1/N
     δp = 0.8 · (3/4, 1/4) = 0.6, 0.2 and p = 1.6, 1.2: weights 4/7, 3/7.

@@ -70,18 +70,6 @@ def test_what_is_below_a_bracket_is_summed_up_and_what_is_inside_collected(
 
 
 @claim
-@given(seed=seeds, entries=lengths, data=st.data())
-def test_the_smallest_are_summed_up(seed: int, entries: int, data: st.DataObject) -> None:
-    parted = np.sort(np.abs(whole_numbers(seed, entries)))
-    taken = data.draw(st.integers(1, entries), "taken")
-    total, squares, ties, further = compiled.sum_of_smallest(parted, taken)
-    chosen = parted[:taken].astype(np.float64)
-    assert (total, squares) == (float(chosen.sum()), float(chosen @ chosen))
-    assert ties == np.count_nonzero(parted[:taken] == parted[taken - 1])
-    assert further == np.count_nonzero(parted[taken:] == parted[taken - 1])
-
-
-@claim
 @given(seed=seeds, entries=lengths, threshold=st.sampled_from([-1.0, 0.0, 1.0, 3.0, 100.0]))
 def test_what_is_kept_is_averaged(seed: int, entries: int, threshold: float) -> None:
     start, trained = whole_numbers(seed, 2, entries)
