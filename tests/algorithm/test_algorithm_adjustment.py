@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rounds import doubles
 
 from fedpw_flwr.algorithm.adjustment import (
     amplification_factor,
@@ -18,10 +19,6 @@ from fedpw_flwr.algorithm.adjustment import (
 
 claim = settings(max_examples=150, deadline=None)
 small_integers = st.integers(-4, 4)
-
-
-def doubles(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_drop_rates_are_inverse_losses_around_the_mean_rate() -> None:
@@ -84,16 +81,6 @@ def test_score_decreases_with_the_papers_standard_deviation(data: st.DataObject)
     variance = (1 - score[kept] / clients) / (clients - 1)
     half_a_step = score[kept] * 2.0**-16 / (clients * (clients - 1))
     assert (np.abs(variance - deviation**2) <= half_a_step + 1e-12).all()
-    # An entry that every client masked has the score of one on which they cancel.
-    all_variances = np.full(entries, 1 / (clients - 1))
-    all_variances[kept] = deviation**2
-    count = data.draw(st.integers(0, entries))
-    members = consensus_set(torch.from_numpy(score.copy()), count)
-    np.testing.assert_allclose(
-        np.sort(all_variances[members.numpy()]),
-        np.sort(all_variances)[:count],
-        atol=2.0**-15 / (clients - 1),
-    )
 
 
 @claim

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.reference import Signal as ReferenceSignal
-from support.rounds import a_round
+from support.rounds import a_round, doubles
 
 from fedpw_flwr.algorithm import (
     ClientSignal,
@@ -30,10 +30,6 @@ from fedpw_flwr.algorithm.weights import loss_shares, loss_size, relative_losses
 
 AWA_ALONE = FedPWSettings(adjust_parameters=False)
 BETA = 0.3
-
-
-def doubles(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 class Signal:
@@ -264,16 +260,12 @@ def test_without_adaptive_weights_losses_are_remembered_for_the_drop_rates() -> 
 
 
 def test_the_memory_of_a_client_takes_a_bounded_number_of_bytes() -> None:
-    rng, state, sizes = np.random.default_rng(4), WeightingState(), []
+    rng, signal, sizes = np.random.default_rng(4), Signal(), []
     for server_round in range(2000):
-        there = rng.choice(50, 5, replace=False).tolist()
-        shares = torch.from_numpy(rng.dirichlet(np.ones(5)))
-        parts = [
-            update_signal(part, there, shares, float(rng.random()), BETA, server_round == 0)[2]
-            for part in (state.direction, state.loss)
-        ]
-        state = WeightingState(server_round + 1, *parts)
+        there = rng.choice(50, 5, replace=False)
+        signal.step(there, rng.dirichlet(np.ones(5)), float(rng.random()))
         if server_round % 500 == 499:
+            state = WeightingState(server_round, signal.state, signal.state)
             sizes.append(len(json.dumps(state.to_dict())))
     # Two signals of five numbers of up to 24 characters.
     assert max(sizes) < 50 * 2 * (5 * 26 + 12)

@@ -10,13 +10,10 @@ from fedpw_flwr.algorithm import FedPWSettings, WeightingState, server_step
 from fedpw_flwr.algorithm.reference import Reference, StartEngine
 from fedpw_flwr.engines.cpu import CpuEngine
 
-
-@pytest.fixture(params=[Reference, CpuEngine])
-def engine(request: pytest.FixtureRequest) -> StartEngine:
-    chosen: StartEngine = request.param
-    return chosen
+both_engines = pytest.mark.parametrize("engine", [Reference, CpuEngine])
 
 
+@both_engines
 @pytest.mark.parametrize("magnitude", [1e15, 1e25, 1e37])
 def test_a_diverged_but_finite_client_leaves_model_and_memory_finite(
     magnitude: float, engine: StartEngine
@@ -33,6 +30,7 @@ def test_a_diverged_but_finite_client_leaves_model_and_memory_finite(
         assert all(math.isfinite(c.share) for c in state.direction.clients.values())
 
 
+@both_engines
 @pytest.mark.parametrize("magnitude", [1e-10, 1e-18, 1e-25, 1e-35])
 def test_tiny_updates_have_the_weights_of_large_ones(magnitude: float, engine: StartEngine) -> None:
     model = {"weight": torch.zeros(2)}
@@ -41,6 +39,7 @@ def test_tiny_updates_have_the_weights_of_large_ones(magnitude: float, engine: S
     assert step.weights.direction_term == pytest.approx((0.75, 0.25), rel=1e-5)
 
 
+@both_engines
 def test_updates_that_cancel_up_to_rounding_count_as_cancelling(engine: StartEngine) -> None:
     model = {"weight": torch.zeros(4)}
     updates = {

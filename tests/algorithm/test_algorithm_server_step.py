@@ -132,12 +132,7 @@ def test_scalars_and_empty_tensors_pass_through_a_step(state: WeightingState) ->
         "no.running_mean": torch.zeros(0),
         "weight": torch.zeros(2, 2),
     }
-    update = {
-        "scale": torch.tensor(0.5),
-        "none": torch.zeros(0, 3),
-        "no.running_mean": torch.zeros(0),
-        "weight": torch.ones(2, 2),
-    }
+    update = {name: torch.full_like(tensor, 0.5) for name, tensor in model.items()}
     step = server_step(model, a_round(model, {0: update, 1: update}), state, FedPWSettings())
     assert list(step.model) == list(model)
     for name, tensor in model.items():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.rounds import a_round
+from support.rounds import a_round, doubles
 
 from fedpw_flwr.algorithm import FedPWSettings, WeightingState, server_step
 from fedpw_flwr.algorithm.direction import add_tensor_directions
@@ -12,10 +12,6 @@ from fedpw_flwr.algorithm.memory import momentum_rate
 from fedpw_flwr.algorithm.weights import loss_size, mix_terms
 
 AWA_ALONE = FedPWSettings(adjust_parameters=False)
-
-
-def doubles(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_direction_is_the_inner_product_with_the_sum_of_updates() -> None:

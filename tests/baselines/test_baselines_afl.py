@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.baselines_federation import MODEL, client_of, flat, grid_of, local, stepped, with_loss
+from support.baselines_federation import (
+    MODEL,
+    after_rounds,
+    client_of,
+    flat,
+    grid_of,
+    local,
+    stepped,
+    with_loss,
+)
 from support.grid import ClientsGrid, train_round
 from support.records import array_record, ndarrays
 
@@ -21,13 +30,7 @@ def weights_of_rounds(strategy: AFL, *losses: list[float]) -> list[list[float]]:
         server_round: [with_loss(one, loss) for one, loss in zip(UPDATES, said, strict=True)]
         for server_round, said in enumerate(losses, start=1)
     }
-    arrays, weights = array_record(MODEL), []
-    for server_round in rounds:
-        arrays, metrics = train_round(strategy, grid_of(rounds), arrays, server_round)
-        listed = metrics["client-weight"]
-        assert isinstance(listed, list)
-        weights.append([float(one) for one in listed])
-    return weights
+    return after_rounds(strategy, rounds)[1]
 
 
 def test_two_rounds_worked_out_by_hand() -> None:

@@ -7,26 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from support.baselines_federation import MODEL, Local, client_of, drawn, flat, grid_of, local
+from support.baselines_federation import MODEL, Local, after_rounds, client_of, drawn, flat, local
 from support.grid import ClientsGrid, train_round
-from support.records import array_record, ndarrays
+from support.records import array_record
 
 from fedpw_flwr.baselines import FedHEAL
 from fedpw_flwr.baselines.fedheal import ClientMemory, average_weight
-
-
-def after_rounds(
-    strategy: FedHEAL, rounds: dict[int, list[Local]]
-) -> tuple[np.ndarray, list[list[float]]]:
-    """What each round took from the trained arrays, and its weights."""
-    arrays, models, weights = array_record(MODEL), [flat(MODEL)], []
-    for server_round in rounds:
-        arrays, metrics = train_round(strategy, grid_of(rounds), arrays, server_round)
-        models.append(flat(ndarrays(arrays)))
-        listed = metrics["client-weight"]
-        assert isinstance(listed, list)
-        weights.append([float(one) for one in listed])
-    return -np.diff(models, axis=0), weights
 
 
 def test_what_a_client_keeps_worked_out_by_hand() -> None:
@@ -41,7 +27,8 @@ def test_what_a_client_keeps_worked_out_by_hand() -> None:
         4: [local([1, 1, 1, 0])],
     }
     strategy = FedHEAL(tau=0.6, min_train_nodes=1, min_available_nodes=1)
-    steps, _ = after_rounds(strategy, rounds)
+    models, _ = after_rounds(strategy, rounds)
+    steps = -np.diff([flat(model) for model in models], axis=0)
     expected = [[1, -1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 0]]
     np.testing.assert_allclose(steps[:, :4], expected, atol=1e-6)
 
@@ -58,7 +45,8 @@ def test_two_rounds_with_weights_worked_out_by_hand() -> None:
         2: [local([0.6, 0.8, 0, 0], (0, 1)), local([6, 0, 0, 0])],
     }
     strategy = FedHEAL(tau=0.3, beta=0.4)
-    steps, weights = after_rounds(strategy, rounds)
+    models, weights = after_rounds(strategy, rounds)
+    steps = -np.diff([flat(model) for model in models], axis=0)
     assert weights[0] == pytest.approx([4 / 7, 3 / 7])
     first = [(4 * 3 + 3 * 1) / 7, 4 * 4 / 7, 0, 0, 3 / 7, 4 / 7]
     np.testing.assert_allclose(steps[0], first, atol=1e-6)
@@ -100,7 +88,8 @@ def plainly(
 def test_many_rounds_are_those_of_the_plain_formulas(tau: float, beta: float) -> None:
     rounds = {now: [drawn(one, now) for one in range(4)] for now in range(1, 9)}
     expected_steps, expected_weights = plainly(rounds, tau, beta)
-    steps, weights = after_rounds(FedHEAL(tau=tau, beta=beta), rounds)
+    models, weights = after_rounds(FedHEAL(tau=tau, beta=beta), rounds)
+    steps = -np.diff([flat(model) for model in models], axis=0)
     np.testing.assert_allclose(steps, expected_steps, atol=1e-6)
     np.testing.assert_allclose(weights, expected_weights, rtol=1e-5)
 
@@ -108,11 +97,8 @@ def test_many_rounds_are_those_of_the_plain_formulas(tau: float, beta: float) ->
 def test_statistics_and_counters_are_never_discarded() -> None:
     there = local([1, 1, 1, 1], mean=(0.25, 0), batches=2)
     back = local([-1, -1, -1, -1], mean=(-0.25, 0), batches=2)
-    strategy, rounds = FedHEAL(tau=0.9), {1: [there] * 2, 2: [back] * 2}
-    arrays = array_record(MODEL)
-    for server_round in rounds:
-        arrays, _ = train_round(strategy, grid_of(rounds), arrays, server_round)
-    model = ndarrays(arrays)
+    models, _ = after_rounds(FedHEAL(tau=0.9), {1: [there] * 2, 2: [back] * 2})
+    model = models[-1]
     np.testing.assert_allclose(flat(model)[:4], flat(MODEL)[:4] - 1, atol=1e-6)
     np.testing.assert_allclose(model["norm.running_mean"], [0.5, 1.0], rtol=1e-6)
     assert model["norm.num_batches_tracked"] == 14

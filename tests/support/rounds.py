@@ -16,6 +16,10 @@ from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult, SentAdjustment
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
 
 
+def doubles(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def a_round(
     model: Mapping[str, Tensor],
     updates: Mapping[int, Mapping[str, Tensor] | Sequence[float]],
