@@ -14,7 +14,7 @@ def test_defaults_are_the_papers() -> None:
     assert FedPWSettings().trainable is None
 
 
-OUTSIDE = {
+OUTSIDE: dict[str, tuple[list[float], str]] = {
     "avg_drop_rate": ([-0.1, 1.0, 1.5, math.nan, math.inf, -math.inf], r"\[0, 1\)"),
     "beta": ([0, 0.0, -0.3, 1.01, math.nan, math.inf], r"\(0, 1\]"),
     "max_weight": ([0.5, math.nan, math.inf], "from 1 on"),
