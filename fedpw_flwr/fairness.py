@@ -44,17 +44,11 @@ class FairnessReport:
     clients : int
         n, the number of clients.
     mean, std : float
-        Mean over clients, and standard deviation (ddof = 1 unless the report was asked for 0).
-    worst, best : float
-        The lowest and the highest value.
-    worst_5, worst_10, worst_20, best_5, best_10, best_20 : float
-        Mean of the lowest and the highest 5, 10 and 20 % of the clients, rounded up to whole ones.
-    jain_index : float
-        Jain's index, in [1/n, 1]; 1 where all clients are equal.
-    entropy : float
-        Entropy of the clients' shares in nats, in [0, ln n]; ln n where all are equal.
-    angle : float
-        Angle to the all-equal vector in degrees, in [0, 90); 0 where all are equal.
+        Mean over clients, and `standard_deviation`.
+    worst, worst_5, worst_10, worst_20, best, best_5, best_10, best_20 : float
+        `worst` and `best` of one client, and of 5, 10 and 20 % of them.
+    jain_index, entropy, angle : float
+        As the functions of these names compute them.
     """
 
     clients: int
@@ -78,14 +72,9 @@ class FairnessReport:
 
 
 def fairness_report(values: ArrayLike, *, ddof: int = 1) -> FairnessReport:
-    """Compute every fairness metric of this module.
+    """Compute every fairness metric of this module, of one value x_k ≥ 0 per client, shape (n,).
 
-    Parameters
-    ----------
-    values : ArrayLike
-        One finite, non-negative value per client, shape (n,), n ≥ 1; ValueError for anything else.
-    ddof : int (default: 1)
-        As in `standard_deviation`.
+    `ddof` as in `standard_deviation`.
     """
     tails = {
         f"{name}_{percent}": tail(values, percent=percent)
@@ -117,14 +106,8 @@ def standard_deviation(values: ArrayLike, *, ddof: int = 1) -> float:
     """Compute the standard deviation over clients, √(Σ (x_k − x̄)² / (n − ddof)); 0 for one client.
 
     The default is the STD that FedPW reports over domains. q-FFL reports the variance over clients,
-    the square of this; for the population's variance take ddof = 0, which is NumPy's default.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        x, one finite value per client, shape (n,), n ≥ 1.
-    ddof : int (default: 1)
-        1 for the sample's standard deviation, 0 for the population's.
+    the square of this; for the population's variance take ddof = 0, which is NumPy's default. Any
+    other ddof is a ValueError.
     """
     if ddof not in (0, 1):
         raise ValueError(f"standard_deviation: ddof is {ddof!r}, choose 0 or 1")
@@ -138,16 +121,9 @@ def standard_deviation(values: ArrayLike, *, ddof: int = 1) -> float:
 def worst(values: ArrayLike, percent: float = 0.0) -> float:
     """Mean of the worst `percent` % of the clients; of the worst client alone by default.
 
-    The mean of the ⌈percent·n / 100⌉ lowest values, at least one. The worst client is what Mohri,
-    Sivek, Suresh, "Agnostic Federated Learning" (ICML 2019) optimise; q-FFL reports the worst 10 %,
-    other papers of the field 5 and 20 %.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        One finite value per client, the more the better, shape (n,), n ≥ 1.
-    percent : float (default: 0.0)
-        Share of the clients, in [0, 100].
+    The mean of the ⌈percent·n / 100⌉ lowest values, at least one, percent in [0, 100]. The worst
+    client is what Mohri, Sivek, Suresh, "Agnostic Federated Learning" (ICML 2019) optimise; q-FFL
+    reports the worst 10 %, other papers of the field 5 and 20 %.
     """
     ordered = _ordered(values)
     return _mean(ordered[: _clients_in(percent, len(ordered))])
@@ -156,15 +132,8 @@ def worst(values: ArrayLike, percent: float = 0.0) -> float:
 def best(values: ArrayLike, percent: float = 0.0) -> float:
     """Mean of the best `percent` % of the clients; of the best client alone by default.
 
-    The mean of the ⌈percent·n / 100⌉ highest values, at least one. q-FFL reports the best 10 %
-    beside the worst, to show what fairness takes from whom.
-
-    Parameters
-    ----------
-    values : ArrayLike
-        One finite value per client, the more the better, shape (n,), n ≥ 1.
-    percent : float (default: 0.0)
-        Share of the clients, in [0, 100].
+    The mean of the ⌈percent·n / 100⌉ highest values, at least one, percent in [0, 100]. q-FFL
+    reports the best 10 % beside the worst, to show what fairness takes from whom.
     """
     ordered = _ordered(values)
     return _mean(ordered[-_clients_in(percent, len(ordered)) :])

@@ -22,19 +22,9 @@ from fedpw_flwr.algorithm.tensors import is_nonnegative
 
 
 def drop_rates(losses: Tensor, avg_drop_rate: float) -> Tensor:
-    """Drop rate of every client: r_k = min(1, r̄ · (1/ℓ_k) / mean_j(1/ℓ_j)).
+    """Drop rate of every client: r_k = min(1, r̄ · (1/ℓ_k) / mean_j(1/ℓ_j)), ℓ_k ≥ 0, shape (N,).
 
-    Parameters
-    ----------
-    losses : Tensor
-        ℓ_k ≥ 0, shape (N,), float64.
-    avg_drop_rate : float
-        r̄, the rate of a client with the mean inverse loss.
-
-    Returns
-    -------
-    Tensor
-        r_k, shape (N,), float64, in [0, 1]. Clients with smaller losses drop more.
+    r̄ is the rate of a client with the mean inverse loss; clients with smaller losses drop more.
     """
     inverse = 1.0 / floored_losses(losses)
     return (avg_drop_rate * inverse / inverse.mean()).clamp(max=1.0)
@@ -45,20 +35,8 @@ def requested_rates(
 ) -> list[float]:
     """Drop rates for clients that are about to train, from what is known of their losses.
 
-    Parameters
-    ----------
-    relative_losses : Sequence[float | None]
-        u_k of each selected client from its last visit, which compares with those of other rounds;
-        None for one never seen, which gets r̄.
-    avg_drop_rate : float
-        r̄.
-    max_loss_ratio : float | None
-        As in `bounded_losses`.
-
-    Returns
-    -------
-    list[float]
-        r_k in the order of `relative_losses`, in [0, 1].
+    Of each selected client u_k of its last visit, which compares with those of other rounds; None
+    for one never seen, which gets r̄. `max_loss_ratio` is that of `bounded_losses`.
     """
     known = [loss for loss in relative_losses if loss is not None]
     if not known:
@@ -74,21 +52,10 @@ def entry_count(entries: int, rate: float) -> int:
 
 
 def mask_smallest_(update: Tensor, count: int, magnitudes: Tensor) -> Tensor:
-    """Set the `count` entries of smallest magnitude to 0, in place.
+    """Set the ⌊n·r_k⌋ entries of Δ_k of smallest magnitude to 0, those of lower index first.
 
-    Parameters
-    ----------
-    update : Tensor
-        Δ_k of one tensor, shape (n,), changed in place into the masked Δ̃_k.
-    count : int
-        Entries to mask, ⌊n·r_k⌋. Equal magnitudes are masked by lower index first.
-    magnitudes : Tensor
-        Scratch of the same shape and dtype; overwritten.
-
-    Returns
-    -------
-    Tensor
-        m_k, the mean magnitude of the masked entries before masking, 0-d; 0 where `count` is 0.
+    Δ_k, shape (n,), becomes Δ̃_k in place; `magnitudes` is scratch of the same shape and dtype.
+    Returns m_k, the mean magnitude of what was masked, 0-d; 0 where `count` is 0.
     """
     if count == 0:
         return update.new_zeros(())
@@ -111,14 +78,8 @@ def consensus_score_(total: Tensor, total_of_squares: Tensor) -> Tensor:
 
     A decreasing function of the paper's standard deviation over the clients of the unit-normalised
     entries; N where all clients agree, 0 where they cancel. Rounded to 16 significant bits: scores
-    of clients that agree differ by rounding alone, and ties are to be ties.
-
-    Parameters
-    ----------
-    total : Tensor
-        Σ_k x_kj, shape (n,); overwritten with the score and returned.
-    total_of_squares : Tensor
-        Σ_k x_kj², shape (n,); overwritten.
+    of clients that agree differ by rounding alone, and ties are to be ties. Both sums, shape (n,),
+    are overwritten, `total` with the score.
     """
     tiny = torch.finfo(total.dtype).tiny
     score = total.square_().div_(total_of_squares.clamp_(min=tiny))
@@ -129,19 +90,9 @@ def consensus_score_(total: Tensor, total_of_squares: Tensor) -> Tensor:
 
 
 def consensus_set(score: Tensor, count: int) -> Tensor:
-    """Return the `count` entries of largest score, ties by lower index.
+    """Return membership of C, bool, shape (n,): the ⌊n·r̄⌋ entries of largest score ≥ 0.
 
-    Parameters
-    ----------
-    score : Tensor
-        Shape (n,), not negative.
-    count : int
-        Size of the set, ⌊n·r̄⌋, at most n.
-
-    Returns
-    -------
-    Tensor
-        Membership of the consensus set C, bool, shape (n,).
+    Ties by lower index.
     """
     left_out = score.numel() - count
     if count == 0 or left_out == 0:
@@ -153,23 +104,9 @@ def consensus_set(score: Tensor, count: int) -> Tensor:
 def amplification_factor(
     update: Tensor, members: Tensor, count: int, discarded_magnitude: Tensor
 ) -> Tensor:
-    """Return f = 1 + m/a with a = mean_{j∈C} |g_j|; 1 unless a ≠ 0 and m/a < 1.
+    """Return f = 1 + m/a with a = mean_{j∈C} |g_j|, 0-d, in [1, 2); 1 unless a ≠ 0 and m/a < 1.
 
-    Parameters
-    ----------
-    update : Tensor
-        g of one tensor, shape (n,).
-    members : Tensor
-        Membership of C, bool, shape (n,).
-    count : int
-        Size of C.
-    discarded_magnitude : Tensor
-        m = mean_k m_k, 0-d.
-
-    Returns
-    -------
-    Tensor
-        f, 0-d, in [1, 2).
+    g, shape (n,), is `update` of one tensor, `count` the size of C, m = mean_k m_k, 0-d.
     """
     if count == 0:
         return update.new_ones(())
@@ -197,21 +134,10 @@ def keep_nonnegative_(
 ) -> None:
     """Take the step without amplification where it went below 0 and nobody is below 0.
 
-    A variance, a count or a rate has no negative entry in w nor in any w_k. So it has none in
-    w − g, which lies between them, but f·g may go further (ALGORITHM.md, section 4).
-
-    Parameters
-    ----------
-    moved : Tensor
-        The next w, any shape, on the CPU; entries are replaced in place.
-    start : Tensor
-        w.
-    trained : Iterable[Tensor]
-        w_k; looked at only where an entry of `moved` is negative.
-    members : Tensor | None (default: None)
-        Membership of C, bool, shape (n,): where g was multiplied by `factor`. None: nowhere.
-    factor : float (default: 1.0)
-        f.
+    A variance, a count or a rate has no negative entry in w (`start`) nor in any w_k (`trained`).
+    So it has none in w − g, which lies between them, but f·g may go further (ALGORITHM.md, section
+    4). Entries of `moved`, the next w on the CPU, are replaced in place; w_k are looked at only
+    where one is negative. On C (`members`, bool, shape (n,)) g was multiplied by `factor`.
     """
     if not is_nonnegative(start) or is_nonnegative(moved):
         return

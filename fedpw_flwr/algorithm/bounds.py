@@ -20,18 +20,9 @@ LOSS_FLOOR = 1e-3
 def bounded_losses(losses: Tensor, max_ratio: float | None) -> Tensor:
     """Bring losses into [median / max_ratio, median · max_ratio] of the round's median.
 
-    Parameters
-    ----------
-    losses : Tensor
-        ℓ_k ≥ 0, shape (N,), float64.
-    max_ratio : float | None
-        At least 1; None bounds nothing.
-
-    Returns
-    -------
-    Tensor
-        Shape (N,). As they are where the median says nothing about them: of two clients, or where
-        it is 0, or so large or small that the bounds are not finite and positive.
+    ℓ_k ≥ 0, shape (N,), come back as they are where `max_ratio` is None, or the median says nothing
+    about them: of two clients, or where it is 0, or so large or small that the bounds are not
+    finite and positive.
     """
     if max_ratio is None or losses.numel() < 3:
         return losses
@@ -45,16 +36,8 @@ def bounded_losses(losses: Tensor, max_ratio: float | None) -> Tensor:
 def floored_losses(losses: Tensor) -> Tensor:
     """Raise losses to at least 1e-3 of their mean, so that a quotient by one stays bounded.
 
-    Parameters
-    ----------
-    losses : Tensor
-        ℓ_k ≥ 0, shape (N,), float64.
-
-    Returns
-    -------
-    Tensor
-        Shape (N,), all positive, scaled by the largest loss (only ratios matter); all ones where
-        every loss is zero.
+    ℓ_k ≥ 0, shape (N,), come back positive, scaled by the largest (only ratios matter); all ones
+    where every loss is zero.
     """
     largest = losses.max()
     if largest <= 0:
@@ -68,14 +51,8 @@ def bounded_weights(weights: Sequence[float], max_weight: float | None) -> tuple
 
     Returns min(t · λ_k, max_weight / N) with the t ≥ 1 for which the sum stays 1: those below the
     bound keep their ratios, and who has no weight gets none. Where the others have none at all,
-    they share equally. A negative weight (`clip_weights` switched off) stays what it is.
-
-    Parameters
-    ----------
-    weights : Sequence[float]
-        λ_k, summing to 1.
-    max_weight : float | None
-        At least 1, in units of the equal share 1/N; None bounds nothing.
+    they share equally. A negative weight (`clip_weights` switched off) stays what it is, and None
+    bounds nothing.
     """
     count = len(weights)
     if max_weight is None or max(weights) * count <= max_weight:

@@ -93,6 +93,13 @@ class AppliedAdjustment:
     norms: Mapping[str, float] = field(default_factory=dict)
 
 
+def rescaled(consensus: Consensus | None, name: str) -> tuple[Tensor | None, float]:
+    """Return C, bool, shape (n,), and f of a tensor; None and 1 where it is not rescaled."""
+    if consensus is None or name not in consensus.members:
+        return None, 1.0
+    return consensus.members[name], consensus.factors[name]
+
+
 def is_adjustable(tensor: Tensor) -> bool:
     """Return whether a client may adjust a tensor: floating, and not a single number (0-d)."""
     return tensor.is_floating_point() and tensor.dim() > 0 and tensor.numel() > 0
@@ -110,21 +117,9 @@ def adjust_tensor(
 ) -> tuple[Tensor, Tensor]:
     """Mask one tensor of an update and rescale it on the consensus set.
 
-    Parameters
-    ----------
-    start, trained : Tensor
-        w and w_k, floating, the same shape and dtype. Not modified.
-    rate : float
-        r_k: the ⌊n·r_k⌋ entries of Δ_k = w − w_k of smallest magnitude become 0.
-    members : Tensor | None (default: None)
-        Membership of C, bool, shape (n,); None where the tensor is not rescaled.
-    factor : float (default: 1.0)
-        f, by which entries in C are multiplied after masking.
-    device : torch.device | str (default: "cpu")
-        Where the arithmetic runs.
-    keep_sign : bool (default: True)
-        Where neither w nor w_k has a negative entry, do not multiply those entries by f that would
-        become negative.
+    Of Δ_k = w − w_k the ⌊n·r_k⌋ entries of smallest magnitude become 0, then those in C (`members`,
+    bool, shape (n,)) are multiplied by f; with `keep_sign` not those that would become negative
+    where neither w nor w_k has a negative entry.
 
     Returns
     -------
@@ -148,12 +143,7 @@ def adjust_tensor(
 def subtract_update(start: Tensor, update: Tensor) -> Tensor:
     """Return w − Δ̃_k on the CPU, in the shape and dtype of w; half precision saturates.
 
-    Parameters
-    ----------
-    start : Tensor
-        w.
-    update : Tensor
-        Δ̃_k, flat, float32 (float64 for float64 tensors), on any device; not modified.
+    Δ̃_k is as `adjust_tensor` returns it, and not modified.
     """
     with torch.no_grad():
         moved = torch.sub(start.reshape(-1).to(update.device, update.dtype), update)
@@ -178,14 +168,8 @@ class AdjustedTensors(Mapping[str, Tensor]):
 
     def is_adjusted(self, name: str) -> bool:
         """Return whether a tensor is not given as it was trained."""
-        asked_for = self.rate != 0 or self.rescaled(name)[0] is not None
+        asked_for = self.rate != 0 or rescaled(self.consensus, name)[0] is not None
         return asked_for and is_adjustable(self.global_model[name])
-
-    def rescaled(self, name: str) -> tuple[Tensor | None, float]:
-        """Return C, bool, shape (n,), and f of a tensor; None and 1 where it is not rescaled."""
-        if self.consensus is None or name not in self.consensus.members:
-            return None, 1.0
-        return self.consensus.members[name], self.consensus.factors[name]
 
     def keeps_sign(self, name: str) -> bool:
         """Return whether no entry of a tensor may become negative."""
@@ -197,8 +181,9 @@ class AdjustedTensors(Mapping[str, Tensor]):
         start, trained = self.global_model[name], self.trained[name]
         if not self.is_adjusted(name):
             return trained
+        agreed = rescaled(self.consensus, name)
         update, discarded = adjust_tensor(
-            start, trained, self.rate, *self.rescaled(name), keep_sign=self.keep_sign
+            start, trained, self.rate, *agreed, keep_sign=self.keep_sign
         )
         self.discarded[name] = float(discarded)
         return subtract_update(start, update)

@@ -73,8 +73,16 @@ class Cohort:
         rates = self.rates or (0.0,) * len(self.results)
         return [entry_count(tensor.numel(), rate) for rate in rates]
 
+    def mean_discarded(self, name: str, norms: Sequence[float], entries: int) -> float:
+        """Return m = mean_k m_k of a tensor that clients adjusted, given the norms it came with."""
+        discarded = [
+            _discarded(result, name, norm, entries)
+            for result, norm in zip(self.results, norms, strict=True)
+        ]
+        return sum(discarded) / len(discarded)
 
-def discarded_magnitude(result: ClientResult, name: str, norm: float, entries: int) -> float:
+
+def _discarded(result: ClientResult, name: str, norm: float, entries: int) -> float:
     """Return m_k of one tensor in the scale of the update as it came, whose norm is given.
 
     A client reports m_k of the update before a clipping mod scaled it, and may report anything. No

@@ -24,19 +24,8 @@ CANCELLED = 1e-6
 def add_tensor_directions(
     directions: list[float], global_tensor: Tensor, client_tensors: Sequence[Tensor]
 ) -> None:
-    """Add one tensor's part of d_k = ⟨Δ_k, Σ_j Δ_j⟩ to the running sums, in place.
+    """Add one tensor's part of d_k = ⟨Δ_k, Σ_j Δ_j⟩, from w and w_k, to the running sums, in place.
 
-    Parameters
-    ----------
-    directions : list[float]
-        Running sums d_k, one a client.
-    global_tensor : Tensor
-        w, any shape.
-    client_tensors : Sequence[Tensor]
-        w_k of the same shape, one a client, in the order of `directions`.
-
-    Notes
-    -----
     Holds two tensors of this size beside its inputs, whatever the number of clients. Inner products
     are taken a tensor at a time in float32 (float64 for float64 tensors) and added in double
     precision. Products that float32 cannot hold are taken again in float64.
@@ -72,17 +61,9 @@ def _inner_products(
 
 
 def direction_shares(directions: Tensor) -> Tensor:
-    """Turn directions into shares D_k = d_k / Σ d; equal shares where the updates cancel.
+    """Turn directions, shape (N,), into shares D_k = d_k / Σ d; equal where the updates cancel.
 
-    Parameters
-    ----------
-    directions : Tensor
-        d_k, shape (N,), float64.
-
-    Returns
-    -------
-    Tensor
-        D_k, shape (N,); sums to 1. A share is negative where d_k is.
+    A share is negative where d_k is.
     """
     if updates_cancel(directions):
         return torch.full_like(directions, 1.0 / directions.numel())

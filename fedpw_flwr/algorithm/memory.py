@@ -171,20 +171,7 @@ def update_signal(
     3. Each shows o = P·D_k, and catches up on the rounds it missed, see `_caught_up`.
     4. Their new shares are scaled to sum to P again; x_k = s_k / P.
 
-    Parameters
-    ----------
-    state : SignalState
-        Memory before the round; not modified.
-    clients : Sequence[int]
-        The N participants' client ids.
-    shares : Tensor
-        D_k or E_k, shape (N,), float64, in the order of `clients`.
-    size : float
-        d̄ or ℓ̄ of the round.
-    beta : float
-        β, the base momentum.
-    first_round : bool
-        True in the first round of all, where the states start at 0.
+    `shares` are D_k or E_k of `clients`, shape (N,), float64; `size` is d̄ or ℓ̄, `beta` β.
 
     Returns
     -------
@@ -227,7 +214,7 @@ def update_signal(
         client: replace(memory, share=value * brought)
         for client, memory, value in zip(clients, moved, values, strict=True)
     }
-    next_state = SignalState({**state.clients, **after}, first_size, log_kept, log_held)
+    next_state = replace(now, clients={**state.clients, **after})
     return torch.tensor(values, dtype=torch.float64), brought, next_state
 
 
@@ -239,8 +226,7 @@ def _caught_up(
     With c = 1 − e^(L − L_k), the part of momentum that time has replaced since its last visit:
     δ ← δ + c·(õ − δ) + r·(o − õ),  m ← m + c·(1 − m),  s ← T + (s − T)·e^(H − H_k),  T = δ / m.
 
-    `now` has L and H of this round, `rate` is r; `shown` is o, and `tamed` is õ, which is o within
-    bounds and stands in for the rounds that were missed.
+    `shown` is o, and `tamed` is õ, which is o within bounds and stands in for missed rounds.
     """
     # As expm1: rates get tiny.
     replaced = -math.expm1(now.log_kept - memory.log_kept)

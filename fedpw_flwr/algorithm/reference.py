@@ -1,6 +1,9 @@
 """The server step a tensor at a time: read it beside the paper; it runs on any device.
 
-Every other engine has to agree with this one, and leaves to it the tensors it is not made for.
+The method decides weights and drop rates from a few numbers a client. Everything of the size of a
+model is an engine's work: this one, or the faster one of `fedpw_flwr.engines`, which has to agree
+with it and leaves to it the tensors it is not made for.
+
 Clients' tensors are asked for by name when they are needed, so a caller may decode them lazily;
 beside them a few tensors of the size of the one in hand are held, however many clients there are.
 """
@@ -8,7 +11,8 @@ beside them a few tensors of the size of the one in hand are held, however many 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,14 +28,22 @@ from fedpw_flwr.algorithm.adjustment import (
     mask_smallest_,
     unit_normalise_,
 )
-from fedpw_flwr.algorithm.cohort import ClientResult, Cohort, discarded_magnitude
+from fedpw_flwr.algorithm.client_step import rescaled
+from fedpw_flwr.algorithm.cohort import ClientResult, Cohort
 from fedpw_flwr.algorithm.direction import add_tensor_directions
-from fedpw_flwr.algorithm.engine import Measured
 from fedpw_flwr.algorithm.tensors import TensorKind, saturated, working_dtype
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Factor f (0-d) of one tensor, and its C (bool, shape (n,)) where there is one."""
+
+    factor: Tensor
+    members: Tensor | None = None
+
+
 class Reference:
-    """The engine that computes tensor by tensor, see `Engine`; w is `global_model`."""
+    """The engine that computes tensor by tensor; w is `global_model`."""
 
     def __init__(
         self,
@@ -44,7 +56,7 @@ class Reference:
         self._cohort, self._device = cohort, device
 
     def directions(self) -> list[float]:
-        """Return d_k = ⟨Δ_k, Σ_j Δ_j⟩ over the trainable tensors."""
+        """Return d_k = ⟨Δ_k, Σ_j Δ_j⟩ over the trainable tensors; asked for before `move`."""
         directions = [0.0] * len(self._cohort.results)
         for name in self._global_model:
             self.add_directions(directions, name)
@@ -58,7 +70,10 @@ class Reference:
             add_tensor_directions(directions, tensor.to(self._device), trained)
 
     def move(self, weights: Sequence[float]) -> Iterator[tuple[str, Tensor, Measured | None]]:
-        """Compute the new model's tensors."""
+        """Compute the new model's tensors with the weights λ_k, in the order of the global model.
+
+        Yields name, w − g on the CPU in the shape and dtype of w, and what it says about consensus.
+        """
         for name in self._global_model:
             yield name, *self.moved(name, weights)
 
@@ -115,18 +130,18 @@ class Reference:
         on itself.
         """
         sent, unscaled = self._cohort.sent, change
-        if sent is not None and sent.consensus is not None and name in sent.consensus.members:
-            factor = change.new_tensor(sent.consensus.factors[name])
-            members = sent.consensus.members[name].to(change.device)
-            unscaled = torch.div(change, torch.where(members, factor, 1.0))
+        members, factor = rescaled(sent.consensus if sent else None, name)
+        if members is not None:
+            factors = torch.where(members.to(change.device), change.new_tensor(factor), 1.0)
+            unscaled = torch.div(change, factors)
         norms = torch.stack(agreement.norms).tolist()
         # Asked for last: an update that the server adjusted has its m_k only now.
-        discarded = [
-            discarded_magnitude(result, name, norm, change.numel())
-            for result, norm in zip(self._cohort.results, norms, strict=True)
-        ]
-        mean_discarded = change.new_tensor(sum(discarded) / len(discarded))
-        return self._consensus(agreement, unscaled, mean_discarded)
+        discarded = self._cohort.mean_discarded(name, norms, change.numel())
+        return self._consensus(agreement, unscaled, change.new_tensor(discarded))
+
+
+StartEngine = Callable[[Mapping[str, Tensor], Mapping[str, TensorKind], Cohort], Reference]
+"""Makes the engine of a round from w, what each tensor is, and the participants."""
 
 
 class LazyTensors(Sequence[Tensor]):

@@ -21,9 +21,8 @@ from fedpw_flwr.algorithm.adjustment import drop_rates, keep_nonnegative_
 from fedpw_flwr.algorithm.bounds import bounded_losses
 from fedpw_flwr.algorithm.client_step import AdjustedTensors, Consensus, SentAdjustment
 from fedpw_flwr.algorithm.cohort import ClientResult, Cohort
-from fedpw_flwr.algorithm.engine import Measured, StartEngine
 from fedpw_flwr.algorithm.memory import WeightingState
-from fedpw_flwr.algorithm.reference import LazyTensors, Reference
+from fedpw_flwr.algorithm.reference import LazyTensors, Measured, Reference, StartEngine
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
 from fedpw_flwr.algorithm.weights import RoundWeights, weigh
@@ -134,7 +133,7 @@ def server_step(
     # The weights, and with them the new model.
     with torch.no_grad():
         tensors = engine(global_model, kinds, cohort)
-        weights, next_state, relative = weigh(ordered, losses, tensors, state, settings)
+        weights, next_state, relative = weigh(ordered, losses, tensors.directions, state, settings)
         moved = tensors.move(weights.weights)
         guarded = settings.clip_weights
         model, measured = _moved(moved, global_model, kinds, cohort, guarded=guarded)
@@ -177,11 +176,10 @@ def _moved(
     measured: dict[str, Measured] = {}
     for name, tensor, found in moved:
         if guarded and kinds[name] is not TensorKind.INTEGER:
-            amplified = (
-                Measured(torch.ones(())) if found is None or cohort.sent is not None else found
-            )
+            members, factor = None, 1.0
+            if found is not None and cohort.sent is None:
+                members, factor = found.members, float(found.factor)
             trained = LazyTensors(cohort.results, name)
-            members, factor = amplified.members, float(amplified.factor)
             keep_nonnegative_(tensor, global_model[name], trained, members, factor)
         model[name] = tensor
         if found is not None:

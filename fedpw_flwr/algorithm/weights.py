@@ -7,7 +7,7 @@ lead while directions differ, and weak clients gain when losses do. No phase is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 from fedpw_flwr.algorithm.bounds import bounded_weights, floored_losses
 from fedpw_flwr.algorithm.cohort import ClientResult
 from fedpw_flwr.algorithm.direction import direction_shares, direction_size
-from fedpw_flwr.algorithm.engine import Engine
 from fedpw_flwr.algorithm.memory import WeightingState, update_signal
 from fedpw_flwr.algorithm.settings import FedPWSettings
 
@@ -47,16 +46,14 @@ class RoundWeights:
 def weigh(
     results: Sequence[ClientResult],
     losses: Tensor,
-    tensors: Engine,
+    directions: Callable[[], list[float]],
     state: WeightingState,
     settings: FedPWSettings,
 ) -> tuple[RoundWeights, WeightingState, tuple[float, ...] | None]:
     """Adaptive Weighted Aggregation, or weights by number of examples where it is off.
 
-    Returns
-    -------
-    tuple[RoundWeights, WeightingState, tuple[float, ...] | None]
-        The weights, the memory after the round, and the relative losses u_k.
+    `directions` computes d_k, and is called where they are needed. Returns the weights, the memory
+    after the round, and the relative losses u_k.
     """
     rounds, first_round = state.rounds + 1, state.rounds == 0
     clients = [result.client for result in results]
@@ -72,12 +69,12 @@ def weigh(
         next_state = replace(state, rounds=rounds, loss=loss_state)
         return RoundWeights(by_examples, by_examples), next_state, relative
 
-    directions = torch.tensor(tensors.directions(), dtype=torch.float64)
+    found = torch.tensor(directions(), dtype=torch.float64)
     direction_term, _, direction_state = update_signal(
         state.direction,
         clients,
-        direction_shares(directions),
-        direction_size(directions),
+        direction_shares(found),
+        direction_size(found),
         settings.beta,
         first_round,
     )
@@ -110,19 +107,10 @@ def loss_size(losses: Tensor) -> float:
 
 
 def relative_losses(losses: Tensor, brought: float) -> Tensor:
-    """Make losses comparable with those of other rounds: u_k = (ℓ_k / ℓ̄) · P_q / N.
+    """Make losses, shape (N,), comparable with other rounds': u_k = (ℓ_k / ℓ̄) · P_q / N.
 
-    Parameters
-    ----------
-    losses : Tensor
-        ℓ_k ≥ 0 of a round, shape (N,), float64.
-    brought : float
-        P_q, the shares of the loss term that the participants brought.
-
-    Returns
-    -------
-    Tensor
-        u_k, shape (N,), in units where the average client has 1; P_q / N where every loss is 0.
+    P_q are the shares of the loss term that the participants brought: u_k is in units where the
+    average client has 1. P_q / N where every loss is 0.
     """
     largest = float(losses.max())
     scaled = losses / largest if largest > 0 else torch.ones_like(losses)
@@ -130,21 +118,11 @@ def relative_losses(losses: Tensor, brought: float) -> Tensor:
 
 
 def mix_terms(direction_term: Tensor, loss_term: Tensor) -> tuple[Tensor, float]:
-    """Mix the terms by their spread: λ_k = (σ_p·p_k + σ_q·q_k) / (σ_p + σ_q).
+    """Mix p and q, shape (N,), by their spread: λ_k = (σ_p·p_k + σ_q·q_k) / (σ_p + σ_q).
 
     σ is the standard deviation over the N clients with ddof = 1. With one client, or where neither
-    term spreads, λ is the mean of the two.
-
-    Parameters
-    ----------
-    direction_term, loss_term : Tensor
-        p and q of the round, shape (N,), float64, each summing to 1.
-
-    Returns
-    -------
-    tuple[Tensor, float]
-        λ before clipping, shape (N,), float64, summing to 1, and σ_q / (σ_p + σ_q), which is the
-        loss term's share in λ.
+    term spreads, λ is the mean of the two. Returns λ before clipping, and the loss term's share in
+    it, σ_q / (σ_p + σ_q).
     """
     if direction_term.numel() < 2:
         return torch.ones_like(direction_term), 0.5

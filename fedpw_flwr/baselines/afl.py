@@ -7,18 +7,40 @@ a small step a round, so a client that stays badly served gains weight for as lo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Unpack
 
+import numpy as np
 from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
-from fedpw_flwr.baselines.averaging import RoundWeights
-from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
-from fedpw_flwr.baselines.settings import number_in
-from fedpw_flwr.baselines.simplex import ClientShares, project_to_simplex
+from fedpw_flwr.baselines.averaging import RoundWeights, normalised
+from fedpw_flwr.baselines.screened import LossWeightedStrategy, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
-__all__ = ["AFL"]
+__all__ = ["AFL", "ClientShares", "project_to_simplex"]
+
+
+@dataclass(frozen=True)
+class ClientShares:
+    """The weight of every client seen so far, in units where the average client has 1.
+
+    In a round only the participants' weights are moved, among themselves: their sum stays, and so
+    do the weights of those who are absent. A client that is seen first comes in with 1. Where all
+    take part these are the weights λ of the paper, times the number of clients.
+    """
+
+    weights: Mapping[int, float] = field(default_factory=dict)
+
+    def of(self, clients: Sequence[int]) -> tuple[float, ...]:
+        """Return the participants' shares, summing to 1; equal ones where all weights are 0."""
+        return normalised([self.weights.get(client, 1.0) for client in clients])
+
+    def moved(self, clients: Sequence[int], shares: Sequence[float]) -> ClientShares:
+        """Return the weights with the participants' sum divided anew, by shares that sum to 1."""
+        total = sum(self.weights.get(client, 1.0) for client in clients)
+        moved = {client: total * share for client, share in zip(clients, shares, strict=True)}
+        return ClientShares({**self.weights, **moved})
 
 
 class AFL(LossWeightedStrategy):
@@ -36,9 +58,8 @@ class AFL(LossWeightedStrategy):
     paper takes one stochastic gradient step a round, here Δ_k is what local training did.
 
     Where not all clients take part, the formulas hold for the participants' shares of their own
-    sum of weights: the sum stays with them and is divided anew, absent clients keep their weights,
-    and a client that is seen first comes in with the average weight. Participants whose weights are
-    all 0 count equally in that round and keep them.
+    sum of weights, see `ClientShares`. Participants whose weights are all 0 count equally in that
+    round and keep them.
 
     Parameters
     ----------
@@ -50,53 +71,53 @@ class AFL(LossWeightedStrategy):
 
     Raises
     ------
-    TypeError
-        If `lambda_step` is not a number.
-    ValueError
-        If `lambda_step` is not positive and finite.
+    TypeError, ValueError
+        If `lambda_step` is not a number, or not positive and finite.
     """
 
-    def __init__(
-        self,
-        *,
-        lambda_step: float = 0.1,
-        **options: Unpack[BaselineOptions],
-    ) -> None:
+    hyperparameters = ("lambda_step",)
+    memory: ClientShares
+
+    def __init__(self, *, lambda_step: float = 0.1, **options: Unpack[BaselineOptions]) -> None:
         self.lambda_step = number_in("lambda_step", lambda_step, 0.0, above=True)
         super().__init__(**options)
-        self.shares = ClientShares()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The method's hyper-parameters."""
-        return {"lambda_step": self.lambda_step}
+        self.memory = ClientShares()
 
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
     ) -> tuple[RoundWeights, ClientShares]:
         """Weight by λ, and move λ for the next round."""
         clients = [result.client for result in results]
-        weights = self.shares.of(clients)
+        weights = self.memory.of(clients)
         ascended = [
             weight + self.lambda_step * (result.loss or 0.0)
             for weight, result in zip(weights, results, strict=True)
         ]
-        return RoundWeights.of_mean(weights), self.shares.moved(
-            clients, project_to_simplex(ascended)
-        )
-
-    def remember(self, memory: ClientShares) -> None:
-        """Take the weights of the next round."""
-        super().remember(memory)
-        self.shares = memory
+        after = self.memory.moved(clients, project_to_simplex(ascended))
+        return RoundWeights.of_mean(weights), after
 
     def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the weights beside the number of rounds."""
         state, tensors = super().saved_memory()
-        return {**state, "shares": self.shares.to_dict()}, tensors
+        shares = {str(client): weight for client, weight in self.memory.weights.items()}
+        return {**state, "shares": shares}, tensors
 
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set them to what `saved_memory` returned."""
-        shares = ClientShares.from_dict(state["shares"])
+        weights = {int(client): float(weight) for client, weight in state["shares"].items()}
         super().restore_memory(state, tensors)
-        self.shares = shares
+        self.memory = ClientShares(weights)
+
+
+def project_to_simplex(values: Sequence[float]) -> tuple[float, ...]:
+    """Return the point of the simplex {x ≥ 0, Σ x = 1} that is nearest to `values`.
+
+    x_k = max(v_k − θ, 0) with the θ for which they sum to 1 (Held, Wolfe, Crowder 1974; Duchi et
+    al., ICML 2008): found exactly from the sorted values.
+    """
+    # Shifting all values does not move their projection; it keeps the sums below exact.
+    shifted = np.asarray(values, dtype=np.float64) - max(values)
+    descending = np.sort(shifted)[::-1]
+    thresholds = (np.cumsum(descending) - 1.0) / np.arange(1, len(values) + 1)
+    last = int(np.flatnonzero(descending > thresholds)[-1])
+    return normalised(np.maximum(shifted - thresholds[last], 0.0).tolist())

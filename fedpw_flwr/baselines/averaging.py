@@ -73,13 +73,7 @@ def trainable_names(model: Mapping[str, Tensor]) -> list[str]:
 def moved_tensors(
     global_model: Mapping[str, Tensor], results: Sequence[ClientResult], weights: RoundWeights
 ) -> Iterator[tuple[str, Tensor]]:
-    """Compute the next model, one tensor after the other.
-
-    Yields
-    ------
-    tuple[str, Tensor]
-        Name and tensor, in the order, shapes and dtypes of `global_model`.
-    """
+    """Yield the next model's names and tensors, in order, shapes and dtypes of `global_model`."""
     kinds = classify_tensors(global_model)
     plain = Cohort(results, rates=None, sent=None, avg_drop_rate=0.0)
     reference = Reference(global_model, kinds, plain)
@@ -149,8 +143,6 @@ def inner_products(
 ) -> npt.NDArray[np.float64]:
     """Return ⟨Δ_k, Δ_j⟩ over the trainable tensors, shape (N, N).
 
-    Notes
-    -----
     Of every client's update a block is in memory at once. Products of a block are taken in the
     working precision and added in double precision.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 import torch
@@ -17,20 +17,21 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, trainable_names, update_of
-from fedpw_flwr.baselines.screened import ScreenedStrategy
-from fedpw_flwr.baselines.settings import number_in
+from fedpw_flwr.baselines.screened import ScreenedStrategy, number_in
 from fedpw_flwr.rounds.run_state import tensors_below
 from fedpw_flwr.strategy.options import BaselineOptions
 
-__all__ = ["ClientHabits", "FedHEAL", "FedHEALMemory", "average_weight", "observed"]
+__all__ = ["ClientMemory", "FedHEAL", "average_weight"]
 
 
 @dataclass(frozen=True, eq=False)
-class ClientHabits:
-    """How often each entry of a client's update went which way.
+class ClientMemory:
+    """What FedHEAL remembers of a client: its weight, and how often each entry went which way.
 
     Attributes
     ----------
+    weight, momentum : float
+        p_k and δp_k, in units of p_k at the beginning.
     rounds : int
         Rounds in which the client took part.
     rose : Mapping[str, Tensor]
@@ -38,21 +39,13 @@ class ClientHabits:
         others Δ_k ≥ 0. Their type is as small as `rounds` allows.
     """
 
+    weight: float = 1.0
+    momentum: float = 0.0
     rounds: int = 0
     rose: Mapping[str, Tensor] = field(default_factory=dict)
 
     def kept(self, name: str, update: Tensor, tau: float) -> Tensor:
-        """Return which entries of an update have C_k > τ, bool, flat; all where nothing is known.
-
-        Parameters
-        ----------
-        name : str
-            The array.
-        update : Tensor
-            Δ_k of the array in the round that comes after those counted, flat.
-        tau : float
-            τ.
-        """
+        """Return which entries of the next Δ_k of an array have C_k > τ, bool, flat; first all."""
         if self.rounds == 0:
             return torch.ones_like(update, dtype=torch.bool)
         # 0.3 · 10 may be a little below 3 in binary; 3 of 10 rounds are not more than τ = 0.3.
@@ -60,34 +53,20 @@ class ClientHabits:
         rose = self.rose[name]
         return torch.where(update < 0, rose > most, rose < self.rounds - most)
 
-
-def observed(
-    habits: ClientHabits,
-    global_model: Mapping[str, Tensor],
-    trained: Mapping[str, Tensor],
-    tau: float,
-) -> tuple[ClientHabits, float]:
-    """Return a client's counts with one more round, and d_k of what is kept of its update.
-
-    Parameters
-    ----------
-    habits : ClientHabits
-        Its counts so far.
-    global_model, trained : Mapping[str, Tensor]
-        w and w_k.
-    tau : float
-        τ.
-    """
-    rounds, distance, rose = habits.rounds + 1, 0.0, {}
-    dtype = _counter_dtype(rounds)
-    for name in trainable_names(global_model):
-        update = update_of(global_model[name], trained[name])
-        rose[name] = (update < 0).to(dtype)
-        if name in habits.rose:
-            rose[name] += habits.rose[name]
-        update.mul_(habits.kept(name, update, tau))
-        distance += float(torch.linalg.vector_norm(update))
-    return ClientHabits(rounds, rose), distance
+    def observed(
+        self, global_model: Mapping[str, Tensor], trained: Mapping[str, Tensor], tau: float
+    ) -> tuple[ClientMemory, float]:
+        """Return the counts with one more round, from w and w_k, and d_k of what is kept of Δ_k."""
+        rounds, distance, rose = self.rounds + 1, 0.0, {}
+        dtype = _counter_dtype(rounds)
+        for name in trainable_names(global_model):
+            update = update_of(global_model[name], trained[name])
+            rose[name] = (update < 0).to(dtype)
+            if name in self.rose:
+                rose[name] += self.rose[name]
+            update.mul_(self.kept(name, update, tau))
+            distance += float(torch.linalg.vector_norm(update))
+        return replace(self, rounds=rounds, rose=rose), distance
 
 
 def _counter_dtype(rounds: int) -> torch.dtype:
@@ -103,23 +82,6 @@ def average_weight(rounds: int, beta: float) -> float:
     1 + Σ_{s=1}^{rounds} (1 − (1−β)^s), in units of p at the beginning.
     """
     return 1.0 + sum(1.0 - (1.0 - beta) ** age for age in range(1, rounds + 1))
-
-
-@dataclass(frozen=True, eq=False)
-class FedHEALMemory:
-    """What FedHEAL carries from round to round, by client.
-
-    Attributes
-    ----------
-    habits : Mapping[int, ClientHabits]
-        What C_k is counted from.
-    weights, momenta : Mapping[int, float]
-        p_k and δp_k, in units of p_k at the beginning.
-    """
-
-    habits: Mapping[int, ClientHabits] = field(default_factory=dict)
-    weights: Mapping[int, float] = field(default_factory=dict)
-    momenta: Mapping[int, float] = field(default_factory=dict)
 
 
 class FedHEAL(ScreenedStrategy):
@@ -175,104 +137,71 @@ class FedHEAL(ScreenedStrategy):
 
     Raises
     ------
-    TypeError
-        If a setting is not a number.
-    ValueError
-        If a setting is outside its range.
+    TypeError, ValueError
+        If a setting is not a number, or outside its range.
     """
 
+    hyperparameters = ("tau", "beta")
+    memory: Mapping[int, ClientMemory]
+
     def __init__(
-        self,
-        *,
-        tau: float = 0.3,
-        beta: float = 0.4,
-        **options: Unpack[BaselineOptions],
+        self, *, tau: float = 0.3, beta: float = 0.4, **options: Unpack[BaselineOptions]
     ) -> None:
         self.tau = number_in("tau", tau, 0.0, 1.0)
         if self.tau == 1.0:
             raise ValueError("tau=1 would discard everything after the first round: choose less")
         self.beta = number_in("beta", beta, 0.0, 1.0)
         super().__init__(**options)
-        self.memory = FedHEALMemory()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The method's hyper-parameters."""
-        return {"tau": self.tau, "beta": self.beta}
+        self.memory = {}
 
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
-    ) -> tuple[RoundWeights, FedHEALMemory]:
+    ) -> tuple[RoundWeights, Mapping[int, ClientMemory]]:
         """Keep what is consistent, and weight by distance."""
-        clients = [result.client for result in results]
-        before = {client: self.memory.habits.get(client, ClientHabits()) for client in clients}
-        habits, distances = {}, []
-        for result in results:
-            after, distance = observed(
-                before[result.client], global_model, result.tensors, self.tau
-            )
-            habits[result.client] = after
-            distances.append(distance)
-        momenta, weights = self._moved(clients, normalised(distances))
-        shares = normalised(
-            [
-                weights[client] / average_weight(habits[client].rounds, self.beta)
-                for client in clients
-            ]
-        )
+        before = {one.client: self.memory.get(one.client, ClientMemory()) for one in results}
+        observed = [
+            before[result.client].observed(global_model, result.tensors, self.tau)
+            for result in results
+        ]
+        distances = normalised([distance for _, distance in observed])
+        after = []
+        for (counted, _), share in zip(observed, distances, strict=True):
+            momentum = (1.0 - self.beta) * counted.momentum + self.beta * len(results) * share
+            after.append(replace(counted, weight=counted.weight + momentum, momentum=momentum))
+        shares = normalised([one.weight / average_weight(one.rounds, self.beta) for one in after])
 
         def kept(client: int, name: str, update: Tensor) -> Tensor:
             return before[client].kept(name, update, self.tau)
 
-        memory = FedHEALMemory(
-            habits={**self.memory.habits, **habits},
-            weights={**self.memory.weights, **weights},
-            momenta={**self.memory.momenta, **momenta},
-        )
+        memory = {**self.memory, **dict(zip(before, after, strict=True))}
         return RoundWeights.of_mean(shares, kept), memory
 
-    def _moved(
-        self, clients: Sequence[int], distance_shares: Sequence[float]
-    ) -> tuple[dict[int, float], dict[int, float]]:
-        """Return δp_k and p_k after the round, from d_k / Σ d."""
-        momenta, weights = {}, {}
-        for client, share in zip(clients, distance_shares, strict=True):
-            momentum = self.memory.momenta.get(client, 0.0)
-            momenta[client] = (1.0 - self.beta) * momentum + self.beta * len(clients) * share
-            weights[client] = self.memory.weights.get(client, 1.0) + momenta[client]
-        return momenta, weights
-
-    def remember(self, memory: FedHEALMemory) -> None:
-        """Take the memory of the next round."""
-        super().remember(memory)
-        self.memory = memory
-
     def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return weights, momenta and habits beside the number of rounds."""
+        """Return weights, momenta and counts beside the number of rounds."""
         state, tensors = super().saved_memory()
-        memory = self.memory
-        nested = {
-            **state,
-            "weights": {str(client): weight for client, weight in memory.weights.items()},
-            "momenta": {str(client): momentum for client, momentum in memory.momenta.items()},
-            "client_rounds": {str(client): one.rounds for client, one in memory.habits.items()},
-        }
+        memory = {str(client): one for client, one in self.memory.items()}
         counts = {
             f"rose/{client}/{name}": count
-            for client, one in memory.habits.items()
+            for client, one in memory.items()
             for name, count in one.rose.items()
         }
-        return nested, {**tensors, **counts}
+        nested = {
+            "weights": {client: one.weight for client, one in memory.items()},
+            "momenta": {client: one.momentum for client, one in memory.items()},
+            "client_rounds": {client: one.rounds for client, one in memory.items()},
+        }
+        return {**state, **nested}, {**tensors, **counts}
 
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set them to what `saved_memory` returned."""
-        memory = FedHEALMemory(
-            habits={
-                int(client): ClientHabits(int(rounds), tensors_below(f"rose/{client}/", tensors))
-                for client, rounds in state["client_rounds"].items()
-            },
-            weights={int(client): float(one) for client, one in state["weights"].items()},
-            momenta={int(client): float(one) for client, one in state["momenta"].items()},
-        )
+        memory = {
+            int(client): ClientMemory(
+                float(state["weights"][client]),
+                float(state["momenta"][client]),
+                int(rounds),
+                tensors_below(f"rose/{client}/", tensors),
+            )
+            for client, rounds in state["client_rounds"].items()
+        }
         super().restore_memory(state, tensors)
         self.memory = memory

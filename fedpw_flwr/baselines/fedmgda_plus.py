@@ -6,20 +6,22 @@ mixtures near the equal one the shortest is taken, which leans towards those who
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, inner_products
-from fedpw_flwr.baselines.min_norm import min_norm_weights
-from fedpw_flwr.baselines.screened import ScreenedStrategy
-from fedpw_flwr.baselines.settings import Rescale, checked_rescale, number_in
+from fedpw_flwr.baselines.screened import Rescale, ScreenedStrategy, checked_rescale, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
-__all__ = ["FedMGDAPlus"]
+__all__ = ["FedMGDAPlus", "min_norm_weights", "optimality_gap"]
+
+logger = logging.getLogger("flwr")
 
 
 class FedMGDAPlus(ScreenedStrategy):
@@ -57,13 +59,13 @@ class FedMGDAPlus(ScreenedStrategy):
 
     Raises
     ------
-    TypeError
-        If a setting is not a number.
-    ValueError
-        If a setting is outside its range.
+    TypeError, ValueError
+        If a setting is not a number, or outside its range.
     ImportError
         In a round, if SciPy is not installed (``pip install "fedpw-flwr[app]"``).
     """
+
+    hyperparameters = ("epsilon", "server_learning_rate", "decay", "rescale")
 
     def __init__(
         self,
@@ -81,16 +83,6 @@ class FedMGDAPlus(ScreenedStrategy):
         self.decay = number_in("decay", decay, 0.0, 1.0, above=True)
         self.rescale = checked_rescale(rescale)
         super().__init__(**options)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The method's hyper-parameters."""
-        return {
-            "epsilon": self.epsilon,
-            "server_learning_rate": self.server_learning_rate,
-            "decay": self.decay,
-            "rescale": self.rescale,
-        }
 
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
@@ -111,3 +103,74 @@ class FedMGDAPlus(ScreenedStrategy):
         step = np.zeros(len(results))
         step[moved] = step_size * scale * weights[moved] / lengths
         return RoundWeights(tuple(step.tolist()), tuple(weights.tolist())), None
+
+
+def min_norm_weights(
+    products: npt.NDArray[np.float64], epsilon: float, tolerance: float = 1e-6
+) -> tuple[float, ...]:
+    """Return argmin ‖Σ λ_k g_k‖² over {λ ∈ simplex, |λ_k − 1/N| ≤ ε}, as SciPy finds it.
+
+    Only `products` are needed, ⟨g_k, g_j⟩, shape (N, N), finite: as many unknowns as clients,
+    however large the model. ε in [0, 1]: at 0 the weights are equal, at 1 anywhere in the simplex;
+    equal, too, where that is as good as any others. A warning is logged where ½‖Σ λ_k g_k‖² may be
+    further from the optimum than `tolerance` of the largest ‖g_k‖².
+    """
+    count = len(products)
+    equal = np.full(count, 1.0 / count)
+    scale = float(np.max(np.diag(products)))
+    if count == 1 or epsilon == 0.0 or scale <= 0.0:
+        return tuple(equal.tolist())
+    # Not at the top: SciPy belongs to the extra [app], and takes its time to import.
+    from scipy.optimize import minimize
+
+    scaled = products / scale
+    least, most = np.maximum(equal - epsilon, 0.0), np.minimum(equal + epsilon, 1.0)
+    found = minimize(
+        lambda weights: 0.5 * float(weights @ scaled @ weights),
+        equal,
+        jac=lambda weights: scaled @ weights,
+        bounds=list(zip(least, most, strict=True)),
+        constraints={
+            "type": "eq",
+            "fun": lambda weights: float(weights.sum()) - 1.0,
+            "jac": lambda weights: np.ones(count),
+        },
+        method="SLSQP",
+        options={"maxiter": 1000, "ftol": 1e-14},
+    )
+    weights = np.clip(found.x, least, most)
+    weights = weights / weights.sum()
+    if not np.all(np.isfinite(weights)) or float(equal @ scaled @ equal) <= float(
+        weights @ scaled @ weights
+    ):
+        weights = equal
+    gap = optimality_gap(scaled, weights, epsilon)
+    if gap > tolerance:
+        logger.warning(
+            "the min-norm point is %.1e of the largest squared norm away from the optimum at most "
+            "(%s)",
+            gap,
+            found.message,
+        )
+    return tuple(weights.tolist())
+
+
+def optimality_gap(
+    products: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], epsilon: float
+) -> float:
+    """Return a bound on how far ½‖Σ λ_k g_k‖² is above its least value (Frank and Wolfe's gap).
+
+    max ⟨∇, λ − μ⟩ over the allowed μ, which puts as much weight as it may on the smallest entries
+    of the gradient ∇ = Gλ, with `products` G, shape (N, N), and `weights` λ, shape (N,).
+    """
+    count = len(weights)
+    gradient = products @ weights
+    least = np.maximum(1.0 / count - epsilon, 0.0)
+    room = np.minimum(1.0 / count + epsilon, 1.0) - least
+    best = np.full(count, least)
+    left = 1.0 - best.sum()
+    for index in np.argsort(gradient, kind="stable"):
+        taken = min(room, left)
+        best[index] += taken
+        left -= taken
+    return float(gradient @ (weights - best))

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, squared_norms
-from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
-from fedpw_flwr.baselines.settings import Rescale, checked_rescale, number_in
+from fedpw_flwr.baselines.screened import LossWeightedStrategy, Rescale, checked_rescale, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["QFedAvg", "q_weights"]
@@ -62,11 +61,11 @@ class QFedAvg(LossWeightedStrategy):
 
     Raises
     ------
-    TypeError
-        If a setting is not a number.
-    ValueError
-        If `client_learning_rate` is not positive, `q` is negative, or `rescale` is neither.
+    TypeError, ValueError
+        If a setting is not a number, or outside its range.
     """
+
+    hyperparameters = ("client_learning_rate", "q", "rescale")
 
     def __init__(
         self,
@@ -83,15 +82,6 @@ class QFedAvg(LossWeightedStrategy):
         self.rescale = checked_rescale(rescale)
         super().__init__(**options)
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The method's hyper-parameters."""
-        return {
-            "client_learning_rate": self.client_learning_rate,
-            "q": self.q,
-            "rescale": self.rescale,
-        }
-
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
     ) -> tuple[RoundWeights, Any]:
@@ -105,27 +95,12 @@ class QFedAvg(LossWeightedStrategy):
 
 
 def q_weights(
-    losses: Sequence[float],
-    norms: Sequence[float],
-    q: float,
-    lipschitz: float,
+    losses: Sequence[float], norms: Sequence[float], q: float, lipschitz: float
 ) -> RoundWeights:
     """Return c_k = L F_k^q / Σ_j h_j, and F_k^q / Σ_j F_j^q for what is not trained.
 
-    Parameters
-    ----------
-    losses : Sequence[float]
-        F_k ≥ 0.
-    norms : Sequence[float]
-        ‖w − w_k‖², without the factor L².
-    q : float
-        Fairness.
-    lipschitz : float
-        L.
-
-    Notes
-    -----
-    Numerator and denominator are divided by L F_max^q, which no power of a loss overflows then.
+    `losses` are F_k ≥ 0, `norms` ‖w − w_k‖² (without the factor L²), `lipschitz` is L. Numerator
+    and denominator are divided by L F_max^q, which no power of a loss overflows then.
     """
     shifted = np.asarray(losses, dtype=np.float64) + _LEAST_LOSS
     largest = float(shifted.max())

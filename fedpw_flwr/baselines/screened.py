@@ -7,12 +7,14 @@ A comparison is only one of methods if the rest is the same, so baselines are pl
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Unpack, get_args
 
 import torch
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
@@ -23,10 +25,14 @@ from fedpw_flwr.rounds.replies import TrainReply, all_finite
 from fedpw_flwr.strategy.options import BaselineOptions
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
+from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
-__all__ = ["ScreenedStrategy"]
+__all__ = ["LossWeightedStrategy", "Rescale", "ScreenedStrategy", "checked_rescale", "number_in"]
 
 logger = logging.getLogger("flwr")
+
+Rescale = Literal["none", "mean"]
+"""How long a step is: as in the paper of the method, or as long as the clients' own on average."""
 
 
 class ScreenedStrategy(ScreenedFedAvg, Method):
@@ -47,6 +53,12 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
         If `train_loss_key` names nothing.
     """
 
+    hyperparameters: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes that are the method's settings."""
+
+    memory: Any = None
+    """What `weigh` returned last; None where the method has no memory."""
+
     def __init__(self, **options: Unpack[BaselineOptions]) -> None:
         train_loss_key = options.pop("train_loss_key", "train_loss")
         if not isinstance(train_loss_key, str) or not train_loss_key:
@@ -63,13 +75,13 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
     @property
     def settings(self) -> dict[str, Any]:
         """The method's hyper-parameters, by name, as JSON can hold them."""
-        return {}
+        return {name: getattr(self, name) for name in self.hyperparameters}
 
     @abstractmethod
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
     ) -> tuple[RoundWeights, Any]:
-        """Return what each client counts in this round. Changes nothing.
+        """Return what each client counts in this round, and the memory after it. Changes nothing.
 
         Parameters
         ----------
@@ -77,11 +89,6 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
             w.
         results : Sequence[ClientResult]
             The usable results, at least one, in the order of client id.
-
-        Returns
-        -------
-        tuple[RoundWeights, Any]
-            The weights, and the method's memory after the round; None where it has none.
         """
 
     def step(self, model: Mapping[str, Tensor], replies: Sequence[TrainReply]) -> Step:
@@ -90,12 +97,8 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
         with torch.no_grad():
             weights, memory = self.weigh(model, results)
             moved = dict(moved_tensors(model, results, weights))
-        metrics = MetricRecord(
-            {
-                "client-id": [reply.client for reply in replies],
-                "client-weight": list(weights.step),
-            }
-        )
+        clients = [reply.client for reply in replies]
+        metrics = MetricRecord({"client-id": clients, "client-weight": list(weights.step)})
         losses = [_reported(reply.content, self.train_loss_key) for reply in replies]
         known = [loss for loss in losses if loss is not None]
         if len(known) == len(losses):
@@ -106,7 +109,8 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
         """Forget nothing: every floating array of the model counts."""
 
     def remember(self, memory: Any) -> None:
-        """Count the round; methods with a memory take it."""
+        """Take the memory of the next round, and count the round."""
+        self.memory = memory
         self._rounds += 1
 
     def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -134,6 +138,56 @@ def _reported(content: RecordDict, key: str) -> float | None:
     """Return a number that a client reports; None where it does not, or it is not finite."""
     (metrics,) = content.metric_records.values()
     value = metrics.get(key)
-    if not isinstance(value, int | float) or not all_finite(value):
-        return None
-    return float(value)
+    return float(value) if isinstance(value, int | float) and all_finite(value) else None
+
+
+class LossWeightedStrategy(ScreenedStrategy):
+    """A strategy that cannot do without losses, and asks clients for F_k(w) if it is to take that.
+
+    AFL, TERM and q-FFL are written in F_k(w), the loss of the model that *arrives* at a client over
+    all of its training data. With ``train_loss_key="initial_loss"`` the configuration of every
+    training message holds ``report-initial-loss``, to which the clients of this package's app
+    answer, at the price of a pass over their data. With any other key nothing is asked, and the
+    metric of that name is taken as the loss. The default is what any client can report, the mean
+    over its local steps, which is lower the better it trains, and most so where it overfits.
+    """
+
+    needs_loss = True
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes and send them the model, with the question for its loss."""
+        if self.train_loss_key == INITIAL_LOSS:
+            config = ConfigRecord({**config, REPORT_INITIAL_LOSS: True})
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+def checked_rescale(rescale: Rescale) -> Rescale:
+    """Return how long steps are to be; ValueError if it is not one of the choices."""
+    if rescale not in get_args(Rescale):
+        raise ValueError(f"rescale={rescale!r}: choose 'none' or 'mean'")
+    return rescale
+
+
+def number_in(
+    name: str,
+    value: object,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: bool = False,
+) -> float:
+    """Return a setting that is a number from `least` to `most`; `above`: not `least` itself.
+
+    TypeError if it is not a number, ValueError if it is not finite, or outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    inside = least < number if above else least <= number
+    if not (math.isfinite(number) and inside and number <= most):
+        opening = "(" if above or least == -math.inf else "["
+        closing = ")" if most == math.inf else "]"
+        raise ValueError(f"{name}={value} is outside {opening}{least:g}, {most:g}{closing}")
+    return number

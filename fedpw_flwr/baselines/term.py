@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, normalised, weights_by_examples
-from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
-from fedpw_flwr.baselines.settings import number_in
+from fedpw_flwr.baselines.screened import LossWeightedStrategy, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
 __all__ = ["TERM", "tilted_weights"]
@@ -43,30 +42,16 @@ class TERM(LossWeightedStrategy):
 
     Raises
     ------
-    TypeError
-        If `t` is not a number.
-    ValueError
-        If `t` is not finite.
+    TypeError, ValueError
+        If `t` is not a number, or not finite.
     """
 
-    @property
-    def needs_examples(self) -> bool:
-        """Whether a reply without the number of examples is broken, where others have it."""
-        return True
+    hyperparameters = ("t",)
+    needs_examples = True
 
-    def __init__(
-        self,
-        *,
-        t: float = 0.1,
-        **options: Unpack[BaselineOptions],
-    ) -> None:
+    def __init__(self, *, t: float = 0.1, **options: Unpack[BaselineOptions]) -> None:
         self.t = number_in("t", t)
         super().__init__(**options)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The method's hyper-parameters."""
-        return {"t": self.t}
 
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
@@ -78,19 +63,8 @@ class TERM(LossWeightedStrategy):
 
 
 def tilted_weights(shares: Sequence[float], losses: Sequence[float], t: float) -> tuple[float, ...]:
-    """Return λ_k ∝ p_k exp(t ℓ_k).
+    """Return λ_k ∝ p_k exp(t ℓ_k), from p_k ≥ 0 that sum to 1 and finite ℓ_k.
 
-    Parameters
-    ----------
-    shares : Sequence[float]
-        p_k ≥ 0, summing to 1.
-    losses : Sequence[float]
-        ℓ_k, finite.
-    t : float
-        The tilt.
-
-    Notes
-    -----
     The loss that counts most is taken out of all losses first, so nothing overflows and not all
     weights can vanish.
     """

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.cohort import Cohort
-from fedpw_flwr.algorithm.engine import Engine, StartEngine
-from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.algorithm.reference import Reference, StartEngine
 from fedpw_flwr.algorithm.tensors import TensorKind
 
 __all__ = ["engine_for", "why_not_compiled"]
@@ -43,7 +42,7 @@ def why_not_compiled() -> str:
 
 def _on_cpu(
     global_model: Mapping[str, Tensor], kinds: Mapping[str, TensorKind], cohort: Cohort
-) -> Engine:
+) -> Reference:
     entries = sum(tensor.numel() for tensor in global_model.values())
     is_large = entries * len(cohort.results) >= _WORTH_COMPILING
     start = _blocks() if is_large else Reference

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import entry_count
-from fedpw_flwr.algorithm.client_step import AdjustedTensors
+from fedpw_flwr.algorithm.client_step import AdjustedTensors, rescaled
 from fedpw_flwr.engines import compiled
-from fedpw_flwr.engines.compiled import Bools, Float32s
+from fedpw_flwr.engines.compiled import Float32s
 from fedpw_flwr.engines.selection import PART, SAMPLED, Smallest, parts, smallest
 
 
@@ -38,7 +38,12 @@ def block_reader(tensors: Mapping[str, Tensor], name: str, start: Float32s) -> B
     nothing is known about what making its tensors costs, so none of them is held.
     """
     if isinstance(tensors, AdjustedTensors):
-        return _adjusted_reader(tensors, name, start)
+        trained = block_reader(tensors.trained, name, start)
+        if not tensors.is_adjusted(name):
+            return trained
+        if not isinstance(trained, DenseBlocks):
+            return None
+        return AdjustedBlocks(trained, start, tensors, name)
     if isinstance(tensors, dict):
         return DenseBlocks(tensors[name].numpy()) if is_plain(tensors[name]) else None
     if not hasattr(tensors, "packed_update"):
@@ -48,8 +53,8 @@ def block_reader(tensors: Mapping[str, Tensor], name: str, start: Float32s) -> B
     if update is not None:
         return PackedBlocks(update, start)
     # As it came: what is not float32 is cast a block at a time.
-    trained = arrays.ndarray(name)
-    return DenseBlocks(trained) if trained.dtype.kind == "f" else None
+    array = arrays.ndarray(name)
+    return DenseBlocks(array) if array.dtype.kind == "f" else None
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -149,25 +154,20 @@ def masked(reader: DenseBlocks, start: Float32s, count: int) -> tuple[Mask, Smal
 
 
 class AdjustedBlocks:
-    """w − Δ̃_k of an update that the server adjusts, as the client was asked to."""
+    """w − Δ̃_k of an update that the server adjusts as the client was asked to; m_k is noted."""
 
     def __init__(
-        self,
-        reader: DenseBlocks,
-        start: Float32s,
-        count: int,
-        members: Bools | None,
-        factor: float,
-        *,
-        keep_sign: bool,
+        self, reader: DenseBlocks, start: Float32s, tensors: AdjustedTensors, name: str
     ) -> None:
+        members, factor = rescaled(tensors.consensus, name)
         self._reader, self._start = reader, start
-        self._members, self._factor, self._keep_sign = members, np.float32(factor), keep_sign
-        self._mask, self.discarded = NOTHING, 0.0
-        if count:
+        self._members = None if members is None else members.numpy()
+        self._factor, self._keep_sign = np.float32(factor), tensors.keeps_sign(name)
+        self._mask, tensors.discarded[name] = NOTHING, 0.0
+        if count := entry_count(len(start), tensors.rate):
             self._mask, found = masked(reader, start, count)
             # In the precision in which clients report it.
-            self.discarded = float(np.float32(found.total / count))
+            tensors.discarded[name] = float(np.float32(found.total / count))
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:
         """Write w − Δ̃_k[begin:end] to `room`."""
@@ -183,23 +183,3 @@ class AdjustedBlocks:
                 rescaled = rescaled & (room * self._factor <= start)
             np.multiply(room, self._factor, out=room, where=rescaled)
         return np.subtract(start, room, out=room)
-
-
-def _adjusted_reader(tensors: AdjustedTensors, name: str, start: Float32s) -> BlockReader | None:
-    """Return the reader of a tensor as the server would have got it, and note its m_k."""
-    trained = block_reader(tensors.trained, name, start)
-    if not tensors.is_adjusted(name):
-        return trained
-    if not isinstance(trained, DenseBlocks):
-        return None
-    members, factor = tensors.rescaled(name)
-    adjusted = AdjustedBlocks(
-        trained,
-        start,
-        entry_count(len(start), tensors.rate),
-        None if members is None else members.numpy(),
-        factor,
-        keep_sign=tensors.keeps_sign(name),
-    )
-    tensors.discarded[name] = adjusted.discarded
-    return adjusted

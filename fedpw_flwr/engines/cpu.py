@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import consensus_score_, entry_count, factor_of_magnitudes
-from fedpw_flwr.algorithm.cohort import Cohort, discarded_magnitude
+from fedpw_flwr.algorithm.client_step import rescaled
+from fedpw_flwr.algorithm.cohort import Cohort
 from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
-from fedpw_flwr.algorithm.engine import Measured
-from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.algorithm.reference import Measured, Reference
 from fedpw_flwr.algorithm.tensors import TensorKind
 from fedpw_flwr.engines import compiled
 from fedpw_flwr.engines.blocks import (
@@ -310,21 +310,18 @@ def _measured(
     tensor: Blocks, kept: Sequence[Kept], cohort: Cohort, change: Float32s, members: Bools
 ) -> Measured:
     """Find f; the factor that the clients multiplied by is divided out of g, on the C they had."""
-    discarded, consensus = [one.discarded for one in kept], None
-    if cohort.sent is not None:
-        consensus = cohort.sent.consensus
-        discarded = [
-            discarded_magnitude(result, tensor.name, one.norm, len(change))
-            for result, one in zip(cohort.results, kept, strict=True)
-        ]
     size = entry_count(len(change), cohort.avg_drop_rate)
     if not size:
         return Measured(torch.ones(()), torch.from_numpy(members))
+    if cohort.sent is None:
+        consensus, discarded = None, sum(one.discarded for one in kept) / len(kept)
+    else:
+        norms = [one.norm for one in kept]
+        consensus = cohort.sent.consensus
+        discarded = cohort.mean_discarded(tensor.name, norms, len(change))
+    agreed, factor = rescaled(consensus, tensor.name)
     # Nothing was multiplied where there is no C of an earlier round: any will do.
-    sent, factor = members, 1.0
-    if consensus is not None and tensor.name in consensus.members:
-        sent = consensus.members[tensor.name].numpy()
-        factor = consensus.factors[tensor.name]
+    sent = members if agreed is None else agreed.numpy()
     total = compiled.magnitude_on(change, members, sent, np.float32(factor))
-    magnitudes = torch.tensor(total / size), torch.tensor(sum(discarded) / len(discarded))
-    return Measured(factor_of_magnitudes(*magnitudes), torch.from_numpy(members))
+    found = factor_of_magnitudes(torch.tensor(total / size), torch.tensor(discarded))
+    return Measured(found, torch.from_numpy(members))

@@ -5,7 +5,7 @@ Time counts in rounds: what a client missed is caught up on with what it shows w
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.reference import Signal as ReferenceSignal
+from support.rounds import a_round, doubles
 
 from fedpw_flwr.algorithm import (
-    ClientResult,
     ClientSignal,
     FedPWSettings,
     SignalState,
@@ -28,14 +28,8 @@ from fedpw_flwr.algorithm.direction import direction_shares, direction_size
 from fedpw_flwr.algorithm.memory import momentum_rate, update_signal
 from fedpw_flwr.algorithm.weights import loss_shares, loss_size, relative_losses
 
-RoundBuilder = Callable[..., list[ClientResult]]
-
 AWA_ALONE = FedPWSettings(adjust_parameters=False)
 BETA = 0.3
-
-
-def doubles(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 class Signal:
@@ -66,9 +60,7 @@ class Signal:
         return float(np.mean(known))
 
 
-def test_a_return_after_a_missed_round_and_a_newcomer_give_the_hand_computed_weights(
-    a_round: RoundBuilder,
-) -> None:
+def test_a_return_after_a_missed_round_and_a_newcomer_give_the_hand_computed_weights() -> None:
     model = {"weight": torch.zeros(1)}
     first = a_round(model, {0: [3.0], 1: [2.0], 2: [1.0]}, {0: 1.0, 1: 2.0, 2: 3.0})
     state = server_step(model, first, WeightingState(), AWA_ALONE).state
@@ -258,9 +250,7 @@ def test_clients_alike_are_asked_for_the_same_rate_whenever_they_were_last_seen(
         known |= dict(zip(there.tolist(), relative, strict=True))
 
 
-def test_without_adaptive_weights_losses_are_remembered_for_the_drop_rates(
-    a_round: RoundBuilder,
-) -> None:
+def test_without_adaptive_weights_losses_are_remembered_for_the_drop_rates() -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [3.0], 1: [1.0]}, {0: 1.0, 1: 3.0})
     step = server_step(model, results, WeightingState(), FedPWSettings(adapt_weights=False))
@@ -270,16 +260,12 @@ def test_without_adaptive_weights_losses_are_remembered_for_the_drop_rates(
 
 
 def test_the_memory_of_a_client_takes_a_bounded_number_of_bytes() -> None:
-    rng, state, sizes = np.random.default_rng(4), WeightingState(), []
+    rng, signal, sizes = np.random.default_rng(4), Signal(), []
     for server_round in range(2000):
-        there = rng.choice(50, 5, replace=False).tolist()
-        shares = torch.from_numpy(rng.dirichlet(np.ones(5)))
-        parts = [
-            update_signal(part, there, shares, float(rng.random()), BETA, server_round == 0)[2]
-            for part in (state.direction, state.loss)
-        ]
-        state = WeightingState(server_round + 1, *parts)
+        there = rng.choice(50, 5, replace=False)
+        signal.step(there, rng.dirichlet(np.ones(5)), float(rng.random()))
         if server_round % 500 == 499:
+            state = WeightingState(server_round, signal.state, signal.state)
             sizes.append(len(json.dumps(state.to_dict())))
     # Two signals of five numbers of up to 24 characters.
     assert max(sizes) < 50 * 2 * (5 * 26 + 12)

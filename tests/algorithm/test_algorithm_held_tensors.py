@@ -7,6 +7,7 @@ count how often that happens and how many decoded tensors are alive at once.
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,37 +18,27 @@ CLIENTS = 30
 TENSORS = 20
 
 
-class Decoding:
-    """Counts of decoded tensors: alive now, alive at most, asked for by (client, name)."""
-
-    def __init__(self) -> None:
-        self.alive = 0
-        self.most_alive = 0
-        self.asked: Counter[tuple[int, str]] = Counter()
-
-    def decoded(self, tensor: Tensor) -> None:
-        self.alive += 1
-        self.most_alive = max(self.most_alive, self.alive)
-        weakref.finalize(tensor, self._released)
-
-    def _released(self) -> None:
-        self.alive -= 1
-
-
 class LazyModel(Mapping[str, Tensor]):
     """A client's model that exists only while one of its tensors is looked at."""
 
-    def __init__(self, client: int, names: list[str], decoding: Decoding) -> None:
-        self.client = client
-        self.names = names
-        self.decoding = decoding
+    alive = most_alive = 0
+    asked: ClassVar[Counter[tuple[int, str]]] = Counter()
+
+    def __init__(self, client: int, names: list[str]) -> None:
+        self.client, self.names = client, names
 
     def __getitem__(self, name: str) -> Tensor:
-        self.decoding.asked[self.client, name] += 1
         seed = 1000 * self.client + self.names.index(name)
         tensor = torch.randn(50, generator=torch.Generator().manual_seed(seed))
-        self.decoding.decoded(tensor)
+        LazyModel.asked[self.client, name] += 1
+        LazyModel.alive += 1
+        LazyModel.most_alive = max(LazyModel.most_alive, LazyModel.alive)
+        weakref.finalize(tensor, self._released)
         return tensor
+
+    @staticmethod
+    def _released() -> None:
+        LazyModel.alive -= 1
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -58,15 +49,14 @@ class LazyModel(Mapping[str, Tensor]):
 
 def test_one_tensor_of_each_client_is_decoded_at_a_time_and_at_most_three_times() -> None:
     names = [f"layer{position}.weight" for position in range(TENSORS)]
-    counts = Decoding()
     results = [
-        ClientResult(client, LazyModel(client, names, counts), loss=1.0 + client)
+        ClientResult(client, LazyModel(client, names), loss=1.0 + client)
         for client in range(CLIENTS)
     ]
     model = {name: torch.full((50,), -0.1) for name in names}
     step = server_step(model, results, WeightingState(rounds=1), FedPWSettings())
     assert step.amplification
-    assert len(counts.asked) == CLIENTS * TENSORS
-    assert max(counts.asked.values()) <= 3
-    assert counts.most_alive <= CLIENTS + 1
-    assert counts.alive == 0
+    assert len(LazyModel.asked) == CLIENTS * TENSORS
+    assert max(LazyModel.asked.values()) <= 3
+    assert LazyModel.most_alive <= CLIENTS + 1
+    assert LazyModel.alive == 0

@@ -62,22 +62,17 @@ def federations(draw: st.DrawFn, full: bool = False) -> Rounds:
 
 
 def play(
-    rounds: Rounds,
-    settings: FedPWSettings,
-    update_scale: float = 1.0,
-    loss_scale: float = 1.0,
-    dtype: torch.dtype = torch.float32,
-    state: WeightingState | None = None,
+    rounds: Rounds, settings: FedPWSettings, update_scale: float = 1.0, loss_scale: float = 1.0
 ) -> list[ServerStep]:
     """Run the rounds, each from a model of zeros."""
-    model = {"weight": torch.zeros(ENTRIES, dtype=dtype)}
-    state = state or WeightingState()
+    model = {"weight": torch.zeros(ENTRIES)}
+    state = WeightingState()
     steps = []
     for replies in rounds:
         results = [
             ClientResult(
                 reply.client,
-                {"weight": -update_scale * torch.tensor(reply.update, dtype=dtype)},
+                {"weight": -update_scale * torch.tensor(reply.update)},
                 loss_scale * reply.loss,
             )
             for reply in replies
@@ -157,7 +152,7 @@ def identical_federations(draw: st.DrawFn) -> Rounds:
     return rounds
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(identical_federations(), st.booleans(), st.floats(0.01, 1.0))
 def test_identical_clients_keep_identical_weights_whatever_their_attendance(
     rounds: Rounds, clip: bool, beta: float

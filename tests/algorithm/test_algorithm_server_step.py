@@ -1,21 +1,19 @@
 """Whole server steps small enough to compute by hand: masks, consensus, dtypes, errors."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
+from support.rounds import a_round, drawn_results
 
-from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
-
-RoundBuilder = Callable[..., list[ClientResult]]
+from fedpw_flwr.algorithm import FedPWSettings, WeightingState, server_step
 
 SECOND_ROUND = WeightingState(rounds=1)
 PA_ALONE = FedPWSettings(avg_drop_rate=0.5, adapt_weights=False, max_loss_ratio=None)
 """Equal weights, since no client reports its number of examples; half of each update is masked."""
 
 
-def test_consensus_is_amplified_by_what_masking_took(a_round: RoundBuilder) -> None:
+def test_consensus_is_amplified_by_what_masking_took() -> None:
     model = {"weight": torch.ones(4)}
     results = a_round(model, {0: [4.0, 3.0, 0.5, 1.0], 1: [4.0, 1.0, -3.0, 0.5]})
     step = server_step(model, results, SECOND_ROUND, PA_ALONE)
@@ -30,9 +28,7 @@ def test_consensus_is_amplified_by_what_masking_took(a_round: RoundBuilder) -> N
     )
 
 
-def test_without_parameter_adjustment_updates_are_averaged_as_they_are(
-    a_round: RoundBuilder,
-) -> None:
+def test_without_parameter_adjustment_updates_are_averaged_as_they_are() -> None:
     model = {"weight": torch.zeros(4)}
     results = a_round(model, {0: [4.0, 3.0, 0.5, 1.0], 1: [4.0, 1.0, -3.0, 0.5]}, losses=None)
     settings = FedPWSettings(adapt_weights=False, adjust_parameters=False)
@@ -44,7 +40,7 @@ def test_without_parameter_adjustment_updates_are_averaged_as_they_are(
 @pytest.mark.parametrize("settings", [PA_ALONE, FedPWSettings(avg_drop_rate=0.5)])
 @pytest.mark.parametrize("update", [[0.0] * 4, [4.0, -3.0, 0.0, 0.0]])
 def test_zero_and_cancelling_updates_leave_the_model_alone(
-    a_round: RoundBuilder, settings: FedPWSettings, update: list[float]
+    settings: FedPWSettings, update: list[float]
 ) -> None:
     model = {"weight": torch.tensor([1.0, -2.0, 3.0, 4.0])}
     results = a_round(model, {0: update, 1: [-entry for entry in update]})
@@ -53,7 +49,7 @@ def test_zero_and_cancelling_updates_leave_the_model_alone(
     assert sum(step.weights.weights) == pytest.approx(1.0)
 
 
-def test_a_tensor_too_small_to_mask_for_one_client_is_not_amplified(a_round: RoundBuilder) -> None:
+def test_a_tensor_too_small_to_mask_for_one_client_is_not_amplified() -> None:
     model = {"weight": torch.zeros(4)}
     results = a_round(model, {0: [4.0, 3.0, 2.0, 1.0], 1: [4.0, 3.0, 2.0, 1.0]}, {0: 1.0, 1: 9.0})
     step = server_step(model, results, SECOND_ROUND, PA_ALONE)
@@ -62,7 +58,7 @@ def test_a_tensor_too_small_to_mask_for_one_client_is_not_amplified(a_round: Rou
     assert step.model["weight"].tolist() == [-4.0, -1.5, -1.0, -0.5]
 
 
-def test_named_tensors_alone_decide_direction_and_consensus(a_round: RoundBuilder) -> None:
+def test_named_tensors_alone_decide_direction_and_consensus() -> None:
     model = {"body": torch.zeros(4), "head": torch.zeros(4)}
     entries = torch.tensor([4.0, 3.0, 0.5, 1.0])
     updates = {
@@ -82,7 +78,7 @@ def test_named_tensors_alone_decide_direction_and_consensus(a_round: RoundBuilde
     [({0: 1, 1: 3}, 10), ({0: 3, 1: 1}, 9), ({0: 1, 1: 10_000_000}, 10)],
 )
 def test_counters_are_averaged_and_rounded_to_nearest(
-    a_round: RoundBuilder, examples: dict[int, float] | None, expected: int
+    examples: dict[int, float] | None, expected: int
 ) -> None:
     model = {"weight": torch.zeros(1), "bn.num_batches_tracked": torch.tensor(4)}
     updates = {
@@ -98,7 +94,7 @@ def test_counters_are_averaged_and_rounded_to_nearest(
     assert set(step.amplification) == {"weight"}
 
 
-def test_large_counters_are_exact(a_round: RoundBuilder) -> None:
+def test_large_counters_are_exact() -> None:
     model = {"weight": torch.zeros(1), "count": torch.tensor([2**40 + 1])}
     update = {"weight": torch.ones(1), "count": torch.tensor([-2])}
     results = a_round(model, {0: update, 1: update, 2: update})
@@ -106,7 +102,7 @@ def test_large_counters_are_exact(a_round: RoundBuilder) -> None:
     assert step.model["count"].tolist() == [2**40 + 3]
 
 
-def test_double_precision_models_stay_double(a_round: RoundBuilder) -> None:
+def test_double_precision_models_stay_double() -> None:
     model = {"weight": torch.ones(4, dtype=torch.float64)}
     update = torch.tensor([4e-13, 3e-13, 0.5e-13, 1e-13], dtype=torch.float64)
     results = a_round(model, {k: {"weight": update} for k in (0, 1)})
@@ -118,9 +114,7 @@ def test_double_precision_models_stay_double(a_round: RoundBuilder) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_models_are_computed_in_single_precision(
-    a_round: RoundBuilder, dtype: torch.dtype
-) -> None:
+def test_half_precision_models_are_computed_in_single_precision(dtype: torch.dtype) -> None:
     model = {"weight": torch.zeros(4, dtype=dtype)}
     # 600² overflows float16.
     results = a_round(model, {0: [300.0] * 4, 1: [600.0] * 4})
@@ -131,21 +125,14 @@ def test_half_precision_models_are_computed_in_single_precision(
 
 
 @pytest.mark.parametrize("state", [WeightingState(), SECOND_ROUND])
-def test_scalars_and_empty_tensors_pass_through_a_step(
-    a_round: RoundBuilder, state: WeightingState
-) -> None:
+def test_scalars_and_empty_tensors_pass_through_a_step(state: WeightingState) -> None:
     model = {
         "scale": torch.tensor(2.0),
         "none": torch.zeros(0, 3),
         "no.running_mean": torch.zeros(0),
         "weight": torch.zeros(2, 2),
     }
-    update = {
-        "scale": torch.tensor(0.5),
-        "none": torch.zeros(0, 3),
-        "no.running_mean": torch.zeros(0),
-        "weight": torch.ones(2, 2),
-    }
+    update = {name: torch.full_like(tensor, 0.5) for name, tensor in model.items()}
     step = server_step(model, a_round(model, {0: update, 1: update}), state, FedPWSettings())
     assert list(step.model) == list(model)
     for name, tensor in model.items():
@@ -154,9 +141,7 @@ def test_scalars_and_empty_tensors_pass_through_a_step(
     assert step.model["scale"].item() == 1.5
 
 
-def test_parameters_that_require_gradients_are_aggregated_without_them(
-    a_round: RoundBuilder,
-) -> None:
+def test_parameters_that_require_gradients_are_aggregated_without_them() -> None:
     network = torch.nn.Linear(4, 2)
     model = dict(network.named_parameters())
     updates = {
@@ -167,26 +152,14 @@ def test_parameters_that_require_gradients_are_aggregated_without_them(
     assert not any(tensor.requires_grad for tensor in step.model.values())
 
 
-def _three_clients(a_round: RoundBuilder) -> tuple[dict[str, torch.Tensor], list[ClientResult]]:
+def test_a_step_modifies_none_of_its_inputs() -> None:
     generator = torch.Generator().manual_seed(3)
     model = {
         "fc.weight": torch.randn(7, 9, generator=generator),
         "bn.running_var": torch.rand(11, generator=generator),
         "bn.num_batches_tracked": torch.tensor(5),
     }
-    updates = {
-        client: {
-            "fc.weight": torch.randn(7, 9, generator=generator),
-            "bn.running_var": torch.rand(11, generator=generator),
-            "bn.num_batches_tracked": torch.tensor(-client),
-        }
-        for client in (30, 4, 17, 8)
-    }
-    return model, a_round(model, updates, {30: 0.7, 4: 0.1, 17: 1.9, 8: 0.4})
-
-
-def test_a_step_modifies_none_of_its_inputs(a_round: RoundBuilder) -> None:
-    model, results = _three_clients(a_round)
+    results = drawn_results(model, (30, 4, 17, 8), generator, 1.0)
     state = server_step(model, results, WeightingState(), FedPWSettings()).state
     before = copy.deepcopy((model, results, state))
     step = server_step(model, results, state, FedPWSettings())
@@ -199,7 +172,7 @@ def test_a_step_modifies_none_of_its_inputs(a_round: RoundBuilder) -> None:
             assert torch.equal(result.tensors[name], kept.tensors[name])
 
 
-def test_lists_run_over_the_clients_in_order_of_identity(a_round: RoundBuilder) -> None:
+def test_lists_run_over_the_clients_in_order_of_identity() -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {9: [1.0], 2: [3.0], 5: [4.0]}, {9: 1.0, 2: 2.0, 5: 5.0})
     step = server_step(model, results, SECOND_ROUND, FedPWSettings())
@@ -216,7 +189,7 @@ def test_a_round_without_results_is_an_error() -> None:
         server_step({"weight": torch.zeros(1)}, [], WeightingState(), FedPWSettings())
 
 
-def test_a_client_that_appears_twice_is_named(a_round: RoundBuilder) -> None:
+def test_a_client_that_appears_twice_is_named() -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [1.0], 41: [1.0]}) + a_round(model, {41: [2.0]})
     with pytest.raises(ValueError, match=r"41.*twice"):
@@ -229,7 +202,7 @@ def test_a_client_that_appears_twice_is_named(a_round: RoundBuilder) -> None:
     [FedPWSettings(), FedPWSettings(adapt_weights=False), FedPWSettings(adjust_parameters=False)],
 )
 def test_a_missing_or_impossible_loss_names_the_client(
-    a_round: RoundBuilder, settings: FedPWSettings, loss: float | None
+    settings: FedPWSettings, loss: float | None
 ) -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [1.0], 41: [1.0]}, {0: 1.0, 41: loss})
@@ -237,7 +210,7 @@ def test_a_missing_or_impossible_loss_names_the_client(
         server_step(model, results, WeightingState(), settings)
 
 
-def test_clients_without_a_number_of_examples_among_others_are_named(a_round: RoundBuilder) -> None:
+def test_clients_without_a_number_of_examples_among_others_are_named() -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [1.0], 41: [3.0]}, examples={0: 10, 41: None})
     with pytest.raises(ValueError, match="41"):

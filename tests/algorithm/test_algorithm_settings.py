@@ -8,46 +8,40 @@ from fedpw_flwr.algorithm import FedPWSettings
 
 
 def test_defaults_are_the_papers() -> None:
-    settings = FedPWSettings()
-    assert settings.avg_drop_rate == 0.3
-    assert settings.beta == 0.3
-    assert settings.clip_weights
-    assert settings.adapt_weights
-    assert settings.adjust_parameters
-    assert settings.trainable is None
+    assert FedPWSettings() == FedPWSettings(
+        avg_drop_rate=0.3, beta=0.3, clip_weights=True, adapt_weights=True, adjust_parameters=True
+    )
+    assert FedPWSettings().trainable is None
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "allowed"),
-    [
-        ("avg_drop_rate", [-0.1, 1.0, 1.5, math.nan, math.inf, -math.inf], r"\[0, 1\)"),
-        ("beta", [0, 0.0, -0.3, 1.01, math.nan, math.inf], r"\(0, 1\]"),
-        ("max_weight", [0.5, math.nan, math.inf], "from 1 on"),
-        ("max_loss_ratio", [0.5, math.nan, math.inf], "from 1 on"),
-    ],
-)
-def test_an_impossible_number_is_refused_with_the_allowed_range(
-    name: str, values: list[float], allowed: str
-) -> None:
+OUTSIDE: dict[str, tuple[list[float], str]] = {
+    "avg_drop_rate": ([-0.1, 1.0, 1.5, math.nan, math.inf, -math.inf], r"\[0, 1\)"),
+    "beta": ([0, 0.0, -0.3, 1.01, math.nan, math.inf], r"\(0, 1\]"),
+    "max_weight": ([0.5, math.nan, math.inf], "from 1 on"),
+    "max_loss_ratio": ([0.5, math.nan, math.inf], "from 1 on"),
+}
+OF_ANOTHER_TYPE = {
+    "avg_drop_rate": ["0.3", None, True, [0.3]],
+    "beta": ["0.3", None, True],
+    "max_weight": ["2", True],
+    "max_loss_ratio": ["2", True],
+    "clip_weights": ["False", 0, 1, None],
+    "adapt_weights": ["False", 1],
+    "adjust_parameters": ["False", None],
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_impossible_number_is_refused_with_the_allowed_range(name: str) -> None:
+    values, allowed = OUTSIDE[name]
     for value in values:
         with pytest.raises(ValueError, match=rf"{name}=.*{allowed}"):
             FedPWSettings(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("avg_drop_rate", ["0.3", None, True, [0.3]]),
-        ("beta", ["0.3", None, True]),
-        ("max_weight", ["2", True]),
-        ("max_loss_ratio", ["2", True]),
-        ("clip_weights", ["False", 0, 1, None]),
-        ("adapt_weights", ["False", 1]),
-        ("adjust_parameters", ["False", None]),
-    ],
-)
-def test_a_number_must_be_a_number_and_a_switch_a_bool(name: str, values: list[object]) -> None:
-    for value in values:
+@pytest.mark.parametrize("name", OF_ANOTHER_TYPE)
+def test_a_number_must_be_a_number_and_a_switch_a_bool(name: str) -> None:
+    for value in OF_ANOTHER_TYPE[name]:
         with pytest.raises(TypeError, match=name):
             FedPWSettings(**{name: value})
 

@@ -89,16 +89,16 @@ def test_named_tensors_override_the_rule_in_both_directions() -> None:
     }
 
 
-def test_an_unknown_trainable_name_is_named_beside_those_that_exist() -> None:
-    with pytest.raises(ValueError, match=r"'haed'.*'head'"):
-        classify_tensors({"head": torch.ones(1)}, trainable=["haed"])
-
-
-def test_an_integer_tensor_cannot_be_trainable() -> None:
-    with pytest.raises(TypeError, match=r"'count'.*int64"):
-        classify_tensors({"count": torch.tensor(1)}, trainable=["count"])
-
-
-def test_complex_tensors_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"'phase'.*complex64"):
-        classify_tensors({"phase": torch.ones(1, dtype=torch.complex64)})
+@pytest.mark.parametrize(
+    ("tensor", "trainable", "error", "said"),
+    [
+        (torch.ones(1), ["haed"], ValueError, r"'haed'.*'head'"),
+        (torch.tensor(1), ["head"], TypeError, r"'head'.*int64"),
+        (torch.ones(1, dtype=torch.complex64), None, TypeError, r"'head'.*complex64"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(
+    tensor: torch.Tensor, trainable: list[str] | None, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        classify_tensors({"head": tensor}, trainable)

@@ -1,30 +1,38 @@
 """Adaptive weights with everybody present: ALGORITHM.md section 1, computed by hand."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
+from support.rounds import a_round, doubles
 
-from fedpw_flwr.algorithm import (
-    ClientResult,
-    FedPWSettings,
-    WeightingState,
-    server_step,
-)
+from fedpw_flwr.algorithm import FedPWSettings, WeightingState, server_step
+from fedpw_flwr.algorithm.direction import add_tensor_directions
 from fedpw_flwr.algorithm.memory import momentum_rate
 from fedpw_flwr.algorithm.weights import loss_size, mix_terms
-
-RoundBuilder = Callable[..., list[ClientResult]]
 
 AWA_ALONE = FedPWSettings(adjust_parameters=False)
 
 
-def doubles(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+def test_direction_is_the_inner_product_with_the_sum_of_updates() -> None:
+    start = torch.tensor([1.0, 2.0])
+    updates = [[3.0, 0.0], [1.0, 1.0], [-1.0, 1.0]]
+    directions = [0.0, 0.0, 0.0]
+    add_tensor_directions(directions, start, [start - torch.tensor(u) for u in updates])
+    # The updates sum to (3, 2).
+    assert directions == [3 * 3 + 0 * 2, 1 * 3 + 1 * 2, -1 * 3 + 1 * 2]
 
 
-def test_second_round_moves_p_and_q_by_momentum(a_round: RoundBuilder) -> None:
+def test_shape_and_memory_layout_do_not_matter_to_a_direction() -> None:
+    start = torch.zeros(2, 3)
+    trained = -torch.arange(6.0).reshape(3, 2).T
+    assert not trained.is_contiguous()
+    directions = [0.0]
+    add_tensor_directions(directions, start, [trained])
+    assert directions == [0 + 1 + 4 + 9 + 16 + 25]
+
+
+def test_second_round_moves_p_and_q_by_momentum() -> None:
     model = {"weight": torch.zeros(2)}
     first = a_round(model, {1: [3.0, 0.0], 2: [1.0, 0.0]}, {1: 1.0, 2: 4.0})
     second = a_round(model, {1: [0.0, 2.0], 2: [0.0, 1.0]}, {1: 2.0, 2: 2.0})
@@ -68,7 +76,7 @@ def test_momentum_is_proportional_to_the_size_of_a_round_and_below_one(
 
 @pytest.mark.parametrize("updates", [{0: [0.0], 1: [0.0]}, {0: [1.0], 1: [-1.0]}])
 def test_zero_or_cancelling_updates_give_equal_shares_and_no_baseline(
-    a_round: RoundBuilder, updates: dict[int, list[float]]
+    updates: dict[int, list[float]],
 ) -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, updates, {0: 1.0, 1: 3.0})
@@ -79,7 +87,7 @@ def test_zero_or_cancelling_updates_give_equal_shares_and_no_baseline(
     assert step.state.direction.first_size is None
 
 
-def test_the_baseline_comes_from_the_first_round_with_a_direction(a_round: RoundBuilder) -> None:
+def test_the_baseline_comes_from_the_first_round_with_a_direction() -> None:
     model = {"weight": torch.zeros(1)}
     state = WeightingState()
     for updates in ({0: [1.0], 1: [-1.0]}, {0: [3.0], 1: [1.0]}, {0: [9.0], 1: [9.0]}):
@@ -87,7 +95,7 @@ def test_the_baseline_comes_from_the_first_round_with_a_direction(a_round: Round
     assert state.direction.first_size == 2.0**2
 
 
-def test_a_round_without_direction_leaves_the_momentum_as_it_was(a_round: RoundBuilder) -> None:
+def test_a_round_without_direction_leaves_the_momentum_as_it_was() -> None:
     model = {"weight": torch.zeros(1)}
     state = server_step(
         model, a_round(model, {0: [3.0], 1: [1.0]}), WeightingState(), AWA_ALONE
@@ -100,7 +108,7 @@ def test_a_round_without_direction_leaves_the_momentum_as_it_was(a_round: RoundB
     assert step.weights.direction_term == pytest.approx([0.75, 0.25], abs=1e-12)
 
 
-def test_all_zero_losses_share_equally_and_set_no_baseline(a_round: RoundBuilder) -> None:
+def test_all_zero_losses_share_equally_and_set_no_baseline() -> None:
     model = {"weight": torch.zeros(1)}
     step = server_step(
         model, a_round(model, {0: [3.0], 1: [1.0]}, 0.0), WeightingState(), AWA_ALONE
@@ -136,7 +144,7 @@ def test_terms_are_mixed_by_their_sample_standard_deviation() -> None:
     ],
 )
 def test_without_adaptive_weights_clients_count_by_their_examples(
-    a_round: RoundBuilder, examples: dict[int, float] | None, expected: tuple[float, float]
+    examples: dict[int, float] | None, expected: tuple[float, float]
 ) -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [4.0], 1: [8.0]}, examples=examples)
@@ -151,7 +159,7 @@ def test_without_adaptive_weights_clients_count_by_their_examples(
 
 @pytest.mark.parametrize(("clip", "weights"), [(True, (1.0, 0.0)), (False, (2.0, -1.0))])
 def test_only_the_papers_formula_trains_against_an_opposing_update(
-    a_round: RoundBuilder, clip: bool, weights: tuple[float, float]
+    clip: bool, weights: tuple[float, float]
 ) -> None:
     model = {"weight": torch.zeros(1)}
     results = a_round(model, {0: [2.0], 1: [-1.0]})

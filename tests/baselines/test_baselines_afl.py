@@ -1,11 +1,14 @@
-"""Claims about AFL: λ_t weights the round, and climbs along the round's losses."""
+"""Claims about AFL: λ_t weights the round, climbs along its losses, and stays on the simplex."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.baselines_federation import (
     MODEL,
+    after_rounds,
     client_of,
     flat,
     grid_of,
@@ -17,6 +20,7 @@ from support.grid import ClientsGrid, train_round
 from support.records import array_record, ndarrays
 
 from fedpw_flwr.baselines import AFL
+from fedpw_flwr.baselines.afl import ClientShares, project_to_simplex
 
 UPDATES = [local([1, 0, 0, 0]), local([0, 1, 0, 0]), local([0, 0, 1, 0])]
 
@@ -26,13 +30,7 @@ def weights_of_rounds(strategy: AFL, *losses: list[float]) -> list[list[float]]:
         server_round: [with_loss(one, loss) for one, loss in zip(UPDATES, said, strict=True)]
         for server_round, said in enumerate(losses, start=1)
     }
-    arrays, weights = array_record(MODEL), []
-    for server_round in rounds:
-        arrays, metrics = train_round(strategy, grid_of(rounds), arrays, server_round)
-        listed = metrics["client-weight"]
-        assert isinstance(listed, list)
-        weights.append([float(one) for one in listed])
-    return weights
+    return after_rounds(strategy, rounds)[1]
 
 
 def test_two_rounds_worked_out_by_hand() -> None:
@@ -64,10 +62,10 @@ def test_an_absent_client_keeps_its_weight() -> None:
         for one in range(3)
     }
     arrays, _ = train_round(strategy, ClientsGrid(clients), arrays)
-    before = dict(strategy.shares.weights)
+    before = dict(strategy.memory.weights)
     present = ClientsGrid({node: clients[node] for node in (100, 102)})
     _, metrics = train_round(strategy, present, arrays, 2)
-    after = strategy.shares.weights
+    after = strategy.memory.weights
     assert after[1] == before[1]
     assert after[0] + after[2] == pytest.approx(before[0] + before[2])
     total = before[0] + before[2]
@@ -77,3 +75,50 @@ def test_an_absent_client_keeps_its_weight() -> None:
     assert [after[0] / total, after[2] / total] == pytest.approx(
         [shares[0] - 0.05, shares[1] + 0.05]
     )
+
+
+# --- The simplex --------------------------------------------------------------------------------
+
+numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize(
+    ("values", "projection"),
+    [
+        ([0.2, 0.8], [0.2, 0.8]),  # on it already
+        ([1.0, 1.0], [0.5, 0.5]),
+        ([0.6, 0.9], [0.35, 0.65]),  # 0.25 off each
+        ([0.0, 3.0], [0.0, 1.0]),
+        ([0.5, 0.7, -4.0], [0.4, 0.6, 0.0]),
+        ([7.0], [1.0]),
+    ],
+)
+def test_projections_worked_out_by_hand(values: list[float], projection: list[float]) -> None:
+    assert project_to_simplex(values) == pytest.approx(projection, abs=1e-15)
+
+
+@settings(deadline=None)
+@given(numbers)
+def test_a_projection_is_on_the_simplex(values: list[float]) -> None:
+    projected = project_to_simplex(values)
+    assert min(projected) >= 0
+    assert sum(projected) == pytest.approx(1.0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=8), st.integers(0, 2**32 - 1))
+def test_no_point_of_the_simplex_is_nearer(values: list[float], seed: int) -> None:
+    others = np.random.default_rng(seed).dirichlet(np.ones(len(values)), size=50)
+    nearest = np.linalg.norm(np.array(values) - project_to_simplex(values))
+    assert nearest <= np.linalg.norm(others - values, axis=1).min() + 1e-9
+
+
+def test_a_newcomer_has_the_average_weight() -> None:
+    shares = ClientShares().moved([1, 2], [0.75, 0.25])
+    assert shares.of([1, 2, 3]) == pytest.approx((1.5 / 3, 0.5 / 3, 1 / 3))
+
+
+def test_participants_without_any_weight_count_the_same_and_keep_it() -> None:
+    shares = ClientShares().moved([1, 2, 3], [1.0, 0.0, 0.0])
+    assert shares.of([2, 3]) == (0.5, 0.5)
+    assert shares.moved([2, 3], [0.9, 0.1]).weights == shares.weights

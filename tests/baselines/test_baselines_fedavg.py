@@ -1,13 +1,18 @@
-"""Claims about FedAvg in its two weightings, and FedProx."""
+"""Claims about FedAvg, equally weighted or not, FedProx, and Flower's server optimizers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 from flwr.app import ConfigRecord
-from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+from flwr.serverapp import strategy as flower
 from support.baselines_federation import (
     MODEL,
     TRAINED,
+    after_rounds,
+    client_of,
     drawn,
     flat,
     grid_of,
@@ -15,10 +20,10 @@ from support.baselines_federation import (
     one_round,
     stepped,
 )
-from support.grid import train_round
+from support.grid import ClientsGrid, train_round
 from support.records import array_record, ndarrays, payloads
 
-from fedpw_flwr.baselines import EqualFedAvg, FedAvg, FedProx
+from fedpw_flwr.baselines import EqualFedAvg, FedAdam, FedAvg, FedAvgM, FedProx
 
 
 def test_fedavg_weights_by_examples() -> None:
@@ -42,7 +47,7 @@ def test_equal_fedavg_looks_at_no_number_of_examples() -> None:
 
 def test_fedavg_gives_what_flowers_gives() -> None:
     clients = [drawn(one, 1) for one in range(4)]
-    expected, _ = train_round(FlowerFedAvg(), grid_of(clients), array_record(MODEL))
+    expected, _ = train_round(flower.FedAvg(), grid_of(clients), array_record(MODEL))
     model, _ = one_round(FedAvg(), *clients)
     for name in (*TRAINED, "norm.running_mean", "norm.running_var"):
         np.testing.assert_allclose(model[name], ndarrays(expected)[name], rtol=1e-5)
@@ -66,3 +71,46 @@ def test_nobody_is_asked_where_training_is_switched_off() -> None:
     assert after is not None
     assert payloads(after) == payloads(arrays)
     assert metrics is None
+
+
+# --- FedAvgM and FedAdam ------------------------------------------------------------------------
+
+FLOATS = {name: MODEL[name] for name in TRAINED}
+
+PAIRS: dict[str, tuple[Callable[[], flower.FedAvg], Callable[[], flower.FedAvg]]] = {
+    "fedavgm": (
+        lambda: FedAvgM(server_momentum=0.9, server_learning_rate=0.5),
+        lambda: flower.FedAvgM(server_momentum=0.9, server_learning_rate=0.5),
+    ),
+    "fedadam": (lambda: FedAdam(eta=0.05), lambda: flower.FedAdam(eta=0.05)),
+}
+
+
+@pytest.mark.parametrize(("ours", "flowers"), PAIRS.values(), ids=PAIRS)
+def test_trained_arrays_move_as_flowers_own_moves_them(
+    ours: Callable[[], flower.FedAvg], flowers: Callable[[], flower.FedAvg]
+) -> None:
+    mine, theirs = ours(), flowers()
+    arrays, expected = array_record(MODEL), array_record(FLOATS)
+    grid = ClientsGrid({100 + one: client_of(drawn, one) for one in range(4)})
+    for server_round in range(1, 5):
+        arrays, _ = train_round(mine, grid, arrays, server_round)
+        expected, _ = train_round(theirs, grid, expected, server_round)
+        np.testing.assert_allclose(
+            flat(ndarrays(arrays)), flat(ndarrays(expected)), rtol=1e-4, atol=1e-6
+        )
+
+
+def test_two_steps_of_momentum_worked_out_by_hand() -> None:
+    """Δ = 1, then 1: v = 1, then 0.5 + 1; w falls by 0.1·1 and 0.1·1.5."""
+    strategy = FedAvgM(server_learning_rate=0.1, server_momentum=0.5)
+    models, _ = after_rounds(strategy, dict.fromkeys((1, 2), [local([1, 0, 0, 0])] * 2))
+    assert [flat(model)[0] for model in models] == pytest.approx([1, 1 - 0.1, 1 - 0.25])
+
+
+def test_a_step_of_adam_worked_out_by_hand() -> None:
+    """Round 1 of Δ = −1: m = −0.1, v = 0.01, η_t = 0.1 √(1 − 0.99²) / (1 − 0.9²) in Flower's
+    counting, and w falls by η_t · 0.1 / (0.1 + τ)."""
+    arrays, _ = train_round(FedAdam(), grid_of([local([1, 0, 0, 0])] * 2), array_record(MODEL))
+    eta = 0.1 * np.sqrt(1 - 0.99**2) / (1 - 0.9**2)
+    assert flat(ndarrays(arrays))[0] == pytest.approx(1 - eta * 0.1 / (0.1 + 1e-3), abs=1e-6)

@@ -7,35 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from support.baselines_federation import (
-    MODEL,
-    Local,
-    client_of,
-    drawn,
-    flat,
-    grid_of,
-    local,
-    one_round,
-)
+from support.baselines_federation import MODEL, Local, after_rounds, client_of, drawn, flat, local
 from support.grid import ClientsGrid, train_round
-from support.records import array_record, ndarrays
+from support.records import array_record
 
-from fedpw_flwr.baselines import EqualFedAvg, FedHEAL
-from fedpw_flwr.baselines.fedheal import ClientHabits, average_weight, observed
-
-
-def after_rounds(
-    strategy: FedHEAL, rounds: dict[int, list[Local]]
-) -> tuple[np.ndarray, list[list[float]]]:
-    """What each round took from the trained arrays, and its weights."""
-    arrays, models, weights = array_record(MODEL), [flat(MODEL)], []
-    for server_round in rounds:
-        arrays, metrics = train_round(strategy, grid_of(rounds), arrays, server_round)
-        models.append(flat(ndarrays(arrays)))
-        listed = metrics["client-weight"]
-        assert isinstance(listed, list)
-        weights.append([float(one) for one in listed])
-    return -np.diff(models, axis=0), weights
+from fedpw_flwr.baselines import FedHEAL
+from fedpw_flwr.baselines.fedheal import ClientMemory, average_weight
 
 
 def test_what_a_client_keeps_worked_out_by_hand() -> None:
@@ -50,18 +27,10 @@ def test_what_a_client_keeps_worked_out_by_hand() -> None:
         4: [local([1, 1, 1, 0])],
     }
     strategy = FedHEAL(tau=0.6, min_train_nodes=1, min_available_nodes=1)
-    steps, _ = after_rounds(strategy, rounds)
+    models, _ = after_rounds(strategy, rounds)
+    steps = -np.diff([flat(model) for model in models], axis=0)
     expected = [[1, -1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 0]]
     np.testing.assert_allclose(steps[:, :4], expected, atol=1e-6)
-
-
-def test_an_entry_is_averaged_over_those_who_keep_it() -> None:
-    """Both keep the first and the last; client 1 discards the second, where client 0 alone is not
-    halved; nobody keeps the third, which stays."""
-    same = local([1, 1, 1, 1])
-    rounds = {1: [same, same], 2: [local([4, 4, -4, 4]), local([2, -2, -2, 2])]}
-    steps, _ = after_rounds(FedHEAL(tau=0.6, beta=0.0), rounds)
-    np.testing.assert_allclose(steps[1, :4], [3, 4, 0, 3], atol=1e-6)
 
 
 def test_two_rounds_with_weights_worked_out_by_hand() -> None:
@@ -76,15 +45,16 @@ def test_two_rounds_with_weights_worked_out_by_hand() -> None:
         2: [local([0.6, 0.8, 0, 0], (0, 1)), local([6, 0, 0, 0])],
     }
     strategy = FedHEAL(tau=0.3, beta=0.4)
-    steps, weights = after_rounds(strategy, rounds)
+    models, weights = after_rounds(strategy, rounds)
+    steps = -np.diff([flat(model) for model in models], axis=0)
     assert weights[0] == pytest.approx([4 / 7, 3 / 7])
     first = [(4 * 3 + 3 * 1) / 7, 4 * 4 / 7, 0, 0, 3 / 7, 4 / 7]
     np.testing.assert_allclose(steps[0], first, atol=1e-6)
     assert weights[1] == pytest.approx([9 / 17, 8 / 17])
     second = [(9 * 0.6 + 8 * 6) / 17, 9 * 0.8 / 17, 0, 0, 0, 9 / 17]
     np.testing.assert_allclose(steps[1], second, atol=1e-6)
-    assert strategy.memory.momenta == pytest.approx({0: 0.56, 1: 0.72})
-    assert strategy.memory.weights == pytest.approx({0: 2.16, 1: 1.92})
+    remembered = [(one.momentum, one.weight) for one in strategy.memory.values()]
+    assert remembered == [pytest.approx((0.56, 2.16)), pytest.approx((0.72, 1.92))]
 
 
 def plainly(
@@ -118,26 +88,17 @@ def plainly(
 def test_many_rounds_are_those_of_the_plain_formulas(tau: float, beta: float) -> None:
     rounds = {now: [drawn(one, now) for one in range(4)] for now in range(1, 9)}
     expected_steps, expected_weights = plainly(rounds, tau, beta)
-    steps, weights = after_rounds(FedHEAL(tau=tau, beta=beta), rounds)
+    models, weights = after_rounds(FedHEAL(tau=tau, beta=beta), rounds)
+    steps = -np.diff([flat(model) for model in models], axis=0)
     np.testing.assert_allclose(steps, expected_steps, atol=1e-6)
     np.testing.assert_allclose(weights, expected_weights, rtol=1e-5)
-
-
-def test_nothing_is_discarded_in_the_first_round() -> None:
-    clients = [drawn(one, 1) for one in range(4)]
-    expected, _ = one_round(EqualFedAvg(), *clients)
-    model, _ = one_round(FedHEAL(tau=0.99, beta=0.0), *clients)
-    np.testing.assert_allclose(flat(model), flat(expected), rtol=1e-6)
 
 
 def test_statistics_and_counters_are_never_discarded() -> None:
     there = local([1, 1, 1, 1], mean=(0.25, 0), batches=2)
     back = local([-1, -1, -1, -1], mean=(-0.25, 0), batches=2)
-    strategy, rounds = FedHEAL(tau=0.9), {1: [there] * 2, 2: [back] * 2}
-    arrays = array_record(MODEL)
-    for server_round in rounds:
-        arrays, _ = train_round(strategy, grid_of(rounds), arrays, server_round)
-    model = ndarrays(arrays)
+    models, _ = after_rounds(FedHEAL(tau=0.9), {1: [there] * 2, 2: [back] * 2})
+    model = models[-1]
     np.testing.assert_allclose(flat(model)[:4], flat(MODEL)[:4] - 1, atol=1e-6)
     np.testing.assert_allclose(model["norm.running_mean"], [0.5, 1.0], rtol=1e-6)
     assert model["norm.num_batches_tracked"] == 14
@@ -151,10 +112,8 @@ def test_an_absent_client_keeps_weight_momentum_and_counts() -> None:
     present = ClientsGrid({node: clients[node] for node in (100, 102)})
     train_round(strategy, present, arrays, 2)
     after = strategy.memory
-    assert after.weights[1] == before.weights[1]
-    assert after.momenta[1] == before.momenta[1]
-    assert after.habits[1] is before.habits[1]
-    assert [after.habits[one].rounds for one in range(3)] == [2, 1, 2]
+    assert after[1] is before[1]
+    assert [after[one].rounds for one in range(3)] == [2, 1, 2]
 
 
 def test_who_is_drawn_more_often_does_not_count_more() -> None:
@@ -167,7 +126,7 @@ def test_who_is_drawn_more_often_does_not_count_more() -> None:
         arrays, _ = train_round(strategy, grid, arrays, server_round)
     _, metrics = train_round(strategy, ClientsGrid({100: often, 102: rare}), arrays, 10)
     assert metrics["client-weight"] == pytest.approx([0.5, 0.5])
-    assert strategy.memory.weights[0] > 5 * strategy.memory.weights[2]
+    assert strategy.memory[0].weight > 5 * strategy.memory[2].weight
 
 
 def test_what_an_average_client_accumulates_worked_out_by_hand() -> None:
@@ -181,12 +140,12 @@ def test_what_an_average_client_accumulates_worked_out_by_hand() -> None:
 @pytest.mark.parametrize(("rounds", "dtype"), [(255, torch.uint8), (256, torch.int16)])
 def test_counts_take_a_larger_type_before_they_overflow(rounds: int, dtype: torch.dtype) -> None:
     start, trained = {"weight": torch.zeros(3)}, {"weight": torch.tensor([-1.0, 1.0, 0.0])}
-    habits = ClientHabits()
+    memory = ClientMemory()
     for _ in range(rounds):
-        habits, _ = observed(habits, start, trained, 0.3)
-    assert habits.rose["weight"].dtype == dtype
-    assert habits.rose["weight"].tolist() == [0, rounds, 0]
-    kept = habits.kept("weight", torch.tensor([1.0, 1.0, 0.0]), 0.3)
+        memory, _ = memory.observed(start, trained, 0.3)
+    assert memory.rose["weight"].dtype == dtype
+    assert memory.rose["weight"].tolist() == [0, rounds, 0]
+    kept = memory.kept("weight", torch.tensor([1.0, 1.0, 0.0]), 0.3)
     assert kept.tolist() == [True, False, True]
 
 
@@ -196,6 +155,7 @@ def test_a_share_has_to_be_above_the_threshold(tenths: int, rounds: int) -> None
     """4 of 10 rounds are more than τ = 0.3, 3 of 10 are not, whatever 0.3 is in binary."""
     even = tenths * rounds // 10
     rose = [rounds - even - 1, rounds - even, even + 1, even]
-    habits = ClientHabits(rounds, {"weight": torch.tensor(rose, dtype=torch.uint8)})
+    counts = {"weight": torch.tensor(rose, dtype=torch.uint8)}
+    memory = ClientMemory(rounds=rounds, rose=counts)
     update = torch.tensor([0.1, 0.1, -0.1, -0.1])
-    assert habits.kept("weight", update, tenths / 10).tolist() == [True, False, True, False]
+    assert memory.kept("weight", update, tenths / 10).tolist() == [True, False, True, False]

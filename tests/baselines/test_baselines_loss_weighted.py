@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message
-from support.baselines_federation import (
-    BUILDS,
-    MODEL,
-    Local,
-    client_of,
-    drawn,
-    grid_of,
-)
+from support.baselines_federation import BUILDS, MODEL, Local, client_of, drawn, grid_of
 from support.grid import Client, ClientsGrid, train_round
 from support.records import array_record
 
-from fedpw_flwr.baselines.loss_weighted import LossWeightedStrategy
+from fedpw_flwr.baselines.screened import LossWeightedStrategy
 from fedpw_flwr.rounds.faults import MissingLossError
 
 NAMES = ("afl", "term", "qfedavg")
@@ -39,13 +33,9 @@ def answers_the_question(does: Any, identity: int, initial_loss: float) -> Clien
     return answer
 
 
-def reporting(initial_losses: list[float]) -> ClientsGrid:
-    return ClientsGrid(
-        {
-            100 + one: answers_the_question(drawn, one, loss)
-            for one, loss in enumerate(initial_losses)
-        }
-    )
+def reporting(initial_losses: list[float], does: Any = drawn) -> ClientsGrid:
+    each = enumerate(initial_losses)
+    return ClientsGrid({100 + one: answers_the_question(does, one, loss) for one, loss in each})
 
 
 def test_these_are_all_that_need_a_loss() -> None:
@@ -81,18 +71,15 @@ def test_clients_are_asked_only_for_the_loss_that_is_taken(name: str) -> None:
 def test_the_loss_of_the_received_model_is_what_counts(name: str) -> None:
     """The next weights are those of clients that report the same number as their training loss."""
 
-    def with_that_loss(client: int, server_round: int) -> Local:
-        return Local(drawn(client, server_round).update, INITIAL[client], 10)
+    def reporting_locally(loss: list[float]) -> Callable[[int, int], Local]:
+        return lambda client, now: Local(drawn(client, now).update, loss[client], 10)
 
-    def with_another(client: int, server_round: int) -> Local:
-        return Local(drawn(client, server_round).update, 3.0 - INITIAL[client], 10)
-
+    same = reporting_locally(INITIAL)
+    another = reporting_locally([3.0 - loss for loss in INITIAL])
     plain, asking = BUILDS[name](), BUILDS[name](train_loss_key="initial_loss")
     grids = (
-        ClientsGrid({100 + one: client_of(with_that_loss, one) for one in range(3)}),
-        ClientsGrid(
-            {100 + one: answers_the_question(with_another, one, INITIAL[one]) for one in range(3)}
-        ),
+        ClientsGrid({100 + one: client_of(same, one) for one in range(3)}),
+        reporting(INITIAL, another),
     )
     arrays = [array_record(MODEL)] * 2
     for server_round in (1, 2):

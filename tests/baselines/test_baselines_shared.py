@@ -76,8 +76,8 @@ def test_a_step_that_no_number_holds_leaves_the_model_as_it_is() -> None:
 
 @every_strategy
 def test_running_statistics_and_counters_are_averaged_never_stepped(build: Build) -> None:
-    same = local([0.1] * 4, mean=(0.25, -0.5), var=(0.5, 1.0), batches=4)
-    arrays, _ = train_round(build(), grid_of([same] * 3), array_record(MODEL))
+    same = local([0.1] * 4, mean=(0.0625, -0.125), var=(0.125, 0.25), batches=1)
+    arrays, _ = rounds_of(build(), grid_of([same] * 3), count=4)
     model = ndarrays(arrays)
     np.testing.assert_allclose(model["norm.running_mean"], [0.25, 1.5], rtol=1e-6)
     np.testing.assert_allclose(model["norm.running_var"], [0.5, 1.0], rtol=1e-6)
@@ -173,6 +173,3 @@ def test_the_summary_names_the_settings(build: Build, flower_log: pytest.LogCapt
     assert type(strategy).__name__ in logged
     for name, value in strategy.settings.items():
         assert f"{name} ({value})" in logged
-
-
-FIRST, LATER = [31, 5, 17, 88, 2, 60], [7, 93, 14, 3, 71, 40]

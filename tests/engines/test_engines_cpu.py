@@ -1,13 +1,13 @@
 """The server step in blocks is that of the reference, whatever the threads."""
 
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.rounds import carried_out
+from support.rounds import carried_out, drawn_results
 from torch import Tensor
 
 from fedpw_flwr.algorithm import (
@@ -40,27 +40,6 @@ def a_model(generator: torch.Generator) -> dict[str, Tensor]:
     model["half"], model["double"] = torch.zeros(9).half(), torch.zeros(9).double()
     model["turned"], model["empty"] = torch.zeros(20, 30).T, torch.zeros(0)
     return model
-
-
-def a_round(
-    model: Mapping[str, Tensor], clients: int, generator: torch.Generator, size: float = 1e-2
-) -> list[ClientResult]:
-    """Clients whose updates are alike in part; those of large parameters are rounded."""
-    shared = {
-        name: torch.randn(tensor.shape, generator=generator) for name, tensor in model.items()
-    }
-    results = []
-    for client in range(clients):
-        trained = {
-            name: (
-                tensor - size * (shared[name] + torch.randn(tensor.shape, generator=generator))
-            ).to(tensor.dtype)
-            if tensor.is_floating_point()
-            else tensor + client
-            for name, tensor in model.items()
-        }
-        results.append(ClientResult(client, trained, loss=0.3 + client))
-    return results
 
 
 def assert_same(found: ServerStep, expected: ServerStep, size: float = 1e-2) -> None:
@@ -106,7 +85,7 @@ def test_a_step_in_blocks_is_the_step_of_the_formulas(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     model = a_model(generator)
-    results = a_round(model, clients, generator)
+    results = drawn_results(model, range(clients), generator, 1e-2)
     method = FedPWSettings(
         avg_drop_rate=avg_drop_rate,
         adapt_weights=adapt_weights,
@@ -125,7 +104,7 @@ def test_adjusted_updates_are_averaged_and_measured_alike(
     model = a_model(generator)
     rates = {client: 0.1 + 0.8 * client / clients for client in range(clients)}
     sent = SentAdjustment(rates, None)
-    trained = a_round(model, clients, generator)
+    trained = drawn_results(model, range(clients), generator, 1e-2)
     # The server adjusts what the others send.
     results = carried_out(model, trained[:adjusting], sent) + trained[adjusting:]
     found = server_step(model, results, LATER, FedPWSettings(), sent=sent, engine=CpuEngine)
@@ -147,7 +126,7 @@ def test_adjusted_updates_are_averaged_and_measured_alike(
 def test_the_number_of_threads_changes_no_bit() -> None:
     generator = torch.Generator().manual_seed(1)
     model = {"large": torch.randn(400000, generator=generator), **a_model(generator)}
-    results = a_round(model, 8, generator)
+    results = drawn_results(model, range(8), generator, 1e-2)
     steps = []
     # Many equal magnitudes: all of them are collected.
     for result in results:
@@ -186,7 +165,7 @@ def test_updates_of_few_values_are_masked_by_lower_index(
 ) -> None:
     generator = torch.Generator().manual_seed(8)
     model = {"weight": torch.randint(-9, 9, shape, generator=generator).float()}
-    results = a_round(model, 3, generator)
+    results = drawn_results(model, range(3), generator, 1e-2)
     for result in results:
         assert isinstance(result.tensors, dict)
         update = model["weight"] - result.tensors["weight"]
@@ -201,7 +180,10 @@ def test_updates_of_few_values_are_masked_by_lower_index(
 def test_float32_on_the_cpu_is_computed_in_blocks_and_the_rest_as_the_paper_writes_it() -> None:
     generator = torch.Generator().manual_seed(4)
     model = a_model(generator)
-    kinds, cohort = classify_tensors(model), Cohort(a_round(model, 2, generator), None, None, 0.3)
+    kinds, cohort = (
+        classify_tensors(model),
+        Cohort(drawn_results(model, range(2), generator, 1e-2), None, None, 0.3),
+    )
     blocks = CpuEngine(model, kinds, cohort)._blocks
     others = {name for name, tensor in blocks.items() if tensor is None}
     assert others == {"norm.num_batches_tracked", "half", "double", "empty"}
@@ -211,7 +193,7 @@ def test_float32_on_the_cpu_is_computed_in_blocks_and_the_rest_as_the_paper_writ
 def test_magnitudes_beyond_float32_sums_are_left_to_the_formulas(size: float) -> None:
     generator = torch.Generator().manual_seed(3)
     model = {"weight": torch.zeros(20000)}
-    results = a_round(model, 3, generator, size)
+    results = drawn_results(model, range(3), generator, size)
     step = server_step(model, results, LATER, FedPWSettings(), engine=CpuEngine)
     expected = server_step(model, results, LATER, FedPWSettings())
     assert step.weights.weights == pytest.approx(expected.weights.weights, abs=1e-6)

@@ -128,6 +128,20 @@ def one_round(strategy: FlowerFedAvg, *clients: Local) -> tuple[NDArrays, Metric
     return ndarrays(arrays), metrics
 
 
+def after_rounds(
+    strategy: FlowerFedAvg, rounds: Mapping[int, Sequence[Local]]
+) -> tuple[list[NDArrays], list[list[float]]]:
+    """The models before and after each round from MODEL, and the weights of each."""
+    arrays, models, weights = array_record(MODEL), [MODEL], []
+    for server_round in rounds:
+        arrays, metrics = train_round(strategy, grid_of(rounds), arrays, server_round)
+        models.append(ndarrays(arrays))
+        listed = metrics["client-weight"]
+        assert isinstance(listed, list)
+        weights.append([float(one) for one in listed])
+    return models, weights
+
+
 def flat(model: Mapping[str, np.ndarray]) -> np.ndarray:
     """The trained arrays of a model as one vector in double precision."""
     return np.concatenate([np.ravel(np.float64(model[name])) for name in TRAINED])
