@@ -21,8 +21,6 @@ from fedpw_flwr.lab.plots.panels import INK, draw_lines, new_page, set_round_axi
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.written import percent
 
-__all__ = ["ClientTables", "client_tables", "signals_figure", "weights_figure"]
-
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -67,9 +65,8 @@ def weights_figure(clients: ClientTables, looks: Mapping[str, Look]) -> Figure:
     height = panel_height(len(looks), least=3.3)
     text = _how_to_read(clients, "weight")
     figure, (axes,) = new_page("Aggregation weight of each client", text, [height])
-    own = f"aggregation weight ({TIMES} equal weight)"
-    axes.set(ylabel=own, ylim=_limits(clients.weight))
-    _draw_clients(axes, clients, clients.weight, looks)
+    axes.set_ylabel(f"aggregation weight ({TIMES} equal weight)")
+    _draw_clients([axes], [clients.weight], clients, looks)
     return figure
 
 
@@ -79,36 +76,44 @@ def signals_figure(clients: ClientTables, looks: Mapping[str, Look]) -> Figure:
     text = _how_to_read(clients, "share")
     figure, panels = new_page("What decides the weights", text, [height, height, 0.9])
     upper, lower, strip = panels
-    upper.set_title("Direction term p: whose updates agree with the others'")
-    lower.set_title("Loss term q: whose data the model serves badly")
+    own = f"share ({TIMES} equal share)"
+    upper.set(title="Direction term p: whose updates agree with the others'", ylabel=own)
+    lower.set(title="Loss term q: whose data the model serves badly", ylabel=own)
     # First, so that the other panels' labels know how high they are.
     _draw_lead(strip, clients.loss_term_share)
-    limits = _limits(pd.concat([clients.p, clients.q]))
-    for axes, figures in ((upper, clients.p), (lower, clients.q)):
-        axes.set(ylabel=f"share ({TIMES} equal share)", ylim=limits)
-        _draw_clients(axes, clients, figures, looks)
+    _draw_clients([upper, lower], [clients.p, clients.q], clients, looks)
     return figure
 
 
 def _draw_clients(
-    axes: Axes, clients: ClientTables, figures: pd.DataFrame, looks: Mapping[str, Look]
+    panels: Sequence[Axes],
+    tables: Sequence[pd.DataFrame],
+    clients: ClientTables,
+    looks: Mapping[str, Look],
 ) -> None:
-    """Draw a thin line a client, and a thick, labelled one a domain."""
+    """Draw a table a panel: a thin line a client, and a thick, labelled one a domain."""
+    # Limits that show equal weight and every figure, with some air.
+    shown = np.append(pd.concat(tables), 1.0)
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    air = max(0.05 * (high - low), 0.02)
+    limits = (low - air if low < 0 else max(0.0, low - air), high + air)
     crowd = len(clients.domains)
     everyone = bool((clients.participants == crowd).all())
     alpha = (0.8 if crowd <= 12 else max(0.22, 9 / crowd)) * (1.0 if everyone else 0.7)
-    marker = "" if everyone and len(figures) > 1 else "o"
-    for client, domain in clients.domains.items():
-        # An absent client's terms stand still, so a line may pass over the rounds it missed.
-        (line,) = axes.plot(figures[client].dropna(), marker=marker, color=looks[domain].color)
-        line.set(linewidth=0.9, alpha=alpha, markersize=2.8, markeredgewidth=0)
-    axes.axhline(1.0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=4)
-    # By the last figure each client had: a mean over the participants alone would mostly show who
-    # happened to be drawn.
-    means = figures.ffill().T.groupby(clients.domains).mean().T
-    known = [domain for domain in looks if domain in means]
-    lines = [looks[domain].line(means[domain].to_numpy(), 2.4) for domain in known]
-    draw_lines(axes, figures.index.to_numpy(dtype=float), lines, unit=f" {TIMES}", digits=2)
+    for axes, figures in zip(panels, tables, strict=True):
+        axes.set_ylim(limits)
+        marker = "" if everyone and len(figures) > 1 else "o"
+        for client, domain in clients.domains.items():
+            # An absent client's terms stand still, so a line may pass over the rounds it missed.
+            (line,) = axes.plot(figures[client].dropna(), marker=marker, color=looks[domain].color)
+            line.set(linewidth=0.9, alpha=alpha, markersize=2.8, markeredgewidth=0)
+        axes.axhline(1.0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)), zorder=4)
+        # By the last figure each client had: a mean over the participants alone would mostly show
+        # who happened to be drawn.
+        means = figures.ffill().T.groupby(clients.domains).mean().T
+        known = [domain for domain in looks if domain in means]
+        lines = [looks[domain].line(means[domain].to_numpy(), 2.4) for domain in known]
+        draw_lines(axes, figures.index.to_numpy(dtype=float), lines, unit=f" {TIMES}", digits=2)
 
 
 def _draw_lead(axes: Axes, loss_term_share: pd.Series[float]) -> None:
@@ -125,14 +130,6 @@ def _draw_lead(axes: Axes, loss_term_share: pd.Series[float]) -> None:
     axes.set(ylim=(0, 100), yticks=[0, 50, 100], ylabel="lead (%)")
     axes.set_title("Which of the two leads the weights")
     set_round_axis(axes, loss_term_share.index.to_numpy(dtype=float))
-
-
-def _limits(figures: pd.DataFrame) -> tuple[float, float]:
-    """Limits that show equal weight and every figure, with some air."""
-    shown = np.append(figures, 1.0)
-    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
-    air = max(0.05 * (high - low), 0.02)
-    return (low - air if low < 0 else max(0.0, low - air)), high + air
 
 
 def _how_to_read(clients: ClientTables, what: str) -> str:

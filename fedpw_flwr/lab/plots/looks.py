@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpw_flwr.lab.plots.names import shortened
+from fedpw_flwr.lab.plots.labels import shortened
 from fedpw_flwr.lab.plots.panels import INK, PALETTE, FloatArray, Line, LineStyle
 
 # By marker, what its size is multiplied by to look as large as the others.
@@ -45,15 +45,13 @@ def give_looks(
     names: Iterable[str], colors: Sequence[str] = PALETTE, longest: int = 24
 ) -> dict[str, Look]:
     """Give each name a look, and a label of so many characters; the same order gives the same."""
-    return {
-        name: Look(
-            label=shortened(name, longest),
-            color=colors[index % len(colors)],
-            style=LINE_STYLES[index // len(colors) % len(LINE_STYLES)],
-            marker=list(MARKERS)[index % len(MARKERS)],
-        )
-        for index, name in enumerate(dict.fromkeys(names))
-    }
+    looks = {}
+    for index, name in enumerate(dict.fromkeys(names)):
+        repeat, color = divmod(index, len(colors))
+        style = LINE_STYLES[repeat % len(LINE_STYLES)]
+        marker = list(MARKERS)[index % len(MARKERS)]
+        looks[name] = Look(shortened(name, longest), colors[color], style, marker)
+    return looks
 
 
 def method_looks(labels: Iterable[str]) -> dict[str, Look]:

@@ -17,8 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedpw_flwr.lab.plots.labels import LEADER, label_points
-from fedpw_flwr.lab.plots.names import LABEL_SIZE, wrapped
+from fedpw_flwr.lab.plots.labels import LABEL_SIZE, LEADER, label_points, wrapped
 from fedpw_flwr.lab.runs.written import number
 
 FloatArray = NDArray[np.float64]
@@ -143,8 +142,11 @@ def label_ends(
     axes: Axes, rounds: FloatArray, lines: Sequence[Line], unit: str, digits: int
 ) -> None:
     """Write right of the axes each line's name and its last value."""
-    known = [(line, np.flatnonzero(np.isfinite(line.values))) for line in lines]
-    ends = [(line, rounds[at[-1]], line.values[at[-1]]) for line, at in known if at.size]
-    points = [(last, value) for _, last, value in ends]
-    texts = [f"{line.label}: {number(value, digits)}{unit}" for line, _, value in ends]
-    label_points(axes, points, texts, [line.look for line, *_ in ends])
+    ends = []
+    for line in lines:
+        known = np.flatnonzero(np.isfinite(line.values))
+        if known.size:
+            last, value = rounds[known[-1]], line.values[known[-1]]
+            text = f"{line.label}: {number(value, digits)}{unit}"
+            ends.append((last, value, text, line.look))
+    label_points(axes, ends)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import groupby
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedpw_flwr.lab.plots.labels import LABEL_PITCH
-from fedpw_flwr.lab.plots.names import shortened, widest
+from fedpw_flwr.lab.plots.labels import LABEL_PITCH, shortened, widest
 from fedpw_flwr.lab.plots.panels import INK, STYLE, new_page
 from fedpw_flwr.lab.runs.holdings import Holdings
 
-__all__ = ["partition_figure"]
-
-_WRITTEN = 400
-"""Up to so many cells have their count written in them."""
+MOST_WRITTEN = 400  # cells that have their counts written in them
 
 
 @matplotlib.rc_context(STYLE)
@@ -32,18 +26,18 @@ def partition_figure(holdings: Holdings) -> Figure:
     tested = sum(sum(held.test) for held in holdings.clients)
     kept = f"in all;\nthey keep {tested} more for testing." if tested else "in all."
     # As large as the cells need, within bounds.
-    cell = 0.34 if counts.size <= _WRITTEN else max(0.06, min(0.34, 9.0 / clients))
-    cell = max(4.1 / clients, cell)
+    written = counts.size <= MOST_WRITTEN
+    cell = max(4.1 / clients, 0.34 if written else max(0.06, min(0.34, 9.0 / clients)))
     # Domains over their clients, upright where there is no room for their names side by side.
     domains = groupby(held.domain for held in holdings.clients)
-    names = [(shortened(name, 16), len(list(own))) for name, own in domains]
-    crowded = any(widest([name]) > 0.9 * cell * count for name, count in names)
-    upright = widest(name for name, _ in names) if crowded else 0.0
+    spans = [(shortened(name, 16), len(list(own))) for name, own in domains]
+    names, counted = zip(*spans, strict=True)
+    crowded = any(widest([name]) > 0.9 * cell * count for name, count in spans)
     figure, (axes,) = new_page(
         "Who holds what",
         f"{clients} clients train on {sizes.min()} to {sizes.max()} images each, {sizes.sum()} "
         f"{kept}",
-        [max(1.6, min(6.0, 0.27 * classes)) + upright],
+        [max(1.6, min(6.0, 0.27 * classes)) + (widest(names) if crowded else 0.0)],
         width=cell * clients + 1.9,
         labels=("client", "class"),
     )
@@ -53,33 +47,25 @@ def partition_figure(holdings: Holdings) -> Figure:
     cells = axes.imshow(
         counts, cmap="Blues", vmin=0, aspect="auto", interpolation="nearest", origin="lower"
     )
-    if counts.size <= _WRITTEN:
-        for row, column in np.argwhere(counts).tolist():
-            count = counts[row, column]
-            color = "white" if count > 0.55 * counts.max() else INK
-            size = 6.5 if count > 999 else 7.5
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
+    for row, column in np.argwhere(counts) if written else ():
+        count = counts[row, column]
+        color = "white" if count > 0.55 * counts.max() else INK
+        size = 6.5 if count > 999 else 7.5
+        axes.text(column, row, str(count), ha="center", va="center", fontsize=size, color=color)
     for axis, most in ((axes.xaxis, 20), (axes.yaxis, 10)):
         axis.set_major_locator(MaxNLocator(integer=True, nbins=most, steps=[1, 2, 5, 10]))
     # The scale.
     bar = figure.colorbar(cells, ax=axes, aspect=20, pad=0.02, label="training images")
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    # The domains' names, as many as there is room for, and lines between neighbours.
     if len(names) > 1:
-        narrowest = cell * min(count for _, count in names)
-        _name_domains(axes, names, every=math.ceil(LABEL_PITCH / narrowest), upright=crowded)
+        every = math.ceil(LABEL_PITCH / (cell * min(counted)))
+        ends = np.cumsum([0, *counted]) - 0.5
+        above = axes.secondary_xaxis("top")
+        above.set_xticks(((ends[:-1] + ends[1:]) / 2)[::every], names[::every])
+        above.tick_params(length=0, rotation=90 if crowded else 0)
+        above.spines["top"].set_visible(False)
+        for end in ends[1:-1]:
+            axes.axvline(end, color=INK, linewidth=0.8)
     return figure
-
-
-def _name_domains(
-    axes: Axes, names: Sequence[tuple[str, int]], *, every: int, upright: bool
-) -> None:
-    """Write every so many domains over their numbers of clients, with a line between neighbours."""
-    ends = np.cumsum([0, *(count for _, count in names)]) - 0.5
-    above = axes.secondary_xaxis("top")
-    middles = (ends[:-1] + ends[1:]) / 2
-    above.set_xticks(middles[::every], [name for name, _ in names[::every]])
-    above.tick_params(length=0, rotation=90 if upright else 0)
-    above.spines["top"].set_visible(False)
-    for end in ends[1:-1]:
-        axes.axvline(end, color=INK, linewidth=0.8)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from fedpw_flwr.lab.plots.client_plots import client_tables, signals_figure, weights_figure
@@ -32,8 +33,6 @@ from fedpw_flwr.lab.plots.profile_plot import profile_figure
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError, atomic_file
 from fedpw_flwr.lab.runs.written import number, percent
-
-__all__ = ["draw_plots", "write_plots"]
 
 logger = logging.getLogger("flwr")
 
@@ -85,22 +84,17 @@ def draw_plots(records: Sequence[RoundRecord]) -> dict[str, Figure]:
 
 def _accuracy_figure(records: Sequence[RoundRecord], looks: Mapping[str, Look]) -> Figure:
     rounds = np.array([record.round for record in records], dtype=np.float64)
-    spreads = [record.spread for record in records]
-    lines = [
-        look.line(100 * np.array([one.accuracy.get(domain, math.nan) for one in records]), 1.8)
-        for domain, look in looks.items()
-        if any(domain in record.accuracy for record in records)
-    ]
+    accuracy = 100 * pd.DataFrame([record.accuracy for record in records])
+    spread = 100 * pd.DataFrame([vars(record.spread) for record in records])
+    lines = [looks[domain].line(found.to_numpy(), 1.8) for domain, found in accuracy.items()]
     if len(lines) > 1:
-        worst = 100 * np.array([spread.worst for spread in spreads])
-        mean = 100 * np.array([spread.mean for spread in spreads])
+        worst, mean = spread["worst"].to_numpy(), spread["mean"].to_numpy()
         lines.append(Line(worst, "worst domain", INK, (0, (1, 1.4)), 1.3))
         lines.append(Line(mean, "mean of domains", INK, "-", 2.6))
-    last = spreads[-1]
-    said = percent(100 * last.mean)
-    if math.isfinite(last.std):
-        std, worst_now = number(100 * last.std, 1), percent(100 * last.worst)
-        said = f"mean {said}, STD {std} points, worst {worst_now}"
+    last = spread.iloc[-1]
+    said = percent(last["mean"])
+    if math.isfinite(last["std"]):
+        said = f"mean {said}, STD {number(last['std'], 1)} points, worst {percent(last['worst'])}"
     figure, (axes,) = new_page(
         "Accuracy per domain",
         f"After round {records[-1].round}: {said}",

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from support.made_runs import made_run
 from support.shown_texts import assert_legible
 
-from fedpw_flwr.lab.compare.plots.bands import band_over_seeds
+from fedpw_flwr.lab.compare.plots.curves import bands_over_seeds
 from fedpw_flwr.lab.compare.plots.draw import draw_setting
 from fedpw_flwr.lab.compare.plots.weights import weights_over_seeds
 from fedpw_flwr.lab.compare.settings import Method, Setting
@@ -187,8 +187,7 @@ def test_many_methods_differ_as_points_and_as_lines(methods: int) -> None:
 def test_bands_reach_from_the_lowest_to_the_highest_seed() -> None:
     setting = synthetic_setting()
     method = setting.methods[0]
-    band = band_over_seeds(method, "domains.mean")
-    assert band is not None
+    band = bands_over_seeds(setting, "domains.mean")[method.label]
     table = np.array([run.history["domains.mean"] for run in method.runs.values()])
     np.testing.assert_allclose(band["mean"], table.mean(axis=0))
     np.testing.assert_allclose(band["min"], table.min(axis=0))
@@ -218,7 +217,7 @@ def test_bars_of_a_domain_are_its_mean_accuracies() -> None:
 def test_weights_are_averaged_over_the_seeds_in_which_a_domain_took_part() -> None:
     setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30)
     (method,) = setting.methods
-    weights = weights_over_seeds(method, of_clients=False)
+    weights = weights_over_seeds(setting)[method.label]
     assert weights.index.tolist() == list(range(1, 31))
     # One participant has the whole weight, which is its equal share.
     assert set(weights.stack().dropna()) == {1.0}
@@ -233,7 +232,7 @@ def test_weights_are_averaged_over_the_seeds_in_which_a_domain_took_part() -> No
 def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
     setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30, seeds=1)
     figure = drawn(setting)["weights.png"]
-    weights = weights_over_seeds(setting.methods[0], of_clients=False)
+    weights = weights_over_seeds(setting)["fedavg"]
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 30]
     for line, values in zip(lines, weights.to_numpy().T, strict=True):
         marked = set(line.get_markevery())
@@ -247,15 +246,13 @@ def test_more_than_six_methods_get_a_panel_each_with_the_reference_in_grey() -> 
     figure = drawn(setting)["curves.png"]
     assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == list(METHODS[:7])
     fedavg = setting.methods[0]
-    band = band_over_seeds(fedavg, "domains.mean")
-    assert band is not None
+    means, worst = (bands_over_seeds(setting, f"domains.{name}") for name in ("mean", "worst"))
     for method, axes in zip(setting.methods, figure.axes, strict=True):
         grey = [line for line in axes.lines if to_hex(line.get_color()).upper() == "#8C8C8C"]
         assert len(grey) == (0 if method is fedavg else 2)
-        own = band_over_seeds(method, "domains.worst")
-        assert own is not None
-        assert axes.lines[-1].get_ydata() == pytest.approx(own["mean"].to_numpy())
-        assert f"/ {own['mean'].iloc[-1]:.1f} %" in axes.get_title(loc="left")
+        own = worst[method.label]["mean"]
+        assert axes.lines[-1].get_ydata() == pytest.approx(own.to_numpy())
+        assert f"/ {own.iloc[-1]:.1f} %" in axes.get_title(loc="left")
         if grey:
-            assert grey[0].get_ydata() == pytest.approx(band["mean"].to_numpy())
+            assert grey[0].get_ydata() == pytest.approx(means["fedavg"]["mean"].to_numpy())
     assert len(drawn(synthetic_setting(METHODS[:6]))["curves.png"].axes) == 2

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedpw_flwr.lab.compare.figures import Basis
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import Window, near_chance, over_seeds
-from fedpw_flwr.lab.plots.labels import LEADER, label_points, panel_height
+from fedpw_flwr.lab.plots.labels import LEADER, label_points, panel_height, widest
 from fedpw_flwr.lab.plots.looks import Look
-from fedpw_flwr.lab.plots.names import widest
 from fedpw_flwr.lab.plots.panels import new_page
 from fedpw_flwr.lab.runs.written import number, percent
 
@@ -26,8 +24,6 @@ def fairness_figure(
     setting: Setting, looks: Mapping[str, Look], basis: Basis, window: Window
 ) -> Figure | None:
     """Draw the methods that have figures over `basis`; None if none has."""
-    if f"{basis}.mean" not in setting.rounds_of_runs:
-        return None
     runs = window.of(setting)[[f"{basis}.mean", f"{basis}.std"]]
     points = over_seeds(runs)[0].dropna()
     if points.empty:
@@ -55,15 +51,16 @@ def fairness_figure(
             axes.plot(*own.to_numpy().T, alpha=0.55, zorder=3, **look.points(4.5))
         axes.plot(mean, std, zorder=4, **look.points(10.0, edge=1.0))
     axes.margins(0.08)
-    _leave_room(axes)
-    samples = [looks[label].points(7.0) for label in points.index]
-    label_points(axes, [*points.itertuples(index=False)], texts, samples)
-    return figure
-
-
-def _leave_room(axes: Axes) -> None:
-    """Widen limits that lie so close together that their ticks would have many digits."""
+    # Limits that lie close together would have ticks of many digits.
     for axis in (axes.xaxis, axes.yaxis):
         low, high = axis.get_view_interval()
         missing = max(0.0, 1.0 - (high - low))
         axis.set_view_interval(low - missing / 2, high + missing / 2, ignore=True)
+    label_points(
+        axes,
+        [
+            (mean, std, text, looks[label].points(7.0))
+            for (label, mean, std), text in zip(points.itertuples(), texts, strict=True)
+        ],
+    )
+    return figure

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,17 +16,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from fedpw_flwr.lab.compare.figures import CLIENT_WEIGHT, DOMAIN_WEIGHT
-from fedpw_flwr.lab.compare.settings import Method, Setting
+from fedpw_flwr.lab.compare.settings import Setting
+from fedpw_flwr.lab.plots.labels import LABEL_SIZE, fitted, widest
 from fedpw_flwr.lab.plots.looks import give_looks
-from fedpw_flwr.lab.plots.names import LABEL_SIZE, fitted, widest
-from fedpw_flwr.lab.plots.panels import INK, draw_line, new_page, set_round_axis
+from fedpw_flwr.lab.plots.panels import INK, PALETTE, draw_line, new_page, set_round_axis
 
 WIDTH, HEIGHT = 2.35, 1.4  # inches
 KEY_PITCH = 0.19  # inches from one entry of the key to the next
 PANELS_A_ROW = 3
 TIMES = "\N{MULTIPLICATION SIGN}"
-
-CLIENT_COLORS = {"largest": "#D55E00", "median": INK, "smallest": "#0072B2"}
+CLIENT_COLORS = ("#D55E00", INK, "#0072B2")  # of the largest, the median and the smallest share
 
 
 def weights_figure(setting: Setting) -> Figure | None:
@@ -35,20 +33,13 @@ def weights_figure(setting: Setting) -> Figure | None:
 
     With one domain, whose mean share is 1 by definition, its clients' extremes are drawn.
     """
-    of_clients = len(setting.domains) == 1
-    drawn = {
-        method.label: found
-        for method in setting.methods
-        if len(found := weights_over_seeds(method, of_clients=of_clients))
-    }
+    drawn = weights_over_seeds(setting)
     if not drawn:
         return None
+    of_clients = len(setting.domains) == 1
+    names = (name for weights in drawn.values() for name in weights)
+    looks = give_looks(names, CLIENT_COLORS if of_clients else PALETTE)
     missing = [method.label for method in setting.methods if method.label not in drawn]
-    if of_clients:
-        looks = give_looks(CLIENT_COLORS, list(CLIENT_COLORS.values()))
-        looks = {name: replace(look, label=f"{name} client") for name, look in looks.items()}
-    else:
-        looks = give_looks(name for weights in drawn.values() for name in weights)
     shares = "Shares of single clients" if of_clients else "Mean share of a domain's clients"
     columns = min(PANELS_A_ROW, len(drawn))
     rows = math.ceil(len(drawn) / columns)
@@ -78,20 +69,22 @@ def weights_figure(setting: Setting) -> Figure | None:
     axes.set_ylim(bottom=max(min(0.0, lowest), axes.get_ylim()[0]))
     lines = [look.line(np.empty(0), 2.2) for look in looks.values()]
     handles = [Line2D([], [], label=line.label, **line.look) for line in lines]
-    bare = {"frameon": False, "borderaxespad": 0.0}
-    beside = (1.03, 1.0)
-    panels[columns - 1].legend(handles=handles, loc="upper left", bbox_to_anchor=beside, **bare)
+    place = {"loc": "upper left", "bbox_to_anchor": (1.03, 1.0), "borderaxespad": 0.0}
+    panels[columns - 1].legend(handles=handles, frameon=False, **place)
     return figure
 
 
-def weights_over_seeds(method: Method, *, of_clients: bool) -> pd.DataFrame:
-    """Average a method's shares of the weights over its seeds, by round and name.
+def weights_over_seeds(setting: Setting) -> dict[str, pd.DataFrame]:
+    """Average shares of the weights over seeds, by method: a row a round, a column a domain.
 
     They are in units of the equal share 1/N, over those seeds in which some of the domain's clients
     took part, NaN where there is none. Rounds without any weight, such as the initial model, are
-    left out.
+    left out, and so are methods without. Of one domain, the columns are its clients' extremes.
     """
-    prefix = CLIENT_WEIGHT if of_clients else DOMAIN_WEIGHT
-    seeds = [run.history.filter(regex=f"^{re.escape(prefix)}") for run in method.runs.values()]
-    weights = pd.concat(seeds).groupby("round").mean().dropna(how="all")
-    return weights.rename(columns=lambda key: key.removeprefix(prefix))
+    one = len(setting.domains) == 1
+    prefix, suffix = (CLIENT_WEIGHT, " client") if one else (DOMAIN_WEIGHT, "")
+    shares = setting.rounds_of_runs.filter(regex=f"^{re.escape(prefix)}")
+    shares = shares.rename(columns=lambda key: key.removeprefix(prefix) + suffix)
+    means = shares.groupby(["method", "round"], sort=False).mean().dropna(how="all")
+    by_method = means.groupby("method", sort=False)
+    return {str(label): own.droplevel("method") for label, own in by_method}
