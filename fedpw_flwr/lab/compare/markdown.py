@@ -7,18 +7,18 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import pandas as pd
 
-from fedpw_flwr.lab.compare.configured import counted, held_images, local_training
-from fedpw_flwr.lab.compare.csv_files import COLUMN_NOTES
-from fedpw_flwr.lab.compare.runs import LeftOutRun
-from fedpw_flwr.lab.compare.settings import Setting
+from fedpw_flwr.lab.compare.runs import FinishedRun, LeftOutRun
+from fedpw_flwr.lab.compare.settings import Setting, counted, written
 from fedpw_flwr.lab.compare.statistics import NEAR_CHANCE, near_chance
 from fedpw_flwr.lab.compare.tables import (
+    COLUMN_NOTES,
     ComparedSetting,
     Table,
     differences_table,
@@ -34,6 +34,20 @@ HOW_TO_READ = (
     "STD is the standard deviation (ddof = 1) over domains or clients, in points. **Bold**: the "
     "best mean of its column, which need not be better than the others by more than chance."
 )
+
+_TRAINING: Mapping[str, Callable[[Any], str]] = {
+    "epochs": lambda value: counted(value, "epoch"),
+    "batch_size": lambda value: f"batches of {written(value)}",
+    "learning_rate": lambda value: f"SGD with learning rate {written(value)}",
+    "momentum": lambda value: f"momentum {written(value)}",
+    "weight_decay": lambda value: f"weight decay {written(value)}",
+    "crop_padding": lambda value: f"crops padded by {counted(value, 'pixel')}" if value else "",
+    "horizontal_flip": lambda value: "half of the images mirrored" if value else "",
+    "precision": lambda value: "" if value == "float32" else str(value),
+    # Compiled or not, the steps are the same.
+    "compile": lambda _: "",
+    "_target_": lambda _: "",
+}
 
 _LINK = re.compile(r"^!\[.*\]\((.+\.png)\)$", re.MULTILINE)
 
@@ -68,6 +82,31 @@ def remove_plots(plots: Iterable[Path], folder: Path) -> None:
             # Not empty, or gone already.
             with contextlib.suppress(OSError):
                 plot.parent.rmdir()
+
+
+def local_training(run: FinishedRun) -> str:
+    """Return how clients train, in words; empty where the configuration does not."""
+    client = run.group("client")
+    known = [_TRAINING[key](client[key]) for key in _TRAINING if client.get(key) is not None]
+    others = [f"{key}={written(value)}" for key, value in client.items() if key not in _TRAINING]
+    training = ", ".join(filter(None, (*known, *others)))
+    normalisation = run.group("model").get("normalisation")
+    sentences = (
+        f"Local training: {training}." if training else "",
+        f"Normalisation of the network: {normalisation}." if normalisation is not None else "",
+    )
+    return " ".join(filter(None, sentences))
+
+
+def held_images(runs: Sequence[FinishedRun]) -> str:
+    """Return how many images clients hold, in words; empty where no run recorded it."""
+    clients = [client for run in runs if run.holdings for client in run.holdings.clients]
+    if not clients:
+        return ""
+    trains = _between([sum(client.train) for client in clients])
+    tests = [sum(client.test) for client in clients]
+    keeps = f", and keeps {_between(tests)} for testing" if any(tests) else ""
+    return f"Each client trains on {trains} images{keeps}."
 
 
 def _page(
@@ -185,6 +224,11 @@ def _circumstances(setting: Setting) -> Iterator[str]:
     ]
     if lost:
         yield f"**Left out of rounds**: {_plain('; '.join(lost))}."
+
+
+def _between(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _table(table: Table, *, align: str = "--:") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.made_runs import made_run
 
-from fedpw_flwr.lab.compare.configured import held_images, local_training
+from fedpw_flwr.lab.compare.markdown import held_images, local_training
 from fedpw_flwr.lab.compare.runs import FinishedRun
 from fedpw_flwr.lab.compare.settings import Setting, group_runs
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
