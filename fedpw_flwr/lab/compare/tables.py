@@ -83,14 +83,14 @@ def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -
     has no best.
     """
     keys = [figure.key for figure in figures]
-    mean, std = (found[keys] for found in over_seeds(window.of(setting)))
+    mean, std = over_seeds(window.of(setting))
     cells = [
         [number(value, std=spread) for value, spread in zip(mean[key], std[key], strict=True)]
         for key in keys
     ]
     # Ranked as shown, so that cells which read alike are the best alike.
     signs = [1 if figure.higher_is_better else -1 for figure in figures]
-    shown = mean.map(lambda value: round(value, 2)) * signs
+    shown = mean[keys].map(lambda value: round(value, 2)) * signs
     seeds = [str(len(method.runs)) for method in setting.methods]
     return Table(
         ("method", "seeds", *map(figure_heading, figures)),
