@@ -213,15 +213,15 @@ def _print_setting(console: Console, each: ComparedSetting) -> None:
     seeds = {len(method.runs) for method in setting.methods}
     alike = f", {max(seeds)} seeds" if len(seeds) == 1 and setting.has_seeds else ""
     if alike:
-        for cells in (headings, *rows):
-            del cells[1]
+        del headings[1]
+        rows = [[name, *others] for name, _, *others in rows]
     title = f"{escape(setting.label)}\n{window.label}{alike}, %{chance}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading, cells in zip(headings, zip(*rows, strict=True), strict=True):
         # Where a terminal is narrow, lines break between words: half a figure would be another.
         words = " ".join((heading, *(cell.plain for cell in cells))).split()
-        side: Literal["left", "right"] = "right" if table.columns else "left"
         width = max(map(len, words))
+        side: Literal["left", "right"] = "right" if table.columns else "left"
         table.add_column(escape(heading), justify=side, min_width=width, overflow="fold")
     # The reference comes first.
     ordered = zip(setting.methods, rows, strict=True)

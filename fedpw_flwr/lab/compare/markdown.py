@@ -91,11 +91,10 @@ def local_training(run: FinishedRun) -> str:
     others = [f"{key}={written(value)}" for key, value in client.items() if key not in _TRAINING]
     training = ", ".join(filter(None, (*known, *others)))
     normalisation = run.group("model").get("normalisation")
-    sentences = (
-        f"Local training: {training}." if training else "",
-        f"Normalisation of the network: {normalisation}." if normalisation is not None else "",
-    )
-    return " ".join(filter(None, sentences))
+    sentences = [f"Local training: {training}."] if training else []
+    if normalisation is not None:
+        sentences.append(f"Normalisation of the network: {normalisation}.")
+    return " ".join(sentences)
 
 
 def held_images(runs: Sequence[FinishedRun]) -> str:
@@ -109,6 +108,11 @@ def held_images(runs: Sequence[FinishedRun]) -> str:
     return f"Each client trains on {trains} images{keeps}."
 
 
+def _between(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def _page(
     folder: Path, compared: Sequence[ComparedSetting], left_out: Sequence[LeftOutRun]
 ) -> Iterator[str]:
@@ -116,7 +120,15 @@ def _page(
     yield f"# Comparison of {counted(runs, 'run')}"
     yield HOW_TO_READ
     if left_out:
-        yield from _left_out(folder, left_out)
+        counts = Counter(run.status for run in left_out)
+        statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        yield f"**Left out: {counted(len(left_out), 'run')}** ({statuses})."
+        # Messages name files by their whole path, which nobody else has.
+        rows = tuple(
+            (_relative(run.path, folder), run.status, run.reason.replace(f"{run.path}/", ""))
+            for run in left_out
+        )
+        yield _table(Table(("run", "why", "what happened"), rows), align="---")
     for each in compared:
         yield from _setting(folder, each)
     yield "## Columns of comparison.csv"
@@ -127,22 +139,22 @@ def _page(
     )
 
 
-def _left_out(folder: Path, left_out: Sequence[LeftOutRun]) -> Iterator[str]:
-    counts = Counter(run.status for run in left_out)
-    statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    yield f"**Left out: {counted(len(left_out), 'run')}** ({statuses})."
-    # Messages name files by their whole path, which nobody else has.
-    rows = tuple(
-        (_relative(run.path, folder), run.status, run.reason.replace(f"{run.path}/", ""))
-        for run in left_out
-    )
-    yield _table(Table(("run", "why", "what happened"), rows), align="---")
-
-
 def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
     setting = each.setting
     yield f"## {_plain(setting.label)}"
-    yield from _experiment(each)
+    # What the label leaves out.
+    if said := _plain(f"{local_training(setting.runs[0])} {held_images(setting.runs)}"):
+        yield said
+    if setting.classes:
+        yield f"Chance: {percent(setting.chance)} ({setting.classes} classes)."
+    near = pd.concat([near_chance(setting, window) for window in each.windows], axis=1).any(axis=1)
+    if near.any():
+        yield (
+            f"**Near chance**, a mean accuracy of at most {percent(NEAR_CHANCE * setting.chance)}: "
+            f"{_plain(', '.join(near.index[near]))}. Such a model fails everyone alike, so a low "
+            "STD is no merit: these methods are marked, and not ranked, in the tables of the "
+            "rounds for which that holds."
+        )
     yield from _circumstances(setting)
     test_sets = "every domain's test set" if len(setting.domains) > 1 else "the test set"
     for figures, tests in (
@@ -167,24 +179,6 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
         yield f"*{_plain(caption)}*"
 
 
-def _experiment(each: ComparedSetting) -> Iterator[str]:
-    """Write what the label leaves out."""
-    setting = each.setting
-    texts = (local_training(setting.runs[0]), held_images(setting.runs))
-    if any(texts):
-        yield _plain(" ".join(filter(None, texts)))
-    if setting.classes:
-        yield f"Chance: {percent(setting.chance)} ({setting.classes} classes)."
-    near = pd.concat([near_chance(setting, window) for window in each.windows], axis=1).any(axis=1)
-    if near.any():
-        yield (
-            f"**Near chance**, a mean accuracy of at most {percent(NEAR_CHANCE * setting.chance)}: "
-            f"{_plain(', '.join(near.index[near]))}. Such a model fails everyone alike, so a low "
-            "STD is no merit: these methods are marked, and not ranked, in the tables of the "
-            "rounds for which that holds."
-        )
-
-
 def _circumstances(setting: Setting) -> Iterator[str]:
     """Write what could make the methods' figures differ beside the methods."""
     # Seeds.
@@ -196,8 +190,9 @@ def _circumstances(setting: Setting) -> Iterator[str]:
         yield f"**Methods were run with different seeds**: {each}"
     # Packages.
     versions: dict[str, set[str]] = {}
-    for package, version in (pair for run in setting.runs for pair in run.summary.versions.items()):
-        versions.setdefault(package, set()).add(str(version))
+    for run in setting.runs:
+        for package, version in run.summary.versions.items():
+            versions.setdefault(package, set()).add(str(version))
     if versions:
         differ = any(len(found) > 1 for found in versions.values())
         listed = ", ".join(f"{name} {' and '.join(sorted(own))}" for name, own in versions.items())
@@ -224,11 +219,6 @@ def _circumstances(setting: Setting) -> Iterator[str]:
     ]
     if lost:
         yield f"**Left out of rounds**: {_plain('; '.join(lost))}."
-
-
-def _between(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _table(table: Table, *, align: str = "--:") -> str:

@@ -138,7 +138,7 @@ class Setting:
 def group_runs(runs: Sequence[FinishedRun]) -> tuple[list[Setting], list[LeftOutRun]]:
     """Put runs together into settings, by label, and name those that were run again later."""
     groups: list[list[FinishedRun]] = []
-    for alike in _parted(runs, _setting_key):
+    for alike in _parted(runs, _alike):
         # Runs that did not record their images may stand on the only ones.
         by_data = _parted(alike, lambda run: run.summary.data_digest)
         recorded = [same for same in by_data if same[0].summary.data_digest is not None]
@@ -186,10 +186,13 @@ def _method_values(run: FinishedRun) -> dict[str, str]:
 def _label(run: FinishedRun) -> str:
     """Return data, partition, number of clients, model and rounds of a run."""
     share = 100 * float(run.group("strategy").get("fraction_train", 1.0))
+    number = run.group("partition").get("clients_per_domain")
+    number = number * len(run.domains) if isinstance(number, int) else None
+    number = number if run.holdings is None else len(run.holdings.clients)
     parts = (
         _dataset(run),
         _group(run, "partition", ("alpha", "classes_per_client", "shards_per_client", "share")),
-        _clients(run),
+        "" if number is None else counted(number, "client"),
         f"{written(round(share, 6))} % of clients a round" if share < 100 else "",
         _group(run, "model", ("depth", "width")),
         counted(run.summary.rounds, "round"),
@@ -227,13 +230,6 @@ def _kind(group: Mapping[str, Any]) -> str:
     return str(group.get("_target_", "")).rpartition(".")[2]
 
 
-def _clients(run: FinishedRun) -> str:
-    if run.holdings is not None:
-        return counted(len(run.holdings.clients), "client")
-    per_domain = run.group("partition").get("clients_per_domain")
-    return counted(per_domain * len(run.domains), "client") if isinstance(per_domain, int) else ""
-
-
 def written(value: object) -> str:
     """Write a value of a configuration as a label shows it."""
     if isinstance(value, float):
@@ -253,18 +249,17 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def _alike(run: FinishedRun) -> Hashable:
+    # Domains and rounds of the records: a configuration may say less than it means.
+    return frozenset(_setting_values(run).items()), frozenset(run.domains), run.summary.rounds
+
+
 def _parted(things: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     """Part things by a key, in the order in which each of its values appears first."""
     parts: dict[Hashable, list[T]] = {}
     for thing in things:
         parts.setdefault(key(thing), []).append(thing)
     return list(parts.values())
-
-
-def _setting_key(run: FinishedRun) -> str:
-    # Domains and rounds of the records: a configuration may say less than it means.
-    alike = [_setting_values(run), sorted(run.domains), run.summary.rounds]
-    return json.dumps(alike, sort_keys=True)
 
 
 def _methods(runs: Sequence[FinishedRun]) -> tuple[tuple[Method, ...], list[LeftOutRun]]:

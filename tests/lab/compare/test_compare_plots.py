@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,20 +60,12 @@ def synthetic_setting(
                 who = sorted(draw.choice(clients, participants or clients, replace=False).tolist())
                 weight = draw.uniform(0.8, 1.2, len(who))
                 tested = (0.1 + (of_clients - 0.1) * learnt).tolist() if tested_clients else None
-                trained = ClientFigures(
-                    who,
-                    [names[client * domains // clients] for client in who],
-                    (weight / weight.sum()).tolist(),
-                )
-                record = RoundRecord(
-                    number,
-                    1.0,
-                    dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True)),
-                    dict.fromkeys(names, 1.0),
-                    clients=trained if number else None,
-                    client_accuracy=tested,
-                )
-                records.append(record)
+                homes = [names[client * domains // clients] for client in who]
+                trained = ClientFigures(who, homes, (weight / weight.sum()).tolist())
+                found = dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True))
+                record = RoundRecord(number, 1.0, found, dict.fromkeys(names, 1.0))
+                told = {"clients": trained if number else None, "client_accuracy": tested}
+                records.append(replace(record, **told))
             runs[seed] = made_run(records, configuration, strategy=label, seed=seed)
         made.append(Method(label, label, runs))
     return Setting(f"{domains} domains · {rounds} rounds", "slug", tuple(names), tuple(made))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -69,13 +70,8 @@ def fairness_figure(
         low, high = axis.get_view_interval()
         missing = max(0.0, 1.0 - (high - low))
         axis.set_view_interval(low - missing / 2, high + missing / 2, ignore=True)
-    label_points(
-        axes,
-        [
-            (mean, std, text, looks[label].points(7.0))
-            for (label, mean, std), text in zip(points.itertuples(), texts, strict=True)
-        ],
-    )
+    named = zip(points.itertuples(), texts, strict=True)
+    label_points(axes, [(*at, text, looks[label].points(7.0)) for (label, *at), text in named])
     return figure
 
 
@@ -105,18 +101,11 @@ def domains_figure(setting: Setting, looks: Mapping[str, Look], window: Window) 
         axes.set(xlim=(0, 100 + TEXT_ROOM), xticks=[0, 25, 50, 75, 100])
         axes.spines["bottom"].set_bounds(0, 100)
         mean, std = (values[accuracy_of(domain).key] for values in (means, stds))
-        bars = axes.barh(
-            range(len(names)),
-            mean,
-            height=0.66,
-            color=[looks[label].color for label in mean.index],
-            alpha=0.85,
-            linewidth=0,
-            xerr=std.where(std > 0),
-            ecolor="#777777",
-            capsize=2.0,
-            error_kw={"elinewidth": 1.2, "alpha": 1.0},
-        )
+        error = {"ecolor": "#777777", "capsize": 2.0, "elinewidth": 1.2, "alpha": 1.0}
+        look: dict[str, Any] = {"height": 0.66, "alpha": 0.85, "linewidth": 0}
+        look["color"] = [looks[label].color for label in mean.index]
+        spread = std.where(std > 0)
+        bars = axes.barh(range(len(names)), mean, xerr=spread, error_kw=error, **look)
         axes.bar_label(bars, [number(value, 1) for value in mean], padding=3, fontsize=8)
         for row in mean.isna().to_numpy().nonzero()[0]:
             axes.text(1, row, "unknown", va="center", fontsize=8)

@@ -47,9 +47,12 @@ BLUE, GREY = "#0072B2", "#8C8C8C"
 TIMES = "\N{MULTIPLICATION SIGN}"
 CLIENT_COLORS = ("#D55E00", INK, "#0072B2")  # of the largest, the median and the smallest share
 
-WORST = {
-    "domains": ("domains.worst", "Worst domain"),
-    "clients": ("clients.worst_10", "Worst 10 % of the clients"),
+SHOWN: dict[Basis, dict[str, str]] = {
+    "domains": {"Mean over domains": "domains.mean", "Worst domain": "domains.worst"},
+    "clients": {
+        "Mean over clients, each on its own test data": "clients.mean",
+        "Worst 10 % of the clients": "clients.worst_10",
+    },
 }
 
 Bands = Mapping[str, Mapping[str, pd.DataFrame]]
@@ -62,11 +65,10 @@ def curves_figure(setting: Setting, looks: Mapping[str, Look], basis: Basis) -> 
     One domain has no worst one. More than six methods get a panel each, in which the one that the
     others are compared with by default is drawn in grey.
     """
-    whom = "clients, each on its own test data" if basis == "clients" else "domains"
-    shown = [(f"{basis}.mean", f"Mean over {whom}"), WORST[basis]]
+    shown = SHOWN[basis]
     if basis == "domains" and len(setting.domains) == 1:
-        shown = [(f"{basis}.mean", f"Accuracy on the test set of {setting.domains[0]}")]
-    bands = {title: bands_over_seeds(setting, key) for key, title in shown}
+        shown = {f"Accuracy on the test set of {setting.domains[0]}": "domains.mean"}
+    bands = {title: bands_over_seeds(setting, key) for title, key in shown.items()}
     if not any(bands.values()):
         return None
     drawn = "One seed."
@@ -117,10 +119,8 @@ def _by_method(setting: Setting, looks: Mapping[str, Look], bands: Bands, drawn:
     labels = [m.label for m in setting.methods if any(m.label in of for of in bands.values())]
     default = setting.reference(None)
     reference = "" if default is None else default.label
-    lines = "; ".join(
-        f"{style}: {title[0].lower()}{title[1:]}"
-        for style, title in zip(("Solid", "dashed"), bands, strict=False)
-    )
+    named = zip(("Solid", "dashed"), bands, strict=False)
+    lines = "; ".join(f"{style}: {title[0].lower()}{title[1:]}" for style, title in named)
     columns = min(CURVES_A_ROW, len(labels))
     figure, panels = new_page(
         "Accuracy over rounds",
@@ -201,8 +201,9 @@ def weights_figure(setting: Setting) -> Figure | None:
     axes.set_ylim(bottom=max(min(0.0, lowest), axes.get_ylim()[0]))
     lines = [look.line(np.empty(0), 2.2) for look in looks.values()]
     handles = [Line2D([], [], label=line.label, **line.look) for line in lines]
-    place = {"loc": "upper left", "bbox_to_anchor": (1.03, 1.0), "borderaxespad": 0.0}
-    panels[columns - 1].legend(handles=handles, frameon=False, **place)
+    bare = {"frameon": False, "borderaxespad": 0.0}
+    beside = (1.03, 1.0)
+    panels[columns - 1].legend(handles=handles, loc="upper left", bbox_to_anchor=beside, **bare)
     return figure
 
 
