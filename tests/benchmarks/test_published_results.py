@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
+import published
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
@@ -22,27 +22,17 @@ RESULTS = REPOSITORY / "results"
 COMPARISONS = sorted(RESULTS.glob("*/comparison.csv"))
 
 
-@pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    import published as module
-
-    return module
-
-
 def folders_of(table: Path) -> list[str]:
     return list(pd.read_csv(table)["folder"].dropna())
 
 
-def test_every_experiment_is_published_and_nothing_else(published: ModuleType) -> None:
+def test_every_experiment_is_published_and_nothing_else() -> None:
     names = {one.name for one in published.PUBLISHED}
     assert {table.parent.name for table in COMPARISONS} == names
     assert {remarks.parent.name for remarks in RESULTS.glob("*/remarks.md")} <= names
 
 
-def test_every_value_of_a_grid_is_one_of_a_setting_that_the_method_has(
-    published: ModuleType,
-) -> None:
+def test_every_value_of_a_grid_is_one_of_a_setting_that_the_method_has() -> None:
     tuned: dict[str, set[str]] = {}
     for one in published.PUBLISHED:
         for sweep in one.sweeps:
@@ -56,13 +46,11 @@ def test_every_value_of_a_grid_is_one_of_a_setting_that_the_method_has(
     assert tuned["fedmgda_plus"] == {"epsilon", "server_learning_rate", "decay"}
 
 
-def test_page_is_made_of_the_comparisons_and_remarks_that_lie_there(
-    published: ModuleType,
-) -> None:
+def test_page_is_made_of_the_comparisons_and_remarks_that_lie_there() -> None:
     assert published.page() == (REPOSITORY / "RESULTS.md").read_text(encoding="utf-8")
 
 
-def test_the_page_links_what_lies_there_and_nothing_else(published: ModuleType) -> None:
+def test_the_page_links_what_lies_there_and_nothing_else() -> None:
     page = (REPOSITORY / "RESULTS.md").read_text(encoding="utf-8")
     links = set(re.findall(r"\]\((?!https?:)([^)#]+)\)", page))
     assert len(links) > len(COMPARISONS)
@@ -102,7 +90,6 @@ def test_a_table_can_be_made_again_of_the_runs_that_are_kept(tmp_path: Path) -> 
 def some_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    published: ModuleType,
     kept: dict[str, PackedRun],
 ) -> list[PackedRun]:
     """Two runs, the only ones that are kept."""
@@ -114,7 +101,7 @@ def some_kept(
 
 
 def test_a_clone_takes_up_the_runs_that_are_kept_and_leaves_its_own(
-    tmp_path: Path, published: ModuleType, some_kept: list[PackedRun]
+    tmp_path: Path, some_kept: list[PackedRun]
 ) -> None:
     own, other = (tmp_path / "multirun" / run.path.name for run in some_kept)
     own.mkdir(parents=True)
@@ -126,7 +113,7 @@ def test_a_clone_takes_up_the_runs_that_are_kept_and_leaves_its_own(
 
 
 def test_finished_runs_are_kept_without_the_places_of_this_machine(
-    tmp_path: Path, published: ModuleType, some_kept: list[PackedRun]
+    tmp_path: Path, some_kept: list[PackedRun]
 ) -> None:
     runs, archives = tmp_path / "multirun", tmp_path / "archives"
     runs.mkdir()
@@ -148,9 +135,7 @@ def test_finished_runs_are_kept_without_the_places_of_this_machine(
     assert (tmp_path / "runs.tar.xz").stat().st_ino == written
 
 
-def test_a_folder_that_another_call_works_in_is_refused(
-    tmp_path: Path, published: ModuleType
-) -> None:
+def test_a_folder_that_another_call_works_in_is_refused(tmp_path: Path) -> None:
     with (
         published.alone_in(tmp_path / "runs"),
         pytest.raises(SystemExit, match="another call works in"),
@@ -162,7 +147,7 @@ def test_a_folder_that_another_call_works_in_is_refused(
 
 
 def test_of_a_comparison_the_picture_that_the_page_shows_is_left(
-    tmp_path: Path, published: ModuleType, some_kept: list[PackedRun]
+    tmp_path: Path, some_kept: list[PackedRun]
 ) -> None:
     page = compare([tmp_path / "runs.tar.xz"], output=tmp_path / "made")
     before = page.read_text(encoding="utf-8")
