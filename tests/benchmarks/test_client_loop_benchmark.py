@@ -31,14 +31,10 @@ def test_the_plain_network_is_the_same_function_with_the_same_gradients() -> Non
     images, labels = torch.randn(6, 3, 16, 16), torch.arange(6)
     for model in (ours, plain):
         cross_entropy(model(images), labels).backward()
-    for (name, weight), twin in zip(ours.named_parameters(), plain.parameters(), strict=True):
-        assert weight.grad is not None
-        assert twin.grad is not None
-        assert torch.allclose(weight.grad, twin.grad, atol=1e-5), name
-    for ours_state, plain_state in zip(
-        ours.state_dict().values(), plain.state_dict().values(), strict=True
-    ):
-        assert torch.allclose(ours_state, plain_state, atol=1e-5)
+    gradients = ([weight.grad for weight in model.parameters()] for model in (ours, plain))
+    states = (list(model.state_dict().values()) for model in (ours, plain))
+    for one, other in (*zip(*gradients, strict=True), *zip(*states, strict=True)):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_plain_rounds_train_every_client_and_test_every_domain(experiment: Experiment) -> None:
@@ -53,12 +49,8 @@ def test_plain_pictures_are_normalised_as_in_the_package(experiment: Experiment)
     data = experiment.data
     test = data.domains[0].test
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (data.mean, data.std))
-    transform = transforms.Compose(
-        [
-            transforms.ToTensor(),
-            transforms.Normalize(data.mean, data.std),
-        ]
-    )
+    normalise = transforms.Normalize(data.mean, data.std)
+    transform = transforms.Compose([transforms.ToTensor(), normalise])
     image, label = plain_loop.Pictures(test, transform)[3]
     assert torch.allclose(image, (test.features[3] / 255 - mean) / std, atol=1e-5)
     assert label == int(test.labels[3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -21,17 +21,10 @@ from fedpw_flwr.lab.data.examples import IMAGENET_MEAN, IMAGENET_STD
 from fedpw_flwr.lab.models.cnn import SmallCNN
 
 
-@pytest.fixture(scope="module")
-def workload() -> ModuleType:
-    file = peers.FOLDER / "peers" / "workload.py"
-    spec = importlib.util.spec_from_file_location("workload", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Its data class looks for its module.
-    sys.modules["workload"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def workload(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(peers.FOLDER / "peers"))
+    return importlib.import_module("workload")
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
 from pathlib import Path
-from types import ModuleType
 
+import pandas as pd
+import published
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
@@ -22,28 +22,17 @@ RESULTS = REPOSITORY / "results"
 COMPARISONS = sorted(RESULTS.glob("*/comparison.csv"))
 
 
-@pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    import published as module
-
-    return module
+def folders_of(table: Path) -> list[str]:
+    return list(pd.read_csv(table)["folder"].dropna())
 
 
-def rows(table: Path) -> list[dict[str, str]]:
-    with table.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def test_every_experiment_is_published_and_nothing_else(published: ModuleType) -> None:
+def test_every_experiment_is_published_and_nothing_else() -> None:
     names = {one.name for one in published.PUBLISHED}
     assert {table.parent.name for table in COMPARISONS} == names
     assert {remarks.parent.name for remarks in RESULTS.glob("*/remarks.md")} <= names
 
 
-def test_every_value_of_a_grid_is_one_of_a_setting_that_the_method_has(
-    published: ModuleType,
-) -> None:
+def test_every_value_of_a_grid_is_one_of_a_setting_that_the_method_has() -> None:
     tuned: dict[str, set[str]] = {}
     for one in published.PUBLISHED:
         for sweep in one.sweeps:
@@ -57,33 +46,20 @@ def test_every_value_of_a_grid_is_one_of_a_setting_that_the_method_has(
     assert tuned["fedmgda_plus"] == {"epsilon", "server_learning_rate", "decay"}
 
 
-def test_page_is_made_of_the_comparisons_and_remarks_that_lie_there(
-    published: ModuleType,
-) -> None:
+def test_page_is_made_of_the_comparisons_and_remarks_that_lie_there() -> None:
     assert published.page() == (REPOSITORY / "RESULTS.md").read_text(encoding="utf-8")
 
 
-def test_every_link_of_the_page_leads_to_a_file() -> None:
-    page = (REPOSITORY / "RESULTS.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page)
-    assert len(links) > len(COMPARISONS)
-    assert [link for link in links if not (REPOSITORY / link).is_file()] == []
-
-
-def test_what_lies_there_is_linked_from_the_page_or_makes_it(published: ModuleType) -> None:
+def test_the_page_links_what_lies_there_and_nothing_else() -> None:
     page = (REPOSITORY / "RESULTS.md").read_text(encoding="utf-8")
     links = set(re.findall(r"\]\((?!https?:)([^)#]+)\)", page))
+    assert len(links) > len(COMPARISONS)
+    assert [link for link in links if not (REPOSITORY / link).is_file()] == []
     made_of = {published.PREFACE, published.REMARKS, published.KEPT.name, "differences.csv"}
     there = [path for path in RESULTS.rglob("*") if path.is_file() and path.name not in made_of]
     assert [path for path in there if str(path.relative_to(REPOSITORY)) not in links] == []
-
-
-def test_every_picture_of_a_comparison_is_there() -> None:
-    for table in COMPARISONS:
-        page = table.with_name("comparison.md")
-        pictures = plots_of_page(page)
-        assert pictures == set(page.parent.glob("*.png"))
-        assert pictures
+    for folder in (table.parent for table in COMPARISONS):
+        assert plots_of_page(folder / "comparison.md") == set(folder.glob("*.png")) != set()
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +69,8 @@ def kept() -> dict[str, PackedRun]:
 
 @pytest.mark.parametrize("table", COMPARISONS, ids=lambda table: table.parent.name)
 def test_runs_behind_a_table_are_kept(table: Path, kept: dict[str, PackedRun]) -> None:
-    folders = {row["folder"] for row in rows(table) if row["folder"]}
-    assert folders
-    for folder in folders:
+    assert folders_of(table)
+    for folder in folders_of(table):
         run = kept[Path(folder).name]
         assert (table.parent / folder).resolve() == run.path
         assert set(PACKED_FILES) - set(run.files) == {FAILURE_FILE}
@@ -103,24 +78,18 @@ def test_runs_behind_a_table_are_kept(table: Path, kept: dict[str, PackedRun]) -
 
 def test_a_table_can_be_made_again_of_the_runs_that_are_kept(tmp_path: Path) -> None:
     there = RESULTS / "embedded" / "comparison.csv"
-    names = {Path(row["folder"]).name for row in rows(there) if row["folder"]}
-    compare([RESULTS / "runs.tar.xz"], only=sorted(names), output=tmp_path, against="fedavg")
-    again = rows(tmp_path / "comparison.csv")
-    assert len(again) == len(rows(there))
-    for made, stood in zip(again, rows(there), strict=True):
-        assert made.keys() == stood.keys()
-        for column in made.keys() - {"folder"}:
-            try:
-                assert float(made[column]) == pytest.approx(float(stood[column]), nan_ok=True)
-            except ValueError:
-                assert made[column] == stood[column]
+    names = sorted(Path(folder).name for folder in folders_of(there))
+    compare([RESULTS / "runs.tar.xz"], only=names, output=tmp_path, against="fedavg")
+    made, stood = pd.read_csv(tmp_path / "comparison.csv"), pd.read_csv(there)
+    pd.testing.assert_frame_equal(
+        made.drop(columns="folder"), stood.drop(columns="folder"), rtol=1e-6
+    )
 
 
 @pytest.fixture
 def some_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    published: ModuleType,
     kept: dict[str, PackedRun],
 ) -> list[PackedRun]:
     """Two runs, the only ones that are kept."""
@@ -132,7 +101,7 @@ def some_kept(
 
 
 def test_a_clone_takes_up_the_runs_that_are_kept_and_leaves_its_own(
-    tmp_path: Path, published: ModuleType, some_kept: list[PackedRun]
+    tmp_path: Path, some_kept: list[PackedRun]
 ) -> None:
     own, other = (tmp_path / "multirun" / run.path.name for run in some_kept)
     own.mkdir(parents=True)
@@ -144,7 +113,7 @@ def test_a_clone_takes_up_the_runs_that_are_kept_and_leaves_its_own(
 
 
 def test_finished_runs_are_kept_without_the_places_of_this_machine(
-    tmp_path: Path, published: ModuleType, some_kept: list[PackedRun]
+    tmp_path: Path, some_kept: list[PackedRun]
 ) -> None:
     runs, archives = tmp_path / "multirun", tmp_path / "archives"
     runs.mkdir()
@@ -166,9 +135,7 @@ def test_finished_runs_are_kept_without_the_places_of_this_machine(
     assert (tmp_path / "runs.tar.xz").stat().st_ino == written
 
 
-def test_a_folder_that_another_call_works_in_is_refused(
-    tmp_path: Path, published: ModuleType
-) -> None:
+def test_a_folder_that_another_call_works_in_is_refused(tmp_path: Path) -> None:
     with (
         published.alone_in(tmp_path / "runs"),
         pytest.raises(SystemExit, match="another call works in"),
@@ -180,7 +147,7 @@ def test_a_folder_that_another_call_works_in_is_refused(
 
 
 def test_of_a_comparison_the_picture_that_the_page_shows_is_left(
-    tmp_path: Path, published: ModuleType, some_kept: list[PackedRun]
+    tmp_path: Path, some_kept: list[PackedRun]
 ) -> None:
     page = compare([tmp_path / "runs.tar.xz"], output=tmp_path / "made")
     before = page.read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,7 +24,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fedpw_flwr.lab.compare.csv_files import write_csv_files
 from fedpw_flwr.lab.compare.markdown import plots_of_page, remove_plots, write_markdown
 from fedpw_flwr.lab.compare.runs import ComparisonError, LeftOutRun, find_runs
 from fedpw_flwr.lab.compare.settings import group_runs
@@ -34,6 +33,7 @@ from fedpw_flwr.lab.compare.tables import (
     figure_heading,
     figures_table,
     target_table,
+    write_csv_files,
 )
 from fedpw_flwr.lab.compare.tensorboard import check_tensorboard, write_events
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
@@ -65,12 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     description = "Compare finished runs: Markdown and CSV tables, and plots."
     parser = argparse.ArgumentParser("fedpw-compare", description=description)
+    folder: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
     parser.add_argument(
         "paths",
         nargs="+",
-        type=Path,
-        metavar="FOLDER",
         help="output folders of runs, folders that hold some at any depth, or tar files of runs",
+        **folder,
     )
     parser.add_argument(
         "--only",
@@ -78,12 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATTERN",
         help="compare only runs whose folder's name is like this, such as 'cifar10_*'; repeatable",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FOLDER",
-        help=f"where to write (default: {FOLDER}/ in the folders' common parent)",
-    )
+    where = f"where to write (default: {FOLDER}/ in the folders' common parent)"
+    parser.add_argument("--output", help=where, **folder)
     parser.add_argument(
         "--against",
         metavar="METHOD",
@@ -102,12 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ROUNDS",
         help="how many last rounds to average, beside the last one alone (default: 5)",
     )
-    parser.add_argument(
-        "--tensorboard",
-        type=Path,
-        metavar="FOLDER",
-        help="also write TensorBoard event files, one folder a run",
-    )
+    events = "also write TensorBoard event files, one folder a run"
+    parser.add_argument("--tensorboard", help=events, **folder)
     return parser
 
 
@@ -148,7 +140,7 @@ def compare(
 
     # Matplotlib and SciPy take a second to import, which a mistyped path should not cost.
     from fedpw_flwr.lab.compare.plots.draw import write_plots
-    from fedpw_flwr.lab.plots.looks import method_looks
+    from fedpw_flwr.lab.plots.panels import method_looks
 
     # Decide what to show of each setting, and draw its plots.
     output = (output or _common_parent(paths) / FOLDER).resolve()
@@ -186,16 +178,14 @@ def compare(
     return page
 
 
-def _nothing(
-    paths: Sequence[Path], only: Sequence[str] | None, left_out: Sequence[LeftOutRun]
-) -> str:
-    where = ", ".join(str(path) for path in paths)
-    if not left_out and only is not None:
+def _nothing(paths: Sequence[Path], only: Sequence[str] | None, left_out: list[LeftOutRun]) -> str:
+    where = ", ".join(map(str, paths))
+    if left_out:
+        listed = "\n".join(f"  {run.path}: {run.status} ({run.reason})" for run in left_out)
+        return f"no run in {where} has finished, so there is nothing to compare\n{listed}"
+    if only is not None:
         return f"there is no run with a name like {' or '.join(only)} in {where}: check --only"
-    if not left_out:
-        return f"there is no run in {where}: give folders that hold metrics.jsonl, at any depth"
-    listed = "\n".join(f"  {run.path}: {run.status} ({run.reason})" for run in left_out)
-    return f"no run in {where} has finished, so there is nothing to compare\n{listed}"
+    return f"there is no run in {where}: give folders that hold metrics.jsonl, at any depth"
 
 
 def _common_parent(paths: Sequence[Path]) -> Path:
@@ -210,31 +200,32 @@ def _print_setting(console: Console, each: ComparedSetting) -> None:
     shown = [figure for figure in setting.figures if figure.printed]
     content = figures_table(setting, shown, window)
     headings = [*content.columns[:2], *(figure_heading(each, of_whom=True) for each in shown)]
-    columns = [
-        [Text(cell, "bold" if (row, column) in content.best else "") for row, cell in cells]
-        for column, cells in enumerate(map(enumerate, zip(*content.rows, strict=True)))
+    rows = [
+        [Text(cell, "bold" if (row, column) in content.best else "") for column, cell in cells]
+        for row, cells in enumerate(map(enumerate, content.rows))
     ]
     if math.isfinite(each.target):
         headings.append(f"rounds to {percent(each.target)}")
         reached = target_table(setting, each.target).rows
-        texts = [f"{seeds} seeds" if mean == UNKNOWN else mean for _, seeds, mean, _ in reached]
-        columns.append(list(map(Text, texts)))
+        for row, (_, reached_by, mean, _) in zip(rows, reached, strict=True):
+            row.append(Text(f"{reached_by} seeds" if mean == UNKNOWN else mean))
     chance = f"; chance: {percent(setting.chance)}" if setting.classes else ""
     seeds = {len(method.runs) for method in setting.methods}
     alike = f", {max(seeds)} seeds" if len(seeds) == 1 and setting.has_seeds else ""
     if alike:
-        del headings[1], columns[1]
+        del headings[1]
+        rows = [[name, *others] for name, _, *others in rows]
     title = f"{escape(setting.label)}\n{window.label}{alike}, %{chance}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading, cells in zip(headings, columns, strict=True):
+    for heading, cells in zip(headings, zip(*rows, strict=True), strict=True):
         # Where a terminal is narrow, lines break between words: half a figure would be another.
         words = " ".join((heading, *(cell.plain for cell in cells))).split()
-        side: Literal["left", "right"] = "right" if table.columns else "left"
         width = max(map(len, words))
+        side: Literal["left", "right"] = "right" if table.columns else "left"
         table.add_column(escape(heading), justify=side, min_width=width, overflow="fold")
     # The reference comes first.
-    rows = zip(setting.methods, *columns, strict=True)
-    for _, *row in sorted(rows, key=lambda row: row[0] is not each.reference):
+    ordered = zip(setting.methods, rows, strict=True)
+    for _, row in sorted(ordered, key=lambda own: own[0] is not each.reference):
         table.add_row(*row)
     console.print(table)
 

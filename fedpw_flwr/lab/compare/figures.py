@@ -81,11 +81,9 @@ def history_of(records: Sequence[RoundRecord]) -> pd.DataFrame:
 
 
 def _domains(record: RoundRecord) -> dict[str, float]:
-    spread = record.spread
-    return {
-        **{accuracy_of(domain).key: 100 * value for domain, value in record.accuracy.items()},
-        **{f"domains.{name}": 100 * getattr(spread, name) for name in ("mean", "std", "worst")},
-    }
+    shares = {accuracy_of(domain).key: value for domain, value in record.accuracy.items()}
+    shares |= {f"domains.{name}": value for name, value in vars(record.spread).items()}
+    return {key: 100 * value for key, value in shares.items()}
 
 
 def _clients(record: RoundRecord) -> dict[str, float]:
@@ -94,13 +92,11 @@ def _clients(record: RoundRecord) -> dict[str, float]:
         return {}
     # A client without a figure makes all of them unknown: leaving it out would report a better
     # worst client than there was.
-    if not accuracy or not all(map(math.isfinite, accuracy)):
-        return {figure.key: math.nan for figure in CLIENT_FIGURES}
-    report = fairness_report(accuracy).to_dict()
-    return {
-        figure.key: report[figure.key.removeprefix("clients.")] * (1 if figure.unit == "°" else 100)
-        for figure in CLIENT_FIGURES
-    }
+    known = accuracy and all(map(math.isfinite, accuracy))
+    report = fairness_report(accuracy).to_dict() if known else {}
+    scales = {figure.key: 1 if figure.unit == "°" else 100 for figure in CLIENT_FIGURES}
+    name = len("clients.")
+    return {key: scale * report.get(key[name:], math.nan) for key, scale in scales.items()}
 
 
 def _weights(record: RoundRecord) -> dict[str, float]:
@@ -110,11 +106,7 @@ def _weights(record: RoundRecord) -> dict[str, float]:
     # Times the number of participants, so that rounds of any size compare.
     shares = np.asarray(clients.weight_shares, dtype=np.float64) * len(clients.weight)
     domains = np.array(clients.domain)
+    means = {domain: shares[domains == domain].mean() for domain in dict.fromkeys(clients.domain)}
     ends = {"largest": shares.max(), "median": np.median(shares), "smallest": shares.min()}
-    return {
-        **{
-            f"{DOMAIN_WEIGHT}{domain}": float(shares[domains == domain].mean())
-            for domain in dict.fromkeys(clients.domain)
-        },
-        **{f"{CLIENT_WEIGHT}{name}": float(share) for name, share in ends.items()},
-    }
+    of_domains = {f"{DOMAIN_WEIGHT}{domain}": mean for domain, mean in means.items()}
+    return of_domains | {f"{CLIENT_WEIGHT}{name}": share for name, share in ends.items()}

@@ -7,18 +7,18 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import pandas as pd
 
-from fedpw_flwr.lab.compare.configured import counted, held_images, local_training
-from fedpw_flwr.lab.compare.csv_files import COLUMN_NOTES
-from fedpw_flwr.lab.compare.runs import LeftOutRun
-from fedpw_flwr.lab.compare.settings import Setting
+from fedpw_flwr.lab.compare.runs import FinishedRun, LeftOutRun
+from fedpw_flwr.lab.compare.settings import Setting, counted, written
 from fedpw_flwr.lab.compare.statistics import NEAR_CHANCE, near_chance
 from fedpw_flwr.lab.compare.tables import (
+    COLUMN_NOTES,
     ComparedSetting,
     Table,
     differences_table,
@@ -34,6 +34,20 @@ HOW_TO_READ = (
     "STD is the standard deviation (ddof = 1) over domains or clients, in points. **Bold**: the "
     "best mean of its column, which need not be better than the others by more than chance."
 )
+
+_TRAINING: Mapping[str, Callable[[Any], str]] = {
+    "epochs": lambda value: counted(value, "epoch"),
+    "batch_size": lambda value: f"batches of {written(value)}",
+    "learning_rate": lambda value: f"SGD with learning rate {written(value)}",
+    "momentum": lambda value: f"momentum {written(value)}",
+    "weight_decay": lambda value: f"weight decay {written(value)}",
+    "crop_padding": lambda value: f"crops padded by {counted(value, 'pixel')}" if value else "",
+    "horizontal_flip": lambda value: "half of the images mirrored" if value else "",
+    "precision": lambda value: "" if value == "float32" else str(value),
+    # Compiled or not, the steps are the same.
+    "compile": lambda _: "",
+    "_target_": lambda _: "",
+}
 
 _LINK = re.compile(r"^!\[.*\]\((.+\.png)\)$", re.MULTILINE)
 
@@ -70,6 +84,35 @@ def remove_plots(plots: Iterable[Path], folder: Path) -> None:
                 plot.parent.rmdir()
 
 
+def local_training(run: FinishedRun) -> str:
+    """Return how clients train, in words; empty where the configuration does not."""
+    client = run.group("client")
+    known = [_TRAINING[key](client[key]) for key in _TRAINING if client.get(key) is not None]
+    others = [f"{key}={written(value)}" for key, value in client.items() if key not in _TRAINING]
+    training = ", ".join(filter(None, (*known, *others)))
+    normalisation = run.group("model").get("normalisation")
+    sentences = [f"Local training: {training}."] if training else []
+    if normalisation is not None:
+        sentences.append(f"Normalisation of the network: {normalisation}.")
+    return " ".join(sentences)
+
+
+def held_images(runs: Sequence[FinishedRun]) -> str:
+    """Return how many images clients hold, in words; empty where no run recorded it."""
+    clients = [client for run in runs if run.holdings for client in run.holdings.clients]
+    if not clients:
+        return ""
+    trains = _between([sum(client.train) for client in clients])
+    tests = [sum(client.test) for client in clients]
+    keeps = f", and keeps {_between(tests)} for testing" if any(tests) else ""
+    return f"Each client trains on {trains} images{keeps}."
+
+
+def _between(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
 def _page(
     folder: Path, compared: Sequence[ComparedSetting], left_out: Sequence[LeftOutRun]
 ) -> Iterator[str]:
@@ -77,7 +120,15 @@ def _page(
     yield f"# Comparison of {counted(runs, 'run')}"
     yield HOW_TO_READ
     if left_out:
-        yield from _left_out(folder, left_out)
+        counts = Counter(run.status for run in left_out)
+        statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        yield f"**Left out: {counted(len(left_out), 'run')}** ({statuses})."
+        # Messages name files by their whole path, which nobody else has.
+        rows = tuple(
+            (_relative(run.path, folder), run.status, run.reason.replace(f"{run.path}/", ""))
+            for run in left_out
+        )
+        yield _table(Table(("run", "why", "what happened"), rows), align="---")
     for each in compared:
         yield from _setting(folder, each)
     yield "## Columns of comparison.csv"
@@ -88,22 +139,22 @@ def _page(
     )
 
 
-def _left_out(folder: Path, left_out: Sequence[LeftOutRun]) -> Iterator[str]:
-    counts = Counter(run.status for run in left_out)
-    statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    yield f"**Left out: {counted(len(left_out), 'run')}** ({statuses})."
-    # Messages name files by their whole path, which nobody else has.
-    rows = tuple(
-        (_relative(run.path, folder), run.status, run.reason.replace(f"{run.path}/", ""))
-        for run in left_out
-    )
-    yield _table(Table(("run", "why", "what happened"), rows), align="---")
-
-
 def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
     setting = each.setting
     yield f"## {_plain(setting.label)}"
-    yield from _experiment(each)
+    # What the label leaves out.
+    if said := _plain(f"{local_training(setting.runs[0])} {held_images(setting.runs)}"):
+        yield said
+    if setting.classes:
+        yield f"Chance: {percent(setting.chance)} ({setting.classes} classes)."
+    near = pd.concat([near_chance(setting, window) for window in each.windows], axis=1).any(axis=1)
+    if near.any():
+        yield (
+            f"**Near chance**, a mean accuracy of at most {percent(NEAR_CHANCE * setting.chance)}: "
+            f"{_plain(', '.join(near.index[near]))}. Such a model fails everyone alike, so a low "
+            "STD is no merit: these methods are marked, and not ranked, in the tables of the "
+            "rounds for which that holds."
+        )
     yield from _circumstances(setting)
     test_sets = "every domain's test set" if len(setting.domains) > 1 else "the test set"
     for figures, tests in (
@@ -128,24 +179,6 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
         yield f"*{_plain(caption)}*"
 
 
-def _experiment(each: ComparedSetting) -> Iterator[str]:
-    """Write what the label leaves out."""
-    setting = each.setting
-    texts = (local_training(setting.runs[0]), held_images(setting.runs))
-    if any(texts):
-        yield _plain(" ".join(filter(None, texts)))
-    if setting.classes:
-        yield f"Chance: {percent(setting.chance)} ({setting.classes} classes)."
-    near = pd.concat([near_chance(setting, window) for window in each.windows], axis=1).any(axis=1)
-    if near.any():
-        yield (
-            f"**Near chance**, a mean accuracy of at most {percent(NEAR_CHANCE * setting.chance)}: "
-            f"{_plain(', '.join(near.index[near]))}. Such a model fails everyone alike, so a low "
-            "STD is no merit: these methods are marked, and not ranked, in the tables of the "
-            "rounds for which that holds."
-        )
-
-
 def _circumstances(setting: Setting) -> Iterator[str]:
     """Write what could make the methods' figures differ beside the methods."""
     # Seeds.
@@ -157,8 +190,9 @@ def _circumstances(setting: Setting) -> Iterator[str]:
         yield f"**Methods were run with different seeds**: {each}"
     # Packages.
     versions: dict[str, set[str]] = {}
-    for package, version in (pair for run in setting.runs for pair in run.summary.versions.items()):
-        versions.setdefault(package, set()).add(str(version))
+    for run in setting.runs:
+        for package, version in run.summary.versions.items():
+            versions.setdefault(package, set()).add(str(version))
     if versions:
         differ = any(len(found) > 1 for found in versions.values())
         listed = ", ".join(f"{name} {' and '.join(sorted(own))}" for name, own in versions.items())

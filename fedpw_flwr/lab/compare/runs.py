@@ -51,6 +51,11 @@ class FinishedRun:
         """The path of its folder."""
         return self.folder.path
 
+    def group(self, name: str) -> Mapping[str, Any]:
+        """Return a group of the configuration, empty where there is none."""
+        content = self.fingerprint.get(name)
+        return content if isinstance(content, Mapping) else {}
+
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains, in the order recorded."""
@@ -85,7 +90,7 @@ def find_runs(
         for folder in found:
             if any(fnmatchcase(folder.path.name, pattern) for pattern in only or "*"):
                 folders.setdefault(folder.path, folder)
-    runs = [_read(folders[path]) for path in sorted(folders) if _is_run(folders[path])]
+    runs = [_read(folders[path]) for path in sorted(folders)]
     finished = [run for run in runs if isinstance(run, FinishedRun)]
     return finished, [run for run in runs if isinstance(run, LeftOutRun)]
 
@@ -96,18 +101,16 @@ def _below(path: Path) -> Iterator[RunFolder]:
         yield RunFolder(Path(name))
 
 
-def _is_run(folder: RunFolder) -> bool:
-    finished = folder.has(CONFIG_FILE) and folder.has(SUMMARY_FILE)
-    return finished or folder.has(METRICS_FILE) or folder.has(FAILURE_FILE)
-
-
-def _read(folder: RunFolder) -> FinishedRun | LeftOutRun:
-    path = folder.path
+def _read(folder: RunFolder) -> FinishedRun | LeftOutRun | None:
+    """Read a run; None where the folder is no run's."""
+    path, summarised = folder.path, folder.has(SUMMARY_FILE)
     if folder.has(FAILURE_FILE):
         return LeftOutRun(path, "failed", _failure(folder))
+    if not folder.has(METRICS_FILE) and not (summarised and folder.has(CONFIG_FILE)):
+        return None
     try:
         records = folder.read_rounds()
-        if not folder.has(SUMMARY_FILE):
+        if not summarised:
             last = f"the last recorded round is {records[-1].round}" if records else "no round yet"
             return LeftOutRun(path, "unfinished", last)
         if not records:

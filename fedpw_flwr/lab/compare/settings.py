@@ -15,19 +15,12 @@ import math
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
-from fedpw_flwr.lab.compare.configured import (
-    group_of,
-    method_values,
-    setting_label,
-    setting_values,
-    strategy_name,
-)
 from fedpw_flwr.lab.compare.figures import (
     CLIENT_FIGURES,
     DOMAIN_FIGURES,
@@ -39,7 +32,14 @@ from fedpw_flwr.lab.compare.runs import FinishedRun, LeftOutRun
 
 T = TypeVar("T")
 
-_MOST_DIFFERENCES = 4
+# What a label tells at most.
+_MOST_DIFFERENCES, _MOST_DOMAINS = 4, 6
+
+# Keys of the strategy that say who trains, whatever the method. The values are Flower's defaults.
+_PARTICIPATION = {"fraction_train": 1.0, "min_train_nodes": None, "min_available_nodes": None}
+
+# Where a server computes is no property of a method; what clients evaluate is in no figure.
+_NOT_OF_THE_METHOD = {"name", "device", "fraction_evaluate", "min_evaluate_nodes", *_PARTICIPATION}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +49,6 @@ class Method:
     label: str  # unique within its setting, such as "fedpw" or "fedpw, beta=0.1"
     strategy: str
     runs: Mapping[int, FinishedRun]  # by seed, ascending
-
-    def has(self, key: str) -> bool:
-        """Return whether every run has a figure."""
-        return all(key in run.history for run in self.runs.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +83,7 @@ class Setting:
     def classes(self) -> int | None:
         """Number of classes of the data; None where no run tells."""
         for run in self.runs:
-            number = group_of(run, "dataset").get("num_classes")
+            number = run.group("dataset").get("num_classes")
             if isinstance(number, int):
                 return number
             if run.holdings is not None and run.holdings.clients:
@@ -107,8 +103,8 @@ class Setting:
     @property
     def bases(self) -> tuple[Basis, ...]:
         """Whom accuracies can be compared between: clients first, then several domains."""
-        tested = any(method.has("clients.mean") for method in self.methods)
-        known: dict[Basis, bool] = {"clients": tested, "domains": len(self.domains) > 1}
+        tested, several = "clients.mean" in self.rounds_of_runs, len(self.domains) > 1
+        known: dict[Basis, bool] = {"clients": tested, "domains": several}
         return tuple(basis for basis in known if known[basis])
 
     @property
@@ -141,17 +137,121 @@ class Setting:
 
 def group_runs(runs: Sequence[FinishedRun]) -> tuple[list[Setting], list[LeftOutRun]]:
     """Put runs together into settings, by label, and name those that were run again later."""
-    settings: list[Setting] = []
-    repeated: list[LeftOutRun] = []
-    for alike in _parted(runs, _setting_key):
+    groups: list[list[FinishedRun]] = []
+    for alike in _parted(runs, _alike):
         # Runs that did not record their images may stand on the only ones.
         by_data = _parted(alike, lambda run: run.summary.data_digest)
         recorded = [same for same in by_data if same[0].summary.data_digest is not None]
-        for members in by_data if len(recorded) > 1 else [alike]:
-            methods, older = _methods(members)
-            settings.append(Setting(setting_label(members[0]), "", members[0].domains, methods))
-            repeated += older
-    return _labelled(settings), sorted(repeated, key=lambda run: run.path)
+        groups += by_data if len(recorded) > 1 else [alike]
+    labelled: list[tuple[str, list[FinishedRun]]] = []
+    for same_name in _parted(groups, lambda group: _label(group[0])):
+        contents = [{"data": _data(group), **_setting_values(group[0])} for group in same_name]
+        for group, own in zip(same_name, _differences(contents), strict=True):
+            label = " · ".join([_label(group[0]), *own[:_MOST_DIFFERENCES]])
+            labelled.append((label, group))
+    settings: list[Setting] = []
+    repeated: list[LeftOutRun] = []
+    for label, group in sorted(labelled, key=lambda each: _natural(each[0])):
+        label = _unused(label, {other.label for other in settings}, " ({})")
+        words = re.sub(r"\([^)]*\)", "", label.lower())
+        slug = re.sub(r"[^a-z0-9.=]+", "-", words).strip("-.")[:80].rstrip("-.")
+        slug = _unused(slug or "setting", {other.slug for other in settings}, "-{}")
+        methods, older = _methods(group)
+        settings.append(Setting(label, slug, group[0].domains, methods))
+        repeated += older
+    return settings, repeated
+
+
+def _strategy(run: FinishedRun) -> str:
+    """Return the strategy's name, as the user types it."""
+    return str(run.group("strategy").get("name") or run.summary.strategy)
+
+
+def _setting_values(run: FinishedRun) -> dict[str, str]:
+    """Return what must be the same in runs that are compared: all but the seed and the method.
+
+    By a key like ``client.epochs``, as labels show it, so that 0 and 0.0 are no difference.
+    """
+    kept = {key: run.fingerprint[key] for key in run.fingerprint if key not in ("strategy", "seed")}
+    who = {key: run.group("strategy").get(key, usual) for key, usual in _PARTICIPATION.items()}
+    return _flat({**kept, "strategy": who})
+
+
+def _method_values(run: FinishedRun) -> dict[str, str]:
+    """Return what tells apart methods of one name, likewise."""
+    strategy = run.group("strategy")
+    return _flat({key: strategy[key] for key in strategy if key not in _NOT_OF_THE_METHOD})
+
+
+def _label(run: FinishedRun) -> str:
+    """Return data, partition, number of clients, model and rounds of a run."""
+    share = 100 * float(run.group("strategy").get("fraction_train", 1.0))
+    number = run.group("partition").get("clients_per_domain")
+    number = number * len(run.domains) if isinstance(number, int) else None
+    number = number if run.holdings is None else len(run.holdings.clients)
+    parts = (
+        _dataset(run),
+        _group(run, "partition", ("alpha", "classes_per_client", "shards_per_client", "share")),
+        "" if number is None else counted(number, "client"),
+        f"{written(round(share, 6))} % of clients a round" if share < 100 else "",
+        _group(run, "model", ("depth", "width")),
+        counted(run.summary.rounds, "round"),
+    )
+    # A data set and the partition made for it may have one name.
+    return " · ".join(dict.fromkeys(filter(None, parts)))
+
+
+def counted(number: Any, thing: str) -> str:
+    """Write a number of things."""
+    return f"{written(number)} {thing}{'' if number == 1 else 's'}"
+
+
+def _dataset(run: FinishedRun) -> str:
+    dataset, domains = run.group("dataset"), run.domains
+    name = dataset.get("name") or ", ".join(domains)
+    if len(domains) > _MOST_DOMAINS and not dataset.get("name"):
+        name = f"{len(domains)} domains ({', '.join(domains[:3])}, …)"
+    archives = _kind(dataset) == "archives" or dataset.get("archives_folder")
+    notes = ["archives"] if archives else []
+    if (most := dataset.get("max_test_per_domain")) is not None:
+        # Labels are in published tables, so this one keeps its word for an image.
+        each = " a domain" if len(domains) > 1 else ""
+        notes.append(f"at most {counted(most, 'test image')}{each}")
+    return f"{name} ({', '.join(notes)})" if notes else str(name)
+
+
+def _group(run: FinishedRun, group: str, told: Sequence[str]) -> str:
+    content = run.group(group)
+    values = [f"{key}={written(content[key])}" for key in told if content.get(key) is not None]
+    return ", ".join(filter(None, (str(content.get("name") or _kind(content)), *values)))
+
+
+def _kind(group: Mapping[str, Any]) -> str:
+    return str(group.get("_target_", "")).rpartition(".")[2]
+
+
+def written(value: object) -> str:
+    """Write a value of a configuration as a label shows it."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = written(value)
+    return flat
+
+
+def _alike(run: FinishedRun) -> Hashable:
+    # Domains and rounds of the records: a configuration may say less than it means.
+    return frozenset(_setting_values(run).items()), frozenset(run.domains), run.summary.rounds
 
 
 def _parted(things: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
@@ -162,29 +262,23 @@ def _parted(things: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
     return list(parts.values())
 
 
-def _setting_key(run: FinishedRun) -> str:
-    # Domains and rounds of the records: a configuration may say less than it means.
-    alike = [setting_values(run), sorted(run.domains), run.summary.rounds]
-    return json.dumps(alike, sort_keys=True)
-
-
 def _methods(runs: Sequence[FinishedRun]) -> tuple[tuple[Method, ...], list[LeftOutRun]]:
     methods: list[Method] = []
     repeated: list[LeftOutRun] = []
-    for members in _parted(runs, strategy_name):
-        name = strategy_name(members[0])
-        swept = _differences([method_values(run) for run in members])
-        labels = [", ".join([name, *own]) for own in swept]
-        for same in _parted(zip(labels, members, strict=True), lambda labelled: labelled[0]):
+    for members in _parted(runs, _strategy):
+        name = _strategy(members[0])
+        swept = _differences([_method_values(run) for run in members])
+        labelled = zip((", ".join([name, *own]) for own in swept), members, strict=True)
+        for same in _parted(labelled, lambda each: each[0]):
             own = [run for _, run in same]
             own.sort(key=lambda run: (run.summary.seed, run.folder.finished_at, run.path))
             newest = {run.summary.seed: run for run in own}
             methods.append(Method(same[0][0], name, newest))
             for run in own:
                 later = newest[run.summary.seed]
-                where = os.path.relpath(later.path, run.path.parent)
-                reason = f"the same was run again later: {where}"
                 if run is not later:
+                    where = os.path.relpath(later.path, run.path.parent)
+                    reason = f"the same was run again later: {where}"
                     repeated.append(LeftOutRun(run.path, "repeated", reason))
     return tuple(sorted(methods, key=lambda method: _natural(method.label))), repeated
 
@@ -196,26 +290,8 @@ def _differences(contents: Sequence[Mapping[str, str]]) -> list[list[str]]:
     return [[f"{key}={content.get(key, 'absent')}" for key in differing] for content in contents]
 
 
-def _labelled(settings: Sequence[Setting]) -> list[Setting]:
-    """Give settings labels and slugs that tell them apart."""
-    longer: list[Setting] = []
-    for same in _parted(settings, lambda setting: setting.label):
-        contents = [{"data": _data(each), **setting_values(each.runs[0])} for each in same]
-        for setting, own in zip(same, _differences(contents), strict=True):
-            label = " · ".join([setting.label, *own[:_MOST_DIFFERENCES]])
-            longer.append(replace(setting, label=label))
-    labelled: list[Setting] = []
-    for setting in sorted(longer, key=lambda setting: _natural(setting.label)):
-        label = _unused(setting.label, {other.label for other in labelled}, " ({})")
-        words = re.sub(r"\([^)]*\)", "", label.lower())
-        slug = re.sub(r"[^a-z0-9.=]+", "-", words).strip("-.")[:80].rstrip("-.")
-        slug = _unused(slug or "setting", {other.slug for other in labelled}, "-{}")
-        labelled.append(replace(setting, label=label, slug=slug))
-    return labelled
-
-
-def _data(setting: Setting) -> str:
-    digests = [run.summary.data_digest for run in setting.runs]
+def _data(runs: Sequence[FinishedRun]) -> str:
+    digests = (run.summary.data_digest for run in runs)
     return next((digest[:8] for digest in digests if digest is not None), "not recorded")
 
 
@@ -224,9 +300,8 @@ def _unused(name: str, used: set[str], pattern: str) -> str:
     return next(candidate for candidate in candidates if candidate not in used)
 
 
-def _natural(label: str) -> list[tuple[int, float, str]]:
+def _natural(label: str) -> list[Any]:
     """Return a key to sort by, in which beta=0.5 comes before beta=10."""
+    # Text and numbers take turns.
     parts = re.split(r"(\d+(?:\.\d+)?)", label.lower())
-    return [
-        (1, float(part), "") if index % 2 else (0, 0.0, part) for index, part in enumerate(parts)
-    ]
+    return [float(part) if index % 2 else part for index, part in enumerate(parts)]

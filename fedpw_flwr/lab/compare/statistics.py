@@ -62,7 +62,7 @@ LAST_ROUND = Window(1)
 def windows_of(setting: Setting, last: int) -> tuple[Window, ...]:
     """Return the last round, and the `last` ones together, or all trained rounds if fewer."""
     counts = (1, min(last, max(1, setting.rounds)))
-    return tuple(Window(count) for count in dict.fromkeys(counts))
+    return tuple(map(Window, dict.fromkeys(counts)))
 
 
 def over_seeds(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -113,18 +113,14 @@ def _paired(own: pd.Series, other: pd.Series) -> dict[str, float]:
     count = len(pairs)
     # Without variance a t-value is 0/0 or infinite: rounding, not evidence, would decide.
     vary = count > 0 and np.ptp(differences) > 1e-12 * max(np.abs(pairs.to_numpy()).max(), 1.0)
-
-    def p_value(test: str, fewest: int) -> float:
+    found = {"seeds": count, "difference": differences.mean(), "difference.sd": differences.std()}
+    for name, test, fewest in (
+        ("p_t", stats.ttest_rel, 2),
+        ("p_wilcoxon", stats.wilcoxon, FEWEST_FOR_WILCOXON),
+    ):
         enough = vary and count >= fewest
-        return getattr(stats, test)(pairs["own"], pairs["other"]).pvalue if enough else math.nan
-
-    return {
-        "seeds": count,
-        "difference": differences.mean(),
-        "difference.sd": differences.std(),
-        "p_t": p_value("ttest_rel", 2),
-        "p_wilcoxon": p_value("wilcoxon", FEWEST_FOR_WILCOXON),
-    }
+        found[name] = test(pairs["own"], pairs["other"]).pvalue if enough else math.nan
+    return found
 
 
 def holm_corrected(p_values: Sequence[float]) -> list[float]:
@@ -167,8 +163,8 @@ def default_target(setting: Setting, reference: Method | None, window: Window) -
     known = mean[MEAN_ACCURACY][~near_chance(setting, window)].dropna()
     if known.empty:
         return math.nan, ""
-    by = reference.label if reference is not None else ""
-    by = by if by in known.index else str(known.idxmax())
+    best = str(known.idxmax())
+    by = reference.label if reference is not None and reference.label in known.index else best
     return 0.95 * float(known[by]), f"95 % of {by}'s mean accuracy, {window.label}."
 
 

@@ -1,7 +1,12 @@
-"""The tables of a comparison, as text: Markdown and the terminal show the same ones."""
+"""The tables of a comparison: as text for the page and the terminal, and as CSV files.
+
+``comparison.csv`` and ``differences.csv`` have the same figures for a spreadsheet or pandas.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +26,32 @@ from fedpw_flwr.lab.compare.statistics import (
     paired_differences,
     rounds_to_target,
 )
+from fedpw_flwr.lab.runs.run_folder import atomic_file
 from fedpw_flwr.lab.runs.written import number
 
 _LEVEL = 0.05
+
+COLUMN_NOTES: Mapping[str, str] = {
+    "kind": "`run`: one run; `method`: a method over its seeds",
+    "setting, method, strategy": "what it belongs to, as in the tables; the strategy's own name",
+    "seed, folder": "of a run (relative to this file; of a packed run: where tar would unpack it)",
+    "seeds": "how many seeds the row stands for",
+    "rounds, seconds": "number of the last round; wall-clock time of all rounds (method: mean)",
+    "chance": "accuracy in % of guessing, where the number of classes is known",
+    "target": "mean accuracy in % that is to be reached",
+    "reached": "how many of the seeds reached it",
+    "rounds_to_target": "the first round at or above it (method: mean, where all seeds reached it)",
+    "WINDOW.FIGURE": (
+        "a figure in %, points or degrees: WINDOW is `last_round` or `last_N_rounds` (N: no more "
+        "than the setting's rounds); FIGURE is "
+        "`accuracy.DOMAIN`, `domains.mean` (AVG), `domains.std`, `domains.worst`, or `clients.…` "
+        "on the clients' own test data (method: mean over seeds)"
+    ),
+    "WINDOW.FIGURE.sd": "its standard deviation over seeds (ddof = 1), of a method",
+}
+"""What the columns of ``comparison.csv`` hold; an empty cell is a figure that there is not."""
+
+_DIGITS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +82,15 @@ def figures_table(setting: Setting, figures: Sequence[Figure], window: Window) -
     A method near chance is marked and never the best of a column. A column in which all are equal
     has no best.
     """
+    keys = [figure.key for figure in figures]
     mean, std = over_seeds(window.of(setting))
     cells = [
         [number(value, std=spread) for value, spread in zip(mean[key], std[key], strict=True)]
-        for key in (figure.key for figure in figures)
+        for key in keys
     ]
-    signs = [1 if figure.higher_is_better else -1 for figure in figures]
     # Ranked as shown, so that cells which read alike are the best alike.
-    shown = mean[[figure.key for figure in figures]].map(lambda value: round(value, 2)) * signs
+    signs = [1 if figure.higher_is_better else -1 for figure in figures]
+    shown = mean[keys].map(lambda value: round(value, 2)) * signs
     seeds = [str(len(method.runs)) for method in setting.methods]
     return Table(
         ("method", "seeds", *map(figure_heading, figures)),
@@ -109,6 +138,68 @@ def target_table(setting: Setting, target: float) -> Table:
     )
 
 
+def write_csv_files(folder: Path, compared: Sequence[ComparedSetting]) -> tuple[Path, Path]:
+    """Write one row a method and one a run, in percent; and the differences to the references."""
+    comparison, differences = folder / "comparison.csv", folder / "differences.csv"
+    _write(comparison, [_setting_rows(each, folder) for each in compared])
+    found = [
+        paired_differences(each.setting, each.reference, each.windows)
+        for each in compared
+        if each.reference is not None and len(each.setting.methods) > 1
+    ]
+    _write(differences, found)
+    return comparison, differences
+
+
+def _setting_rows(each: ComparedSetting, folder: Path) -> pd.DataFrame:
+    setting = each.setting
+    reached = rounds_to_target(setting, each.target)
+    runs = pd.DataFrame(
+        {
+            "kind": "run",
+            "setting": setting.label,
+            "method": reached.index.get_level_values("method"),
+            "strategy": [method.strategy for method in setting.methods for _ in method.runs],
+            "seed": reached.index.get_level_values("seed").astype("Int64"),
+            "seeds": 1,
+            "rounds": [run.summary.rounds for run in setting.runs],
+            "seconds": [run.summary.seconds for run in setting.runs],
+            "folder": [os.path.relpath(run.path, folder) for run in setting.runs],
+            "chance": setting.chance,
+            "target": each.target,
+            "reached": reached.notna().astype(int),
+            # A run reaches the target in a whole round, a method in a mean of rounds.
+            "rounds_to_target": reached.astype("Int64").astype(object),
+        },
+        index=reached.index,
+    )
+    by_method = runs.groupby(level="method", sort=False)
+    methods = by_method.first().assign(
+        kind="method",
+        seed=pd.NA,
+        seeds=by_method.size(),
+        seconds=by_method["seconds"].mean(skipna=False),
+        folder=None,
+        reached=by_method["reached"].sum(),
+        rounds_to_target=over_seeds(reached)[0].round(_DIGITS).astype(object),
+    )
+    figures = [figure.key for figure in setting.figures]
+    for window in each.windows:
+        values = window.of(setting)[figures].add_prefix(f"{window.key}.")
+        mean, std = over_seeds(values)
+        for name in values:
+            runs[name], runs[f"{name}.sd"] = values[name], math.nan
+            methods[name], methods[f"{name}.sd"] = mean[name], std[name]
+    parts = [part.loc[[method.label]] for method in setting.methods for part in (methods, runs)]
+    return pd.concat(parts)
+
+
+def _write(path: Path, parts: Sequence[pd.DataFrame]) -> None:
+    rows = pd.concat(parts) if parts else pd.DataFrame()
+    with atomic_file(path) as partial:
+        rows.round(_DIGITS).to_csv(partial, index=False, lineterminator="\n")
+
+
 def mean_of(setting: Setting) -> str:
     """Return what the mean accuracy is that methods race to."""
     several = len(setting.domains) > 1
@@ -149,15 +240,13 @@ def _test_notes(seeds: pd.Series, p_values: Sequence[float]) -> tuple[str, ...]:
     if not p_values:
         return ("No p-values: they take two common seeds or more, and differences that vary.",)
     common = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
-    below, left = (
-        sum(value < _LEVEL for value in values) for values in (p_values, holm_corrected(p_values))
-    )
-    notes = [
+    below, left = (sum(p < _LEVEL for p in found) for found in (p_values, holm_corrected(p_values)))
+    paired = (
         f"p: two-sided paired t-test over {common} common seeds, not corrected for the number of "
         f"comparisons. Of {len(p_values)} in this table {below or 'none'} "
         f"{'is' if below <= 1 else 'are'} below {_LEVEL}, and {left or 'none'} after Holm's "
         "correction."
-    ]
-    if seeds.max() >= FEWEST_FOR_WILCOXON:
-        notes.append(f"W: Wilcoxon's signed-rank test, from {FEWEST_FOR_WILCOXON} seeds on.")
-    return tuple(notes)
+    )
+    if seeds.max() < FEWEST_FOR_WILCOXON:
+        return (paired,)
+    return paired, f"W: Wilcoxon's signed-rank test, from {FEWEST_FOR_WILCOXON} seeds on."

@@ -8,6 +8,7 @@ The "relative" time axis shows the run's own seconds.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,11 @@ from fedpw_flwr.lab.runs.records import RoundRecord
 
 def check_tensorboard() -> None:
     """Raise ComparisonError where TensorBoard is not installed."""
-    try:
-        import tensorboard  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
-    except ImportError as error:
+    if importlib.util.find_spec("tensorboard") is None:
         raise ComparisonError(
             "writing event files takes TensorBoard, which is not installed: "
             'pip install "fedpw-flwr[tensorboard]"'
-        ) from error
+        )
 
 
 def write_events(folder: Path, settings: Sequence[Setting]) -> None:
@@ -70,7 +69,6 @@ def _write_run(folder: Path, run: FinishedRun) -> None:
     # Importing PyTorch takes seconds, which only those who ask for events should wait for.
     from torch.utils.tensorboard import SummaryWriter
 
-    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     untyped: Any = SummaryWriter

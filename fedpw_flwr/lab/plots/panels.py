@@ -1,11 +1,13 @@
-"""Pages of panels, of which every plot is made: their style, and the lines that are drawn in them.
+"""What every plot is made of: pages of panels, their style, and how lines and points look.
 
-Whatever draws does so in `STYLE`, by ``@matplotlib.rc_context(STYLE)``.
+Whatever draws does so in `STYLE`, by ``@matplotlib.rc_context(STYLE)``. A domain or method has its
+colour, marker and line style in every plot. Colours repeat with another line style; the numbers of
+colours and of markers have no common factor, so that no two of the first 78 names have both alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from fedpw_flwr.lab.plots.labels import LEADER, label_points
-from fedpw_flwr.lab.plots.names import LABEL_SIZE, wrapped
+from fedpw_flwr.lab.plots.labels import LABEL_SIZE, LEADER, label_points, shortened, wrapped
 from fedpw_flwr.lab.runs.written import number
 
 FloatArray = NDArray[np.float64]
@@ -28,6 +29,13 @@ LineStyle = str | tuple[int, tuple[float, ...]]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#222222"
 FAINT = "#9A9A9A"
+
+# By marker, what its size is multiplied by to look as large as the others.
+MARKERS = {
+    **{"o": 1.0, "s": 0.9, "^": 1.1, "D": 0.8, "v": 1.1, "P": 1.05, "X": 1.05},
+    **{"<": 1.1, "p": 1.1, ">": 1.1, "*": 1.45, "h": 1.05, "d": 1.05},
+}
+LINE_STYLES: tuple[LineStyle, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 BESIDE_LABELS = 0.8 + 6.2 + LEADER  # inches: a panel with its numbers, as far as to its labels
 PAGE_WIDTH = BESIDE_LABELS + 1.7
@@ -72,6 +80,44 @@ class Line:
         return {"color": self.color, "linestyle": self.style, "linewidth": self.width}
 
 
+@dataclass(frozen=True)
+class Look:
+    """How one domain or method is drawn."""
+
+    label: str  # its name, shortened
+    color: str
+    style: LineStyle
+    marker: str
+
+    def line(self, values: FloatArray, width: float) -> Line:
+        """Return its line."""
+        return Line(values, self.label, self.color, self.style, width)
+
+    def points(self, size: float, edge: float = 0.0) -> dict[str, Any]:
+        """Return matplotlib's properties of its points; `size` is as large for every marker."""
+        size = size * MARKERS[self.marker]
+        own = {"color": self.color, "marker": self.marker, "linestyle": ""}
+        return {**own, "markersize": size, "markeredgewidth": edge}
+
+
+def give_looks(
+    names: Iterable[str], colors: Sequence[str] = PALETTE, longest: int = 24
+) -> dict[str, Look]:
+    """Give each name a look, and a label of so many characters; the same order gives the same."""
+    looks = {}
+    for index, name in enumerate(dict.fromkeys(names)):
+        repeat, color = divmod(index, len(colors))
+        style = LINE_STYLES[repeat % len(LINE_STYLES)]
+        marker = list(MARKERS)[index % len(MARKERS)]
+        looks[name] = Look(shortened(name, longest), colors[color], style, marker)
+    return looks
+
+
+def method_looks(labels: Iterable[str]) -> dict[str, Look]:
+    """Give methods looks; in their plots dark grey, which is the mean's elsewhere, is free."""
+    return give_looks(labels, (INK, *PALETTE), longest=46)
+
+
 @matplotlib.rc_context(STYLE)
 def new_page(
     title: str,
@@ -82,13 +128,13 @@ def new_page(
     columns: int = 1,
     panels: int | None = None,
     labels: tuple[str, str] = ("round", ""),
-    same_scale: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure with a heading, and below it rows of panels that are so many inches high.
 
     The text is what one has to know to read the plot; its lines are broken where they are wider
-    than the page. `panels` is the number of panels, where they do not fill the last row. `labels`
-    name the lowest panels' horizontal axes and the first ones' vertical axes.
+    than the page. `panels` is the number of panels, where they do not fill the last row; those in
+    several columns have one vertical scale. `labels` name the lowest panels' horizontal axes and
+    the first ones' vertical axes.
     """
     width = max(width, 6.0)  # in which headings are legible
     lines = wrapped(text, width - 0.3)
@@ -104,7 +150,7 @@ def new_page(
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     count = panels or len(heights) * columns
     for index in range(count):
-        beside = figure.axes[0] if index and same_scale else None
+        beside = figure.axes[0] if index and columns > 1 else None
         axes = figure.add_subplot(grid[divmod(index, columns)], sharey=beside)
         lowest, first = index + columns >= count, index % columns == 0
         axes.tick_params(labelbottom=lowest, labelleft=first)
@@ -143,8 +189,11 @@ def label_ends(
     axes: Axes, rounds: FloatArray, lines: Sequence[Line], unit: str, digits: int
 ) -> None:
     """Write right of the axes each line's name and its last value."""
-    known = [(line, np.flatnonzero(np.isfinite(line.values))) for line in lines]
-    ends = [(line, rounds[at[-1]], line.values[at[-1]]) for line, at in known if at.size]
-    points = [(last, value) for _, last, value in ends]
-    texts = [f"{line.label}: {number(value, digits)}{unit}" for line, _, value in ends]
-    label_points(axes, points, texts, [line.look for line, *_ in ends])
+    ends = []
+    for line in lines:
+        known = np.flatnonzero(np.isfinite(line.values))
+        if known.size:
+            last, value = rounds[known[-1]], line.values[known[-1]]
+            text = f"{line.label}: {number(value, digits)}{unit}"
+            ends.append((last, value, text, line.look))
+    label_points(axes, ends)

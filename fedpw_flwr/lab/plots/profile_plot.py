@@ -21,10 +21,8 @@ from fedpw_flwr.lab.plots.panels import new_page, set_round_axis
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile, share_in_words
 from fedpw_flwr.wire.timings import IDLE
 
-__all__ = ["profile_figure"]
-
+# What a phase is called, and its colour.
 _Looks = Mapping[str, tuple[str, str]]
-"""What a phase is called, and its colour."""
 
 _SERVER_LOOKS: _Looks = {
     "configure": ("prepare messages", "#F0E442"),
@@ -49,52 +47,47 @@ _CUT = 1.5  # times the longest other round: a first round above that is cut off
 
 
 def profile_figure(profiles: Mapping[int, RoundProfile]) -> Figure:
-    """Draw where the time of at least one round went, by the number of the round.
+    """Draw where the time of at least one round went, by the number of the round, in order.
 
     Figures at the right are their mean, without the first round where there are others.
     """
     mean = MeanProfile.of_rounds(profiles)
-    ordered = {number: profiles[number] for number in sorted(profiles)}
-    seconds = [profile.seconds for profile in ordered.values()]
-    usual = max(seconds[1:], default=seconds[0])
-    cut = seconds[0] > _CUT * usual > 0
+    rounds = list(profiles)
+    first, *others = (profile.seconds for profile in profiles.values())
+    usual = max(others, default=first)
+    cut = first > _CUT * usual
     said = f"Figures: {mean.which}, {_short(mean.seconds)} a round."
     if cut:
-        said += f" Round {min(ordered)}, in which workers start, took {_short(seconds[0])} (cut)."
+        said += f" Round {rounds[0]}, in which workers start, took {_short(first)} (cut)."
     worked = any(mean.workers.values())
     height = panel_height(len(_SERVER_LOOKS), least=2.3)
     title = "Where the time of a round goes"
-    figure, panels = new_page(title, said, [height, height] if worked else [height])
+    figure, (upper, *lower) = new_page(title, said, [height, height] if worked else [height])
 
-    server = pd.DataFrame([profile.server for profile in ordered.values()], list(ordered))
-    _draw_layers(panels[0], server, mean.server, _SERVER_LOOKS)
-    panels[0].set_ylabel("seconds")
-    panels[0].set_title("On the server, one after the other")
-    if usual > 0:
-        top = 1.08 * (usual if cut else max(seconds))
-        panels[0].set_ylim(0, top)
-        if cut:
-            edges = [min(ordered) - 0.5, min(ordered) + 0.5]
-            panels[0].plot(edges, [0.93 * top, 0.96 * top], color="white", linewidth=4)
+    server = pd.DataFrame([profile.server for profile in profiles.values()], rounds)
+    _draw_layers(upper, server, mean.server, _SERVER_LOOKS)
+    top = 1.08 * (usual if cut else max(first, usual))
+    upper.set(ylim=(0, top), ylabel="seconds", title="On the server, one after the other")
+    if cut:
+        edges = [rounds[0] - 0.5, rounds[0] + 0.5]
+        upper.plot(edges, [0.93 * top, 0.96 * top], color="white", linewidth=4)
 
     if worked:
-        workers = pd.DataFrame([profile.workers for profile in ordered.values()], list(ordered))
+        (axes,) = lower
+        workers = pd.DataFrame([profile.workers for profile in profiles.values()], rounds)
         shares = 100 * workers.div(workers.sum(axis=1), axis=0).fillna(0.0)
-        _draw_layers(panels[1], shares, mean.workers, _CLIENT_LOOKS)
-        panels[1].set(ylim=(0, 100), ylabel="workers' time (%)")
+        _draw_layers(axes, shares, mean.workers, _CLIENT_LOOKS)
         who = "the worker" if mean.num_workers == 1 else f"the {mean.num_workers:.3g} workers"
         together = _short(math.fsum(mean.workers.values()))
-        panels[1].set_title(f"In {who}, at the same time ({together} together)")
+        axes.set(ylim=(0, 100), ylabel="workers' time (%)")
+        axes.set_title(f"In {who}, at the same time ({together} together)")
     return figure
 
 
 def _draw_layers(
     axes: Axes, heights: pd.DataFrame, mean: Mapping[str, float], looks: _Looks
 ) -> None:
-    """Draw a stacked bar a round, and name its layers beside the axes with mean and share.
-
-    The heights of a round's layers are a row, with a column a phase.
-    """
+    """Draw a row of heights as a bar a round, with a layer a phase named beside the axes."""
     rounds = heights.index.to_numpy(dtype=np.float64)
     # Gaps between many bars would read as a grid, and so would seams between pixels.
     crowded = len(rounds) > 40

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,11 @@ from matplotlib.patches import Rectangle
 from support.made_runs import made_run
 from support.shown_texts import assert_legible
 
-from fedpw_flwr.lab.compare.plots.bands import band_over_seeds
 from fedpw_flwr.lab.compare.plots.draw import draw_setting
-from fedpw_flwr.lab.compare.plots.weights import weights_over_seeds
+from fedpw_flwr.lab.compare.plots.over_rounds import bands_over_seeds, weights_over_seeds
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import Window, default_target, over_seeds
-from fedpw_flwr.lab.plots.looks import Look, method_looks
-from fedpw_flwr.lab.plots.panels import PALETTE
+from fedpw_flwr.lab.plots.panels import PALETTE, Look, method_looks
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
 
 WINDOW = Window(5)
@@ -61,41 +60,48 @@ def synthetic_setting(
                 who = sorted(draw.choice(clients, participants or clients, replace=False).tolist())
                 weight = draw.uniform(0.8, 1.2, len(who))
                 tested = (0.1 + (of_clients - 0.1) * learnt).tolist() if tested_clients else None
-                trained = ClientFigures(
-                    who,
-                    [names[client * domains // clients] for client in who],
-                    (weight / weight.sum()).tolist(),
-                )
-                record = RoundRecord(
-                    number,
-                    1.0,
-                    dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True)),
-                    dict.fromkeys(names, 1.0),
-                    clients=trained if number else None,
-                    client_accuracy=tested,
-                )
-                records.append(record)
+                homes = [names[client * domains // clients] for client in who]
+                trained = ClientFigures(who, homes, (weight / weight.sum()).tolist())
+                found = dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True))
+                record = RoundRecord(number, 1.0, found, dict.fromkeys(names, 1.0))
+                told = {"clients": trained if number else None, "client_accuracy": tested}
+                records.append(replace(record, **told))
             runs[seed] = made_run(records, configuration, strategy=label, seed=seed)
         made.append(Method(label, label, runs))
     return Setting(f"{domains} domains · {rounds} rounds", "slug", tuple(names), tuple(made))
 
 
-SHAPES: dict[str, Callable[[], Setting]] = {
-    "three methods, four domains": synthetic_setting,
-    "six methods, one domain, twenty clients": lambda: synthetic_setting(
-        METHODS[:6], 1, 20, tested_clients=True
+# What is compared, and the plots that it has beside those that everything has.
+SHAPES: dict[str, tuple[Callable[[], Setting], str]] = {
+    "three methods, four domains": (synthetic_setting, "fairness curves domains"),
+    "six methods, one domain, twenty clients": (
+        lambda: synthetic_setting(METHODS[:6], 1, 20, tested_clients=True),
+        "fairness curves curves_test_set",
     ),
-    "thirteen methods, four domains": lambda: synthetic_setting(METHODS, rounds=60),
-    "thirteen methods, a hundred clients, ten a round": lambda: synthetic_setting(
-        METHODS, 1, 100, tested_clients=True, participants=10, rounds=100
+    "thirteen methods, four domains": (
+        lambda: synthetic_setting(METHODS, rounds=60),
+        "fairness curves domains",
     ),
-    "long names of nine domains with client tests": lambda: synthetic_setting(
-        METHODS, 9, 18, tested_clients=True, name="a hospital with a long name, number"
+    "thirteen methods, a hundred clients, ten a round": (
+        lambda: synthetic_setting(
+            METHODS, 1, 100, tested_clients=True, participants=10, rounds=100
+        ),
+        "fairness curves curves_test_set",
     ),
-    "methods that are alike": lambda: synthetic_setting(METHODS, alike=True),
-    "one seed": lambda: synthetic_setting(METHODS[:6], seeds=1),
-    "one method, one domain, one round, one seed": lambda: synthetic_setting(
-        METHODS[:1], 1, 1, rounds=1, seeds=1
+    "long names of nine domains with client tests": (
+        lambda: synthetic_setting(
+            METHODS, 9, 18, tested_clients=True, name="a hospital with a long name, number"
+        ),
+        "fairness fairness_domains curves curves_domains domains",
+    ),
+    "methods that are alike": (
+        lambda: synthetic_setting(METHODS, alike=True),
+        "fairness curves domains",
+    ),
+    "one seed": (lambda: synthetic_setting(METHODS[:6], seeds=1), "fairness curves domains"),
+    "one method, one domain, one round, one seed": (
+        lambda: synthetic_setting(METHODS[:1], 1, 1, rounds=1, seeds=1),
+        "curves",
     ),
 }
 
@@ -111,27 +117,15 @@ def drawn(setting: Setting, target: float | None = None) -> dict[str, Figure]:
     return {name: figure for name, (figure, _) in plots.items()}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_no_text_overlaps_or_leaves_the_plot(shape: str) -> None:
-    for name, figure in drawn(SHAPES[shape]()).items():
-        assert_legible(figure, name)
-
-
-@pytest.mark.parametrize(
-    ("shape", "names"),
-    [
-        ("three methods, four domains", {"fairness", "curves", "domains"}),
-        ("six methods, one domain, twenty clients", {"fairness", "curves", "curves_test_set"}),
-        (
-            "long names of nine domains with client tests",
-            {"fairness", "fairness_domains", "curves", "curves_domains", "domains"},
-        ),
-        ("one method, one domain, one round, one seed", {"curves"}),
-    ],
-)
-def test_each_setting_has_the_plots_it_has_figures_for(shape: str, names: set[str]) -> None:
+@pytest.mark.parametrize(("make", "names"), SHAPES.values(), ids=SHAPES.keys())
+def test_each_setting_has_the_plots_it_has_figures_for_and_all_can_be_read(
+    make: Callable[[], Setting], names: str
+) -> None:
+    figures = drawn(make())
     always = {"rounds_to_target.png", "weights.png"}
-    assert drawn(SHAPES[shape]()).keys() == always | {f"{name}.png" for name in names}
+    assert figures.keys() == always | {f"{name}.png" for name in names.split()}
+    for name, figure in figures.items():
+        assert_legible(figure, name)
 
 
 def test_fairness_shows_each_seed_and_the_mean_of_each_method() -> None:
@@ -187,8 +181,7 @@ def test_many_methods_differ_as_points_and_as_lines(methods: int) -> None:
 def test_bands_reach_from_the_lowest_to_the_highest_seed() -> None:
     setting = synthetic_setting()
     method = setting.methods[0]
-    band = band_over_seeds(method, "domains.mean")
-    assert band is not None
+    band = bands_over_seeds(setting, "domains.mean")[method.label]
     table = np.array([run.history["domains.mean"] for run in method.runs.values()])
     np.testing.assert_allclose(band["mean"], table.mean(axis=0))
     np.testing.assert_allclose(band["min"], table.min(axis=0))
@@ -218,7 +211,7 @@ def test_bars_of_a_domain_are_its_mean_accuracies() -> None:
 def test_weights_are_averaged_over_the_seeds_in_which_a_domain_took_part() -> None:
     setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30)
     (method,) = setting.methods
-    weights = weights_over_seeds(method, of_clients=False)
+    weights = weights_over_seeds(setting)[method.label]
     assert weights.index.tolist() == list(range(1, 31))
     # One participant has the whole weight, which is its equal share.
     assert set(weights.stack().dropna()) == {1.0}
@@ -233,7 +226,7 @@ def test_weights_are_averaged_over_the_seeds_in_which_a_domain_took_part() -> No
 def test_a_round_in_which_a_domain_took_part_alone_has_a_mark() -> None:
     setting = synthetic_setting(METHODS[:1], 2, 4, participants=1, rounds=30, seeds=1)
     figure = drawn(setting)["weights.png"]
-    weights = weights_over_seeds(setting.methods[0], of_clients=False)
+    weights = weights_over_seeds(setting)["fedavg"]
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 30]
     for line, values in zip(lines, weights.to_numpy().T, strict=True):
         marked = set(line.get_markevery())
@@ -247,15 +240,13 @@ def test_more_than_six_methods_get_a_panel_each_with_the_reference_in_grey() -> 
     figure = drawn(setting)["curves.png"]
     assert [axes.get_title(loc="left").split(":")[0] for axes in figure.axes] == list(METHODS[:7])
     fedavg = setting.methods[0]
-    band = band_over_seeds(fedavg, "domains.mean")
-    assert band is not None
+    means, worst = (bands_over_seeds(setting, f"domains.{name}") for name in ("mean", "worst"))
     for method, axes in zip(setting.methods, figure.axes, strict=True):
         grey = [line for line in axes.lines if to_hex(line.get_color()).upper() == "#8C8C8C"]
         assert len(grey) == (0 if method is fedavg else 2)
-        own = band_over_seeds(method, "domains.worst")
-        assert own is not None
-        assert axes.lines[-1].get_ydata() == pytest.approx(own["mean"].to_numpy())
-        assert f"/ {own['mean'].iloc[-1]:.1f} %" in axes.get_title(loc="left")
+        own = worst[method.label]["mean"]
+        assert axes.lines[-1].get_ydata() == pytest.approx(own.to_numpy())
+        assert f"/ {own.iloc[-1]:.1f} %" in axes.get_title(loc="left")
         if grey:
-            assert grey[0].get_ydata() == pytest.approx(band["mean"].to_numpy())
+            assert grey[0].get_ydata() == pytest.approx(means["fedavg"]["mean"].to_numpy())
     assert len(drawn(synthetic_setting(METHODS[:6]))["curves.png"].axes) == 2

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.made_runs import made_run
 
-from fedpw_flwr.lab.compare.configured import held_images, local_training
+from fedpw_flwr.lab.compare.markdown import held_images, local_training
 from fedpw_flwr.lab.compare.runs import FinishedRun
 from fedpw_flwr.lab.compare.settings import Setting, group_runs
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
@@ -154,6 +154,11 @@ def test_anything_else_makes_another_setting(other: dict[str, Any]) -> None:
             {"dataset": {"name": "own"}, "partition": {"name": "own"}},
             "own · ResNet10, width=16 · 2 rounds",
         ),
+        # Clients are those of the partition that was made.
+        (
+            {"partition": {"name": "mine"}, "holdings": held(*[(4, 0)] * 10)},
+            "a, b · mine · 10 clients · ResNet10, width=16 · 2 rounds",
+        ),
         # Many domains are counted.
         (
             {"domains": tuple(f"site {number}" for number in range(9))},
@@ -176,12 +181,6 @@ def test_a_label_says_that_data_are_archives_and_how_many_test_images_there_are(
     setting = only_setting(run(domains=("a",), dataset=one))
     assert setting.label.startswith("cifar10 (archives, at most 300 test images) · ")
     assert setting.slug == "cifar10-bydomain-2-clients-resnet10-width=16-2-rounds"
-
-
-def test_the_number_of_clients_is_that_of_the_partition_which_was_made() -> None:
-    of_ten = run(partition={"name": "mine"}, holdings=held(*[(4, 0)] * 10))
-    assert "mine · 10 clients" in only_setting(of_ten).label
-    assert "clients" not in only_setting(run(partition={"name": "mine"})).label
 
 
 def test_local_training_is_told_in_words_and_what_has_none_by_key() -> None:

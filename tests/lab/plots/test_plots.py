@@ -20,8 +20,7 @@ from support.shown_texts import assert_legible, shown_texts
 
 from fedpw_flwr.lab.plots.labels import spread_out
 from fedpw_flwr.lab.plots.panels import PALETTE
-from fedpw_flwr.lab.plots.partition_plot import partition_figure
-from fedpw_flwr.lab.plots.run_plots import draw_plots, write_plots
+from fedpw_flwr.lab.plots.run_plots import draw_plots, partition_figure, write_plots
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, MessageTimes, RoundProfile
@@ -82,13 +81,10 @@ def profiled_run(
         parts = {"train": 1.0, "adjust": 0.05, "download": 0.01, "upload": 0.02, "set_up": 1e-4}
         parts["evaluate"] = 0.1 * evaluating
         seconds = {phase: (parts[phase] * train).tolist() for phase in CLIENT_PHASES}
-        server = {
-            **{"configure": 0.01, "send": 0.3 * start_up * first + 0.02},
-            **{"clients": sum(map(sum, seconds.values())) / workers + start_up * first},
-            **{"collect": 0.05},
-            **{"aggregate": 0.3 * draw.uniform(0.5, 2), "client_evaluation": 0.4 * evaluating},
-            **{"evaluate": 0.2, "other": 0.04},
-        }
+        server = {"configure": 0.01, "send": 0.3 * start_up * first + 0.02}
+        server["clients"] = sum(map(sum, seconds.values())) / workers + start_up * first
+        server |= {"collect": 0.05, "aggregate": 0.3 * draw.uniform(0.5, 2)}
+        server |= {"client_evaluation": 0.4 * evaluating, "evaluate": 0.2, "other": 0.04}
         worker = [client % workers for client in range(clients)]
         times = MessageTimes(list(range(clients)), worker, [0.1] * clients, seconds)
         records.append(replace(record, profile=RoundProfile(server, times)))

@@ -1,1 +1,1 @@
-"""The plots of a comparison, a file each; all are made of the panels of `lab.plots.panels`."""
+"""The plots of a comparison; all are made of the panels of `lab.plots.panels`."""

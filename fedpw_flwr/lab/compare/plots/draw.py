@@ -8,15 +8,15 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from fedpw_flwr.lab.compare.plots.curves import curves_figure
-from fedpw_flwr.lab.compare.plots.domains import domains_figure
-from fedpw_flwr.lab.compare.plots.fairness import fairness_figure
-from fedpw_flwr.lab.compare.plots.rounds_to_target import rounds_to_target_figure
-from fedpw_flwr.lab.compare.plots.weights import weights_figure
+from fedpw_flwr.lab.compare.plots.finals import (
+    domains_figure,
+    fairness_figure,
+    rounds_to_target_figure,
+)
+from fedpw_flwr.lab.compare.plots.over_rounds import curves_figure, weights_figure
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import Window
-from fedpw_flwr.lab.plots.looks import Look
-from fedpw_flwr.lab.plots.panels import STYLE
+from fedpw_flwr.lab.plots.panels import STYLE, Look
 from fedpw_flwr.lab.runs.run_folder import atomic_file
 from fedpw_flwr.lab.runs.written import percent
 
@@ -44,34 +44,29 @@ def draw_setting(
     known over clients and over several domains, the plots over domains have names of their own
     (``fairness_domains.png``).
     """
-    figures: dict[str, tuple[Figure | None, str]] = {}
+    plots: dict[str, tuple[Figure | None, str]] = {}
+    bands = "round by round; bands from the lowest to the highest seed"
     for basis in setting.bases:
         suffix = "" if basis == setting.bases[0] else f"_{basis}"
-        figures[f"fairness{suffix}.png"] = (
+        plots[f"fairness{suffix}.png"] = (
             fairness_figure(setting, looks, basis, window),
             f"Mean accuracy against standard deviation over {basis}, {window.label}; small "
             "markers are seeds",
         )
-        figures[f"curves{suffix}.png"] = (
-            curves_figure(setting, looks, basis),
-            f"Accuracy over {basis}, round by round; bands from the lowest to the highest seed",
-        )
+        curves = curves_figure(setting, looks, basis)
+        plots[f"curves{suffix}.png"] = curves, f"Accuracy over {basis}, {bands}"
     if "domains" not in setting.bases:
         suffix = "_test_set" if setting.bases else ""
-        figures[f"curves{suffix}.png"] = (
-            curves_figure(setting, looks, "domains"),
-            "Accuracy on the test set, round by round; bands from the lowest to the highest seed",
-        )
-    figures["domains.png"] = (
+        curves = curves_figure(setting, looks, "domains")
+        plots[f"curves{suffix}.png"] = curves, f"Accuracy on the test set, {bands}"
+    plots["domains.png"] = (
         domains_figure(setting, looks, window),
         f"Accuracy per domain, {window.label}; lines are one standard deviation over seeds",
     )
-    figures["rounds_to_target.png"] = (
+    plots["rounds_to_target.png"] = (
         rounds_to_target_figure(setting, looks, target),
         f"Rounds to a mean accuracy of {percent(target)}",
     )
-    figures["weights.png"] = (
-        weights_figure(setting),
-        "Aggregation weights over rounds, mean over seeds",
-    )
-    return {name: (figure, text) for name, (figure, text) in figures.items() if figure is not None}
+    weights = weights_figure(setting)
+    plots["weights.png"] = weights, "Aggregation weights over rounds, mean over seeds"
+    return {name: (figure, text) for name, (figure, text) in plots.items() if figure is not None}
