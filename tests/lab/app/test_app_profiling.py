@@ -28,7 +28,7 @@ PROFILED = f"{OVERRIDES} runtime.profile=true"
 
 Pair = tuple[RunFolder, RunFolder]
 
-STRATEGIES = ["fedavg", "fedpw", "fedpw_server", "fedpw_packed", "fedpw_awa", "fedpw_pa"]
+STRATEGIES = ["fedavg", "fedpw_server", "fedpw_packed"]
 
 
 def run(
