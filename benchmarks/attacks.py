@@ -48,21 +48,13 @@ BOUNDS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Attack:
-    """What the attacker does beside training.
-
-    Attributes
-    ----------
-    name : str
-        As in the table.
-    loss : float | None
-        What it reports; None for the truth.
-    wrong_labels : bool
-        Whether it learns every digit as the next one.
-    """
+    """What the attacker does beside training."""
 
     name: str
     loss: float | None = None
+    """What it reports; None for the truth."""
     wrong_labels: bool = False
+    """Whether it learns every digit as the next one."""
 
 
 NONE = Attack("none")

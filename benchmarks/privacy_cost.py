@@ -62,21 +62,13 @@ TINY = Size((0,), 3, (0.5,), (100.0,))
 
 @dataclass(frozen=True)
 class Setting:
-    """What protects the clients' updates.
-
-    Attributes
-    ----------
-    method : str
-        "FedAvg" or "FedPW".
-    norm : float | None
-        Clipping norm C.
-    epsilon : float | None
-        ε of one round; None: no noise.
-    """
+    """What protects the clients' updates."""
 
     method: str = "FedPW"
     norm: float | None = None
+    """Clipping norm C."""
     epsilon: float | None = None
+    """ε of one round; None: no noise."""
 
     def strategy(self) -> FedAvg:
         if self.method == "FedAvg":
@@ -218,16 +210,9 @@ def federation(setting: Setting, seed: int, rounds: int) -> Outcome:
 
 
 def composed_epsilon(ratio: float, rounds: int, delta: float) -> float:
-    """Return the least ε at which rounds of Gaussian noise are (ε, δ)-differentially private.
+    """Return the least ε at which T rounds of Gaussian noise are (ε, δ)-differentially private.
 
-    Parameters
-    ----------
-    ratio : float
-        μ, the sensitivity of a round in units of the noise's standard deviation.
-    rounds : int
-        T.
-    delta : float
-        δ.
+    `ratio` is μ, the sensitivity of a round in units of the noise's standard deviation.
     """
     mu = ratio * math.sqrt(rounds)
 

@@ -165,9 +165,7 @@ def _play_legacy(
 
 OPTIMIZERS: list[Federation] = [
     Federation("adam on FedPW", FedAdamPW),
-    Federation(
-        "momentum on FedPW", lambda **options: FedAvgMPW(server_momentum=0.9, **options)
-    ),
+    Federation("momentum on FedPW", lambda **options: FedAvgMPW(server_momentum=0.9, **options)),
 ]
 HALF = {"fraction_train": 0.5}
 CASES: list[tuple[Federation, dict[str, Any]]] = [
