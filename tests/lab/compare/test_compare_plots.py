@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -111,9 +112,14 @@ def drawn(setting: Setting, target: float | None = None) -> dict[str, Figure]:
     return {name: figure for name, (figure, _) in plots.items()}
 
 
+@cache
+def drawn_once(shape: str) -> dict[str, Figure]:
+    return drawn(SHAPES[shape]())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_text_overlaps_or_leaves_the_plot(shape: str) -> None:
-    for name, figure in drawn(SHAPES[shape]()).items():
+    for name, figure in drawn_once(shape).items():
         assert_legible(figure, name)
 
 
@@ -131,7 +137,7 @@ def test_no_text_overlaps_or_leaves_the_plot(shape: str) -> None:
 )
 def test_each_setting_has_the_plots_it_has_figures_for(shape: str, names: set[str]) -> None:
     always = {"rounds_to_target.png", "weights.png"}
-    assert drawn(SHAPES[shape]()).keys() == always | {f"{name}.png" for name in names}
+    assert drawn_once(shape).keys() == always | {f"{name}.png" for name in names}
 
 
 def test_fairness_shows_each_seed_and_the_mean_of_each_method() -> None:
