@@ -31,7 +31,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from cryptography import x509
 from safetensors.torch import load_file
-from support.commands import COMMANDS, QUIET, marked
+from support.commands import COMMANDS, QUIET, marked, typed
 
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.lab.config.configuration import config_folder
@@ -45,13 +45,8 @@ TIMEOUT = 180
 
 
 def make_keys(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [EXAMPLE / "make_keys.sh", folder, *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    script = EXAMPLE / "make_keys.sh"
+    return typed(script, folder, *words, folder=folder.parent, status=None, timeout=60)
 
 
 def mode(path: Path) -> int:
@@ -158,12 +153,7 @@ def test_the_settings_are_all_that_the_script_needs(kind: str, way: str, tmp_pat
     given = (EXAMPLE / way / f"{kind}.env").read_text()
     settings = tmp_path / "settings"
     settings.write_text(f"{given}\nBIN={commands}\nSTATE={tmp_path / 'state'}\n")
-    script = EXAMPLE / f"{kind}.sh"
-    done = subprocess.run(
-        ["bash", script, settings], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()
+    words = typed(EXAMPLE / f"{kind}.sh", settings, folder=tmp_path).stdout.splitlines()
     options = dict(pairwise(words))
     if kind == "superlink":
         assert options["--ssl-keyfile"] == "/etc/fedpw/keys/server.key"
