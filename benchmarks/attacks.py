@@ -22,29 +22,22 @@ from __future__ import annotations
 import argparse
 import hashlib
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import Result
+from digits_federation import IMAGE_SIZE, LAST, WIDTH, play
+from flwr.app import MetricRecord
 from report import Table
-from server_step import nodes, prepare
+from server_step import prepare
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.fairness import standard_deviation
 from fedpw_flwr.lab.data.embedded_digits import embedded_digits
 from fedpw_flwr.lab.data.examples import DomainCollection, ImageSet
 from fedpw_flwr.lab.data.partition import ByDomain
-from fedpw_flwr.lab.models.cnn import SmallCNN
-from fedpw_flwr.lab.training.evaluation import evaluate
-from fedpw_flwr.lab.training.loop import client_generator, train
-from fedpw_flwr.lab.training.settings import ClientSettings
 
 ATTACKER = 0
-TRAINING = ClientSettings(epochs=2, batch_size=16, learning_rate=0.03, crop_padding=1)
 BOUNDS: dict[str, dict[str, Any]] = {
     "3 and 10": {},
     "2 and 3": {"max_weight": 2.0, "max_loss_ratio": 3.0},
@@ -52,27 +45,16 @@ BOUNDS: dict[str, dict[str, Any]] = {
 }
 """By what the table says; the first are the defaults."""
 
-LAST = 3
-"""Rounds at the end whose accuracies are averaged."""
-
 
 @dataclass(frozen=True)
 class Attack:
-    """What the attacker does beside training.
-
-    Attributes
-    ----------
-    name : str
-        As in the table.
-    loss : float | None
-        What it reports; None for the truth.
-    wrong_labels : bool
-        Whether it learns every digit as the next one.
-    """
+    """What the attacker does beside training."""
 
     name: str
     loss: float | None = None
+    """What it reports; None for the truth."""
     wrong_labels: bool = False
+    """Whether it learns every digit as the next one."""
 
 
 NONE = Attack("none")
@@ -90,7 +72,7 @@ class Size:
 
     clients_per_domain: int = 3
     images: int = 130
-    width: int = 16
+    width: int = WIDTH
     rounds: int = 25
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -129,19 +111,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(Size.seeds))
     arguments = parser.parse_args()
     size = TINY if arguments.tiny else Size(rounds=arguments.rounds, seeds=tuple(arguments.seeds))
-    print("\n\n".join(table.markdown() for table in tables_of(size)))
+    print("\n\n".join(table.markdown() for table in tables(size)))
 
 
-def tables(tiny: bool = False) -> list[Table]:
-    """Measure all attacks over the usual seeds; tiny: four clients, two rounds, once."""
-    return tables_of(TINY if tiny else Size())
-
-
-def tables_of(size: Size) -> list[Table]:
+def tables(size: Size) -> list[Table]:
     """Run every attack with the bounds and without, one run after the other."""
     prepare()
     torch.set_num_threads(1)
-    data = embedded_digits(image_size=16)
+    data = embedded_digits(image_size=IMAGE_SIZE)
     runs = {
         (attack.name, bounds): [run(size, data, seed, attack, options) for seed in size.seeds]
         for attack in ATTACKS
@@ -154,23 +131,11 @@ def run(
     size: Size, data: DomainCollection, seed: int, attack: Attack, options: dict[str, Any]
 ) -> Outcome:
     """Train one federation."""
-    shares = ByDomain(
-        clients_per_domain=size.clients_per_domain, train_per_client=size.images
-    ).split(data, seed)
-    sets = [share.train for share in shares]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = SmallCNN(data.num_classes, data.in_channels, size.width)
-    initial = ArrayRecord(model.state_dict())
-    by_domain: list[tuple[float, ...]] = []
-
-    def test(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round <= size.rounds - LAST:
-            return None
-        model.load_state_dict(arrays.to_torch_state_dict())
-        by_domain.append(tuple(accuracy(model, domain.test, data) for domain in data.domains))
-        return MetricRecord({"accuracy": statistics.fmean(by_domain[-1])})
-
+    division = ByDomain(clients_per_domain=size.clients_per_domain, train_per_client=size.images)
+    sets = [share.train for share in division.split(data, seed)]
+    if attack.wrong_labels:
+        own = sets[ATTACKER]
+        sets[ATTACKER] = ImageSet(own.images, (own.labels + 1) % data.num_classes)
     strategy = FedPW(
         fraction_evaluate=0.0,
         min_available_nodes=len(sets),
@@ -178,80 +143,24 @@ def run(
         device="cpu",
         **options,
     )
-    app = client_app(model, sets, data, seed, attack)
-    result = strategy.start(
-        nodes(len(sets), app), initial, num_rounds=size.rounds, evaluate_fn=test
+    told = {} if attack.loss is None else {ATTACKER: attack.loss}
+    result, by_domain = play(
+        *(strategy, data, sets, seed, size.rounds, [FedPWMod("cpu")]), width=size.width, told=told
     )
-    last = [statistics.fmean(values) for values in zip(*by_domain, strict=True)]
     metrics = list(result.train_metrics_clientapp.values())
     return Outcome(
-        accuracies=tuple(last),
+        accuracies=tuple(map(statistics.fmean, zip(*by_domain, strict=True))),
         weight=len(sets) * listed(metrics[-1], "fedpw-weight")[ATTACKER],
         drop_rate=statistics.fmean(listed(metrics[-1], "fedpw-drop-rate")[ATTACKER + 1 :]),
-        bounded=sum(counted(each, "fedpw-bounded") for each in metrics),
-        digest=digest_of(result),
+        bounded=sum(int(each["fedpw-bounded"]) for each in metrics),  # type: ignore[arg-type]
+        digest=hashlib.sha256(b"".join(one.data for one in result.arrays.values())).hexdigest(),
     )
-
-
-def client_app(
-    model: SmallCNN, sets: Sequence[ImageSet], data: DomainCollection, seed: int, attack: Attack
-) -> ClientApp:
-    """Make the app of all nodes; node n is client n − 1."""
-    app = ClientApp(mods=[FedPWMod("cpu")])
-
-    @app.train()
-    def train_client(message: Message, context: Context) -> Message:
-        client = context.node_id - 1
-        server_round = counted(message.content.config_records["config"], "server-round")
-        images = sets[client]
-        attacks = client == ATTACKER
-        if attacks and attack.wrong_labels:
-            images = ImageSet(images.images, (images.labels + 1) % data.num_classes)
-        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-        loss = train(
-            model,
-            images,
-            TRAINING,
-            mean=data.mean,
-            std=data.std,
-            device="cpu",
-            generator=client_generator(seed, server_round, client),
-        )
-        if attacks and attack.loss is not None:
-            loss = attack.loss
-        content = RecordDict(
-            {
-                "arrays": ArrayRecord(model.state_dict()),
-                "metrics": MetricRecord({"train_loss": loss, "num-examples": len(images)}),
-                "identity": ConfigRecord({"client-id": client}),
-            }
-        )
-        return Message(content, reply_to=message)
-
-    return app
-
-
-def accuracy(model: SmallCNN, images: ImageSet, data: DomainCollection) -> float:
-    return evaluate(model, images, mean=data.mean, std=data.std, device="cpu").accuracy
-
-
-def digest_of(result: Result) -> str:
-    digest = hashlib.sha256()
-    for array in result.arrays.values():
-        digest.update(array.data)
-    return digest.hexdigest()
 
 
 def listed(metrics: MetricRecord, key: str) -> list[float]:
     value = metrics[key]
     assert isinstance(value, list)
     return [float(entry) for entry in value]
-
-
-def counted(record: MetricRecord | ConfigRecord, key: str) -> int:
-    value = record[key]
-    assert isinstance(value, int)
-    return value
 
 
 Runs = dict[tuple[str, str], list[Outcome]]

@@ -14,29 +14,21 @@ from pathlib import Path
 from client_loop import accuracy_table
 from report import Table
 
-ROUNDS = 20
-SEEDS = (0, 1, 2)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="only show that it runs")
     parser.add_argument("--data", type=Path, help="folder with the archives of the four domains")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each run")
-    arguments = parser.parse_args()
-    if arguments.tiny:
-        printed = tables(tiny=True)
-    else:
-        printed = [accuracy_table(arguments.data, arguments.seeds, arguments.rounds)]
-    print("\n\n".join(table.markdown() for table in printed))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=20, help="of each run")
+    (table,) = tables(parser.parse_args())
+    print(table.markdown())
 
 
-def tables(tiny: bool = False) -> list[Table]:
-    """Compare over the usual seeds; tiny: one seed, two rounds."""
-    if tiny:
+def tables(given: argparse.Namespace) -> list[Table]:
+    if given.tiny:
         return [accuracy_table(None, (0,), 2, tiny=True)]
-    return [accuracy_table(None, SEEDS, ROUNDS)]
+    return [accuracy_table(given.data, given.seeds, given.rounds)]
 
 
 if __name__ == "__main__":

@@ -63,21 +63,14 @@ TINY = (
 
 @dataclass(frozen=True)
 class Run:
-    """What a run took and reached.
-
-    Attributes
-    ----------
-    seconds : tuple[float, ...]
-        Of each round, the first included.
-    start_up : float
-        Seconds from the start of the command that belong to no round but the first.
-    accuracy : tuple[Mapping[str, float], ...]
-        On each domain, after each round; 0 to 1.
-    """
+    """What a run took and reached."""
 
     seconds: tuple[float, ...]
+    """Of each round, the first included."""
     start_up: float
+    """Seconds from the start of the command that belong to no round but the first."""
     accuracy: tuple[Mapping[str, float], ...]
+    """On each domain, after each round; 0 to 1."""
 
     @property
     def seconds_a_round(self) -> float:

@@ -22,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,19 +47,10 @@ MODEL = ("model=cnn", "model.width=8")
 
 @dataclass(frozen=True)
 class Size:
-    """How large a run is.
-
-    Attributes
-    ----------
-    clients : int
-        A multiple of the number of domains.
-    fraction_train, fraction_evaluate : float
-        Parts of them that train, and that evaluate, in a round.
-    rounds, checkpoint_every : int
-        Rounds, and rounds between two checkpoints.
-    """
+    """How large a run is."""
 
     clients: int = 1000
+    """A multiple of the number of domains."""
     fraction_train: float = 0.1
     fraction_evaluate: float = 0.1
     rounds: int = 20
@@ -77,22 +67,14 @@ TINY = Size(12, fraction_train=0.34, rounds=2, checkpoint_every=1)
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident memory of the run's processes at one moment, in bytes.
-
-    Attributes
-    ----------
-    finished : int
-        Rounds that were recorded by then.
-    server, own : int
-        Of the process with the ServerApp: all that is resident, and what of it no other process
-        shares (no files, no object store).
-    workers : tuple[int, ...]
-        Of each of Ray's workers.
-    """
+    """Resident memory of the run's processes at one moment, in bytes."""
 
     finished: int
+    """Rounds that were recorded by then."""
     server: int
+    """Of the process with the ServerApp."""
     own: int
+    """What of it no other process shares (no files, no object store)."""
     workers: tuple[int, ...]
 
 
@@ -108,7 +90,11 @@ class Watch:
     def sample(self, finished: int) -> None:
         """Read the memory of all processes; nothing where no worker runs yet."""
         if time.monotonic() - self._searched > _SEARCH_SECONDS:
-            self._search()
+            self._searched, self._workers = time.monotonic(), []
+            with suppress(psutil.Error):
+                below = self.command.children(recursive=True)
+                # Ray gives its workers a title, which is their command line.
+                self._workers = [one for one in below if _title_of(one).startswith(WORKER)]
         sizes = []
         for process in self._workers:
             with suppress(psutil.Error):
@@ -121,13 +107,11 @@ class Watch:
                 own = memory.rss - memory.shared
                 self.samples.append(Memory(finished, memory.rss, own, tuple(sizes)))
 
-    def _search(self) -> None:
-        self._searched, self._workers = time.monotonic(), []
-        with suppress(psutil.Error):
-            for process in self.command.children(recursive=True):
-                with suppress(psutil.Error):
-                    if "".join(process.cmdline()[:1]).startswith(WORKER):
-                        self._workers.append(process)
+
+def _title_of(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return "".join(process.cmdline()[:1])
+    return ""
 
 
 @dataclass(frozen=True)
@@ -184,15 +168,10 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=Size.clients, help="a multiple of four")
     arguments = parser.parse_args()
     size = TINY if arguments.tiny else Size(arguments.clients, rounds=arguments.rounds)
-    print("\n\n".join(table.markdown() for table in tables_of(size, arguments.data)))
+    print("\n\n".join(table.markdown() for table in tables(size, arguments.data)))
 
 
-def tables(tiny: bool = False, data: Path | None = None) -> list[Table]:
-    """Measure a thousand clients; tiny: twelve, for two rounds."""
-    return tables_of(TINY if tiny else Size(), data)
-
-
-def tables_of(size: Size, data: Path | None = None) -> list[Table]:
+def tables(size: Size, data: Path | None = None) -> list[Table]:
     """Run the command once and put its rounds and what it saved into tables."""
     run = measure(size, data)
     return [memory_table(run), outcome_table(run)]
@@ -321,14 +300,16 @@ def outcome_table(run: Run) -> Table:
     asked = sum(len(record.clients.id) for record in run.records if record.clients is not None)
     left_out = sum((record.quarantined or 0) + (record.failed or 0) for record in run.records)
     last = run.records[-1]
+    seconds = statistics.median(record.seconds for record in run.records[1:])
+    saved = f"{len(run.trained & run.weights)}"
     rows = (
         ("seconds from command to end", f"{run.seconds:.0f}"),
-        ("seconds a round, median", f"{_median_seconds(run):.1f}"),
+        ("seconds a round, median", f"{seconds:.1f}"),
         ("rounds recorded", f"{last.round}"),
         ("updates aggregated", f"{asked:,}"),
         ("replies left out", f"{left_out}"),
         ("clients that trained at least once", f"{len(run.trained)}"),
-        (f"of them with weights in the checkpoint of round {run.checkpointed}", _saved(run)),
+        (f"of them with weights in the checkpoint of round {run.checkpointed}", saved),
         ("bytes of its state.json", f"{run.state_bytes:,}"),
         ("mean accuracy over the domains, %: initial model", _percent(run.records[0])),
         (f"after round {last.round}", _percent(last)),
@@ -336,22 +317,10 @@ def outcome_table(run: Run) -> Table:
     return Table(f"What became of it, {_title(run)}", ("what", "figure"), rows)
 
 
-def _saved(run: Run) -> str:
-    return f"{len(run.trained & run.weights)}"
-
-
 def _title(run: Run) -> str:
     size = run.size
     trained = max(len(r.clients.id) for r in run.records if r.clients is not None)
     return f"{size.clients} clients, {trained} a round, {size.rounds} rounds"
-
-
-def _median_seconds(run: Run) -> float:
-    return statistics.median(_seconds(run.records[1:]))
-
-
-def _seconds(records: Sequence[RoundRecord]) -> list[float]:
-    return [record.seconds for record in records]
 
 
 def _percent(record: RoundRecord) -> str:

@@ -17,14 +17,12 @@ when it travels dense, both ends together: npy, chunks, SHA-256, protobuf, and b
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -43,15 +41,13 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 from report import Table
+from server_step import UPDATE_SIZE, Model, fedpw, network, network_name, prepare
+from support.grid import Client, ClientsGrid
 
-from fedpw_flwr import FedPW, FedPWMod
+from fedpw_flwr import FedPWMod
 from fedpw_flwr.algorithm.client_step import adjust_tensor
-from fedpw_flwr.lab.models.resnet import ResNet10
 from fedpw_flwr.wire.arrays import ArrayTensors
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES, PackedUpdate, pack_update
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from support.grid import Client, ClientsGrid
 
 RUN_ID = 2**61 + 1
 NODES = (2**63 + 1, 2**63 + 3)
@@ -60,10 +56,6 @@ NODES = (2**63 + 1, 2**63 + 3)
 SESSION_ID = "0" * 32
 ROUNDS = 3
 DROP_RATES = (0.3, 0.5, 0.9)
-UPDATE_SIZE = 1e-3
-
-Model = dict[str, torch.Tensor]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,23 +72,16 @@ def main() -> None:
     parser.add_argument("--drop-rates", type=float, nargs="+", default=list(DROP_RATES))
     parser.add_argument("--repeats", type=int, default=9, help="of every timing")
     parser.add_argument("--tiny", action="store_true", help="only show that it runs")
-    arguments = parser.parse_args()
-    if arguments.tiny:
-        printed = tables(tiny=True)
-    else:
-        printed = tables_of(arguments.width, arguments.drop_rates, arguments.repeats)
-    print("\n\n".join(table.markdown() for table in printed))
+    given = parser.parse_args()
+    size = (2, (0.5,), 1) if given.tiny else (given.width, given.drop_rates, given.repeats)
+    print("\n\n".join(table.markdown() for table in tables(*size)))
 
 
-def tables(tiny: bool = False) -> list[Table]:
-    """Measure with the default settings; tiny: a network of width 2, once."""
-    return tables_of(2, (0.5,), 1) if tiny else tables_of(64, DROP_RATES, 9)
-
-
-def tables_of(width: int, drop_rates: Sequence[float], repeats: int) -> list[Table]:
+def tables(width: int, drop_rates: Sequence[float], repeats: int) -> list[Table]:
     """Weigh the messages, and time packing, for a width of the network and some drop rates."""
     torch.set_num_threads(1)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    prepare()
+    TaskIdentity.run_id = RUN_ID
     return [sizes_table(width, drop_rates), times_table(width, drop_rates, repeats)]
 
 
@@ -105,13 +90,12 @@ def sizes_table(width: int, drop_rates: Iterable[float]) -> Table:
     plain = measure_sizes(FedAvg(fraction_evaluate=0.0), width)
     rows = [_size_row("", "FedAvg", "dense", plain, plain)]
     for rate in drop_rates:
-        sizes = measure_sizes(fedpw(rate, "dense"), width)
-        rows.append(_size_row(f"{rate:g}", "FedPW", "dense", sizes, plain))
-        for dtype in UPLOAD_DTYPES:
-            sizes = measure_sizes(fedpw(rate, "packed", dtype), width)
-            rows.append(_size_row(f"{rate:g}", "FedPW", f"packed {dtype}", sizes, plain))
+        for placement in ("client", *(f"packed {dtype}" for dtype in UPLOAD_DTYPES)):
+            sizes = measure_sizes(fedpw(placement, avg_drop_rate=rate), width)
+            upload = placement.replace("client", "dense")
+            rows.append(_size_row(f"{rate:g}", "FedPW", upload, sizes, plain))
     return Table(
-        title=f"Messages of {_network_name(width)}",
+        title=f"Messages of {network_name(width)}",
         header=(
             *("drop rate", "strategy", "upload"),
             *("down, bytes", "/ FedAvg", "up, bytes", "/ FedAvg"),
@@ -134,7 +118,7 @@ def times_table(width: int, drop_rates: Iterable[float], repeats: int) -> Table:
             milliseconds = [f"{1e3 * seconds:.0f}" for seconds in (pack, unpack, pack + unpack)]
             rows.append((f"{rate:g}", dtype, *milliseconds, f"{(pack + unpack) / flower:.2f}"))
     return Table(
-        title=f"Packing of {_network_name(width)}",
+        title=f"Packing of {network_name(width)}",
         header=(
             *("drop rate", "values", "pack, ms", "unpack, ms", "both, ms"),
             f"/ Flower's {1e3 * flower:.0f} ms",
@@ -147,24 +131,12 @@ def times_table(width: int, drop_rates: Iterable[float], repeats: int) -> Table:
     )
 
 
-def fedpw(drop_rate: float, upload: str, dtype: str = "float32") -> FedPW:
-    return FedPW(
-        fraction_evaluate=0.0,
-        avg_drop_rate=drop_rate,
-        device="cpu",
-        adjustment="client",
-        upload=upload,  # type: ignore[arg-type]
-        upload_dtype=dtype,  # type: ignore[arg-type]
-    )
-
-
 def measure_sizes(strategy: Strategy, width: int) -> Sizes:
     """Weigh the last of three rounds of a strategy; the heavier of the two clients counts."""
-    _identify()
     app = _client_app(width)
     sizes: dict[int, list[Sizes]] = {node: [] for node in NODES}
     grid = ClientsGrid({node: weighed(app, sizes[node]) for node in NODES})
-    arrays = ArrayRecord(_network(width).state_dict())
+    arrays = ArrayRecord(network(width).state_dict())
     strategy.start(grid, initial_arrays=arrays, num_rounds=ROUNDS)
     if any(len(of_client) != ROUNDS for of_client in sizes.values()):
         raise RuntimeError("a client was left out of a round")
@@ -174,7 +146,7 @@ def measure_sizes(strategy: Strategy, width: int) -> Sizes:
 
 def measure_packing(width: int, drop_rate: float, dtype: str, repeats: int) -> tuple[float, float]:
     """Return the seconds in which a whole masked update is packed, and unpacked."""
-    start = _network(width).state_dict()
+    start = network(width).state_dict()
     end = _trained(start, (1, 2))
     updates = [
         adjust_tensor(tensor, end[name], drop_rate)[0]
@@ -195,8 +167,7 @@ def measure_packing(width: int, drop_rate: float, dtype: str, repeats: int) -> t
 
 def measure_flower(width: int, repeats: int) -> float:
     """Return the seconds in which Flower writes and reads the same update as dense arrays."""
-    _identify()
-    arrays = {name: tensor.numpy() for name, tensor in _network(width).state_dict().items()}
+    arrays = {name: tensor.numpy() for name, tensor in network(width).state_dict().items()}
     question = Message(RecordDict(), dst_node_id=NODES[0], message_type="train")
 
     def there_and_back() -> list[torch.Tensor]:
@@ -210,47 +181,43 @@ def measure_flower(width: int, repeats: int) -> float:
 
 def carry_down(message: Message) -> tuple[Message, int]:
     """Take a message to a SuperNode; return what arrives there, and its weight."""
-    with no_object_id_recompute():
-        contents = _contents(message)
-        head = PullMessagesResponse(
-            messages_list=[message_to_proto(remove_content_from_message(message))],
-            message_object_trees=[get_object_tree(message)],
-        )
-    written = [head.SerializeToString(deterministic=True)]
-    arrived = {}
-    for object_id, content in contents.items():
-        response = PullObjectResponse(
-            object_found=True, object_available=True, object_content=content
-        )
-        written.append(response.SerializeToString(deterministic=True))
-        arrived[object_id] = PullObjectResponse.FromString(written[-1]).object_content
-    return _read(arrived), sum(map(len, written))
+    found = partial(PullObjectResponse, object_found=True, object_available=True)
+    return _carried(message, PullMessagesResponse, lambda _, content: found(object_content=content))
 
 
 def carry_up(message: Message) -> tuple[Message, int]:
     """Take a reply to the SuperLink; return what arrives there, and its weight."""
     node = Node(node_id=message.metadata.src_node_id)
+    pushed = partial(PushObjectRequest, node=node, run_id=RUN_ID, session_id=SESSION_ID)
+    return _carried(
+        message,
+        partial(PushMessagesRequest, node=node, clientapp_runtime_list=[1.0]),
+        lambda object_id, content: pushed(object_id=object_id, object_content=content),
+    )
+
+
+def _carried(
+    message: Message, head_of: Callable[..., Any], request_of: Callable[[str, bytes], Any]
+) -> tuple[Message, int]:
+    """Write a message and each of its objects, and read them again."""
     with no_object_id_recompute():
-        contents = _contents(message)
-        head = PushMessagesRequest(
-            node=node,
+        objects = get_all_nested_objects(message)
+        contents = {object_id: nested.deflate() for object_id, nested in objects.items()}
+        head = head_of(
             messages_list=[message_to_proto(remove_content_from_message(message))],
             message_object_trees=[get_object_tree(message)],
-            clientapp_runtime_list=[1.0],
         )
-    written = [head.SerializeToString(deterministic=True)]
-    arrived = {}
+    weight, arrived = len(head.SerializeToString(deterministic=True)), {}
     for object_id, content in contents.items():
-        request = PushObjectRequest(
-            node=node,
-            run_id=RUN_ID,
-            object_id=object_id,
-            object_content=content,
-            session_id=SESSION_ID,
-        )
-        written.append(request.SerializeToString(deterministic=True))
-        arrived[object_id] = PushObjectRequest.FromString(written[-1]).object_content
-    return _read(arrived), sum(map(len, written))
+        request = request_of(object_id, content)
+        written = request.SerializeToString(deterministic=True)
+        weight += len(written)
+        arrived[object_id] = type(request).FromString(written).object_content
+    message_id = next(reversed(arrived))
+    read = inflate_object_from_contents(message_id, arrived)
+    assert isinstance(read, Message)
+    read.metadata.__dict__["_message_id"] = message_id
+    return read, weight
 
 
 def weighed(app: ClientApp, sizes: list[Sizes]) -> Client:
@@ -275,9 +242,9 @@ def _client_app(width: int) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         server_round = int(str(message.content.config_records["config"]["server-round"]))
         own = 1 + NODES.index(context.node_id)
-        network = _network(width)
-        network.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-        end = _trained(network.state_dict(), (100 * server_round, 100 * server_round + own))
+        model = network(width)
+        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+        end = _trained(model.state_dict(), (100 * server_round, 100 * server_round + own))
         metrics = MetricRecord({"train_loss": 1.0, "num-examples": 100})
         content = RecordDict({"arrays": ArrayRecord(end), "metrics": metrics})
         return Message(content, reply_to=message)
@@ -297,41 +264,12 @@ def _trained(start: Mapping[str, torch.Tensor], seeds: Iterable[int]) -> Model:
     return end
 
 
-def _network(width: int) -> ResNet10:
-    torch.manual_seed(0)
-    return ResNet10(num_classes=10, width=width)
-
-
-def _identify() -> None:
-    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, 1
-
-
-def _contents(message: Message) -> dict[str, bytes]:
-    """Return the objects of a message by id, as Flower writes them."""
-    objects = get_all_nested_objects(message)
-    return {object_id: nested.deflate() for object_id, nested in objects.items()}
-
-
-def _read(contents: dict[str, bytes]) -> Message:
-    message_id = next(reversed(contents))
-    read = inflate_object_from_contents(message_id, contents)
-    if not isinstance(read, Message):
-        raise TypeError(f"{message_id} is {type(read).__name__}, not a Message")
-    read.metadata.__dict__["_message_id"] = message_id
-    return read
-
-
 def _size_row(rate: str, strategy: str, upload: str, sizes: Sizes, plain: Sizes) -> tuple[str, ...]:
     down = (f"{sizes.down:,}", f"{sizes.down / plain.down:.3f}")
     return (rate, strategy, upload, *down, f"{sizes.up:,}", f"{sizes.up / plain.up:.3f}")
 
 
-def _network_name(width: int) -> str:
-    parameters = sum(parameter.numel() for parameter in _network(width).parameters())
-    return f"ResNet-10 of width {width}, {parameters:,} parameters"
-
-
-def _median_seconds(repeats: int, run: Callable[[], T]) -> float:
+def _median_seconds(repeats: int, run: Callable[[], object]) -> float:
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -63,30 +63,19 @@ def plain_rounds(experiment: Experiment, rounds: int) -> Iterator[PlainRound]:
     """Train `rounds` rounds of the experiment, from its seed."""
     device = experiment.device
     settings = experiment.client
-    strategy = experiment.configuration.strategy
-    fedpw = FedPWSettings(
-        avg_drop_rate=strategy.avg_drop_rate,
-        beta=strategy.beta,
-        clip_weights=strategy.clip_weights,
-        adapt_weights=strategy.adapt_weights,
-        adjust_parameters=strategy.adjust_parameters,
-    )
-    normalise = transforms.Normalize(experiment.data.mean, experiment.data.std)
-    to_train = transforms.Compose(
-        [
-            transforms.RandomCrop(experiment.data.shape[1:], padding=settings.crop_padding or None),
-            transforms.ToTensor(),
-            normalise,
-        ]
-    )
-    to_test = transforms.Compose([transforms.ToTensor(), normalise])
+    strategy, data = experiment.configuration.strategy, experiment.data
+    chosen = ("avg_drop_rate", "beta", "clip_weights", "adapt_weights", "adjust_parameters")
+    fedpw = FedPWSettings(**{name: strategy[name] for name in chosen})
+    as_it_is = [transforms.ToTensor(), transforms.Normalize(data.mean, data.std)]
+    crop = transforms.RandomCrop(data.shape[1:], padding=settings.crop_padding or None)
+    to_train, to_test = transforms.Compose([crop, *as_it_is]), transforms.Compose(as_it_is)
     clients = [
         DataLoader(Pictures(share.train, to_train), settings.batch_size, shuffle=True)
         for share in experiment.shares
     ]
     tests = {
         domain.name: DataLoader(Pictures(domain.test, to_test), TEST_BATCH)
-        for domain in experiment.data.domains
+        for domain in data.domains
     }
     model = plain_network(experiment).to(device)
     state = WeightingState()
@@ -97,14 +86,8 @@ def plain_rounds(experiment: Experiment, rounds: int) -> Iterator[PlainRound]:
         for client, batches in enumerate(clients):
             local = copy.deepcopy(model)
             loss = train_locally(local, batches, experiment)
-            results.append(
-                ClientResult(
-                    client=client,
-                    tensors=local.state_dict(),
-                    loss=loss,
-                    num_examples=len(experiment.shares[client].train),
-                )
-            )
+            examples = len(experiment.shares[client].train)
+            results.append(ClientResult(client, local.state_dict(), loss, examples))
         step = server_step(model.state_dict(), results, state, fedpw, engine=engine_for(device))
         model.load_state_dict(step.model)
         state = step.state

@@ -22,52 +22,39 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from digits_federation import IMAGE_SIZE, WIDTH, play
+from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.serverapp.strategy import FedAvg
 from report import Table
-from server_step import nodes, prepare
+from server_step import prepare
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.lab.data.embedded_digits import embedded_digits
-from fedpw_flwr.lab.data.examples import DomainCollection
-from fedpw_flwr.lab.data.partition import ByDomain, ClientShare
+from fedpw_flwr.lab.data.partition import ByDomain
 from fedpw_flwr.lab.models.cnn import SmallCNN
-from fedpw_flwr.lab.training.evaluation import evaluate
-from fedpw_flwr.lab.training.loop import client_generator, train
-from fedpw_flwr.lab.training.settings import ClientSettings
 
-SEEDS = (0, 1, 2)
-ROUNDS = 25
-LAST = 3
-
-IMAGE_SIZE = 16
-WIDTH = 16
 PICTURES = {"scans": 190, "textured": 150, "blurred": 150, "fonts": 100}
-TRAINING = ClientSettings(epochs=2, batch_size=16, learning_rate=0.03, crop_padding=1)
 
 DELTA = 1e-5
-CLIPPING = (2.0, 1.0, 0.5, 0.25)
 DP_CLIPPING = 0.5
-"""Clipping norms, in units of the median norm of an update."""
-EPSILONS = (1000.0, 300.0, 100.0)
-"""Of one round, as `LocalDpMod` takes it."""
+"""Clipping norm where there is noise, in units of the median norm of an update."""
 
 
 @dataclass(frozen=True)
 class Size:
     """How much is measured."""
 
-    seeds: Sequence[int] = SEEDS
-    rounds: int = ROUNDS
-    clipping: Sequence[float] = CLIPPING
-    epsilons: Sequence[float] = EPSILONS
+    seeds: Sequence[int] = (0, 1, 2)
+    rounds: int = 25
+    clipping: Sequence[float] = (2.0, 1.0, 0.5, 0.25)
+    """Clipping norms, in units of the median norm of an update."""
+    epsilons: Sequence[float] = (1000.0, 300.0, 100.0)
+    """Of one round, as `LocalDpMod` takes it."""
 
 
 TINY = Size((0,), 3, (0.5,), (100.0,))
@@ -75,21 +62,13 @@ TINY = Size((0,), 3, (0.5,), (100.0,))
 
 @dataclass(frozen=True)
 class Setting:
-    """What protects the clients' updates.
-
-    Attributes
-    ----------
-    method : str
-        "FedAvg" or "FedPW".
-    norm : float | None
-        Clipping norm C.
-    epsilon : float | None
-        ε of one round; None: no noise.
-    """
+    """What protects the clients' updates."""
 
     method: str = "FedPW"
     norm: float | None = None
+    """Clipping norm C."""
     epsilon: float | None = None
+    """ε of one round; None: no noise."""
 
     def strategy(self) -> FedAvg:
         if self.method == "FedAvg":
@@ -144,14 +123,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="only show that it runs")
     arguments = parser.parse_args()
-    print("\n\n".join(table.markdown() for table in tables(tiny=arguments.tiny)))
+    size = TINY if arguments.tiny else Size()
+    print("\n\n".join(table.markdown() for table in tables(size)))
 
 
-def tables(tiny: bool = False) -> list[Table]:
-    """Measure with the sizes of the documents; tiny: one seed, three rounds."""
+def tables(size: Size) -> list[Table]:
+    """Measure everything beside the same federations without protection."""
     prepare()
     torch.set_num_threads(1)
-    size = TINY if tiny else Size()
     free = outcomes(Setting(), size)
     typical = statistics.median(norm for outcome in free for norm in outcome.norms)
     return [clipping_table(size, typical, free), noise_table(size, typical, free)]
@@ -209,35 +188,19 @@ def outcomes(setting: Setting, size: Size) -> list[Outcome]:
 
 def federation(setting: Setting, seed: int, rounds: int) -> Outcome:
     """Train one federation from its seed, and test it in the last rounds."""
-    torch.manual_seed(seed)
     # LocalDpMod draws from here. A real client must never be seeded: its noise could be undone.
+    torch.manual_seed(seed)
     np.random.seed(seed)
-    data, shares = clients(seed)
-    tested = SmallCNN(data.num_classes, data.in_channels, WIDTH)
-    norms = Norms()
-    accuracies: list[list[float]] = []
-
-    def test(server_round: int, arrays: ArrayRecord) -> None:
-        if server_round > rounds - LAST:
-            tested.load_state_dict(arrays.to_torch_state_dict())
-            accuracies.append(
-                [
-                    evaluate(tested, one.test, mean=data.mean, std=data.std, device="cpu").accuracy
-                    for one in data.domains
-                ]
-            )
-
-    train_config = ConfigRecord()
+    data = embedded_digits(image_size=IMAGE_SIZE)
+    shares = ByDomain(clients_per_domain=2, train_per_client=PICTURES).split(data, seed)
+    config, norms = ConfigRecord(), Norms()
     if setting.norm is not None and setting.epsilon is None:
-        train_config["clipping_norm"] = setting.norm
-    setting.strategy().start(
-        nodes(len(shares), client_app(setting.mods(norms), seed, data, shares)),
-        ArrayRecord(tested.state_dict()),
-        num_rounds=rounds,
-        train_config=train_config,
-        evaluate_fn=test,
+        config["clipping_norm"] = setting.norm
+    sets = [share.train for share in shares]
+    _, accuracies = play(
+        *(setting.strategy(), data, sets, seed, rounds, setting.mods(norms)), config=config
     )
-    in_percent = [[100 * accuracy for accuracy in one_round] for one_round in accuracies[-LAST:]]
+    in_percent = [[100 * accuracy for accuracy in one_round] for one_round in accuracies]
     return Outcome(
         average=statistics.fmean(map(statistics.fmean, in_percent)),
         std=statistics.fmean(map(statistics.stdev, in_percent)),
@@ -246,52 +209,10 @@ def federation(setting: Setting, seed: int, rounds: int) -> Outcome:
     )
 
 
-def client_app(
-    mods: list[Mod], seed: int, data: DomainCollection, shares: Sequence[ClientShare]
-) -> ClientApp:
-    """Build the ClientApp of all nodes; node k is client k - 1."""
-    app = ClientApp(mods=mods)
-    model = SmallCNN(data.num_classes, data.in_channels, WIDTH)
-
-    @app.train()
-    def train_client(message: Message, context: Context) -> Message:
-        share = shares[context.node_id - 1]
-        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-        server_round = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
-        loss = train(
-            model,
-            share.train,
-            TRAINING,
-            mean=data.mean,
-            std=data.std,
-            device="cpu",
-            generator=client_generator(seed, server_round, share.client_id),
-        )
-        metrics = MetricRecord({"train_loss": loss, "num-examples": len(share.train)})
-        content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
-        return Message(content, reply_to=message)
-
-    return app
-
-
-@cache
-def clients(seed: int) -> tuple[DomainCollection, list[ClientShare]]:
-    """Return the domains, and two clients' images of each."""
-    data = embedded_digits(image_size=IMAGE_SIZE)
-    return data, ByDomain(clients_per_domain=2, train_per_client=PICTURES).split(data, seed)
-
-
 def composed_epsilon(ratio: float, rounds: int, delta: float) -> float:
-    """Return the least ε at which rounds of Gaussian noise are (ε, δ)-differentially private.
+    """Return the least ε at which T rounds of Gaussian noise are (ε, δ)-differentially private.
 
-    Parameters
-    ----------
-    ratio : float
-        μ, the sensitivity of a round in units of the noise's standard deviation.
-    rounds : int
-        T.
-    delta : float
-        δ.
+    `ratio` is μ, the sensitivity of a round in units of the noise's standard deviation.
     """
     mu = ratio * math.sqrt(rounds)
 

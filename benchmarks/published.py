@@ -73,25 +73,15 @@ LONGER_STEP = (
 
 @dataclass(frozen=True)
 class Published:
-    """One experiment of RESULTS.md.
-
-    Attributes
-    ----------
-    name : str
-        Of its folder, and on the command line.
-    title : str
-        Of its section.
-    sweeps : tuple[tuple[str, ...], ...]
-        What `fedpw -m` is called with, one call after the other; DATA stands for the folder of the
-        archives.
-    against : str
-        The method that the others are compared with.
-    """
+    """One experiment of RESULTS.md."""
 
     name: str
+    """Of its folder, and on the command line."""
     title: str
     sweeps: tuple[tuple[str, ...], ...]
+    """What `fedpw -m` is called with, call by call; DATA stands for the folder of the archives."""
     against: str = "fedavg"
+    """The method that the others are compared with."""
 
 
 def _grid(name: str, title: str, fixed: tuple[str, ...], grid: dict[str, str]) -> Published:

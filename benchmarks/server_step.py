@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -194,17 +195,12 @@ def third_round(size: Size, placement: str) -> tuple[list[Message], FedPW]:
     return replies, strategy
 
 
-def fedpw(placement: str) -> FedPW:
-    if not placement.startswith("packed"):
-        adjustment = placement
-        return FedPW(fraction_evaluate=0.0, device="cpu", adjustment=adjustment)  # type: ignore[arg-type]
-    return FedPW(
-        fraction_evaluate=0.0,
-        device="cpu",
-        adjustment="client",
-        upload="packed",
-        upload_dtype=placement.split()[1],  # type: ignore[arg-type]
-    )
+def fedpw(placement: str, **options: Any) -> FedPW:
+    where, _, dtype = placement.partition(" ")
+    if dtype:
+        options |= {"upload": "packed", "upload_dtype": dtype}
+    options["adjustment"] = "client" if dtype else where
+    return FedPW(fraction_evaluate=0.0, device="cpu", **options)
 
 
 def client_app(round_number: int, *, with_mod: bool) -> ClientApp:

@@ -1,4 +1,4 @@
-"""What tests of several folders need: an identity to write messages with, and Flower's log."""
+"""What tests of several folders need: an identity, one thread, and Flower's log."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+import torch
 from flwr.supercore.task_identity import TaskIdentity
 
 
@@ -16,6 +17,12 @@ def _task_identity() -> Iterator[None]:
     yield
     for name, value in before.items():
         setattr(TaskIdentity, name, value)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small networks are slower on several threads, the more so beside another worker's tests."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ import ast
 import hashlib
 import io
 import json
-import logging
 import pickle
 import struct
 import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,10 @@ def _dotted(node: ast.expr, known: Mapping[str, str]) -> str:
     return known.get(node.id, node.id) if isinstance(node, ast.Name) else "?"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
-def test_no_module_runs_what_it_reads(path: Path) -> None:
-    assert violations(path.read_text(encoding="utf-8")) == []
+def test_no_module_runs_what_it_reads() -> None:
+    found = {path: violations(path.read_text(encoding="utf-8")) for path in SOURCES}
+    assert len(found) > 100
+    assert {path: said for path, said in found.items() if said} == {}
 
 
 @pytest.mark.parametrize(
@@ -189,17 +190,25 @@ def peak(work: Callable[[], Any]) -> int:
 
     What torch and safetensors ask for is not seen.
     """
-    started = not tracemalloc.is_tracing()
-    if started:
-        tracemalloc.start()
+    tracemalloc.start()
     try:
-        tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
         work()
         return tracemalloc.get_traced_memory()[1] - before
     finally:
-        if started:
-            tracemalloc.stop()
+        tracemalloc.stop()
+
+
+def assert_refused_at_once(
+    work: Callable[[], Any], message: str, error: type[Exception] = ValueError
+) -> None:
+    """It raises what it should before it makes room for what was claimed."""
+
+    def refused() -> None:
+        with pytest.raises(error, match=message):
+            work()
+
+    assert peak(refused) < MEGABYTE
 
 
 def npy(shape: str, descr: str = "'<f4'", body: bytes = b"") -> bytes:
@@ -247,10 +256,10 @@ def test_a_packed_update_that_claims_to_be_huge_is_set_aside() -> None:
 
 
 def test_a_report_costs_the_server_a_small_multiple_of_its_length() -> None:
-    million = json.loads(AdjustmentReport(0.0, None, (0.0,)).encode())
-    million["discarded"] = [0] * 1_000_000
-    million["packed"] = list(range(1_000_000))
-    text = json.dumps(million).encode()
+    long = json.loads(AdjustmentReport(0.0, None, (0.0,)).encode())
+    long["discarded"] = [0] * 100_000
+    long["packed"] = list(range(100_000))
+    text = json.dumps(long).encode()
     content = _reply(Array(np.zeros((6, 4), dtype=np.float32)))
     content[REPORT_KEY] = ConfigRecord({REPORT_KEY: text})
 
@@ -260,20 +269,13 @@ def test_a_report_costs_the_server_a_small_multiple_of_its_length() -> None:
 @pytest.mark.parametrize("place", [1, 999_999_999])
 def test_a_server_that_names_arrays_that_are_not_there_costs_the_client_nothing(place: int) -> None:
     request = AdjustmentRequest(0.3, 1, {place: 1.5})
-
-    def read() -> None:
-        with pytest.raises(ValueError, match="the model has 1 arrays"):
-            consensus_members(request, b"\xff", [24])
-
-    assert peak(read) < MEGABYTE
+    read = partial(consensus_members, request, b"\xff", [24])
+    assert_refused_at_once(read, "the model has 1 arrays")
 
 
 def test_consensus_sets_are_measured_before_they_are_unpacked() -> None:
-    def read() -> None:
-        with pytest.raises(ValueError, match=f"take {HUGE // 8} bytes, 3 came"):
-            consensus_members(AdjustmentRequest(0.3, 1, {0: 1.5}), b"abc", [HUGE])
-
-    assert peak(read) < MEGABYTE
+    read = partial(consensus_members, AdjustmentRequest(0.3, 1, {0: 1.5}), b"abc", [HUGE])
+    assert_refused_at_once(read, f"take {HUGE // 8} bytes, 3 came")
 
 
 def _reply(array: Array) -> RecordDict:
@@ -315,12 +317,7 @@ def _archive(folder: Path, **members: bytes) -> Path:
 @pytest.mark.parametrize("entries", [10**9, HUGE, 10**15, 10**30])
 def test_an_archive_whose_array_claims_to_be_huge_is_refused(tmp_path: Path, entries: int) -> None:
     _archive(tmp_path, x_train=npy(f"({entries},)", "'|u1'", bytes(256)))
-
-    def read() -> None:
-        with pytest.raises(ValueError, match=r"site\.npz"):
-            archives(tmp_path, ["site"])
-
-    assert peak(read) < MEGABYTE
+    assert_refused_at_once(lambda: archives(tmp_path, ["site"]), r"site\.npz")
 
 
 def test_an_archive_whose_directory_says_the_same_is_refused(tmp_path: Path) -> None:
@@ -332,12 +329,7 @@ def test_an_archive_whose_directory_says_the_same_is_refused(tmp_path: Path) -> 
     assert data[entry + 46 :].startswith(b"x_train.npy")
     data[entry + 20 : entry + 28] = struct.pack("<II", 3 * 10**9, len(claim) - 256 + 3 * 10**9)
     file.write_bytes(data)
-
-    def read() -> None:
-        with pytest.raises(ValueError, match=r"site\.npz"):
-            archives(tmp_path, ["site"])
-
-    assert peak(read) < MEGABYTE
+    assert_refused_at_once(lambda: archives(tmp_path, ["site"]), r"site\.npz")
 
 
 def test_what_an_archive_holds_beside_its_four_arrays_is_not_unpacked(tmp_path: Path) -> None:
@@ -380,10 +372,9 @@ def test_a_file_of_prepared_pictures_that_lies_is_not_taken(tmp_path: Path, cont
     file = tmp_path / "prepared"
     file.write_bytes(FILES[content])
 
-    def read() -> None:
-        assert load_prepared(file, {}) is None
-
-    assert peak(read) < MEGABYTE
+    found = []
+    assert peak(lambda: found.append(load_prepared(file, {}))) < MEGABYTE
+    assert found == [None]
 
 
 @pytest.mark.parametrize("content", FILES)
@@ -396,11 +387,7 @@ def test_a_forged_checkpoint_that_lies_is_refused_and_the_one_before_taken(
         store.save(Checkpoint(server_round, MODEL))
     _forge(tmp_path / "round-000002", name, FILES[content])
 
-    def read() -> None:
-        with pytest.raises(CheckpointError, match="SafetensorError"):
-            store.load(2)
-
-    assert peak(read) < MEGABYTE
+    assert_refused_at_once(lambda: store.load(2), "SafetensorError", CheckpointError)
     found = store.newest()
     assert found is not None
     assert found.round == 1
@@ -462,38 +449,24 @@ def _beside_the_arrays(mods: list[Mod], size: float) -> dict[str, dict[str, Any]
     request = AdjustmentRequest(0.3, 1, {0: 1.5})
     config = ConfigRecord({"server-round": 3, REQUEST_KEY: request.encode()})
     config[CONSENSUS_KEY] = b"\xf0\x0f\xff"
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({"layer.weight": Array(MODEL["layer.weight"].numpy())}),
-            "config": config,
-        }
-    )
+    arrays = ArrayRecord({"layer.weight": Array(MODEL["layer.weight"].numpy())})
+    content = RecordDict({"arrays": arrays, "config": config})
     message = Message(content, dst_node_id=1, message_type="train")
-    reply = app(message, _context())
+    reply = app(message, Context(1, 1, {}, RecordDict(), {}))
     assert reply.has_content()
     return {name: dict(record) for name, record in reply.content.items() if name != "arrays"}
 
 
-def _context() -> Context:
-    return Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-
-
 def test_the_error_text_of_a_client_cannot_pass_for_a_line_of_the_log(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    flower_log: pytest.LogCaptureFixture,
 ) -> None:
     forged = "WARNING : aggregate_train: round 1, client 2 (node 2) quarantined: NaN"
-    logger = logging.getLogger("flwr")
-    monkeypatch.setattr(logger, "propagate", False)
-    logger.addHandler(caplog.handler)
-    try:
-        strategy = FedPW(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
-        arrays = ArrayRecord({"layer.weight": Array(MODEL["layer.weight"].numpy())})
-        grid = ClientsGrid({1: lambda message: []})
-        (asked,) = strategy.configure_train(1, arrays, ConfigRecord(), grid)
-        strategy.aggregate_train(1, [Message(Error(2, f"lost\n{forged}"), reply_to=asked)])
-    finally:
-        logger.removeHandler(caplog.handler)
+    strategy = FedPW(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    arrays = ArrayRecord({"layer.weight": Array(MODEL["layer.weight"].numpy())})
+    grid = ClientsGrid({1: lambda message: []})
+    (asked,) = strategy.configure_train(1, arrays, ConfigRecord(), grid)
+    strategy.aggregate_train(1, [Message(Error(2, f"lost\n{forged}"), reply_to=asked)])
     assert not grid.sent
-    lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
+    lines = [line for record in flower_log.messages for line in record.splitlines()]
     assert any("node 1 failed" in line for line in lines)
     assert not any(line.startswith(forged) for line in lines)

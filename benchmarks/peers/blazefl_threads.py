@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import workload
 from blazefl.contrib.fedavg import (
     FedAvgBaseServerHandler,
     FedAvgPartitionType,
@@ -14,18 +15,6 @@ from blazefl.contrib.fedavg import (
 )
 from torch import Generator, nn
 from torch.utils.data import DataLoader, TensorDataset
-from workload import (
-    BATCH,
-    CLIENTS,
-    EPOCHS,
-    LEARNING_RATE,
-    Data,
-    accuracy,
-    arguments,
-    network,
-    read,
-    tell,
-)
 
 THREADS = 2
 SEED = 0
@@ -41,13 +30,13 @@ class Networks:
     """Makes networks by name, as BlazeFL asks for them."""
 
     def select_model(self, model_name: Name) -> nn.Module:
-        return network()
+        return workload.network()
 
 
 class Digits:
     """The clients' images; the server tests on what it is given elsewhere."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: workload.Data) -> None:
         self.sets = [TensorDataset(*images) for images in data.clients]
 
     def get_dataset(self, type_: FedAvgPartitionType, cid: int) -> TensorDataset:
@@ -60,27 +49,27 @@ class Digits:
 
 
 def main() -> None:
-    options = arguments()
-    data = read(options.data)
+    options = workload.arguments()
+    data = workload.read(options.data)
     digits = Digits(data)
     common = {
         "model_selector": Networks(),
         "model_name": Name.CNN,
         "dataset": digits,
-        "num_clients": CLIENTS,
+        "num_clients": workload.CLIENTS,
         "device": "cpu",
-        "batch_size": BATCH,
+        "batch_size": workload.BATCH,
         "seed": SEED,
     }
     handler = FedAvgBaseServerHandler(global_round=options.rounds, sample_ratio=1.0, **common)
     trainer = FedAvgThreadPoolClientTrainer(
-        epochs=EPOCHS, lr=LEARNING_RATE, num_parallels=THREADS, **common
+        epochs=workload.EPOCHS, lr=workload.LEARNING_RATE, num_parallels=THREADS, **common
     )
     while not handler.is_stopped():
         trainer.local_process(handler.downlink_package(), handler.sample_clients())
         for package in trainer.uplink_package():
             handler.load(package)
-        tell(handler.round, accuracy(handler.model, data.test))
+        workload.tell(handler.round, workload.accuracy(handler.model, data.test))
 
 
 if __name__ == "__main__":

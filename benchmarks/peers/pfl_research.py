@@ -9,6 +9,7 @@ which belongs to its first round. Batches keep their order, as pfl's in-memory d
 from __future__ import annotations
 
 import torch
+import workload
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
 from pfl.algorithm.base import NNAlgorithmParams
@@ -22,18 +23,6 @@ from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from workload import (
-    BATCH,
-    CLIENTS,
-    EPOCHS,
-    LEARNING_RATE,
-    TEST_BATCH,
-    accuracy,
-    arguments,
-    network,
-    read,
-    tell,
-)
 
 
 class Network(nn.Module):
@@ -41,7 +30,7 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = network()
+        self.layers = workload.network()
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         self.train()
@@ -63,13 +52,15 @@ class Test(TrainingProcessCallback):
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        tell(central_iteration + 1, accuracy(model.pytorch_model.layers, self.images))
+        workload.tell(
+            central_iteration + 1, workload.accuracy(model.pytorch_model.layers, self.images)
+        )
         return False, Metrics()
 
 
 def main() -> None:
-    options = arguments()
-    data = read(options.data)
+    options = workload.arguments()
+    data = workload.read(options.data)
     clients = dict(enumerate(data.clients))
     sampler = get_user_sampler("minimize_reuse", list(clients))
     federated = FederatedDataset(lambda client: Dataset(clients[client]), sampler)
@@ -78,7 +69,7 @@ def main() -> None:
         algorithm_params=NNAlgorithmParams(
             central_num_iterations=options.rounds,
             evaluation_frequency=options.rounds,
-            train_cohort_size=CLIENTS,
+            train_cohort_size=workload.CLIENTS,
             val_cohort_size=0,
         ),
         backend=SimulatedBackend(federated, federated, [WeightByDatapoints()]),
@@ -88,11 +79,11 @@ def main() -> None:
             central_optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
         ),
         model_train_params=NNTrainHyperParams(
-            local_num_epochs=EPOCHS,
-            local_learning_rate=LEARNING_RATE,
-            local_batch_size=BATCH,
+            local_num_epochs=workload.EPOCHS,
+            local_learning_rate=workload.LEARNING_RATE,
+            local_batch_size=workload.BATCH,
         ),
-        model_eval_params=NNEvalHyperParams(local_batch_size=TEST_BATCH),
+        model_eval_params=NNEvalHyperParams(local_batch_size=workload.TEST_BATCH),
         callbacks=[Test(data.test)],
     )
 

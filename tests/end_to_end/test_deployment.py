@@ -16,7 +16,6 @@ import stat
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -27,17 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
 from cryptography import x509
 from safetensors.torch import load_file
+from support.commands import COMMANDS, QUIET, marked, typed
 
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.lab.config.configuration import config_folder
 
-COMMANDS = Path(sys.executable).parent
 EXAMPLE = config_folder().parent / "examples" / "deployment"
 SITES = {1, 2, 3}
 WEAK = 3
@@ -47,13 +45,8 @@ TIMEOUT = 180
 
 
 def make_keys(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [EXAMPLE / "make_keys.sh", folder, *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    script = EXAMPLE / "make_keys.sh"
+    return typed(script, folder, *words, folder=folder.parent, status=None, timeout=60)
 
 
 def mode(path: Path) -> int:
@@ -160,12 +153,7 @@ def test_the_settings_are_all_that_the_script_needs(kind: str, way: str, tmp_pat
     given = (EXAMPLE / way / f"{kind}.env").read_text()
     settings = tmp_path / "settings"
     settings.write_text(f"{given}\nBIN={commands}\nSTATE={tmp_path / 'state'}\n")
-    script = EXAMPLE / f"{kind}.sh"
-    done = subprocess.run(
-        ["bash", script, settings], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    words = done.stdout.splitlines()
+    words = typed(EXAMPLE / f"{kind}.sh", settings, folder=tmp_path).stdout.splitlines()
     options = dict(pairwise(words))
     if kind == "superlink":
         assert options["--ssl-keyfile"] == "/etc/fedpw/keys/server.key"
@@ -266,23 +254,20 @@ def free_ports(count: int) -> int:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("one machine") / "try"
-    port, mark = free_ports(4), uuid.uuid4().hex
     environment = {name: value for name, value in os.environ.items() if name[:5] != "FLWR_"} | {
+        **QUIET,
         "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(folder / "operator"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "STARTED_BY_TEST": mark,
     }
-    command = subprocess.Popen(
-        [EXAMPLE / "one_machine.sh", folder, str(port)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    made = Federation(folder, port, environment)
-    try:
+    with marked() as mark:
+        made = Federation(folder, free_ports(4), environment | mark)
+        command = subprocess.Popen(
+            [EXAMPLE / "one_machine.sh", folder, str(made.port)],
+            env=made.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         assert command.stdout is not None
         printed = []
         for line in command.stdout:
@@ -293,17 +278,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
             pytest.fail("".join(printed))
         made.wait("all sites online", lambda: [*made.nodes().values()] == ["online"] * 3, 120)
         yield made
-    finally:
         command.terminate()
         with suppress(subprocess.TimeoutExpired):
             command.wait(30)
-        left = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if process.environ().get("STARTED_BY_TEST") == mark:
-                    process.kill()
-                    left.append(process)
-        psutil.wait_procs(left, timeout=10)
 
 
 @dataclass(frozen=True)

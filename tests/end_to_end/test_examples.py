@@ -7,28 +7,24 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 from statistics import fmean
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import COMMANDS, QUIET, marked
 
 from fedpw_flwr.lab.config.configuration import config_folder
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 
-COMMANDS = Path(sys.executable).parent
 EXAMPLES = config_folder().parent / "examples"
 CLIENTS = 10
 
@@ -95,25 +91,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mark = uuid.uuid4().hex
     environment = {name: value for name, value in os.environ.items() if name[:5] != "FLWR_"} | {
+        **QUIET,
         "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(tmp_path_factory.mktemp("home")),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_ADDRESS": "local",
-        "STARTED_BY_TEST": mark,
     }
-    yield Workplace(folder, environment)
-    started = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get("STARTED_BY_TEST") == mark:
-                process.terminate()
-                started.append(process)
-    for process in psutil.wait_procs(started, timeout=10)[1]:
-        process.kill()
+    with marked() as mark:
+        yield Workplace(folder, environment | mark)
 
 
 def late(records: Sequence[Mapping[str, Any]], figure: str) -> float:

@@ -102,6 +102,8 @@ def test_run_ends_with_a_sound_model_and_names_everyone_who_misbehaved(
         assert (STALE in taken) == (server_round <= 2)
         assert (HANGS in taken) == (server_round != 3)
         assert (DIES in taken) == (server_round == 1)
+        assert record.quarantined == 2 + (server_round > 2)
+        assert record.failed == 1 + (server_round > 1) + (server_round == 3)
         bound = 3 / len(taken) + 1e-12
         assert max(record.clients.weight) <= bound
         assert_named(log, server_round, NAN, "not finite")

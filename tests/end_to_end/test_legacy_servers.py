@@ -10,14 +10,11 @@ import json
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -27,6 +24,7 @@ from flwr.common import Parameters, Scalar, ndarrays_to_parameters
 from flwr.server import ServerAppComponents, ServerConfig
 from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
+from support.commands import QUIET, marked
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -190,35 +188,23 @@ def simulate(federation: str) -> dict[str, Any]:
 @pytest.fixture
 def simulation(tmp_path: Path) -> Iterator[Simulation]:
     """Run federations in processes of their own; end whatever Ray leaves behind."""
-    mark = uuid.uuid4().hex
-    environment = {
-        **os.environ,
-        "FLWR_HOME": str(tmp_path / "home"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "STARTED_BY_TEST": mark,
-    }
 
     def run(federation: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, __file__, federation, str(tmp_path / "result.json")],
             cwd=tmp_path,
-            env=environment,
+            env={
+                **{**os.environ, **QUIET, **mark, "FLWR_HOME": str(tmp_path / "home")},
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            },
             capture_output=True,
             text=True,
             check=False,
             timeout=240,
         )
 
-    yield run
-    started = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get("STARTED_BY_TEST") == mark:
-                process.terminate()
-                started.append(process)
-    for process in psutil.wait_procs(started, timeout=10)[1]:
-        process.kill()
+    with marked() as mark:
+        yield run
 
 
 def test_numpy_clients_learn_under_a_legacy_server_app(

@@ -2,17 +2,16 @@
 
 import json
 import os
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.commands import assert_same_model, typed
 
 pytestmark = pytest.mark.long
-
-COMMANDS = Path(sys.executable).parent
 
 MODULE = """
 import torch
@@ -36,20 +35,6 @@ class Unrolled(nn.Module):
 """
 
 
-def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [COMMANDS / words[0], *words[1:]],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
 def test_a_network_with_tied_layers_runs_goes_on_and_is_evaluated(tmp_path: Path) -> None:
     (tmp_path / "unrolled.py").write_text(MODULE)
     (tmp_path / "conf" / "model").mkdir(parents=True)
@@ -57,19 +42,18 @@ def test_a_network_with_tied_layers_runs_goes_on_and_is_evaluated(tmp_path: Path
     training = ("model=unrolled", "client.epochs=1", "partition=by_domain", "rounds=2")
     sizes = ("partition.clients_per_domain=1", "partition.train_per_client=41", "seed=3")
     given = ("--config-dir", "conf", *training, *sizes)
-    _run(tmp_path, "fedpw", *given, "hydra.run.dir=run")
-    _run(tmp_path, "fedpw", "--config-dir", "conf", "resume=run", "rounds=3")
-    _run(tmp_path, "fedpw", *given, "rounds=3", "hydra.run.dir=whole")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    run = partial(typed, folder=tmp_path, PYTHONPATH=path)
+    run("fedpw", *given, "hydra.run.dir=run")
+    run("fedpw", "--config-dir", "conf", "resume=run", "rounds=3")
+    run("fedpw", *given, "rounds=3", "hydra.run.dir=whole")
 
     model = load_file(tmp_path / "run" / "model.safetensors")
     assert torch.equal(model["steps.0.weight"], model["steps.1.weight"])
     assert torch.equal(model["middle"], model["steps.0.weight"][:, :, 1, 1])
     assert torch.equal(model["bias_too"], model["steps.1.bias"])
-    whole = load_file(tmp_path / "whole" / "model.safetensors")
-    assert model.keys() == whole.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(model[name], tensor), name
+    assert_same_model(tmp_path / "run", tmp_path / "whole")
 
-    said = json.loads(_run(tmp_path, "fedpw-evaluate", "run", "--json").stdout)
+    said = json.loads(run("fedpw-evaluate", "run", "--json").stdout)
     assert said["round"] == 3
     assert said["accuracy"] == said["recorded_accuracy"]

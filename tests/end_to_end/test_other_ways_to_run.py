@@ -4,33 +4,22 @@ import json
 import os
 import socket
 import subprocess
-import sys
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
+from support.commands import COMMANDS, marked, typed, wait_until
 
 from fedpw_flwr.lab.config.configuration import config_folder
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 
-COMMANDS = Path(sys.executable).parent
-REPOSITORY = config_folder().parent
-
 
 def test_fedavg_weights_clients_by_their_number_of_pictures(tmp_path: Path) -> None:
-    subprocess.run(
-        [COMMANDS / "fedpw", "strategy=fedavg", "model=cnn", "rounds=2", "hydra.run.dir=run"],
-        cwd=tmp_path,
-        check=True,
-        timeout=300,
-    )
+    words = ("strategy=fedavg", "model=cnn", "rounds=2", "hydra.run.dir=run")
+    typed("fedpw", *words, folder=tmp_path)
     folder = RunFolder(tmp_path / "run")
     clients = folder.read_rounds()[-1].clients
     assert clients is not None
@@ -45,26 +34,13 @@ def test_a_run_on_one_machine_starts_behind_a_proxy_that_flower_cannot_use(
     tmp_path: Path,
 ) -> None:
     nowhere = {"ALL_PROXY": "socks5h://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    words = ["partition=by_domain", "partition.clients_per_domain=1", "model=mlp", "rounds=1"]
-    subprocess.run(
-        [COMMANDS / "fedpw", *words, "partition.train_per_client=21", "hydra.run.dir=run"],
-        cwd=tmp_path,
-        env=os.environ | nowhere,
-        check=True,
-        timeout=300,
-    )
+    clients = ("partition=by_domain", "partition.clients_per_domain=1")
+    words = (*clients, "partition.train_per_client=21", "model=mlp", "rounds=1")
+    typed("fedpw", *words, "hydra.run.dir=run", folder=tmp_path, **nowhere)
     assert RunFolder(tmp_path / "run").read_summary().rounds == 1
 
 
-def _sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMANDS / "fedpw", "-m", "model=cnn", "model.width=4", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+SWEEP = ("fedpw", "-m", "model=cnn", "model.width=4")
 
 
 def test_a_sweep_marks_what_failed_compares_the_rest_and_runs_only_what_is_missing(
@@ -73,8 +49,8 @@ def test_a_sweep_marks_what_failed_compares_the_rest_and_runs_only_what_is_missi
     runs = tmp_path / "multirun"
     # Only the data say that the first of them cannot run.
     words = ("partition=by_domain", "rounds=1")
-    first = _sweep(tmp_path, "partition.train_per_client=90000,21", *words)
-    assert first.returncode == 1
+    both = "partition.train_per_client=90000,21"
+    first = typed(*SWEEP, both, *words, folder=tmp_path, status=1)
     assert "change partition.train_per_client" in first.stderr
     assert "run 2 of 2" in first.stdout
     (summary,) = runs.rglob("summary.json")
@@ -85,8 +61,8 @@ def test_a_sweep_marks_what_failed_compares_the_rest_and_runs_only_what_is_missi
 
     # Under another name it is the same run; another seed is none of these.
     summary.parent.rename(runs / "of yesterday")
-    again = _sweep(tmp_path, "partition.train_per_client=21", "seed=0,1", *words)
-    assert again.returncode == 0, again.stderr
+    one = "partition.train_per_client=21"
+    again = typed(*SWEEP, one, "seed=0,1", *words, folder=tmp_path)
     assert f"done before: {runs / 'of yesterday'}" in " ".join(again.stdout.split())
     assert len(list(runs.rglob("summary.json"))) == 2
 
@@ -94,20 +70,16 @@ def test_a_sweep_marks_what_failed_compares_the_rest_and_runs_only_what_is_missi
 def test_a_killed_sweep_goes_on_with_the_runs_it_was_in(tmp_path: Path) -> None:
     words = ["strategy=fedavg,fedpw", "rounds=3"]
     with subprocess.Popen(
-        [COMMANDS / "fedpw", "-m", "model=cnn", "model.width=4", *words],
+        [COMMANDS / SWEEP[0], *SWEEP[1:], *words],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as sweep:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("multirun/*/checkpoints/round-00000[12]")):
-            assert time.monotonic() < deadline
-            assert sweep.poll() is None
-            time.sleep(0.05)
+        saved = "multirun/*/checkpoints/round-00000[12]"
+        wait_until(lambda: list(tmp_path.glob(saved)), sweep)
         sweep.kill()
     begun = {path.parents[1].name for path in tmp_path.glob("multirun/*/checkpoints/round-*[12]")}
-    again = _sweep(tmp_path, *words)
-    assert again.returncode == 0, again.stderr
+    typed(*SWEEP, *words, folder=tmp_path)
     rounds = {
         file.parent.name: [json.loads(line)["round"] for line in file.read_text().splitlines()]
         for file in tmp_path.glob("multirun/*/metrics.jsonl")
@@ -125,53 +97,27 @@ def plain_flower(tmp_path: Path) -> Iterator[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mark = uuid.uuid4().hex
-    yield {
-        **os.environ,
-        "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(tmp_path / "home"),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "STARTED_BY_TEST": mark,
-    }
-    started = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get("STARTED_BY_TEST") == mark:
-                process.terminate()
-                started.append(process)
-    for process in psutil.wait_procs(started, timeout=10)[1]:
-        process.kill()
+    with marked() as mark:
+        yield {
+            "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_HOME": str(tmp_path / "home"),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            **mark,
+        }
 
 
 def test_plain_flwr_run_of_the_repository_gives_the_bits_of_the_command(
     tmp_path: Path, plain_flower: dict[str, str]
 ) -> None:
-    subprocess.run(
-        [
-            *("flwr", "run", str(REPOSITORY), "--stream"),
-            *("--federation-config", "num-supernodes=8 client-resources-num-cpus=1"),
-            "--run-config",
-            f"overrides='rounds=2 model=cnn' output-folder='{tmp_path / 'run'}'",
-        ],
-        cwd=tmp_path,
-        env=plain_flower,
-        check=True,
-        timeout=300,
-    )
-    listed = subprocess.run(
-        ["flwr", "list", "--format", "json"],
-        cwd=tmp_path,
-        env=plain_flower,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    options = "num-supernodes=8 client-resources-num-cpus=1"
+    config = f"overrides='rounds=2 model=cnn' output-folder='{tmp_path / 'run'}'"
+    words = ("run", config_folder().parent, "--stream", "--federation-config", options)
+    typed("flwr", *words, "--run-config", config, folder=tmp_path, **plain_flower)
+    listed = typed("flwr", "list", "--format", "json", folder=tmp_path, **plain_flower)
     assert "finished:completed" in listed.stdout
 
-    words = ["rounds=2", "model=cnn", f"hydra.run.dir={tmp_path / 'own'}"]
-    subprocess.run([COMMANDS / "fedpw", *words], cwd=tmp_path, check=True, timeout=300)
+    typed("fedpw", "rounds=2", "model=cnn", "hydra.run.dir=own", folder=tmp_path)
     plain, own = (RunFolder(tmp_path / name) for name in ("run", "own"))
     assert plain.content("model.safetensors") == own.content("model.safetensors")
     for one, other in zip(plain.read_rounds(), own.read_rounds(), strict=True):

@@ -1,20 +1,16 @@
 """A profiled run in earnest: Ray's workers, Flower's network, the command's last words."""
 
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+from support.commands import typed
 
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.wire.timings import IDLE
 
 pytestmark = pytest.mark.long
-
-COMMANDS = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
@@ -28,17 +24,8 @@ class Profiled:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Profiled:
     somewhere = tmp_path_factory.mktemp("profiled")
-    done = subprocess.run(
-        [
-            *(COMMANDS / "fedpw", "rounds=3", "runtime.profile=true"),
-            *("runtime.total_cpus=2", "hydra.run.dir=run"),
-        ],
-        cwd=somewhere,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    words = ("rounds=3", "runtime.profile=true", "runtime.total_cpus=2", "hydra.run.dir=run")
+    done = typed("fedpw", *words, folder=somewhere)
     return Profiled(done.stdout, RunFolder(somewhere / "run"))
 
 

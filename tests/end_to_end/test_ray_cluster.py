@@ -6,7 +6,6 @@ the command has its temporary files, and where the package is: what runs there w
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,23 +15,30 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from safetensors.torch import load_file
+from support.commands import (
+    COMMANDS,
+    QUIET,
+    assert_same_model,
+    kill_at_once,
+    left_of,
+    marked,
+    rounds_of,
+    typed,
+    wait_for_rounds,
+)
 
 import fedpw_flwr
 from fedpw_flwr.lab.config.configuration import config_folder
 
 pytestmark = pytest.mark.long
 
-COMMANDS = Path(sys.executable).parent
 SCRIPT = config_folder().parent / "examples" / "ray-cluster" / "where_clients_ran.py"
 PACKAGE = Path(fedpw_flwr.__file__).parent
 HEAD, SECOND = "127.0.0.1", "127.0.0.2"
@@ -48,7 +54,6 @@ RUN = (
     "partition.train_per_client=32",
     "seed=3",
 )
-TIMINGS = ("seconds", "profile")
 
 # Only in a folder of the user's: another machine knows it if the run brought it there.
 STRATEGY = """
@@ -74,9 +79,9 @@ class Cluster:
 
     sessions: Path
     files: Path
+    mark: Mapping[str, str]
     port: int = 0
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def address(self) -> str:
@@ -86,11 +91,11 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            **QUIET,
+            **self.mark,
             "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
-            "FLWR_TELEMETRY_ENABLED": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "TMPDIR": str(self.files),
-            "STARTED_BY_TEST": self.mark,
         }
 
     def start_head(self) -> None:
@@ -126,13 +131,6 @@ class Cluster:
             assert time.monotonic() < deadline, text
             time.sleep(0.1)
 
-    def pull_the_plug(self, ip: str) -> None:
-        """Kill -9 all that runs on a node, at once."""
-        node = psutil.Process(self.nodes.pop(ip).pid)
-        for process in [*node.children(recursive=True), node]:
-            with suppress(psutil.Error):
-                process.kill()
-
     def messages(self) -> dict[str, int]:
         """Ask the example's script how many messages each node has worked on so far."""
         printed = subprocess.run(
@@ -145,41 +143,29 @@ class Cluster:
         ).stdout
         return {ip: int(count) for ip, count in re.findall(r"^(\S+): (\d+) ", printed, re.M)}
 
-    def processes(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error, OSError):
-                if process.environ().get("STARTED_BY_TEST") == self.mark:
-                    found.append(process)
-        return found
-
     def stop(self) -> None:
         for node in self.nodes.values():
             node.terminate()
         for node in self.nodes.values():
             with suppress(subprocess.TimeoutExpired):
                 node.wait(timeout=20)
-        left = self.processes()
-        for process in left:
-            with suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(left, timeout=10)
-        for folder in (self.sessions, self.files):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     if subprocess.run([*OTHER_FILES, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this system lets nobody give a process files of its own (unshare --mount)")
-    folders = [Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp")) for prefix in ("ray-", "m")]
-    running = Cluster(*folders)
+    sessions, files = (Path(tempfile.mkdtemp(prefix=one, dir="/tmp")) for one in ("ray-", "m"))
     try:
-        running.start_head()
-        running.start_second()
-        yield running
+        with marked() as mark:
+            running = Cluster(sessions, files, mark)
+            running.start_head()
+            running.start_second()
+            yield running
+            running.stop()
     finally:
-        running.stop()
+        for folder in (sessions, files):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -206,24 +192,6 @@ def end_of(command: subprocess.Popen[str]) -> tuple[int, str]:
     return command.returncode, output
 
 
-def rounds_of(folder: Path) -> list[dict[str, Any]]:
-    """The rounds in metrics.jsonl, without what the clock said."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in TIMINGS}
-        for line in lines
-    ]
-
-
-def wait_for_rounds(folder: Path, number: int, command: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    metrics = folder / "metrics.jsonl"
-    while not (metrics.is_file() and metrics.read_bytes().count(b"\n") > number):
-        assert command.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_clients_run_on_both_machines_and_the_model_has_the_bits_of_one_machine(
     cluster: Cluster, workplace: Path
 ) -> None:
@@ -241,16 +209,13 @@ def test_clients_run_on_both_machines_and_the_model_has_the_bits_of_one_machine(
     assert sum(done.values()) <= CLIENTS * ROUNDS
     assert all(record["failed"] == 0 for record in rounds_of(workplace / "two")[1:])
     assert cluster.nodes.keys() == {HEAD, SECOND}
-    workers = [p for p in cluster.processes() if p.name().startswith("ray::ClientWorker")]
+    workers = [p for p in left_of(cluster.mark) if p.name().startswith("ray::ClientWorker")]
     assert psutil.wait_procs(workers, timeout=20)[1] == []
 
     status, output = end_of(fedpw(workplace, cluster, *words, f"hydra.run.dir={workplace / 'one'}"))
     assert status == 0, output
     assert rounds_of(workplace / "two") == rounds_of(workplace / "one")
-    two, one = (load_file(workplace / run / "model.safetensors") for run in ("two", "one"))
-    assert two.keys() == one.keys()
-    for name, tensor in one.items():
-        assert tensor.equal(two[name]), name
+    assert_same_model(workplace / "two", workplace / "one")
 
 
 def test_a_run_goes_on_where_a_machine_is_lost(cluster: Cluster, workplace: Path) -> None:
@@ -259,7 +224,7 @@ def test_a_run_goes_on_where_a_machine_is_lost(cluster: Cluster, workplace: Path
     words = (*RUN, "rounds=500", address, f"hydra.run.dir={folder}")
     command = fedpw(workplace, cluster, *words)
     wait_for_rounds(folder, 2, command)
-    cluster.pull_the_plug(SECOND)
+    kill_at_once(cluster.nodes.pop(SECOND))
     reached = len(rounds_of(folder)) - 1
     # Ray takes some seconds to call a machine dead.
     wait_for_rounds(folder, reached + 4, command)
@@ -284,14 +249,7 @@ def test_an_address_at_which_nothing_answers_is_refused(tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind((HEAD, 0))
         address = f"{HEAD}:{nobody.getsockname()[1]}"
-        done = subprocess.run(
-            [COMMANDS / "fedpw", f"runtime.ray_address={address}"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-    assert done.returncode == 1
+        words = ("fedpw", f"runtime.ray_address={address}")
+        done = typed(*words, folder=tmp_path, status=1, timeout=60)
     assert "no Ray cluster answers" in done.stderr
     assert not (tmp_path / "outputs").exists()

@@ -21,7 +21,6 @@ from support.federation import (
     MODEL,
     Federation,
     LegacyFederation,
-    MessageFederation,
     both_apis,
     every_method,
     honest,
@@ -42,7 +41,7 @@ NODES = [21, 22, 23, 24, 25]
 BAD, STRANGER = 23, 999
 GOOD = {"accuracy": 0.5, "loss": 0.25, "num-examples": 10}
 FLOWERS = {
-    MESSAGE.name: MessageFederation("Flower's", FedAvg),
+    MESSAGE.name: Federation("Flower's", FedAvg),
     LEGACY.name: LegacyFederation(
         "Flower's", lambda array_names, **options: LegacyFedAvg(**options)
     ),

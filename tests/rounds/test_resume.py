@@ -25,7 +25,6 @@ from support.federation import (
     MODEL,
     PLACEMENTS,
     Federation,
-    MessageFederation,
     both_apis,
     every_method,
     everyone,
@@ -154,10 +153,8 @@ def _play_legacy(
 
 
 OPTIMIZERS: list[Federation] = [
-    MessageFederation("adam on FedPW", FedAdamPW),
-    MessageFederation(
-        "momentum on FedPW", lambda **options: FedAvgMPW(server_momentum=0.9, **options)
-    ),
+    Federation("adam on FedPW", FedAdamPW),
+    Federation("momentum on FedPW", lambda **options: FedAvgMPW(server_momentum=0.9, **options)),
 ]
 HALF = {"fraction_train": 0.5}
 CASES: list[tuple[Federation, dict[str, Any]]] = [
@@ -242,7 +239,7 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     named = "strategy: 'FedPW' in the checkpoint, 'FedAdamPW' now"
     with pytest.raises(CheckpointError, match=named):
         play(OPTIMIZERS[0], {}, tmp_path / "fedpw", rounds=2, resume=True)
-    fedheal = MessageFederation("FedHEAL", FedHEAL)
+    fedheal = Federation("FedHEAL", FedHEAL)
     play(fedheal, {"tau": 0.2}, tmp_path / "fedheal", rounds=1)
     with pytest.raises(CheckpointError, match="tau"):
         play(fedheal, {"tau": 0.3}, tmp_path / "fedheal", rounds=2, resume=True)

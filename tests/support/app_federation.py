@@ -12,10 +12,10 @@ from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.serde import message_from_proto, message_to_proto
 
 from fedpw_flwr.lab.app import client_app
 from fedpw_flwr.lab.experiment import Experiment, experiment_of
+from support.clients import over_the_wire
 from support.grid import ClientsGrid, running
 
 TRAINING_PICTURES = {"scans": 24, "textured": 20, "blurred": 20, "fonts": 12}
@@ -84,24 +84,11 @@ def message_to(
     return message
 
 
-def over_the_wire(message: Message) -> Message:
-    return message_from_proto(message_to_proto(message))
-
-
 class AppGrid(ClientsGrid):
     """Deliver each message at once to the ClientApp of its node and hand back the replies.
 
-    Parameters
-    ----------
-    apps : Mapping[int, ClientApp] | None (default: None)
-        ClientApps by client, in place of the package's own.
-    overrides : str
-        The run configuration's.
-    num_clients : int
-        Nodes of the federation.
-    connected : Iterable[int] | None (default: None)
-        How many nodes are connected each time the server asks; all of them at the end, and always
-        if None.
+    `apps` are ClientApps by client in place of the package's own; `connected` is how many nodes are
+    connected each time the server asks, and then all of them.
     """
 
     def __init__(

@@ -80,9 +80,9 @@ def _identity(value: Any) -> Break:
     return arrives
 
 
-def _without(record: str) -> Break:
+def _without(*records: str) -> Break:
     def arrives(message: Message, good: Message) -> list[Message]:
-        content = {name: value for name, value in good.content.items() if name != record}
+        content = {name: value for name, value in good.content.items() if name not in records}
         return [Message(RecordDict(content), reply_to=message)]
 
     return arrives
@@ -108,14 +108,6 @@ def _entry(name: str, place: tuple[int, ...], value: float) -> Break:
     return _edited(lambda model: model[name].__setitem__(place, value))
 
 
-def _missing(model: dict[str, np.ndarray]) -> None:
-    del model["body.bias"]
-
-
-def _extra(model: dict[str, np.ndarray]) -> None:
-    model["head.weight"] = np.ones(3, dtype=np.float32)
-
-
 def _bytes(change: Callable[[bytes], bytes]) -> Break:
     """Another payload under the same description."""
     return _payload(lambda array: Array(array.dtype, array.shape, array.stype, change(array.data)))
@@ -129,30 +121,14 @@ def _lying(shape: tuple[int, ...], dtype: type) -> Break:
     return _bytes(lambda data: Array(np.zeros(shape, dtype)).data)
 
 
-def _other_stype(array: Array) -> Array:
-    return Array(array.dtype, array.shape, "torch.tensor", array.data)
-
-
 def _pickled_objects(array: Array) -> Array:
     body = pickle.dumps([print] * 24)
     header = "{'descr': '|O', 'fortran_order': False, 'shape': (6, 4), }"
     return npy(header, body, (6, 4), dtype="object")
 
 
-def _error(message: Message, good: Message) -> list[Message]:
-    return [Message(Error(2, "RuntimeError: out of memory"), reply_to=message)]
-
-
-def _error_without_reason(message: Message, good: Message) -> list[Message]:
-    return [Message(Error(0), reply_to=message)]
-
-
-def _from_stranger(message: Message, good: Message) -> list[Message]:
-    return [stray(good, STRANGER)]
-
-
-def _empty(message: Message, good: Message) -> list[Message]:
-    return [Message(RecordDict(), reply_to=message)]
+def _error(error: Error) -> Break:
+    return lambda message, good: [Message(error, reply_to=message)]
 
 
 def _told_apart(**entries: Any) -> Break:
@@ -180,10 +156,10 @@ def _pickled_tensors(message: Message, good: Message) -> list[Message]:
     return _with(good, message, arrays=ArrayRecord(tensors))
 
 
-def _no_arrays(message: Message, good: Message) -> list[Message]:
-    return _with(good, message, arrays=ArrayRecord())
-
-
+_OUT_OF_MEMORY = _error(Error(2, "RuntimeError: out of memory"))
+_MISSING = _edited(lambda model: model.__delitem__("body.bias"))
+_EXTRA = _edited(lambda model: model.update({"head.weight": np.ones(3, dtype=np.float32)}))
+_OTHER_TYPE = _payload(lambda one: Array(one.dtype, one.shape, "torch.tensor", one.data))
 _DIVERGED = _changed(WEIGHT, lambda one: one * 0 + np.float32(1e30))
 _TURNED = _changed(WEIGHT, lambda one: one.T.copy())
 _VECTOR = _changed(COUNTER, lambda one: one.reshape(1))
@@ -205,13 +181,13 @@ BROKEN_REPLIES: dict[str, BrokenReply] = {
     "wrong rank": BrokenReply(_VECTOR, r"num_batches_tracked.*\(1,\)"),
     "whole numbers": BrokenReply(_WHOLE, "'body.weight'.*int32.*float32"),
     "float counter": BrokenReply(_FLOAT_COUNTER, "num_batches_tracked.*float32.*int64"),
-    "missing tensor": BrokenReply(_edited(_missing), "missing.*body.bias"),
-    "extra tensor": BrokenReply(_edited(_extra), "unknown.*head.weight"),
+    "missing tensor": BrokenReply(_MISSING, "missing.*body.bias"),
+    "extra tensor": BrokenReply(_EXTRA, "unknown.*head.weight"),
     "no ArrayRecord": BrokenReply(_without("arrays"), "0 ArrayRecords"),
     "two ArrayRecords": BrokenReply(_twice("arrays"), "2 ArrayRecords"),
     "no MetricRecord": BrokenReply(_without("metrics"), "0 MetricRecords"),
     "two MetricRecords": BrokenReply(_twice("metrics"), "2 MetricRecords"),
-    "no records": BrokenReply(_empty, "Records"),
+    "no records": BrokenReply(_without("arrays", "metrics"), "Records"),
     "no loss": BrokenReply(_metrics(train_loss=None), "train_loss"),
     "list as loss": BrokenReply(_metrics(train_loss=[0.5, 0.6]), "train_loss.*list"),
     "negative loss": BrokenReply(_metrics(train_loss=-0.1), "train_loss.*-0.1"),
@@ -220,9 +196,9 @@ BROKEN_REPLIES: dict[str, BrokenReply] = {
     "loss no float can hold": BrokenReply(_metrics(train_loss=10**400), "train_loss"),
     "list as num-examples": BrokenReply(_metrics(**{"num-examples": [3, 4]}), "num-examples.*list"),
     "negative num-examples": BrokenReply(_metrics(**{"num-examples": -3}), "num-examples.*-3"),
-    "client raised": BrokenReply(_error, "RuntimeError: out of memory", failed=True),
-    "error without reason": BrokenReply(_error_without_reason, "error 0", failed=True),
-    "node that was not asked": BrokenReply(_from_stranger, "not asked"),
+    "client raised": BrokenReply(_OUT_OF_MEMORY, "RuntimeError: out of memory", failed=True),
+    "error without reason": BrokenReply(_error(Error(0)), "error 0", failed=True),
+    "node that was not asked": BrokenReply(lambda _, good: [stray(good, STRANGER)], "not asked"),
     "truncated payload": BrokenReply(_TRUNCATED, "'body.weight'.*91 bytes.*96"),
     "trailing bytes": BrokenReply(_TRAILING, "'body.weight'.*100 bytes.*96"),
     "empty payload": BrokenReply(_bytes(lambda data: b""), "'body.weight'"),
@@ -236,7 +212,7 @@ BROKEN_REPLIES: dict[str, BrokenReply] = {
     "complex numbers": BrokenReply(_COMPLEX, "'body.weight'.*complex64"),
     "text": BrokenReply(_changed(WEIGHT, lambda one: np.full((6, 4), "loss")), "'body.weight'"),
     "pickled objects": BrokenReply(_payload(_pickled_objects), "'body.weight'.*objects"),
-    "unknown serialization": BrokenReply(_payload(_other_stype), "'body.weight'.*torch.tensor"),
+    "unknown serialization": BrokenReply(_OTHER_TYPE, "'body.weight'.*torch.tensor"),
     "client-id is text": BrokenReply(_identity("three"), "client-id.*three"),
     "client-id is negative": BrokenReply(_identity(-1), "client-id.*-1"),
     "client-id is a bool": BrokenReply(_identity(True), "client-id.*True"),
@@ -249,7 +225,7 @@ BROKEN_OF_NUMPY_CLIENTS: dict[str, BrokenReply] = {
     "loss as text": BrokenReply(_told_apart(train_loss="0.5"), "train_loss"),
     "loss as a truth value": BrokenReply(_told_apart(train_loss=True), "train_loss"),
     "arrays in another order": BrokenReply(_in_another_order, "'body.weight'"),
-    "no arrays": BrokenReply(_no_arrays, "missing.*body.weight"),
+    "no arrays": BrokenReply(_edited(dict.clear), "missing.*body.weight"),
     "another library's tensors": BrokenReply(_pickled_tensors, "'body.weight'"),
 }
 """What lists of parameters and free metrics make possible besides."""

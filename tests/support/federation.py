@@ -8,7 +8,6 @@ that message, and its reply into a FitRes. Servers, strategies and client manage
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -78,8 +77,8 @@ Answers = list[tuple[int, Any]]
 Clients = Mapping[int, Client]
 
 
-class Federation(ABC):
-    """A server API with a method on it."""
+class Federation:
+    """A method under the Message API, over a `ClientsGrid`."""
 
     prefix = "fedpw-"
     """Stands before the counts of a round."""
@@ -92,27 +91,39 @@ class Federation(ABC):
         """Build the strategy; options have the names of the Message API."""
         return self.build(**options)
 
-    @abstractmethod
     def ask(
         self, strategy: Any, clients: Clients, arrays: ArrayRecord, server_round: int
     ) -> Answers:
         """Play the first half of a training round."""
+        grid = ClientsGrid(clients)
+        messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+        replies = grid.send_and_receive(messages)
+        return [(reply.metadata.src_node_id, reply) for reply in replies]
 
-    @abstractmethod
     def finish(self, strategy: Any, answers: Answers, server_round: int) -> Round:
         """Play the second half."""
+        arrays, metrics = strategy.aggregate_train(server_round, [reply for _, reply in answers])
+        return Round(arrays, dict(metrics))
 
-    @abstractmethod
     def evaluate_round(
         self, strategy: Any, clients: Clients, server_round: int = 1
     ) -> dict[str, Any]:
         """Evaluate MODEL at the clients."""
+        grid = ClientsGrid(clients)
+        asked = strategy.configure_evaluate(server_round, array_record(MODEL), ConfigRecord(), grid)
+        return dict(strategy.aggregate_evaluate(server_round, grid.send_and_receive(asked)))
 
-    @abstractmethod
     def run(
         self, strategy: Any, clients: Clients, num_rounds: int, arrays: ArrayRecord | None = None
     ) -> Run:
         """Let Flower's own server play all rounds."""
+        arrays = array_record(MODEL) if arrays is None else arrays
+        result = strategy.start(ClientsGrid(clients), arrays, num_rounds=num_rounds)
+        return Run(
+            result.arrays,
+            {number: dict(one) for number, one in result.train_metrics_clientapp.items()},
+            {number: dict(one) for number, one in result.evaluate_metrics_clientapp.items()},
+        )
 
     def train_round(
         self,
@@ -145,40 +156,6 @@ class Federation(ABC):
         """Return all metrics but those counts."""
         own = {self.prefix + count for count in COUNTS}
         return {key: value for key, value in metrics.items() if key not in own}
-
-
-class MessageFederation(Federation):
-    """A strategy of the Message API over a `ClientsGrid`."""
-
-    def ask(
-        self, strategy: Any, clients: Clients, arrays: ArrayRecord, server_round: int
-    ) -> Answers:
-        grid = ClientsGrid(clients)
-        messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-        replies = grid.send_and_receive(messages)
-        return [(reply.metadata.src_node_id, reply) for reply in replies]
-
-    def finish(self, strategy: Any, answers: Answers, server_round: int) -> Round:
-        arrays, metrics = strategy.aggregate_train(server_round, [reply for _, reply in answers])
-        return Round(arrays, dict(metrics))
-
-    def evaluate_round(
-        self, strategy: Any, clients: Clients, server_round: int = 1
-    ) -> dict[str, Any]:
-        grid = ClientsGrid(clients)
-        asked = strategy.configure_evaluate(server_round, array_record(MODEL), ConfigRecord(), grid)
-        return dict(strategy.aggregate_evaluate(server_round, grid.send_and_receive(asked)))
-
-    def run(
-        self, strategy: Any, clients: Clients, num_rounds: int, arrays: ArrayRecord | None = None
-    ) -> Run:
-        arrays = array_record(MODEL) if arrays is None else arrays
-        result = strategy.start(ClientsGrid(clients), arrays, num_rounds=num_rounds)
-        return Run(
-            result.arrays,
-            {number: dict(one) for number, one in result.train_metrics_clientapp.items()},
-            {number: dict(one) for number, one in result.evaluate_metrics_clientapp.items()},
-        )
 
 
 LEGACY_OPTIONS = {
@@ -338,12 +315,12 @@ def weighted_mean(results: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-MESSAGE = MessageFederation("Message API", fedpw_flwr.FedPW)
+MESSAGE = Federation("Message API", fedpw_flwr.FedPW)
 LEGACY = LegacyFederation("legacy API", legacy.FedPW)
 APIS: list[Federation] = [MESSAGE, LEGACY]
 
 
-class BaselineFederation(MessageFederation):
+class BaselineFederation(Federation):
     prefix = ""
 
 

@@ -109,23 +109,13 @@ On `alike` all updates are the same: scores differ by rounding alone, which 16 b
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens in a round.
-
-    Attributes
-    ----------
-    clients : tuple[int, ...]
-        Who is there.
-    losses : dict[int, float]
-        ℓ_k where they are not drawn.
-    length : float
-        How long updates are: d̄ grows with its square.
-    against, unmoved, ahead : tuple[int, ...]
-        Clients that train against the others, not at all, and twenty times as far.
-    """
+    """What happens in a round; some clients train against the others, not at all, or far ahead."""
 
     clients: tuple[int, ...]
     losses: dict[int, float]
+    """ℓ_k where they are not drawn."""
     length: float = 1.0
+    """How long updates are: d̄ grows with its square."""
     against: tuple[int, ...] = ()
     unmoved: tuple[int, ...] = ()
     ahead: tuple[int, ...] = ()
@@ -162,16 +152,11 @@ PAPER = Settings(clip_weights=False, max_weight=None, max_loss_ratio=None)
 
 @cache
 def golden_run(name: str, dtype: DTypeLike = "float32") -> GoldenRun:
-    """Rounds of the reference.
+    """Rounds of the reference; `dtype` is that of the floating tensors.
 
-    Parameters
-    ----------
-    name : str
-        "paper": the paper's formulas, everybody there. "churn": the defaults, clients come and go.
-        "list": the same, arrays without names. "clients": the same, adjusted by the clients.
-        "equal weights": likewise, weighted by number of examples. "bounded": λ beyond `max_weight`.
-    dtype : DTypeLike
-        Of the floating tensors.
+    "paper": the paper's formulas, everybody there. "churn": the defaults, clients come and go.
+    "list": the same, arrays without names. "clients": the same, adjusted by the clients.
+    "equal weights": likewise, weighted by number of examples. "bounded": λ beyond `max_weight`.
     """
     settings = {"paper": PAPER, "equal weights": Settings(adapt_weights=False)}.get(
         name, Settings()

@@ -7,16 +7,16 @@ import struct
 import zlib
 from typing import Any, Literal
 
-import message_sizes
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from message_sizes import measure_sizes
+from server_step import fedpw
 
 from fedpw_flwr.wire.packing import (
     UPLOAD_DTYPES,
@@ -317,14 +317,10 @@ def test_blocks_without_a_kept_value_are_unpacked(dtype: str, entries: int, kept
             np.testing.assert_array_equal(out, 1 - update[begin:end].numpy())
 
 
-def test_packed_uploads_of_the_papers_network_are_as_small_as_promised(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, TaskIdentity.__dict__[name])
-    plain = message_sizes.measure_sizes(FedAvg(fraction_evaluate=0.0), 64)
-    float32 = message_sizes.measure_sizes(message_sizes.fedpw(0.3, "packed"), 64)
-    float16 = message_sizes.measure_sizes(message_sizes.fedpw(0.3, "packed", "float16"), 64)
+def test_packed_uploads_of_the_papers_network_are_as_small_as_promised() -> None:
+    plain = measure_sizes(FedAvg(fraction_evaluate=0.0), 64)
+    float32 = measure_sizes(fedpw("packed float32", avg_drop_rate=0.3), 64)
+    float16 = measure_sizes(fedpw("packed float16", avg_drop_rate=0.3), 64)
     assert float32.up <= 0.75 * plain.up
     assert float16.up <= 0.40 * plain.up
     # What consensus costs on the way down: a bit for each entry of 32 bits.

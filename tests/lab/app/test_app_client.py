@@ -19,8 +19,8 @@ from support.app_federation import (
     experiment,
     initial_arrays,
     message_to,
-    over_the_wire,
 )
+from support.clients import over_the_wire
 from support.records import payloads
 
 from fedpw_flwr.lab.app.client_app import app

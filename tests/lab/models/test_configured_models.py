@@ -25,10 +25,9 @@ def _built(name: str, size: int, channels: int = 3, **changes: Any) -> nn.Module
     return built
 
 
-@pytest.mark.parametrize("size", [16, 28, 32])
 @pytest.mark.parametrize("name", NAMES)
-def test_configured_models_accept_images_of_any_size_and_channels(name: str, size: int) -> None:
-    for channels in (1, 3):
+def test_configured_models_accept_images_of_any_size_and_channels(name: str) -> None:
+    for size, channels in ((16, 3), (28, 1), (32, 3)):
         model = _built(name, size, channels)
         with torch.no_grad():
             assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)

@@ -183,7 +183,7 @@ def test_a_few_epochs_learn_plain_digits_in_float32_and_bfloat16(scans: DomainCo
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
-@pytest.mark.parametrize(("normalisation", "epochs"), [("group", 4), ("none", 12)])
+@pytest.mark.parametrize(("normalisation", "epochs"), [("group", 3), ("none", 7)])
 def test_a_network_without_running_statistics_learns_digits(
     scans: DomainCollection, normalisation: Normalised, epochs: int
 ) -> None:

@@ -15,7 +15,7 @@ from fedpw_flwr.lab.training.memory import keep_freed_memory
 
 def pages_of_steps():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(20):
+    for _ in range(5):
         activations = [torch.ones(4_000_000) for _ in range(4)]
         del activations
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
