@@ -32,6 +32,7 @@ from fedpw_flwr.lab.config.configuration import (
 from fedpw_flwr.lab.data.digest import pictures_digest
 from fedpw_flwr.lab.data.examples import DomainCollection, Examples, joined
 from fedpw_flwr.lab.data.partition import ClientShare
+from fedpw_flwr.lab.training.batches import Normalisation
 from fedpw_flwr.lab.training.settings import ClientSettings
 from fedpw_flwr.rounds.run_state import RANDOM_STATE
 
@@ -69,8 +70,23 @@ class Experiment:
         return (*(domain.test for domain in self.data.domains), *kept)
 
     def check(self) -> None:
-        """Build what only the server needs; ConfigurationError if model or strategy cannot be."""
-        self.new_model()
+        """Build what only the server needs, and let the model classify an example.
+
+        ConfigurationError if model or strategy cannot be built, or do not fit the data.
+        """
+        model, data = self.new_model().eval(), self.data
+        with named_part("model"), torch.inference_mode():
+            scale = Normalisation(data.mean, data.std, torch.device("cpu"))
+            try:
+                logits = model(scale(data.domains[0].test.features[:1]))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"it does not take examples of shape {data.shape}, as the data set has: {error}"
+                ) from error
+            if logits.shape != (1, data.num_classes):
+                raise ValueError(
+                    f"one example gives {tuple(logits.shape)}, not (1, {data.num_classes}) logits"
+                )
         self.new_strategy(lambda contents, key: MetricRecord())
 
     def new_model(self) -> nn.Module:

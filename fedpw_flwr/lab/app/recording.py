@@ -124,6 +124,13 @@ class RunRecorder(Observer):
             seconds=now - since,
             accuracy={name: result.accuracy for name, result in tested.domains.items()},
             loss={name: result.loss for name, result in tested.domains.items()},
+            auc={
+                name: result.auc
+                for name, result in tested.domains.items()
+                if result.auc is not None
+            }
+            or None,
+            pooled_auc=tested.pooled_auc,
             train_loss=_recorded(metrics, "train_loss"),
             clients=self._client_figures(metrics),
             loss_term_share=_recorded(metrics, "loss-term-share"),

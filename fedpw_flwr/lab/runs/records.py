@@ -103,6 +103,8 @@ class RoundRecord(StrictJson):
     seconds: float  # wall-clock
     accuracy: dict[str, float]  # on the test images, 0 to 1, by domain; empty if not tested
     loss: dict[str, float]  # on the test images, by domain
+    auc: dict[str, float] | None = None  # of two classes: area under the ROC curve, by domain
+    pooled_auc: float | None = None  # that of the test data of all domains together
     train_loss: float | None = None  # mean over the round's clients
     clients: ClientFigures | None = None
     loss_term_share: float | None = None  # in the weights: 0 is direction alone, 1 loss alone
@@ -146,6 +148,8 @@ class RunSummary(StrictJson):
     quarantined: int
     failed: int = 0
     empty: int = 0
+    auc: dict[str, float] | None = None  # final, by domain; of two classes
+    pooled_auc: float | None = None
     clients: dict[str, float] | None = None
     """The last round's `FairnessReport` over the clients' own test images; None without those."""
     versions: dict[str, str | None] = field(default_factory=dict)  # as from `installed_versions`
@@ -190,6 +194,8 @@ class RunSummary(StrictJson):
             quarantined=sum(record.quarantined or 0 for record in records),
             failed=sum(record.failed or 0 for record in records),
             empty=sum(record.empty or 0 for record in records),
+            auc=last.auc,
+            pooled_auc=last.pooled_auc,
             clients=_client_fairness(last),
             versions=installed_versions(),
             data_digest=data_digest,

@@ -185,7 +185,8 @@ def _figures(record: RoundRecord) -> str:
         return f"test set {number(100 * spread.mean, 1)} %{clients}"
     worst = min(record.accuracy, key=record.accuracy.__getitem__)
     where = f" % ({worst})" if math.isfinite(spread.worst) else ""
-    return f"{_written(spread.mean, spread.std, spread.worst)}{where}"
+    auc = "" if record.pooled_auc is None else f"  AUC {number(record.pooled_auc, 3)}"
+    return f"{_written(spread.mean, spread.std, spread.worst)}{where}{auc}"
 
 
 def _clients_figures(accuracy: Sequence[float]) -> str:
