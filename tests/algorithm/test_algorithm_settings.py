@@ -20,7 +20,7 @@ OUTSIDE: dict[str, tuple[list[float], str]] = {
     "max_weight": ([0.5, math.nan, math.inf], "from 1 on"),
     "max_loss_ratio": ([0.5, math.nan, math.inf], "from 1 on"),
 }
-OF_ANOTHER_TYPE = {
+OF_ANOTHER_TYPE: dict[str, list[object]] = {
     "avg_drop_rate": ["0.3", None, True, [0.3]],
     "beta": ["0.3", None, True],
     "max_weight": ["2", True],
