@@ -33,7 +33,7 @@ from torchvision import transforms
 from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
 from fedpw_flwr.engines import engine_for
 from fedpw_flwr.lab.config.configuration import compose_configuration
-from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.examples import ImageSet
 from fedpw_flwr.lab.experiment import Experiment, build_experiment
 from fedpw_flwr.lab.models.resnet import BasicBlock, ResNet10
 
@@ -74,9 +74,7 @@ def plain_rounds(experiment: Experiment, rounds: int) -> Iterator[PlainRound]:
     normalise = transforms.Normalize(experiment.data.mean, experiment.data.std)
     to_train = transforms.Compose(
         [
-            transforms.RandomCrop(
-                experiment.data.image_shape[1:], padding=settings.crop_padding or None
-            ),
+            transforms.RandomCrop(experiment.data.shape[1:], padding=settings.crop_padding or None),
             transforms.ToTensor(),
             normalise,
         ]

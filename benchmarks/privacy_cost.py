@@ -36,7 +36,7 @@ from server_step import nodes, prepare
 
 from fedpw_flwr import FedPW, FedPWMod
 from fedpw_flwr.lab.data.embedded_digits import embedded_digits
-from fedpw_flwr.lab.data.images import DomainCollection
+from fedpw_flwr.lab.data.examples import DomainCollection
 from fedpw_flwr.lab.data.partition import ByDomain, ClientShare
 from fedpw_flwr.lab.models.cnn import SmallCNN
 from fedpw_flwr.lab.training.evaluation import evaluate

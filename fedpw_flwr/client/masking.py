@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from flwr.common import NDArrays
 from torch import Tensor
 
 from fedpw_flwr.algorithm.client_step import adjust_tensor, is_adjustable, subtract_update
@@ -21,10 +22,7 @@ from fedpw_flwr.wire.adjustment import AdjustmentReport, AdjustmentRequest, cons
 from fedpw_flwr.wire.arrays import in_dtype
 from fedpw_flwr.wire.packing import MOST_ENTRIES, pack_update, packed_size
 
-__all__ = ["adjust_reply"]
-
 Arrays = Sequence[npt.NDArray[Any]]
-NDArrays = list[npt.NDArray[Any]]
 
 
 def adjust_reply(
@@ -36,20 +34,12 @@ def adjust_reply(
 ) -> tuple[NDArrays, bytes | None]:
     """Mask, rescale and, where asked, pack a client's update; w and w_k are not modified.
 
-    `trainable` are indices of arrays, for the report; None where the client was not told.
-
-    Returns
-    -------
-    tuple[NDArrays, bytes | None]
-        w − Δ̃_k in the shapes and dtypes of w (packed arrays: rows of bytes), and the report. The
-        arrays as trained and None where the server has to adjust them itself (masking would leave
-        an update of zeros, by whose norm Flower's clipping divides) or to judge them: training
-        diverged, or w_k is another model than w.
-
-    Raises
-    ------
-    ValueError
-        If the request does not fit the model, or an array in `trainable` is not there.
+    `trainable` are indices of arrays, for the report; None where the client was not told. Returns
+    w − Δ̃_k in the shapes and dtypes of w (packed arrays: rows of bytes), and the report; the arrays
+    as trained and None where the server has to adjust them itself (masking would leave an update of
+    zeros, by whose norm Flower's clipping divides) or to judge them: training diverged, or w_k is
+    another model than w. ValueError if the request does not fit the model, or an array in
+    `trainable` is not there.
     """
     alike = _alike(global_arrays, trained, received)
     if alike is None:
@@ -120,9 +110,7 @@ def _packed(
 
 
 def _tensor(array: npt.NDArray[Any]) -> Tensor | None:
-    """View an array as a tensor; None for dtypes that are not floating or unknown to PyTorch."""
-    if not np.issubdtype(array.dtype, np.floating):
-        return None
+    """View an array as a tensor; None for dtypes that PyTorch does not know."""
     try:
         return torch.from_numpy(array if array.flags.c_contiguous else array.copy(order="C"))
     except TypeError:

@@ -18,8 +18,6 @@ from fedpw_flwr.device import available_device
 from fedpw_flwr.wire.adjustment import REPORT_KEY, REQUEST_KEY
 from fedpw_flwr.wire.arrays import ArrayTensors
 
-__all__ = ["FedPWMod", "fedpw_mod"]
-
 
 class FedPWMod:
     """A ClientApp mod that adjusts the update of a train function as FedPW's server asks.
@@ -59,12 +57,11 @@ class FedPWMod:
         refuse_legacy(message.content)
         if not any(REQUEST_KEY in record for record in message.content.config_records.values()):
             return call_next(message, context)
-        global_arrays = only_array_record(message.content)
+        # Training may empty or refill the record it was sent; its arrays stay as they are.
+        global_arrays = ArrayRecord(dict(only_array_record(message.content)))
         received = take_request(only_config_record(message.content))
         if received is None:
             return call_next(message, context)
-        # Training may empty or refill the record it was sent; its arrays stay as they are.
-        global_arrays = ArrayRecord(dict(global_arrays))
 
         reply = call_next(message, context)
         if reply.has_error():

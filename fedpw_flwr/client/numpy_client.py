@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from flwr.client import Client, NumPyClient
-from flwr.common import Scalar
+from flwr.common import NDArrays, Scalar
 
 from fedpw_flwr.client.masking import adjust_reply
 from fedpw_flwr.client.request import take_request
@@ -19,16 +18,10 @@ from fedpw_flwr.device import available_device
 from fedpw_flwr.wire.adjustment import REPORT_KEY
 from fedpw_flwr.wire.records import IDENTITY_KEY
 
-__all__ = ["LOSS_KEY", "FedPWClient", "LossSource", "can"]
-
-NDArrays = list[npt.NDArray[Any]]
-
 LossSource = Literal["fit", "evaluate"]
 
 LOSS_KEY = "train_loss"
 """Metric under which the wrapper reports ℓ_k: the default of ``FedPW(train_loss_key=...)``."""
-
-_OPTIONAL = ("get_properties", "get_parameters", "fit", "evaluate")
 
 
 class FedPWClient(NumPyClient):
@@ -183,7 +176,8 @@ class FedPWClient(NumPyClient):
         Flower asks a class which of its methods are there, and asks another client (or the
         strategy) for the initial parameters where ``get_parameters`` is not.
         """
-        missing = {name: getattr(NumPyClient, name) for name in _OPTIONAL if not can(self, name)}
+        optional = ("get_properties", "get_parameters", "fit", "evaluate")
+        missing = {name: getattr(NumPyClient, name) for name in optional if not can(self, name)}
         if self.client_id is not None:
             missing.pop("get_properties", None)
         faithful = copy.copy(self)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
+from flwr.common import NDArrays
 
 from fedpw_flwr.client.numpy_client import FedPWClient, can, checked_triple
 from fedpw_flwr.client.request import only_array_record, only_config_record
@@ -22,10 +22,6 @@ from fedpw_flwr.wire.records import (
     identity_record,
     records_of_metrics,
 )
-
-__all__ = ["numpy_client_app"]
-
-NDArrays = list[npt.NDArray[Any]]
 
 
 def numpy_client_app(

@@ -20,14 +20,6 @@ from fedpw_flwr.wire.adjustment import (
     AdjustmentRequest,
 )
 
-__all__ = [
-    "ReceivedRequest",
-    "only_array_record",
-    "only_config_record",
-    "refuse_legacy",
-    "take_request",
-]
-
 _LEGACY_RECORDS = ("fitins.", "evaluateins.", "getparametersins.", "getpropertiesins.")
 
 _NEED_DENSE = {
@@ -59,13 +51,9 @@ def take_request(config: MutableMapping[str, Any]) -> ReceivedRequest | None:
     """Take FedPW's entries out of a configuration; None where there is nothing to do.
 
     So it is, too, inside `LocalDpMod`: it noises the arrays, and what FedPW reports beside them
-    would be told as it is. Such an update is sent as trained, and the server adjusts it.
-
-    Raises
-    ------
-    ValueError
-        If the request cannot be read, or a mod in front hides the individual updates, or needs the
-        arrays of an update that will be packed.
+    would be told as it is. Such an update is sent as trained, and the server adjusts it. ValueError
+    if the request cannot be read, or a mod in front hides the individual updates, or needs the
+    arrays of an update that will be packed.
     """
     asked = REQUEST_KEY in config
     data, consensus = config.pop(REQUEST_KEY, None), config.pop(CONSENSUS_KEY, None)

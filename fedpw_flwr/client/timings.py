@@ -19,8 +19,6 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fedpw_flwr.wire.timings import TIMINGS_RECORD, ClientTimings
 
-__all__ = ["Stopwatch", "TimingsMod", "phase"]
-
 
 class Stopwatch:
     """Adds up seconds by phase. Of nested phases only the innermost is counted."""

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     # A mistyped path should be reported at once, not after PyTorch's seconds of import.
     import torch
 
-    from fedpw_flwr.lab.data.images import DomainCollection
     from fedpw_flwr.lab.training.evaluation import Evaluation
 
 
@@ -122,12 +121,12 @@ def evaluate_run(
     state, metadata = folder.load_model(name)
 
     from fedpw_flwr.device import available_device
-    from fedpw_flwr.lab.experiment import build_group
+    from fedpw_flwr.lab.experiment import build_data, build_group
     from fedpw_flwr.lab.training.evaluation import evaluate
 
     with named_part("--device"):
         target = available_device(None if device == "auto" else device)
-    data: DomainCollection = build_group("dataset", configuration)
+    data = build_data(configuration)
     model: torch.nn.Module = build_group(
         "model", configuration, num_classes=data.num_classes, in_channels=data.in_channels
     )

@@ -30,7 +30,7 @@ from fedpw_flwr.lab.config.configuration import (
     runtime_settings,
 )
 from fedpw_flwr.lab.data.digest import pictures_digest
-from fedpw_flwr.lab.data.images import DomainCollection, ImageSet, joined
+from fedpw_flwr.lab.data.examples import DomainCollection, Examples, joined
 from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.training.settings import ClientSettings
 from fedpw_flwr.rounds.run_state import RANDOM_STATE
@@ -59,7 +59,7 @@ class Experiment:
         return pictures_digest(self.data)
 
     @cached_property
-    def test_sets(self) -> tuple[ImageSet, ...]:
+    def test_sets(self) -> tuple[Examples, ...]:
         """Every domain's test images; then the clients' own, joined, where all clients keep some.
 
         Some clients without would make figures over the others look like those over all.
@@ -158,7 +158,7 @@ def build_experiment(configuration: DictConfig) -> Experiment:
     seed = int(configuration.seed)
     # Data or divisions of the user's own may draw from it.
     with RANDOM_STATE:
-        data: DomainCollection = build_group("dataset", configuration)
+        data = build_data(configuration)
         partition = build_group("partition", configuration)
         with named_part("partition"):
             shares = tuple(partition.split(data, seed))
@@ -178,6 +178,14 @@ def build_experiment(configuration: DictConfig) -> Experiment:
 def _device(runtime: RuntimeSettings) -> torch.device:
     with named_part("runtime"):
         return available_device(None if runtime.device == "auto" else runtime.device)
+
+
+def build_data(configuration: DictConfig) -> DomainCollection:
+    """Build the data set; one whose `seed` is null gets the run's. Raises as `build_group`."""
+    dataset = configuration.get("dataset") or {}
+    own = {"seed": int(configuration.seed)} if dataset.get("seed", 0) is None else {}
+    data: DomainCollection = build_group("dataset", configuration, **own)
+    return data
 
 
 def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:

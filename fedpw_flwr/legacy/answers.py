@@ -6,10 +6,11 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
-from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MetricRecordValues, RecordDict
 from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
 from flwr.server.client_proxy import ClientProxy
 
@@ -18,20 +19,8 @@ from fedpw_flwr.wire.adjustment import REPORT_KEY
 from fedpw_flwr.wire.arrays import array_of_npy
 from fedpw_flwr.wire.records import records_of_metrics
 
-__all__ = [
-    "EXAMPLES_KEY",
-    "answers_of_failures",
-    "as_parameters",
-    "as_scalars",
-    "evaluation_content",
-    "fit_content",
-    "named_model",
-    "refuse_client_app_functions",
-    "shared_metrics",
-]
-
 _TENSOR_TYPE = "numpy.ndarray"
-EXAMPLES_KEY, _EVALUATION_LOSS_KEY = "num-examples", "loss"
+EXAMPLES_KEY = "num-examples"
 
 # Records that a reply or a message lacks, as exceptions, tracebacks and SuperNodes tell it, and
 # what FedPW's own bridge and mod say.
@@ -48,10 +37,7 @@ def as_parameters(arrays: ArrayRecord) -> Parameters:
 def named_model(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
     """Return the global model's parameters as arrays by name (index where there are no names).
 
-    Raises
-    ------
-    ValueError
-        If there are none, they are no NumPy arrays, or the names are not as many.
+    ValueError if there are none, they are no NumPy arrays, or the names are not as many.
     """
     count = len(parameters.tensors)
     if parameters.tensor_type != _TENSOR_TYPE or not count:
@@ -65,17 +51,17 @@ def named_model(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
             f"array_names has {len(names)} names, the model {count} arrays: name every one, in the "
             "order of the parameters"
         )
-    return _named(parameters, names)
+    return named_arrays(parameters, names)
 
 
 def fit_content(result: FitRes, names: Sequence[str]) -> RecordDict:
     """Return a training result as records."""
     content = records_of_metrics({**result.metrics, EXAMPLES_KEY: result.num_examples})
-    content["arrays"] = _named(result.parameters, names)
+    content["arrays"] = named_arrays(result.parameters, names)
     return content
 
 
-def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
+def named_arrays(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
     """See parameters as arrays by name, without copying them."""
     arrays = {}
     for index, data in enumerate(parameters.tensors):
@@ -87,11 +73,11 @@ def _named(parameters: Parameters, names: Sequence[str]) -> ArrayRecord:
 
 def evaluation_content(result: EvaluateRes) -> RecordDict:
     """Return an evaluation result as records."""
-    own = {_EVALUATION_LOSS_KEY: result.loss, EXAMPLES_KEY: result.num_examples}
+    own = {"loss": result.loss, EXAMPLES_KEY: result.num_examples}
     return records_of_metrics({**result.metrics, **own})
 
 
-def as_scalars(metrics: MetricRecord) -> dict[str, Scalar]:
+def as_scalars(metrics: Mapping[str, MetricRecordValues]) -> dict[str, Scalar]:
     """Write lists as JSON texts: this API takes no lists."""
     return {
         key: json.dumps(value) if isinstance(value, list) else value
@@ -115,15 +101,18 @@ def _is_finite(value: Scalar | None) -> bool:
     return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
-def answers_of_failures(
-    failures: Sequence[tuple[ClientProxy, Any] | BaseException], missing: frozenset[int]
+def answers_of(
+    results: Sequence[tuple[ClientProxy, Any]],
+    failures: Sequence[tuple[ClientProxy, Any] | BaseException],
+    asked: frozenset[int],
+    content_of: Callable[[Any], RecordDict],
 ) -> list[Answer]:
-    """Turn failures into answers, each of the node that failed.
+    """Turn results and failures into answers, each of the node that it came from.
 
-    Flower does not say whose an exception is. Where nothing else tells, it may be any of those that
-    are missing.
+    Flower does not say whose an exception is. Where nothing else tells, it may be any of the nodes
+    that were asked and are missing.
     """
-    answers, nameless = [], []
+    answers, nameless = [Answer(proxy.node_id, content_of(one)) for proxy, one in results], []
     for failure in failures:
         if isinstance(failure, BaseException):
             node, reason = _node_of(failure), f"{type(failure).__name__}: {failure}"
@@ -133,12 +122,10 @@ def answers_of_failures(
             nameless.append(reason)
         else:
             answers.append(Answer(node, None, reason))
-            missing = missing - {node}
-    nodes = sorted(missing)
-    for index, reason in enumerate(nameless):
-        node = nodes[index] if index < len(nodes) else 0
-        who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
-        answers.append(Answer(node, None, f"{who}{reason}"))
+    nodes = sorted(asked - {answer.node_id for answer in answers})
+    who = "" if len(nodes) == 1 else f"one of the nodes {nodes or 'asked'}: "
+    for told, node in zip_longest(nameless, nodes[: len(nameless)], fillvalue=0):
+        answers.append(Answer(node, None, f"{who}{told}"))
     return answers
 
 
@@ -152,23 +139,17 @@ def _node_of(failure: BaseException) -> int | None:
 
 
 def refuse_client_app_functions(
-    results: Sequence[object],
-    failures: Sequence[tuple[ClientProxy, Any] | BaseException],
+    results: Sequence[object], failures: Sequence[tuple[ClientProxy, Any] | BaseException]
 ) -> None:
     """Notice clients that a legacy server cannot talk to: ``@app.train`` functions.
 
-    Raises
-    ------
-    RuntimeError
-        If every client failed, and in the way in which those functions fail.
+    RuntimeError if every client failed, and in the way in which those functions fail.
     """
-    if results or not failures:
-        return
     # A result with a status that is not OK comes from a Client of the legacy API.
-    if not all(isinstance(failure, BaseException) for failure in failures):
+    if results or not all(isinstance(failure, BaseException) for failure in failures):
         return
     text = [f"{type(failure).__name__}: {failure}" for failure in failures]
-    if all(_OF_FUNCTIONS.search(line) for line in text):
+    if text and all(_OF_FUNCTIONS.search(line) for line in text):
         raise RuntimeError(
             "the clients are ClientApp functions (@app.train), which Flower's legacy server cannot "
             "talk to: run `from fedpw_flwr import FedPW` in a ServerApp with @app.main(), or give "

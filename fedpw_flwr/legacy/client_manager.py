@@ -13,14 +13,10 @@ from flwr.server import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.criterion import Criterion
 
+from fedpw_flwr.strategy.sampling import ANSWER_TIMEOUT
 from fedpw_flwr.wire.records import IDENTITY_KEY
 
-__all__ = ["OrderedClientManager", "stated_identities"]
-
 logger = logging.getLogger("flwr")
-
-_TIMEOUT = 180.0
-"""Seconds to wait for an answer; in a simulation the first one waits for Ray's workers to start."""
 
 _AT_ONCE = 32
 """Clients that are asked at the same time."""
@@ -89,12 +85,8 @@ class OrderedClientManager(SimpleClientManager):
 
     def _ask(self, clients: Sequence[ClientProxy]) -> None:
         """Ask clients who they are."""
-        if not clients:
-            return
         found = stated_identities(clients)
-        self._identities.update(
-            {client.cid: one for client, one in zip(clients, found, strict=True)}
-        )
+        self._identities.update(zip((client.cid for client in clients), found, strict=True))
         silent = found.count(None)
         if silent:
             logger.info(
@@ -107,16 +99,14 @@ class OrderedClientManager(SimpleClientManager):
 
 def stated_identities(clients: Sequence[ClientProxy]) -> list[int | None]:
     """Ask clients who they are, all at once; None for each that does not say."""
-    if not clients:
-        return []
-    with ThreadPoolExecutor(min(_AT_ONCE, len(clients))) as asking:
+    with ThreadPoolExecutor(_AT_ONCE) as asking:
         return list(asking.map(_identity, clients))
 
 
 def _identity(client: ClientProxy) -> int | None:
     # Whatever goes wrong at a client must not end the run: it is sampled by its node id.
     with suppress(Exception):
-        answer = client.get_properties(GetPropertiesIns({}), timeout=_TIMEOUT, group_id=None)
+        answer = client.get_properties(GetPropertiesIns({}), timeout=ANSWER_TIMEOUT, group_id=None)
         identity = answer.properties.get(IDENTITY_KEY)
         if answer.status.code == Code.OK and type(identity) is int and identity >= 0:
             return identity

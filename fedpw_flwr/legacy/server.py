@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord
-from flwr.common import Parameters
 from flwr.server import ClientManager, History, Server
 from flwr.server.strategy import Strategy
 
+from fedpw_flwr.legacy.answers import as_parameters, named_arrays
 from fedpw_flwr.legacy.client_manager import OrderedClientManager
 from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.run_state import (
@@ -22,14 +21,8 @@ from fedpw_flwr.rounds.run_state import (
     run_checkpoint,
     run_identity,
 )
-from fedpw_flwr.wire.arrays import array_of_npy
-
-__all__ = ["CheckpointedServer"]
 
 logger = logging.getLogger("flwr")
-
-_LOSSES = ("losses_distributed", "losses_centralized")
-_METRICS = ("metrics_distributed_fit", "metrics_distributed", "metrics_centralized")
 
 
 class CheckpointedServer(Server):
@@ -102,17 +95,14 @@ class CheckpointedServer(Server):
     def _run(self, num_rounds: int, timeout: float | None, history: History) -> None:
         first, newest = 1, newest_checkpoint(self.checkpoints, self.resume)
         self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
-        identity = run_identity(self.strategy, _arrays(self.parameters))
+        identity = run_identity(self.strategy, named_arrays(self.parameters, ()))
         if newest is None:
             self._evaluate_centrally(0, history)
             self._save(0, history, identity)
         else:
             check_checkpoint(newest, identity, self.checkpoints, num_rounds)
             arrays = put_back(newest, self.strategy, lambda state: self._take(state, history))
-            self.parameters = Parameters(
-                tensors=[array.data for array in arrays.values()],
-                tensor_type=self.parameters.tensor_type,
-            )
+            self.parameters = as_parameters(arrays)
             first = newest.round + 1
             logger.info("Going on after round %s of %s", newest.round, num_rounds)
         for server_round in range(first, num_rounds + 1):
@@ -144,9 +134,9 @@ class CheckpointedServer(Server):
         manager = self.client_manager()
         reported = {
             "draws": manager.saved_draws() if isinstance(manager, OrderedClientManager) else None,
-            "history": {name: getattr(history, name) for name in (*_LOSSES, *_METRICS)},
+            "history": vars(history),
         }
-        arrays = _arrays(self.parameters)
+        arrays = named_arrays(self.parameters, ())
         self.checkpoints.save(
             run_checkpoint(server_round, self.strategy, arrays, reported, identity)
         )
@@ -156,21 +146,12 @@ class CheckpointedServer(Server):
         manager = self.client_manager()
         if isinstance(manager, OrderedClientManager) and state["draws"] is not None:
             manager.restore_draws(state["draws"])
-        for name in _LOSSES:
-            setattr(history, name, _pairs(state["history"][name]))
-        for name in _METRICS:
-            metrics = state["history"][name]
-            setattr(history, name, {key: _pairs(values) for key, values in metrics.items()})
+        for name in vars(history):
+            setattr(history, name, _with_pairs(state["history"][name]))
 
 
-def _arrays(parameters: Parameters) -> ArrayRecord:
-    return ArrayRecord(
-        {
-            str(index): array_of_npy(data, parameters.tensor_type)
-            for index, data in enumerate(parameters.tensors)
-        }
-    )
-
-
-def _pairs(values: list[list[Any]]) -> list[tuple[int, Any]]:
-    return [(int(server_round), value) for server_round, value in values]
+def _with_pairs(told: Any) -> Any:
+    """Return a history's lists, as JSON has them, with pairs of round and value."""
+    if isinstance(told, dict):
+        return {key: _with_pairs(values) for key, values in told.items()}
+    return [tuple(pair) for pair in told]

@@ -3,55 +3,63 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Unpack
 
 from flwr.app import ArrayRecord
-from flwr.common import (
-    EvaluateIns,
-    EvaluateRes,
-    FitIns,
-    FitRes,
-    Parameters,
-    Scalar,
-)
+from flwr.common import EvaluateIns, EvaluateRes, FitIns, FitRes, Parameters, Scalar
 from flwr.server.client_manager import ClientManager
 from flwr.server.client_proxy import ClientProxy
-from flwr.server.strategy import FedAvg, FedOpt
-from torch import Tensor
+from flwr.server.strategy import FedAdagrad, FedAdam, FedAvg, FedOpt, FedYogi
 
 from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.legacy.answers import (
     EXAMPLES_KEY,
-    answers_of_failures,
+    answers_of,
     as_parameters,
     as_scalars,
     evaluation_content,
     fit_content,
+    named_arrays,
     named_model,
     refuse_client_app_functions,
     shared_metrics,
 )
 from fedpw_flwr.legacy.client_manager import stated_identities
-from fedpw_flwr.legacy.options import LegacyFedPWOptions
 from fedpw_flwr.rounds.attendance import Attendance
-from fedpw_flwr.rounds.driver import Driver, Finished
+from fedpw_flwr.rounds.driver import Driver
 from fedpw_flwr.rounds.metrics import reply_counts
-from fedpw_flwr.rounds.replies import Answer
-from fedpw_flwr.rounds.standstill import Standstill
-from fedpw_flwr.strategy.compatibility import (
-    refuse_clipping_of_packed,
-    refuse_incompatible_callers,
-)
+from fedpw_flwr.strategy.compatibility import refuse_incompatible
 from fedpw_flwr.strategy.fedpw_method import FedPWMethod, WithFedPW
-from fedpw_flwr.strategy.options import MethodOptions, check_names, split
-from fedpw_flwr.strategy.step_on_top import StepOnTrainedFit, place_in_front
-from fedpw_flwr.wire.arrays import array_of_npy
+from fedpw_flwr.strategy.options import LegacyFedPWOptions, split
+from fedpw_flwr.strategy.step_on_top import Driven, StepOnTop, stand_beside
 
-__all__ = ["FedPW"]
+_STEP_ON_TOP = (FedOpt, FedAdam, FedAdagrad, FedYogi)
+"""Flower's strategies that take a step on the aggregate of the class behind them."""
 
 
-class FedPW(WithFedPW, FedAvg):
+class StepOnTrained(StepOnTop):
+    """Stands in front of an optimizer of the legacy API, behind the class that has both."""
+
+    current_weights: Any
+
+    lost_round_metrics: Any = None
+    """Metrics of a round without a usable result: Flower's optimizers drop them."""
+
+    def _step_from(self, start: ArrayRecord) -> None:
+        self.current_weights = [array.numpy() for array in start.values()]
+
+    def aggregate_fit(self, *arguments: Any, **named: Any) -> Any:
+        """Aggregate and step; return the whole model."""
+        stepped, metrics = super().aggregate_fit(*arguments, **named)  # type: ignore[misc]
+        names = [] if self._aggregate is None else list(self.driver.trained(self._aggregate))
+        whole = self.whole_model(None if stepped is None else named_arrays(stepped, names))
+        parameters = None if whole is None else as_parameters(whole)
+        return parameters, metrics or self.lost_round_metrics or {}
+
+
+class FedPW(WithFedPW, Driven, FedAvg):
     """Fair federated learning for NumPyClients under Flower's legacy server.
 
     Implementation of FedPW (Guan et al., "Rethinking Fair Federated Learning from Parameter and
@@ -98,84 +106,35 @@ class FedPW(WithFedPW, FedAvg):
     """
 
     def __init__(
-        self,
-        *,
-        array_names: Sequence[str] | None = None,
-        **options: Unpack[LegacyFedPWOptions],
+        self, *, array_names: Sequence[str] | None = None, **options: Unpack[LegacyFedPWOptions]
     ) -> None:
-        check_names("FedPW", options, LegacyFedPWOptions)
+        of_method, rest = split(options, LegacyFedPWOptions)
         if options.get("trainable") is not None and array_names is None:
             raise ValueError(
                 "trainable names arrays, but lists of parameters have no names: give "
                 "array_names=list(model.state_dict()) with it"
             )
-        of_method, rest = split(options, MethodOptions)
         self.method = FedPWMethod(of_method)
         self.driver = Driver(self.method)
-        self.array_names = (
-            None if array_names is None else distinct_names(array_names, "array_names")
-        )
+        if array_names is not None:
+            array_names = distinct_names(array_names, "array_names")
+        self.array_names = array_names
         self._attendance = Attendance(
             rest.pop("wait_for_clients", 3600.0), rest.pop("when_missing", "stop")
         )
         self._asked_who: set[int] = set()
-        self._aggregate: ArrayRecord | None = None
         self._asked_to_evaluate: frozenset[int] | None = None
         super().__init__(**rest)
 
     def __init_subclass__(cls) -> None:
-        """Refuse one of Flower's strategies on top that would never let FedPW aggregate.
-
-        Raises
-        ------
-        TypeError
-            If it aggregates by itself. Those on FedOpt step on the aggregate of the class below.
-        """
+        """Refuse a strategy beside this one that would keep it from working, with a TypeError."""
         super().__init_subclass__()
-        for base in cls.__mro__[: cls.__mro__.index(FedPW)]:
-            by_itself = "aggregate_fit" in vars(base) and not issubclass(base, FedOpt)
-            if by_itself and base.__module__.startswith("flwr."):
-                raise TypeError(
-                    f"{cls.__name__} would aggregate with {base.__name__} alone: of Flower's "
-                    "legacy strategies only FedAdam, FedAdagrad and FedYogi can stand on top of "
-                    "FedPW"
-                )
-        for base in cls.__mro__[cls.__mro__.index(FedPW) + 1 : cls.__mro__.index(FedAvg)]:
-            name, own = base.__name__, vars(base)
-            aggregates = "aggregate_fit" in own and base.__module__.startswith("flwr.")
-            if aggregates and not issubclass(base, FedOpt):
-                raise TypeError(
-                    f"{cls.__name__}: {name} stands behind FedPW, so it would never aggregate: "
-                    "leave it out"
-                )
-            if {"configure_fit", "configure_evaluate", "aggregate_fit"} & own.keys():
-                raise TypeError(
-                    f"{cls.__name__}: put {name} in front, class {cls.__name__}({name}, FedPW)"
-                )
-        place_in_front(StepOnTrainedFit, cls, FedOpt)
+        never_called = {"configure_fit", "configure_evaluate", "aggregate_fit"}
+        stand_beside(cls, FedPW, FedAvg, _STEP_ON_TOP, StepOnTrained, "aggregate_fit", never_called)
 
     def __repr__(self) -> str:
         """Name the strategy, as Flower's log shows it."""
         return f"FedPW(accept_failures={self.accept_failures})"
-
-    @property
-    def standstill(self) -> Standstill:
-        """How long the model has not changed."""
-        return self.driver.standstill
-
-    def saved_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return everything the method carries from round to round: JSON, and tensors by name."""
-        return self.driver.saved_state()
-
-    def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set the method to what `saved_state` returned.
-
-        Raises
-        ------
-        ValueError
-            If it is not such a state.
-        """
-        self.driver.restore_state(state, tensors)
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
         """Log the settings, then as FedAvg.
@@ -185,7 +144,7 @@ class FedPW(WithFedPW, FedAvg):
         ValueError
             If the strategy stands inside a wrapper that FedPW cannot work with.
         """
-        refuse_incompatible_callers()
+        refuse_incompatible()
         self.method.log_settings()
         return super().initialize_parameters(client_manager)
 
@@ -202,10 +161,8 @@ class FedPW(WithFedPW, FedAvg):
         TypeError
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
-        refuse_incompatible_callers()
         config = self.on_fit_config_fn(server_round) if self.on_fit_config_fn else {}
-        if self.method.upload == "packed":
-            refuse_clipping_of_packed(config)
+        refuse_incompatible(self.method.upload, config)
         proxies: dict[int, ClientProxy] = {}
 
         def choose() -> list[int]:
@@ -237,15 +194,6 @@ class FedPW(WithFedPW, FedAvg):
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the round's results into the next model.
 
-        Parameters
-        ----------
-        server_round : int
-            Flower's round number, for the log.
-        results : list[tuple[ClientProxy, FitRes]]
-            Results, in any order.
-        failures : list[tuple[ClientProxy, FitRes] | BaseException]
-            Clients that failed.
-
         Returns
         -------
         tuple[Parameters | None, dict[str, Scalar]]
@@ -265,18 +213,11 @@ class FedPW(WithFedPW, FedAvg):
             refuse_client_app_functions(results, failures)
         if failures and not self.accept_failures:
             return None, {}
-        names = self._names()
-        answered = {proxy.node_id for proxy, _ in results}
-        finished = self.driver.finish(
-            "aggregate_fit",
-            server_round,
-            [
-                *(Answer(proxy.node_id, fit_content(result, names)) for proxy, result in results),
-                *answers_of_failures(failures, self.driver.asked_nodes - answered),
-            ],
-            EXAMPLES_KEY,
-        )
-        parameters = self._handed_on(finished)
+        content_of = partial(fit_content, names=self._names())
+        answers = answers_of(results, failures, self.driver.asked_nodes, content_of)
+        finished = self.driver.finish("aggregate_fit", server_round, answers, EXAMPLES_KEY)
+        arrays = self.handed_on(finished)
+        parameters = None if arrays is None else as_parameters(arrays)
         if not finished.asked:
             return parameters, {}
         metrics: dict[str, Scalar] = {}
@@ -284,32 +225,9 @@ class FedPW(WithFedPW, FedAvg):
         usable = shared_metrics([result for proxy, result in results if proxy.node_id in used])
         if usable and self.fit_metrics_aggregation_fn is not None:
             metrics.update(self.fit_metrics_aggregation_fn(usable))
-        metrics.update(as_scalars(finished.metrics))
-        metrics.update(as_scalars(reply_counts(finished.bad, "fedpw-")))
-        if isinstance(self, StepOnTrainedFit):
-            self.lost_round_metrics = None if parameters else metrics
+        metrics |= as_scalars({**finished.metrics, **reply_counts(finished.bad, "fedpw-")})
+        self.lost_round_metrics = None if parameters else metrics
         return parameters, metrics
-
-    def _handed_on(self, finished: Finished) -> Parameters | None:
-        """Return the next model; to a server optimizer what it is to step on, and where from."""
-        if not isinstance(self, StepOnTrainedFit):
-            return as_parameters(finished.arrays)
-        self._aggregate = finished.arrays
-        if not finished.stepped:
-            return None
-        self.step_from(self.driver.trained())
-        return as_parameters(self.driver.trained(finished.arrays))
-
-    def after_step(self, stepped: Parameters | None) -> Parameters | None:
-        """Return the whole model, with what an optimizer made of the trained arrays."""
-        aggregate, self._aggregate = self._aggregate, None
-        if aggregate is None:
-            return stepped
-        if stepped is None:
-            return as_parameters(aggregate)
-        names = self.driver.trained(aggregate)
-        by_name = zip(names, map(array_of_npy, stepped.tensors), strict=True)
-        return as_parameters(self.driver.after_step_on_top(ArrayRecord(dict(by_name)), aggregate))
 
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
@@ -343,16 +261,8 @@ class FedPW(WithFedPW, FedAvg):
         if failures and not self.accept_failures:
             return None, {}
         asked = self._asked_to_evaluate
-        missing = (asked or frozenset()) - {proxy.node_id for proxy, _ in results}
-        good, bad = self.driver.screen_evaluation(
-            server_round,
-            [
-                *(Answer(proxy.node_id, evaluation_content(result)) for proxy, result in results),
-                *answers_of_failures(failures, missing),
-            ],
-            asked,
-            EXAMPLES_KEY,
-        )
+        answers = answers_of(results, failures, asked or frozenset(), evaluation_content)
+        good, bad = self.driver.screen_evaluation(server_round, answers, asked, EXAMPLES_KEY)
         used = {reply.node_id for reply in good}
         usable = [(proxy, result) for proxy, result in results if proxy.node_id in used]
         loss: float | None = None

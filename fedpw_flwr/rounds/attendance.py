@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar, get_args
 
-__all__ = ["Attendance", "TooFewClientsError", "WhenMissing"]
-
 logger = logging.getLogger("flwr")
 
 WhenMissing = Literal["stop", "continue"]
@@ -34,12 +32,8 @@ class TooFewClientsError(RuntimeError):
 class Attendance:
     """Counts the clients that are there.
 
-    Raises
-    ------
-    ValueError
-        If the limit is negative or not finite, or `when_missing` is neither.
-    TypeError
-        If the limit is not a number.
+    ValueError if the limit is negative or not finite, or `when_missing` is neither; TypeError if
+    the limit is not a number.
     """
 
     def __init__(self, limit: float | None, when_missing: WhenMissing) -> None:
@@ -52,7 +46,7 @@ class Attendance:
                 )
         if when_missing not in get_args(WhenMissing):
             raise ValueError(f"when_missing={when_missing!r}: choose 'stop' or 'continue'")
-        self._limit = limit
+        self._limit = math.inf if limit is None else limit
         self._when_missing = when_missing
         self._short_since: float | None = None
         self._nobody_since: float | None = None
@@ -60,52 +54,36 @@ class Attendance:
     def wait(self, look: Callable[[], Iterable[Client]], needed: int) -> list[Client]:
         """Wait until enough clients are there, or for long enough.
 
-        Returns
-        -------
-        list[Client]
-            Those that are there: at least `needed`, or at least 1 where the run goes on with fewer.
-
-        Raises
-        ------
-        TooFewClientsError
-            If the limit has passed and the run is to stop, or nobody is there at all.
+        Returns those that are there: at least `needed`, or at least 1 where the run goes on with
+        fewer. `TooFewClientsError` if the limit has passed and the run is to stop, or nobody is
+        there at all.
         """
         reminded = -math.inf
         while len(there := list(look())) < needed:
             now = time.monotonic()
-            if self._short_since is None:
-                self._short_since = now
-            waited = now - self._short_since
-            if there:
-                self._nobody_since = None
-            elif self._nobody_since is None:
-                self._nobody_since = now
-            if self._limit is not None and waited >= self._limit:
-                if there or self._when_missing == "stop":
-                    self._check_after(self._limit, len(there), needed)
-                    return there
+            since = self._short_since = self._short_since or now
+            self._nobody_since = None if there else self._nobody_since or now
+            if self._nobody_since is not None and self._when_missing == "continue":
                 # With nobody there is no going on: the limit counts from when the last one left.
-                waited = now - (self._nobody_since or now)
-                if waited >= self._limit:
-                    self._check_after(self._limit, 0, needed)
+                since = self._nobody_since
+            left = self._limit - (now - since)
+            if left <= 0:
+                self._check_after(len(there), needed)
+                return there
             if now - reminded >= _REMINDER:
                 reminded = now
+                rest = f", for another {left:.0f} s at most (wait_for_clients)"
                 logger.info(
                     "Waiting for clients: %s of %s are there%s",
-                    len(there),
-                    needed,
-                    ""
-                    if self._limit is None
-                    else f", for another {self._limit - waited:.0f} s at most (wait_for_clients)",
+                    *(len(there), needed, "" if left == math.inf else rest),
                 )
-            left = _INTERVAL if self._limit is None else self._limit - waited
             time.sleep(min(_INTERVAL, left))
         self._short_since = self._nobody_since = None
         return there
 
-    def _check_after(self, limit: float, there: int, needed: int) -> None:
+    def _check_after(self, there: int, needed: int) -> None:
         """Log or raise that the limit has passed, by whether the run goes on."""
-        found = f"{there} of {needed} clients are there after {limit:g} s (wait_for_clients)"
+        found = f"{there} of {needed} clients are there after {self._limit:g} s (wait_for_clients)"
         if self._when_missing == "stop":
             raise TooFewClientsError(
                 f"{found}: give a longer limit, or when_missing='continue' to go on with those "

@@ -32,8 +32,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["Checkpoint", "CheckpointError", "CheckpointStore", "differences", "save_tensors"]
-
 logger = logging.getLogger("flwr")
 
 FORMAT = 1
@@ -46,10 +44,7 @@ _PARTIAL = ".partial"
 _LOCK, _OWNER = ".lock", ".process"
 _RESERVED = "__metadata__"
 
-_DAMAGE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError),
-    *(RecursionError, RuntimeError, SafetensorError),
-)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 """What reading a file that was damaged, or is something else, may raise."""
 
 
@@ -63,20 +58,11 @@ class _OtherFormatError(CheckpointError):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run needs to go on after a round.
+    """What a run needs to go on after a round; 0 is before the first.
 
-    Attributes
-    ----------
-    round : int
-        The round it was taken after; 0 is before the first.
-    model : Mapping[str, Tensor]
-        The global model's arrays, in their order, on the CPU.
-    state : Mapping[str, Any]
-        Everything else that JSON can hold. Floats may be infinite or NaN.
-    tensors : Mapping[str, Tensor]
-        What is better kept as tensors.
-    fingerprint : Mapping[str, Any]
-        What a run that goes on from it must have in common with the one that wrote it.
+    `model` holds the global model's arrays, in their order, on the CPU; `state` everything else
+    that JSON can hold, also floats that are infinite or NaN; `tensors` what is better kept as
+    tensors. A run that goes on from it must have the same `fingerprint` as the one that wrote it.
     """
 
     round: int
@@ -153,7 +139,7 @@ class CheckpointStore:
 
     def rounds(self) -> list[int]:
         """Return the rounds that have a checkpoint, intact or not, the newest first."""
-        found = (_NAME.fullmatch(path.name) for path in self._folders())
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("round-*"))
         return sorted((int(name[1]) for name in found if name), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> Path:
@@ -244,18 +230,14 @@ class CheckpointStore:
     def _folder_of(self, server_round: int) -> Path:
         return self.folder / f"round-{server_round:06}"
 
-    def _folders(self) -> Iterator[Path]:
-        return self.folder.iterdir() if self.folder.is_dir() else iter(())
-
     def _remove_old(self, newest: int) -> None:
         """Remove what is too old, later rounds of a run that was gone back on, and torn writes."""
         rounds = self.rounds()
         kept = [number for number in rounds if number <= newest][: self.keep]
         for number in set(rounds) - set(kept):
             shutil.rmtree(self._folder_of(number), ignore_errors=True)
-        for path in self._folders():
-            if path.name.startswith(".round-") and path.name.endswith(_PARTIAL):
-                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f".round-*{_PARTIAL}"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -282,14 +264,9 @@ def save_tensors(
 ) -> None:
     """Write tensors to a safetensors file, each whole, also where several share memory.
 
-    They may be of any device and layout: tied weights, or views of each other.
-
-    Raises
-    ------
-    ValueError
-        If one has a name that safetensors keeps for itself, or a layout that it does not know.
-    OSError, SafetensorError
-        If the file cannot be written.
+    They may be of any device and layout: tied weights, or views of each other. Raises a ValueError
+    if one has a name that safetensors keeps for itself, or a layout that it does not know; OSError
+    or SafetensorError if the file cannot be written.
     """
     if _RESERVED in tensors:
         raise ValueError(f"an array is named {_RESERVED}, which safetensors keeps for itself")
@@ -338,10 +315,8 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 def _digest(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
-        return {
-            "bytes": file.stat().st_size,
-            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-        }
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": sha256}
 
 
 def _check_file(file: Path, stated: Mapping[str, Any]) -> None:

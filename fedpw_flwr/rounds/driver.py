@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,8 +37,6 @@ from fedpw_flwr.rounds.standstill import Standstill
 from fedpw_flwr.wire.adjustment import REQUEST_KEY
 from fedpw_flwr.wire.arrays import ArrayTensors, encode_arrays, take_as_arrays
 
-__all__ = ["Begun", "Driver", "Finished"]
-
 logger = logging.getLogger("flwr")
 
 _CONFIGURED_BY = {"aggregate_train": "configure_train", "aggregate_fit": "configure_fit"}
@@ -46,14 +44,9 @@ _CONFIGURED_BY = {"aggregate_train": "configure_train", "aggregate_fit": "config
 
 @dataclass(frozen=True)
 class Begun:
-    """A round that is to be sent.
+    """A round that is to be sent: the global model, in the dtypes of the first round.
 
-    Attributes
-    ----------
-    arrays : ArrayRecord
-        The global model, in the dtypes of the first round.
-    entries : Mapping[int, Mapping[str, bytes]]
-        By node, what its configuration is to hold beside the user's.
+    `entries` are by node what its configuration is to hold beside the user's.
     """
 
     arrays: ArrayRecord
@@ -62,28 +55,19 @@ class Begun:
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a round.
+    """What became of a round in which so many clients were asked to train.
 
-    Attributes
-    ----------
-    arrays : ArrayRecord
-        The next global model; the present one where no reply could be used.
-    stepped : bool
-        Whether replies could be used.
-    good, bad : Sequence[TrainReply], Sequence[BadReply]
-        Replies that were aggregated, and those set aside.
-    metrics : MetricRecord
-        What the method records of the round.
-    asked : int
-        Number of clients that were asked to train.
+    `arrays` are the next global model; the present one where no reply could be used, which
+    `stepped` tells. Replies are `good` that were aggregated, `bad` that were set aside. `metrics`
+    are what the method records of the round.
     """
 
     arrays: ArrayRecord
-    stepped: bool
-    good: Sequence[TrainReply]
-    bad: Sequence[BadReply]
-    metrics: MetricRecord
-    asked: int
+    asked: int = 0
+    stepped: bool = False
+    good: Sequence[TrainReply] = ()
+    bad: Sequence[BadReply] = ()
+    metrics: MetricRecord = field(default_factory=MetricRecord)
 
 
 class Driver:
@@ -117,13 +101,7 @@ class Driver:
         return {**memory, "dtypes": dtypes, **self.identities.to_dict()}, tensors
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set it to what `saved_state` returned, among other keys.
-
-        Raises
-        ------
-        ValueError
-            If it is not such a state.
-        """
+        """Set it to what `saved_state` returned, among other keys; ValueError if it is not such."""
         try:
             identities = Identities.from_dict(state)
             dtypes = {name: _dtype(text) for name, text in state.get("dtypes", {}).items()}
@@ -142,16 +120,8 @@ class Driver:
     ) -> Begun:
         """Begin a round: who is asked, with what.
 
-        Parameters
-        ----------
-        server_round : int
-            Flower's round number.
-        arrays : ArrayRecord
-            The global model.
-        choose_nodes : Callable[[], Sequence[int]]
-            Waits for nodes, and returns those that are to train.
-        ask_clients : Callable[[Sequence[int]], Mapping[int, int]]
-            Asks nodes which client they are; returns the client by node for those that tell.
+        `choose_nodes` waits for nodes and returns those that are to train. `ask_clients` asks nodes
+        which client they are; it returns the client by node for those that tell.
 
         Raises
         ------
@@ -198,7 +168,7 @@ class Driver:
                 "model that the clients started from"
             )
         if not self._asked:
-            return Finished(self._global_arrays.copy(), False, (), (), MetricRecord(), 0)
+            return Finished(self._global_arrays.copy())
         # Screen: each answer alone, then against the others.
         project = Project(method.title, method.train_loss_key, examples_key, method.needs_loss)
         is_first = method.rounds_done == 0
@@ -212,7 +182,11 @@ class Driver:
         )
         good, bad, private = screen_train_replies(answers, asked, self.identities)
         self._failed.update(reply.node_id for reply in bad if reply.fate == "failed")
-        self._leave_out(private)
+        if private:
+            # They are the clients' own from now on.
+            self._global_arrays = without_private(self._global_arrays, private)
+            self._dtypes = {name: self._dtypes[name] for name in self._global_arrays}
+            method.leave_out(private)
         model = ArrayTensors(self._global_arrays)
         if method.needs_examples:
             good, uncounted = without_uncounted(good, examples_key)
@@ -221,16 +195,12 @@ class Driver:
         # Step: replies that are sound alone may together make a model that is too large.
         step, good, overgrown = self._step(good, model)
         bad += [*odd, *overgrown]
-        self.identities.log_replies(phase, server_round, len(good), bad)
-        self.identities.log_silent(phase, server_round, self._asked, answers)
+        silent = self.asked_nodes - {answer.node_id for answer in answers}
+        self.identities.log(phase, server_round, len(good), bad, silent)
         if step is None:
-            silent = len(self.asked_nodes - {answer.node_id for answer in answers})
-            self.standstill.add(
-                phase, server_round, bad, silent, from_start=is_first, project=project
-            )
-            return Finished(
-                self._global_arrays.copy(), False, (), bad, MetricRecord(), len(self._asked)
-            )
+            why = (bad, len(silent), is_first, project)
+            self.standstill.add(phase, server_round, *why)
+            return Finished(self._global_arrays.copy(), len(self._asked), bad=bad)
         # Identify and record.
         for warning in step.warnings:
             logger.warning("%s: round %s, %s", phase, server_round, warning)
@@ -238,7 +208,7 @@ class Driver:
         method.remember(step.memory)
         self.standstill = Standstill()
         self.identities.note(phase, server_round, good)
-        return Finished(arrays, True, good, bad, step.metrics, len(self._asked))
+        return Finished(arrays, len(self._asked), True, good, bad, step.metrics)
 
     def screen_evaluation(
         self,
@@ -250,8 +220,8 @@ class Driver:
         """Separate a round's evaluation replies, and log what is wrong with the bad ones."""
         answers = list(answers)
         good, bad = screen_evaluate_replies(answers, asked, self.identities, examples_key)
-        self.identities.log_replies("aggregate_evaluate", server_round, len(good), bad)
-        self.identities.log_silent("aggregate_evaluate", server_round, asked or (), answers)
+        silent = set(asked or ()) - {answer.node_id for answer in answers}
+        self.identities.log("aggregate_evaluate", server_round, len(good), bad, silent)
         return good, bad
 
     # --- For one of Flower's server optimizers on top: its step is for what training moves --------
@@ -319,14 +289,6 @@ class Driver:
         # A client that fails in every round never says who it is.
         return [node for node in unknown if node in self._failed]
 
-    def _leave_out(self, private: Collection[str]) -> None:
-        """Settle that arrays are the clients' own."""
-        assert self._global_arrays is not None
-        if private:
-            self._global_arrays = without_private(self._global_arrays, private)
-            self._dtypes = {name: self._dtypes[name] for name in self._global_arrays}
-            self.method.leave_out(private)
-
     def _step(
         self, replies: Sequence[TrainReply], model: ArrayTensors
     ) -> tuple[Step | None, list[TrainReply], list[BadReply]]:
@@ -338,9 +300,8 @@ class Driver:
             name = next((name for name in step.model if too_large(name, step.model[name])), None)
             if name is None:
                 return step, good, bad
-            start, sizes = model[name].double(), []
-            for reply in good:
-                sizes.append(float((reply.result.tensors[name] - start).norm()))
+            start = model[name].double()
+            sizes = [float((reply.result.tensors[name] - start).norm()) for reply in good]
             largest = good.pop(sizes.index(max(sizes)))
             reason = f"with it, tensor {name!r} of the next model would be too large to go on from"
             bad.append(BadReply(largest.node_id, largest.client, reason))

@@ -11,43 +11,28 @@ import difflib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
-
-__all__ = [
-    "ARRAYS",
-    "BELOW_ZERO",
-    "DISAGREED",
-    "DTYPES",
-    "LOSSLESS",
-    "METRICLESS",
-    "NOT_A_NUMBER",
-    "NOT_FINITE",
-    "ONE_IDENTITY",
-    "RECORDS",
-    "SHAPES",
-    "BadReply",
-    "Fate",
-    "Fault",
-    "MissingLossError",
-    "Project",
-    "UnusableRepliesError",
-    "refuse_shared_fault",
-]
 
 Fate = Literal["quarantined", "failed", "empty"]
 """What becomes of a reply that is set aside."""
 
-LOSSLESS = "no training loss"
-METRICLESS = "no MetricRecord"
-NOT_A_NUMBER = "a training loss that is not one number"
-BELOW_ZERO = "a negative training loss"
-NOT_FINITE = "a training loss or arrays that are not finite, or far too large"
-ONE_IDENTITY = "the same client id"
-RECORDS = "not just one ArrayRecord and one MetricRecord"
-ARRAYS = "other arrays than the model's"
-DISAGREED = "other arrays than those of other clients"
-SHAPES = "an array of another shape than the model's"
-DTYPES = "an array of another dtype than the model's"
+
+class Kind(StrEnum):
+    """Faults that all clients of a project may well have."""
+
+    LOSSLESS = "no training loss"
+    METRICLESS = "no MetricRecord"
+    NOT_A_NUMBER = "a training loss that is not one number"
+    BELOW_ZERO = "a negative training loss"
+    NOT_FINITE = "a training loss or arrays that are not finite, or far too large"
+    ONE_IDENTITY = "the same client id"
+    RECORDS = "not just one ArrayRecord and one MetricRecord"
+    ARRAYS = "other arrays than the model's"
+    DISAGREED = "other arrays than those of other clients"
+    SHAPES = "an array of another shape than the model's"
+    DTYPES = "an array of another dtype than the model's"
+
 
 _SAME_MODEL = (
     "Begin with the arrays that the clients return, in their names, order, shapes and kinds: for a "
@@ -60,8 +45,8 @@ _ONE_OF_EACH = (
     '    RecordDict({{"arrays": ArrayRecord(...), "metrics": MetricRecord(...)}})'
 )
 
-_REMEDIES = {
-    LOSSLESS: (
+_REMEDIES: dict[str, str] = {
+    Kind.LOSSLESS: (
         "{method} weights clients by it and reads it from the metric {loss_key!r}. Let every "
         "client's train function return it, for example\n"
         '    MetricRecord({{"{loss_key}": mean_loss_over_all_batches, '
@@ -70,42 +55,42 @@ _REMEDIES = {
         '    return parameters, num_examples, {{"{loss_key}": mean_loss_over_all_batches}}\n'
         'or name the metric your clients report: {method}(train_loss_key="...")'
     ),
-    NOT_A_NUMBER: (
+    Kind.NOT_A_NUMBER: (
         "Let the train function report one number, the mean over all local batches:\n"
         '    MetricRecord({{"{loss_key}": sum(losses) / len(losses), ...}})\n'
         "or, from a NumPyClient,\n"
         '    return parameters, num_examples, {{"{loss_key}": sum(losses) / len(losses)}}'
     ),
-    BELOW_ZERO: (
+    Kind.BELOW_ZERO: (
         "{method} weights clients by their losses and takes none below 0. Log-likelihoods, ELBOs, "
         "rewards and some contrastive losses are. Let the train function report another measure "
         "that falls to 0 as training succeeds (a cross-entropy, a squared error), and name it: "
         '{method}(train_loss_key="...")'
     ),
-    NOT_FINITE: (
+    Kind.NOT_FINITE: (
         "Training diverges on every client, or divides by the length of an empty list: print the "
         "loss in the train function, lower the learning rate, check the data, or skip what is not "
         "finite in the mean under {loss_key!r}"
     ),
-    ONE_IDENTITY: (
+    Kind.ONE_IDENTITY: (
         "One of them would train and the others be left out. Give each client a number of its own, "
         "for instance its partition:\n"
         '    ConfigRecord({{"client-id": context.node_config["partition-id"]}})\n'
         "or, from a NumPyClient,\n"
         '    FedPWClient(client, client_id=context.node_config["partition-id"])'
     ),
-    METRICLESS: _ONE_OF_EACH,
-    RECORDS: _ONE_OF_EACH,
-    ARRAYS: _SAME_MODEL,
-    DISAGREED: (
+    Kind.METRICLESS: _ONE_OF_EACH,
+    Kind.RECORDS: _ONE_OF_EACH,
+    Kind.ARRAYS: _SAME_MODEL,
+    Kind.DISAGREED: (
         "Clients may keep arrays to themselves, but all of them the same ones: let every client's "
         "train function return arrays of the same names"
     ),
-    SHAPES: (
+    Kind.SHAPES: (
         f"{_SAME_MODEL}. A single number () is not an array of one, (1,): numpy.reshape turns "
         "one into the other"
     ),
-    DTYPES: (
+    Kind.DTYPES: (
         f"{_SAME_MODEL}. Floating arrays are cast to the model's dtype; integers are not: give "
         "initial_arrays those that the clients have, with astype"
     ),
@@ -121,15 +106,7 @@ class MissingLossError(UnusableRepliesError):
 
 
 class Fault(ValueError):
-    """What is wrong with one reply.
-
-    Parameters
-    ----------
-    reason : str
-        What arrived and what should have.
-    kind : str (default: "")
-        One of this module's kinds, where all clients of a project may well have it.
-    """
+    """What is wrong with one reply: what arrived and what should have, and its `Kind` if any."""
 
     def __init__(self, reason: str, kind: str = "") -> None:
         super().__init__(reason)
@@ -140,21 +117,10 @@ class Fault(ValueError):
 class BadReply:
     """A reply that was set aside.
 
-    Attributes
-    ----------
-    node_id : int
-        Flower's id of the node that sent it.
-    client : int
-        The client id where it gave one, else the node id.
-    reason : str
-        What is wrong with it.
-    fate : "quarantined" | "failed" | "empty" (default: "quarantined")
-        "failed": the client raised or was lost (Flower reports an error). "empty": it has no data,
-        which is no fault. "quarantined": it answered with something that cannot be used.
-    kind : str (default: "")
-        The kind of its fault, where it is one that all clients of a project may have.
-    stray : bool (default: False)
-        Whether it is no answer to this round's message.
+    `client` is the client id where it gave one, else the node id. Its fate is "failed" where the
+    client raised or was lost (Flower reports an error), "empty" where it has no data, which is no
+    fault, and "quarantined" where it answered with something that cannot be used. `kind` is its
+    fault's `Kind`, if any; `stray` is True of what is no answer to this round's message.
     """
 
     node_id: int
@@ -169,16 +135,8 @@ class BadReply:
 class Project:
     """The names by which a project calls things, for what its errors tell it to change.
 
-    Attributes
-    ----------
-    method : str
-        Name of the strategy.
-    loss_key : str
-        MetricRecord key of the mean training loss.
-    examples_key : str
-        MetricRecord key of the number of training examples; a reply may lack it.
-    needs_loss : bool (default: True)
-        Whether a reply without the loss is broken.
+    `method` is the strategy's name, the keys are those of a MetricRecord. A reply without the loss
+    is broken where `needs_loss` is set; a reply may lack the number of examples.
     """
 
     method: str
@@ -197,22 +155,18 @@ class Project:
 def refuse_shared_fault(
     bad: Sequence[BadReply], server_round: int, reported: Collection[str], project: Project
 ) -> None:
-    """Notice that no reply of a first round can be used because of one fault of all.
+    """Raise `UnusableRepliesError` where all replies of two nodes or more have one kind of fault.
 
-    Raises
-    ------
-    UnusableRepliesError
-        If all replies of at least two nodes have a fault of one kind; `MissingLossError` where that
-        is that they lack the loss.
+    It is a `MissingLossError` where they lack the loss.
     """
     broken = [reply for reply in bad if reply.fate == "quarantined" and not reply.stray]
     kinds = {reply.kind for reply in broken}
-    if project.needs_loss and METRICLESS in kinds:
-        kinds = kinds - {METRICLESS} | {LOSSLESS}
+    if project.needs_loss and Kind.METRICLESS in kinds:
+        kinds = kinds - {Kind.METRICLESS} | {Kind.LOSSLESS}
     if len({reply.node_id for reply in broken}) < 2 or len(kinds) > 1 or kinds == {""}:
         return
     (kind,) = kinds
-    if kind == LOSSLESS:
+    if kind == Kind.LOSSLESS:
         raise MissingLossError(
             f"no client reported its training loss in round {server_round}; "
             f"{_arrived(project.loss_key, sorted(set(reported) - {project.examples_key}))} "

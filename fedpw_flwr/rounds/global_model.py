@@ -12,18 +12,13 @@ from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.rounds.replies import check_finite
 from fedpw_flwr.wire.arrays import ArrayTensors
 
-__all__ = ["check_model", "too_large", "without_private"]
-
 logger = logging.getLogger("flwr")
 
 
 def check_model(arrays: ArrayRecord, server_round: int) -> None:
-    """Check that a model can be trained at all, before anybody is asked to.
+    """Raise a ValueError if a model cannot be trained at all, before anybody is asked to.
 
-    Raises
-    ------
-    ValueError
-        If none of its arrays is floating, or one cannot be decoded or is not finite.
+    None of its arrays is floating, or one cannot be decoded or is not finite.
     """
     model = ArrayTensors(arrays)
     if not any(model[name].is_floating_point() for name in model):
@@ -47,14 +42,11 @@ def without_private(arrays: ArrayRecord, private: Collection[str]) -> ArrayRecor
     They are the clients' own from now on: BatchNorm's in FedBN, a head in FedPer, what adapters
     leave as it is.
     """
-    if not private:
-        return arrays
     names = [name for name in arrays if name in private]
     logger.info(
         "\tNo client returns the arrays %s: they are private to the clients, and no longer part of "
         "the global model, which now has %s arrays",
-        names,
-        len(arrays) - len(names),
+        *(names, len(arrays) - len(names)),
     )
     if not has_names(list(arrays)):
         logger.warning(

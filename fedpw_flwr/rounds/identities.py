@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from fedpw_flwr.rounds.faults import BadReply
-from fedpw_flwr.rounds.replies import Answer, TrainReply
-
-__all__ = ["Identities"]
+from fedpw_flwr.rounds.replies import TrainReply
 
 logger = logging.getLogger("flwr")
 
@@ -17,14 +15,9 @@ logger = logging.getLogger("flwr")
 class Identities:
     """The clients of a federation, by client id.
 
-    Attributes
-    ----------
-    owners : dict[int, int]
-        Node of the newest usable reply, by client.
-    homes : dict[int, int]
-        Node of the first usable reply, by client.
-    introduced : dict[int, int]
-        Client that a node only says to be, by node: counts for no more than what it is asked for.
+    `owners` and `homes` are the nodes of each client's newest and first usable reply. `introduced`
+    is the client that a node only says to be, by node: that counts for no more than what it is
+    asked for.
     """
 
     def __init__(self) -> None:
@@ -36,18 +29,15 @@ class Identities:
     def to_dict(self) -> dict[str, Any]:
         """Return what replies have shown, as JSON can hold it."""
         return {
-            "owners": {str(client): node for client, node in self.owners.items()},
-            "homes": {str(client): node for client, node in self.homes.items()},
+            name: {str(client): node for client, node in nodes.items()}
+            for name, nodes in (("owners", self.owners), ("homes", self.homes))
         }
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:
         """Return the identities that `to_dict` returned; other keys are left alone.
 
-        Raises
-        ------
-        KeyError, TypeError, AttributeError, ValueError
-            If they are not such.
+        KeyError, TypeError, AttributeError or ValueError if they are not such.
         """
         identities = cls()
         identities.owners = {int(client): int(node) for client, node in saved["owners"].items()}
@@ -70,50 +60,41 @@ class Identities:
             self.owners[reply.client] = reply.node_id
             self.homes.setdefault(reply.client, reply.node_id)
 
-    def log_replies(
-        self, phase: str, server_round: int, usable: int, bad: Sequence[BadReply]
+    def log(
+        self,
+        phase: str,
+        server_round: int,
+        usable: int,
+        bad: Sequence[BadReply],
+        silent: Iterable[int],
     ) -> None:
-        """Log how many replies a phase of a round had, and what was wrong with each bad one.
+        """Log how many replies a phase of a round had, what was wrong, and who has none.
 
         A client without data is named once in a run: there is nothing to be done about it.
         """
         fates = [reply.fate for reply in bad]
         logger.info(
             "%s: Received %s usable results, %s quarantined and %s failures",
-            phase,
-            usable,
-            fates.count("quarantined"),
-            fates.count("failed"),
+            *(phase, usable, fates.count("quarantined"), fates.count("failed")),
         )
         for reply in bad:
             who = _who(reply.client, reply.node_id)
             if reply.fate != "empty":
-                reason = _in_the_log(reply.reason)
-                logger.warning(
-                    "%s: round %s, %s %s: %s", phase, server_round, who, reply.fate, reason
-                )
+                told = (who, reply.fate, _in_the_log(reply.reason))
+                logger.warning("%s: round %s, %s %s: %s", phase, server_round, *told)
             elif reply.client not in self._empty:
                 self._empty.add(reply.client)
                 logger.info(
                     "%s: round %s, %s has no data (%s): it is left out of rounds, without a fault",
                     *(phase, server_round, who, reply.reason),
                 )
-
-    def log_silent(
-        self, phase: str, server_round: int, asked: Collection[int], answers: Iterable[Answer]
-    ) -> None:
-        """Name the clients of which nothing has arrived here.
-
-        A strategy sees no more than the replies it is given: a subclass may have kept some.
-        """
-        answered = {answer.node_id for answer in answers}
+        # A strategy sees no more than the replies it is given: a subclass may have kept some.
         client_of = self.by_node()
-        for node in sorted(set(asked) - answered):
-            who = _who(client_of.get(node, node), node)
+        for node in sorted(silent):
             logger.warning(
                 "%s: round %s, %s has no reply here: it did not answer, or a subclass of the "
                 "strategy left its reply out",
-                *(phase, server_round, who),
+                *(phase, server_round, _who(client_of.get(node, node), node)),
             )
 
 

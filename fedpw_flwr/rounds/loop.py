@@ -26,8 +26,6 @@ from fedpw_flwr.rounds.run_state import (
 )
 from fedpw_flwr.wire.records import identity_of
 
-__all__ = ["run_rounds"]
-
 logger = logging.getLogger("flwr")
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -183,10 +181,12 @@ class _Run:
 
     def save(self, server_round: int) -> None:
         """Write a checkpoint."""
-        metrics = {name: _by_round(getattr(self.result, name)) for name in _METRICS}
-        reported = {"metrics": metrics}
+        kept = {name: getattr(self.result, name) for name in _METRICS}
         self.checkpoints.save(
-            run_checkpoint(server_round, self.strategy, self.result.arrays, reported, self.identity)
+            run_checkpoint(
+                *(server_round, self.strategy, self.result.arrays),
+                *({"metrics": kept}, self.identity),
+            )
         )
         for observer in self.observers:
             observer.on_checkpoint(server_round)
@@ -204,16 +204,11 @@ def _client_order(reply: Message) -> tuple[bool, int]:
 
 def _take(result: Result, state: Mapping[str, Any]) -> None:
     for name in _METRICS:
-        kept = getattr(result, name)
-        for server_round, metrics in state["metrics"][name].items():
-            kept[int(server_round)] = MetricRecord(metrics)
+        saved = state["metrics"][name].items()
+        getattr(result, name).update({int(number): MetricRecord(one) for number, one in saved})
 
 
 def _keep(kept: dict[int, MetricRecord], server_round: int, metrics: MetricRecord | None) -> None:
     if metrics is not None:
         logger.info("\t└──> %s", metrics)
         kept[server_round] = metrics
-
-
-def _by_round(metrics: Mapping[int, MetricRecord]) -> dict[str, dict[str, Any]]:
-    return {str(server_round): dict(record) for server_round, record in metrics.items()}

@@ -18,19 +18,13 @@ from fedpw_flwr.rounds.faults import BadReply
 from fedpw_flwr.rounds.replies import TrainReply
 from fedpw_flwr.wire.adjustment import AdjustmentRequest
 
-__all__ = ["Method", "Requests", "Step"]
-
 
 @dataclass(frozen=True)
 class Requests:
-    """What nodes are asked for beside training.
+    """What nodes are asked for beside training: what each is to do to its update.
 
-    Attributes
-    ----------
-    by_node : Mapping[int, AdjustmentRequest]
-        What each node is to do to its update; nodes that are missing have nothing to do.
-    shared : Mapping[str, bytes]
-        Entries that the configuration of each of these nodes holds beside its request.
+    Nodes that are missing have nothing to do. The configuration of each of the others holds its
+    request and the `shared` entries.
     """
 
     by_node: Mapping[int, AdjustmentRequest] = field(default_factory=dict)
@@ -41,16 +35,9 @@ class Requests:
 class Step:
     """What a method makes of the replies of a round.
 
-    Attributes
-    ----------
-    model : dict[str, Tensor]
-        The next global model; order, shapes and dtypes are those of the present one.
-    memory : Any
-        The method's memory after the round.
-    metrics : MetricRecord
-        What is recorded of the round; lists run over the participants.
-    warnings : Sequence[str]
-        What the log is to say about single clients.
+    `model` is the next global model; order, shapes and dtypes are those of the present one.
+    `metrics` are what is recorded of the round, lists over the participants; `warnings` what the
+    log is to say about single clients.
     """
 
     model: dict[str, Tensor]
@@ -133,8 +120,5 @@ class Method(ABC):
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set it to what `saved_memory` returned, among other keys.
 
-        Raises
-        ------
-        KeyError, TypeError, AttributeError, ValueError
-            If it is not such a memory.
+        KeyError, TypeError, AttributeError or ValueError if it is not such a memory.
         """

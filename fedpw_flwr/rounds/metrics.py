@@ -10,40 +10,31 @@ from flwr.app import MetricRecord, RecordDict
 from fedpw_flwr.rounds.faults import BadReply, Fate
 from fedpw_flwr.rounds.replies import all_finite
 
-__all__ = ["alike_metrics", "reply_counts"]
-
 
 def alike_metrics(contents: Sequence[RecordDict], weighted_by_key: str) -> list[RecordDict]:
     """Reduce replies to the metrics they all report, ready for Flower's weighted average.
 
-    Returns
-    -------
-    list[RecordDict]
-        The replies with a MetricRecord of equal keys and finite values each.
+    Each is left with a MetricRecord of equal keys and finite values.
     """
     records = [next(iter(content.metric_records.items())) for content in contents]
-    metrics = [record for _, record in records]
-    shared = {key for record in metrics for key in record if _is_shared(key, metrics)}
-    weighted = weighted_by_key in shared
+    shapes = [metric_shape(record) for _, record in records]
+    shared = dict(frozenset.intersection(*shapes)) if shapes else {}
     alike = []
     for content, (name, record) in zip(contents, records, strict=True):
         kept = MetricRecord({key: record[key] for key in record if key in shared})
-        if not weighted:
+        if weighted_by_key not in shared:
             kept[weighted_by_key] = 1
         alike.append(RecordDict({**content, name: kept}))
     return alike
 
 
-def _is_shared(key: str, metrics: Sequence[MetricRecord]) -> bool:
-    lengths = set()
-    for record in metrics:
-        if key not in record:
-            return False
-        value = record[key]
-        if not all_finite(value):
-            return False
-        lengths.add(len(value) if isinstance(value, list) else -1)
-    return len(lengths) == 1
+def metric_shape(metrics: MetricRecord) -> frozenset[tuple[str, int]]:
+    """Return the names of the finite metrics, each with its length as a list; -1 for a number."""
+    return frozenset(
+        (key, len(value) if isinstance(value, list) else -1)
+        for key, value in metrics.items()
+        if all_finite(value)
+    )
 
 
 def reply_counts(bad: Sequence[BadReply], prefix: str = "") -> MetricRecord:

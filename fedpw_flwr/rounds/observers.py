@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-__all__ = ["Observer"]
-
 
 class Observer:
     """Told of each thing that happens in a run; override what you want to hear."""

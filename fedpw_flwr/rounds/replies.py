@@ -10,47 +10,16 @@ import math
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, MetricRecordValues, RecordDict
 from torch import Tensor
 
 from fedpw_flwr.algorithm import AppliedAdjustment, ClientResult
-from fedpw_flwr.rounds.faults import (
-    ARRAYS,
-    BELOW_ZERO,
-    DTYPES,
-    LOSSLESS,
-    METRICLESS,
-    NOT_A_NUMBER,
-    NOT_FINITE,
-    RECORDS,
-    SHAPES,
-    Fault,
-    Project,
-)
+from fedpw_flwr.rounds.faults import Fault, Kind, Project
 from fedpw_flwr.wire.adjustment import REPORT_KEY, AdjustmentReport, AdjustmentRequest
 from fedpw_flwr.wire.arrays import ArrayTensors, PackedTensors
 from fedpw_flwr.wire.records import OTHER_METRICS_RECORD, identity_of
-
-__all__ = [
-    "Answer",
-    "AskedRound",
-    "EvaluateReply",
-    "TrainReply",
-    "all_finite",
-    "answers_of_messages",
-    "check_finite",
-    "check_finite_metric",
-    "listed",
-    "non_negative_metric",
-    "only_metric_record",
-    "other_arrays",
-    "read_train_reply",
-]
 
 _WORDS = {str: "a text", bytes: "bytes", bool: "a truth value"}
 """What a loss may be that no MetricRecord takes; anything else is a list."""
@@ -63,16 +32,8 @@ LARGEST_NORM = 1e16
 class Answer:
     """What came back from one node, whichever of Flower's APIs carried it.
 
-    Attributes
-    ----------
-    node_id : int
-        Flower's id of the node.
-    content : RecordDict | None
-        The reply's records; None where the client failed.
-    error : str
-        Why it failed.
-    late : bool
-        Whether it answers a message of an earlier round.
+    `content` is None where the client failed, and `error` says why. `late` is True of what answers
+    a message of an earlier round.
     """
 
     node_id: int
@@ -82,15 +43,10 @@ class Answer:
 
 
 def answers_of_messages(replies: Iterable[Message], asked: Sequence[Message]) -> list[Answer]:
-    """Turn the replies of a round into answers.
+    """Turn the replies of a round into answers to the messages that were `asked`.
 
-    Parameters
-    ----------
-    replies : Iterable[Message]
-        Everything the grid returned.
-    asked : Sequence[Message]
-        The round's messages; the grid gave them their ids when it sent them. They tell which node
-        was lost: Flower reports its error as node 1's.
+    The grid gave these their ids when it sent them. They tell which node was lost: Flower reports
+    its error as node 1's.
     """
     nodes = {
         message.metadata.message_id: message.metadata.dst_node_id
@@ -141,19 +97,10 @@ class EvaluateReply:
 class AskedRound:
     """A round of training as it was asked for: what its replies are held against.
 
-    Attributes
-    ----------
-    server_round : int
-        Flower's round number.
-    asked : Mapping[int, AdjustmentRequest | None]
-        The nodes that were asked to train, and what each was asked to do to its update.
-    model : Mapping[str, Tensor]
-        The model that was sent: names, shapes and dtypes that a reply must match.
-    project : Project
-        The names by which the project calls things.
-    is_first : bool
-        Whether no round was aggregated before: what all its replies share is the project's, and
-        which arrays the clients return is settled in it.
+    `asked` has the nodes that were asked to train, and what each was to do to its update. A reply
+    matches the names, shapes and dtypes of `model`. `is_first` is True where no round was
+    aggregated before: what all its replies share is the project's, and which arrays the clients
+    return is settled in it.
     """
 
     server_round: int
@@ -194,7 +141,7 @@ def only_metric_record(content: RecordDict) -> MetricRecord:
     records = list(content.metric_records.values())
     if len(records) != 1:
         reason = f"it holds {len(records)} MetricRecords instead of one"
-        raise Fault(reason, RECORDS if records else METRICLESS)
+        raise Fault(reason, Kind.RECORDS if records else Kind.METRICLESS)
     return records[0]
 
 
@@ -226,13 +173,14 @@ def _applied(report: AdjustmentReport, names: Sequence[str]) -> AppliedAdjustmen
     return AppliedAdjustment(report.rate, discarded, report.consensus_round, norms)
 
 
+@np.errstate(all="ignore")
 def _checked_tensors(
     content: RecordDict, asked: AskedRound, request: AdjustmentRequest | None
 ) -> tuple[ArrayTensors, AdjustmentReport | None]:
     """Look at a reply's arrays, and read what was done to them."""
     records = list(content.array_records.values())
     if len(records) != 1:
-        raise Fault(f"it holds {len(records)} ArrayRecords instead of one", RECORDS)
+        raise Fault(f"it holds {len(records)} ArrayRecords instead of one", Kind.RECORDS)
     (arrays,) = records
     names = _in_order(asked.model, arrays)
     complete = len(names) == len(asked.model)
@@ -245,9 +193,8 @@ def _checked_tensors(
     if request is not None and report is not None and report.packed:
         packed = {names[index] for index in report.packed}
         tensors = PackedTensors(arrays, packed, model, request.upload_dtype, report.rate)
-    with np.errstate(all="ignore"):
-        for name in names:
-            _check_tensor(name, tensors, asked.model[name])
+    for name in names:
+        _check_tensor(name, tensors, asked.model[name])
     return tensors, report
 
 
@@ -259,8 +206,8 @@ def _in_order(model: Iterable[str], names: Collection[str]) -> list[str]:
 def other_arrays(found: Iterable[str], expected: Iterable[str]) -> Fault:
     """Return the fault of arrays with other names than the model's."""
     found, expected = set(found), set(expected)
-    missing, unknown = listed(expected - found), listed(found - expected)
-    return Fault(f"its arrays are not the model's: missing {missing}, unknown {unknown}", ARRAYS)
+    odd = f"missing {listed(expected - found)}, unknown {listed(found - expected)}"
+    return Fault(f"its arrays are not the model's: {odd}", Kind.ARRAYS)
 
 
 def listed(names: Collection[str], most: int = 20) -> str:
@@ -277,74 +224,58 @@ def _check_tensor(name: str, tensors: ArrayTensors, expected: Tensor) -> None:
         if packed_update.most_norm > LARGEST_NORM:
             check_norm(name, packed_update.norm())
         return
-    if expected.dtype == torch.float32 and _is_sound(tensors.ndarray(name), expected.shape):
-        return
     # Before anything is cast, which takes memory.
     shape = tensors.ndarray(name).shape
     if shape != expected.shape:
         reason = f"tensor {name!r} has the shape {shape} instead of {tuple(expected.shape)}"
-        raise Fault(reason, SHAPES)
+        raise Fault(reason, Kind.SHAPES)
     tensor = tensors[name]
     if tensor.dtype != expected.dtype:
-        raise Fault(f"tensor {name!r} is {tensor.dtype} instead of {expected.dtype}", DTYPES)
+        raise Fault(f"tensor {name!r} is {tensor.dtype} instead of {expected.dtype}", Kind.DTYPES)
     check_finite(name, tensor)
 
 
-def _is_sound(array: npt.NDArray[Any], shape: torch.Size) -> bool:
-    """Return True for a sound array of float32; False where a closer look has to decide."""
-    if array.dtype != np.float32 or array.shape != shape:
-        return False
-    flat = array.ravel(order="K")
-    return float(flat.dot(flat)) <= LARGEST_NORM**2
-
-
+@np.errstate(all="ignore")
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Check a tensor in one pass: its squared norm is finite only if every entry is.
+    """Raise a `Fault` if an entry is not finite, or the norm is above `LARGEST_NORM`.
 
-    Raises
-    ------
-    Fault
-        If an entry is not finite, or the norm is above `LARGEST_NORM`.
+    One pass does: the squared norm is finite only if every entry is.
     """
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return
-    flat = tensor.reshape(-1)
-    if flat.dtype == torch.float16:
-        flat = flat.float()
-    if float(torch.dot(flat, flat)) <= LARGEST_NORM**2:
+    # Not copied, in whichever order it lies.
+    flat = tensor.numpy().ravel(order="K")
+    if flat.dtype == np.float16:
+        flat = flat.astype(np.float32)
+    if float(flat.dot(flat)) <= LARGEST_NORM**2:
         return
-    if not bool(torch.isfinite(flat).all()):
+    if not np.isfinite(flat).all():
         reason = f"tensor {name!r} holds values that are not finite (NaN or infinity)"
-        raise Fault(reason, NOT_FINITE)
-    check_norm(name, float(flat.double().norm()))
+        raise Fault(reason, Kind.NOT_FINITE)
+    check_norm(name, float(np.linalg.norm(flat.astype(np.float64))))
 
 
 def check_norm(name: str, norm: float) -> None:
-    """Check the norm of a tensor, or of its update.
-
-    Raises
-    ------
-    Fault
-        If it is above `LARGEST_NORM`.
-    """
+    """Raise a `Fault` if the norm of a tensor, or of its update, is above `LARGEST_NORM`."""
     if not norm <= LARGEST_NORM:
         reason = f"tensor {name!r} has the norm {norm:.1e}, which is above {LARGEST_NORM:.0e}"
-        raise Fault(f"{reason}: training has diverged", NOT_FINITE)
+        raise Fault(f"{reason}: training has diverged", Kind.NOT_FINITE)
 
 
 def _loss(content: RecordDict, metrics: MetricRecord, key: str) -> float:
     """Read ℓ_k; what is wrong with it may be so on all clients."""
     others = content.config_records.get(OTHER_METRICS_RECORD, ConfigRecord())
     if key not in metrics and key not in others:
-        raise Fault(f"its metrics lack the training loss {key!r}", LOSSLESS)
+        raise Fault(f"its metrics lack the training loss {key!r}", Kind.LOSSLESS)
     value = metrics[key] if key in metrics else others[key]
     if key not in metrics or isinstance(value, list):
         told = f"{_WORDS.get(type(value), 'a list')} ({reprlib.repr(value)})"
-        raise Fault(f"its metric {key!r} is {told}, not a number", NOT_A_NUMBER)
+        raise Fault(f"its metric {key!r} is {told}, not a number", Kind.NOT_A_NUMBER)
     try:
         return non_negative_metric(metrics, key)
     except ValueError as error:
-        raise Fault(str(error), BELOW_ZERO if all_finite(metrics[key]) else NOT_FINITE) from error
+        kind = Kind.BELOW_ZERO if all_finite(metrics[key]) else Kind.NOT_FINITE
+        raise Fault(str(error), kind) from error
 
 
 def check_finite_metric(metrics: MetricRecord, key: str) -> None:
@@ -358,20 +289,14 @@ def non_negative_metric(metrics: MetricRecord, key: str) -> float:
     value = metrics[key]
     if isinstance(value, list):
         raise ValueError(f"its metric {key!r} is a list, not a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number) or number < 0:
+    if not all_finite(value) or value < 0:
         raise ValueError(f"its metric {key!r} is {value!r}, not a finite, non-negative number")
-    return number
+    return float(value)
 
 
 def all_finite(value: MetricRecordValues) -> bool:
     """Return True for a finite metric, number or list; integers no float can hold are not."""
     try:
-        return all(
-            math.isfinite(entry) for entry in (value if isinstance(value, list) else [value])
-        )
+        return all(map(math.isfinite, value if isinstance(value, list) else [value]))
     except OverflowError:
         return False

@@ -18,23 +18,8 @@ from flwr.app import ArrayRecord
 from flwr.common import ndarrays_to_parameters
 from torch import Tensor
 
-from fedpw_flwr.rounds.checkpoints import (
-    Checkpoint,
-    CheckpointError,
-    CheckpointStore,
-    differences,
-)
+from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointError, CheckpointStore, differences
 from fedpw_flwr.wire.arrays import ArrayTensors, encode_arrays
-
-__all__ = [
-    "Stateful",
-    "check_checkpoint",
-    "newest_checkpoint",
-    "put_back",
-    "run_checkpoint",
-    "run_identity",
-    "tensors_below",
-]
 
 logger = logging.getLogger("flwr")
 
@@ -47,7 +32,6 @@ be other runs in the process."""
 
 _MOMENTS = ("m_t", "v_t", "momentum_vector")
 """What Flower's server optimizers carry: arrays by name, or in a list in the legacy API."""
-
 
 _SETTINGS = (
     *("fraction_train", "fraction_evaluate", "fraction_fit", "weighted_by_key"),
@@ -65,13 +49,7 @@ class Stateful(Protocol):
         ...
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set it to a saved state.
-
-        Raises
-        ------
-        ValueError
-            If it is not a state of such a strategy.
-        """
+        """Set it to a saved state; ValueError if it is not a state of such a strategy."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:
@@ -93,10 +71,7 @@ def run_identity(strategy: object, initial_arrays: ArrayRecord) -> dict[str, Any
 def newest_checkpoint(checkpoints: CheckpointStore, resume: bool) -> Checkpoint | None:
     """Read the checkpoint to go on from; None where a run begins.
 
-    Raises
-    ------
-    CheckpointError
-        If there are checkpoints and `resume` is False, or all are damaged.
+    `CheckpointError` if there are checkpoints and `resume` is False, or all are damaged.
     """
     if resume:
         newest = checkpoints.newest()
@@ -121,13 +96,7 @@ def check_checkpoint(
     checkpoints: CheckpointStore,
     num_rounds: int,
 ) -> None:
-    """Check that a checkpoint is one of this run, and not beyond it.
-
-    Raises
-    ------
-    CheckpointError
-        If something differs, with what it is; if the run has had more rounds than are asked for.
-    """
+    """Raise a `CheckpointError` if a checkpoint is that of another run, or beyond this one."""
     found = differences(checkpoint.fingerprint, identity)
     if found:
         listed = "\n  ".join(found)
@@ -166,10 +135,7 @@ def put_back(
 ) -> ArrayRecord:
     """Set strategy and random state to those of a checkpoint; return its model.
 
-    Raises
-    ------
-    CheckpointError
-        If the checkpoint holds another version's state.
+    `CheckpointError` if the checkpoint holds another version's state.
     """
     arrays = encode_arrays(checkpoint.model)
     try:
@@ -204,43 +170,32 @@ def _restore_strategy(
     tensors: Mapping[str, Tensor],
     arrays: ArrayRecord,
 ) -> None:
-    """Set a strategy to a saved state, `arrays` being the model of that round.
-
-    Raises
-    ------
-    ValueError
-        If it is not a state of such a strategy.
-    """
+    """Set a strategy to a saved state, `arrays` being the model of that round."""
     if isinstance(strategy, Stateful):
         strategy.restore_state(state, tensors)
     for attribute in _MOMENTS:
-        named, listed = (
-            tensors_below(f"{attribute}/", tensors),
-            tensors_below(f"{attribute}[]/", tensors),
-        )
+        named = tensors_below(f"{attribute}/", tensors)
+        listed = tensors_below(f"{attribute}[]/", tensors)
         if named:
             setattr(strategy, attribute, {name: moment.numpy() for name, moment in named.items()})
         elif listed:
-            setattr(
-                strategy, attribute, [listed[index].numpy() for index in sorted(listed, key=int)]
-            )
+            in_order = [listed[index].numpy() for index in sorted(listed, key=int)]
+            setattr(strategy, attribute, in_order)
     # What server optimizers take their step from, where they are not told in every round.
-    for attribute, value in (
-        ("current_arrays", arrays),
-        ("current_weights", arrays.to_numpy_ndarrays()),
-        ("initial_parameters", ndarrays_to_parameters(arrays.to_numpy_ndarrays())),
-    ):
-        if any(hasattr(strategy, moments) for moments in _MOMENTS) and hasattr(strategy, attribute):
-            setattr(strategy, attribute, value)
+    if any(hasattr(strategy, moments) for moments in _MOMENTS):
+        ndarrays = arrays.to_numpy_ndarrays()
+        for attribute, value in (
+            ("current_arrays", arrays),
+            ("current_weights", ndarrays),
+            ("initial_parameters", ndarrays_to_parameters(ndarrays)),
+        ):
+            if hasattr(strategy, attribute):
+                setattr(strategy, attribute, value)
 
 
 def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with a prefix, by the rest of their names."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    return {name[len(prefix) :]: tensors[name] for name in tensors if name.startswith(prefix)}
 
 
 def _saved_random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -254,13 +209,10 @@ def _saved_random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
         "numpy": [int(position), int(has_gauss), float(cached)],
         "cuda": devices,
     }
-    tensors = {
-        "random/numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-        "random/torch": torch.get_rng_state(),
-    }
-    for device in range(devices):
-        tensors[f"random/cuda-{device}"] = torch.cuda.get_rng_state(device)
-    return nested, tensors
+    of_devices = {f"cuda-{device}": torch.cuda.get_rng_state(device) for device in range(devices)}
+    of_numpy = torch.from_numpy(np.asarray(keys, dtype=np.int64))
+    tensors = {"numpy": of_numpy, "torch": torch.get_rng_state(), **of_devices}
+    return nested, {f"random/{name}": tensor for name, tensor in tensors.items()}
 
 
 def _restore_random_state(nested: dict[str, Any], tensors: dict[str, Tensor]) -> None:

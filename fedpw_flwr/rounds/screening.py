@@ -13,14 +13,9 @@ from typing import TypeVar
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
-from fedpw_flwr.rounds.faults import (
-    DISAGREED,
-    ONE_IDENTITY,
-    BadReply,
-    Fault,
-    refuse_shared_fault,
-)
+from fedpw_flwr.rounds.faults import BadReply, Fault, Kind, refuse_shared_fault
 from fedpw_flwr.rounds.identities import Identities
+from fedpw_flwr.rounds.metrics import metric_shape
 from fedpw_flwr.rounds.replies import (
     Answer,
     AskedRound,
@@ -36,8 +31,6 @@ from fedpw_flwr.rounds.replies import (
 from fedpw_flwr.wire.adjustment import HIDES_UPDATES, NEEDS_DENSE
 from fedpw_flwr.wire.records import OTHER_METRICS_RECORD, identity_of
 
-__all__ = ["screen_evaluate_replies", "screen_train_replies", "without_uncounted"]
-
 Reply = TypeVar("Reply", TrainReply, EvaluateReply)
 
 
@@ -46,12 +39,9 @@ def screen_train_replies(
 ) -> tuple[list[TrainReply], list[BadReply], frozenset[str]]:
     """Separate the training replies that can be aggregated from those that cannot.
 
-    Returns
-    -------
-    tuple[list[TrainReply], list[BadReply], frozenset[str]]
-        Usable replies in the order of client id; the others; and in a first round the names
-        of the arrays that none of at least two usable replies has: they are private to the clients
-        and no longer part of the global model.
+    Returns the usable ones in the order of client id; the others; and in a first round the names of
+    the arrays that none of at least two usable replies has: they are private to the clients and no
+    longer part of the global model.
 
     Raises
     ------
@@ -89,13 +79,9 @@ def screen_evaluate_replies(
 ) -> tuple[list[EvaluateReply], list[BadReply]]:
     """Separate the evaluation replies whose metrics can be aggregated from those that cannot.
 
-    The metric names (and lengths of lists) that most replies share are taken as right. `asked` is
-    None where the nodes are not known, as in a strategy that sends its own messages.
-
-    Returns
-    -------
-    tuple[list[EvaluateReply], list[BadReply]]
-        Usable replies in the order of client id, and the others.
+    Both are returned, the usable ones in the order of client id. The metric names (and lengths of
+    lists) that most replies share are taken as right. `asked` is None where the nodes are not
+    known, as in a strategy that sends its own messages.
     """
     client_of = identities.by_node()
 
@@ -109,18 +95,16 @@ def screen_evaluate_replies(
         return EvaluateReply(node_id, client, content)
 
     good, bad = _judged(answers, client_of, asked, "evaluate", examples_key, read)
-    shapes = Counter(_metric_shape(reply.content) for reply in good)
-    if len(shapes) > 1:
-        usual = max(shapes, key=lambda shape: (shapes[shape], len(shape), sorted(shape)))
-        odd = [reply for reply in good if _metric_shape(reply.content) != usual]
-        good = [reply for reply in good if _metric_shape(reply.content) == usual]
-        expected = sorted(key for key, _ in usual)
-        for reply in odd:
-            found = sorted(key for key, _ in _metric_shape(reply.content))
+    shaped = [(metric_shape(only_metric_record(reply.content)), reply) for reply in good]
+    shapes = Counter(shape for shape, _ in shaped)
+    usual = max(shapes, key=lambda one: (shapes[one], len(one), sorted(one)), default=frozenset())
+    for shape, reply in shaped:
+        if shape != usual:
+            found, expected = sorted(dict(shape)), sorted(dict(usual))
             reason = f"its metrics {found} are not those of the other clients, {expected}"
             bad.append(BadReply(reply.node_id, reply.client, reason))
-
-    unique, duplicates = _one_reply_per_client(good, identities, client_of)
+    alike = [reply for shape, reply in shaped if shape == usual]
+    unique, duplicates = _one_reply_per_client(alike, identities, client_of)
     return unique, bad + duplicates
 
 
@@ -177,13 +161,7 @@ def _judged(
 
 
 def _refuse_incompatible_clients(bad: Sequence[BadReply]) -> None:
-    """Notice that no client can do to its update what it is asked for.
-
-    Raises
-    ------
-    RuntimeError
-        If every client failed because of a mod in front of FedPW's.
-    """
+    """Raise a RuntimeError where every client failed because of a mod in front of FedPW's."""
     words = (NEEDS_DENSE, HIDES_UPDATES)
     told = [reply for reply in bad if reply.fate != "empty"]
     if told and all(
@@ -216,7 +194,7 @@ def _complete_replies(
         fault = other_arrays(reply.result.tensors, expected)
         if missing <= returned:
             lacking = f"it lacks the arrays {listed(missing)}, which other clients return"
-            fault = Fault(lacking, DISAGREED)
+            fault = Fault(lacking, Kind.DISAGREED)
         partial.append(BadReply(reply.node_id, reply.client, str(fault), kind=fault.kind))
     return complete, partial
 
@@ -226,11 +204,9 @@ def _of_one_identity(replies: Sequence[TrainReply]) -> list[BadReply]:
     stated = {identity_of(reply.content) for reply in replies}
     if len(stated) > 1 or None in stated:
         return []
+    reason = f"it says it is client {replies[0].client}"
     return [
-        BadReply(
-            reply.node_id, reply.client, f"it says it is client {reply.client}", kind=ONE_IDENTITY
-        )
-        for reply in replies
+        BadReply(reply.node_id, reply.client, reason, kind=Kind.ONE_IDENTITY) for reply in replies
     ]
 
 
@@ -240,9 +216,8 @@ def _one_reply_per_client(
     """Keep one reply a client: the node's that had the identity first, else last, else the lowest.
 
     A node without authentication has another id after a restart, and its old one never comes back:
-    where the first is there again, it is the true one.
-
-    Where one node sent several, their content decides, never their order.
+    where the first is there again, it is the true one. Where one node sent several, their content
+    decides, never their order.
     """
     answers = Counter((reply.client, reply.node_id) for reply in replies)
 
@@ -274,10 +249,3 @@ def _metric_names(answer: Answer) -> Iterable[str]:
     for record in content.metric_records.values():
         yield from record
     yield from content.config_records.get(OTHER_METRICS_RECORD, ())
-
-
-def _metric_shape(content: RecordDict) -> frozenset[tuple[str, int]]:
-    metrics = only_metric_record(content)
-    return frozenset(
-        (key, len(value) if isinstance(value, list) else -1) for key, value in metrics.items()
-    )

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 from fedpw_flwr.rounds.faults import BadReply, Project, UnusableRepliesError
 
-__all__ = ["Standstill"]
-
 logger = logging.getLogger("flwr")
 
 _PATIENCE = 3
@@ -44,16 +42,12 @@ class Standstill:
         server_round: int,
         bad: Sequence[BadReply],
         silent: int,
-        *,
         from_start: bool,
         project: Project,
     ) -> None:
         """Take note of a round without a usable reply.
 
-        Raises
-        ------
-        UnusableRepliesError
-            If it is the third from the start in which replies could not be used.
+        `UnusableRepliesError` if it is the third from the start in which none could be used.
         """
         self._rounds += 1
         self._lost += silent > 0 or any(reply.fate != "empty" for reply in bad)
@@ -63,8 +57,7 @@ class Standstill:
             self._reasons[reason if known else "something else"] += 1
         logger.warning(
             "%s: round %s has no reply that can be used; the model stays as it is%s",
-            phase,
-            server_round,
+            *(phase, server_round),
             f", for {self._rounds} rounds now" if self._rounds > 1 else "",
         )
         if from_start and self._lost >= _PATIENCE:

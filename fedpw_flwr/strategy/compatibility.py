@@ -7,7 +7,7 @@ They can be seen in one place only: among the callers of its methods.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Container
 from typing import Any
 
 from flwr.server import strategy as legacy
@@ -15,44 +15,22 @@ from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.serverapp import strategy as message
 from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 
-__all__ = ["refuse_clipping_of_packed", "refuse_incompatible_callers"]
+from fedpw_flwr.wire.adjustment import Upload
 
-_CENTRAL_DP = (
-    message.DifferentialPrivacyServerSideFixedClipping,
-    message.DifferentialPrivacyServerSideAdaptiveClipping,
-    message.DifferentialPrivacyClientSideFixedClipping,
-    message.DifferentialPrivacyClientSideAdaptiveClipping,
-    legacy.DifferentialPrivacyServerSideFixedClipping,
-    legacy.DifferentialPrivacyServerSideAdaptiveClipping,
-    legacy.DifferentialPrivacyClientSideFixedClipping,
-    legacy.DifferentialPrivacyClientSideAdaptiveClipping,
-    legacy.DPFedAvgFixed,
+_CENTRAL_DP = tuple(
+    wrapper
+    for api in (message, legacy)
+    for name, wrapper in vars(api).items()
+    if name.startswith(("DifferentialPrivacy", "DPFedAvg"))
 )
 
 
-def refuse_clipping_of_packed(config: Mapping[str, object]) -> None:
-    """Refuse a configuration for Flower's clipping mods where updates travel packed.
+def refuse_incompatible(upload: Upload = "dense", config: Container[str] = ()) -> None:
+    """Refuse what called the strategy, or is in a round's configuration, and cannot work with it.
 
-    Raises
-    ------
-    ValueError
-        If it holds a clipping norm.
-    """
-    if KEY_CLIPPING_NORM in config:
-        raise ValueError(
-            f"the configuration holds {KEY_CLIPPING_NORM!r} for Flower's clipping mods, which need "
-            'the arrays of an update: use FedPW(upload="dense") with them'
-        )
-
-
-def refuse_incompatible_callers() -> None:
-    """Look for a wrapper or workflow that called the strategy and cannot work with it.
-
-    Raises
-    ------
-    ValueError
-        If a central-DP wrapper stands around the strategy (its noise is sized for equal weights
-        1/N), or secure aggregation runs it (it hides the updates that the weights come from).
+    ValueError for a central-DP wrapper (its noise is sized for equal weights 1/N), for secure
+    aggregation (it hides the updates that the weights come from), and for a clipping norm where
+    updates travel packed.
     """
     frame: Any = sys._getframe(1)
     while frame is not None:
@@ -72,3 +50,8 @@ def refuse_incompatible_callers() -> None:
                 "ClientApp(mods=[...]), too; or use secure aggregation with FedAvg"
             )
         frame = frame.f_back
+    if upload == "packed" and KEY_CLIPPING_NORM in config:
+        raise ValueError(
+            f"the configuration holds {KEY_CLIPPING_NORM!r} for Flower's clipping mods, which need "
+            'the arrays of an update: use FedPW(upload="dense") with them'
+        )

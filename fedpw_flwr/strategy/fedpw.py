@@ -12,16 +12,11 @@ from flwr.serverapp.strategy import Result
 from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.driver import Driver
 from fedpw_flwr.rounds.loop import run_rounds
-from fedpw_flwr.strategy.compatibility import (
-    refuse_clipping_of_packed,
-    refuse_incompatible_callers,
-)
+from fedpw_flwr.strategy.compatibility import refuse_incompatible
 from fedpw_flwr.strategy.fedpw_method import FedPWMethod, WithFedPW
-from fedpw_flwr.strategy.options import FedPWOptions, MethodOptions, check_names, split
+from fedpw_flwr.strategy.options import FedPWOptions, split
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
-
-__all__ = ["FedPW"]
 
 
 class FedPW(WithFedPW, ScreenedFedAvg):
@@ -117,16 +112,12 @@ class FedPW(WithFedPW, ScreenedFedAvg):
     metrics_prefix = "fedpw-"
 
     def __init__(self, *positional: Any, **options: Unpack[FedPWOptions]) -> None:
-        check_names("FedPW", options, FedPWOptions)
-        of_method, rest = split(options, MethodOptions)
+        of_method, rest = split(options, FedPWOptions)
         self.method = FedPWMethod(of_method)
         folder, every = rest.pop("checkpoint_dir", None), rest.pop("checkpoint_every", 1)
         self.resume = rest.pop("resume", False)
-        sampling = NodeSampling(
-            rest.pop("seed", None),
-            rest.pop("wait_for_clients", 3600.0),
-            rest.pop("when_missing", "stop"),
-        )
+        waiting = rest.pop("wait_for_clients", 3600.0), rest.pop("when_missing", "stop")
+        sampling = NodeSampling(rest.pop("seed", None), *waiting)
         if folder is None and self.resume:
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.checkpoints = None if folder is None else CheckpointStore(folder, every=every)
@@ -172,7 +163,7 @@ class FedPW(WithFedPW, ScreenedFedAvg):
         ValueError
             If the strategy stands inside a wrapper that FedPW cannot work with.
         """
-        refuse_incompatible_callers()
+        refuse_incompatible()
         self.method.log_settings()
         super().summary()
 
@@ -190,7 +181,7 @@ class FedPW(WithFedPW, ScreenedFedAvg):
         TypeError
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
-        refuse_incompatible_callers()
+        refuse_incompatible(self.method.upload, config)
         if self.checkpoints is not None and not self._with_checkpoints:
             raise ValueError(
                 "checkpoint_dir was given, but not FedPW's start runs the rounds, so none would be "
@@ -198,6 +189,4 @@ class FedPW(WithFedPW, ScreenedFedAvg):
                 "folder), grid, arrays, ...) in place of strategy.start, and let a strategy that "
                 "stands around FedPW pass on its saved_state, restore_state and fingerprint"
             )
-        if self.method.upload == "packed":
-            refuse_clipping_of_packed(config)
         return super().configure_train(server_round, arrays, config, grid)

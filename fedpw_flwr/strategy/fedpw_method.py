@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from abc import ABC
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
 from torch import Tensor
@@ -34,42 +34,35 @@ from fedpw_flwr.strategy.options import Adjustment, MethodOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES
 
-__all__ = ["FedPWMethod", "WithFedPW"]
-
 logger = logging.getLogger("flwr")
-
-_SETTINGS = tuple(FedPWSettings.__dataclass_fields__)
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """FedPW's memory after a round; the consensus is kept where clients adjust."""
-
-    weighting: WeightingState
-    adjustment: AdjustmentState
 
 
 class FedPWMethod(Method):
     """FedPW: updates masked and rescaled, clients weighted by direction and loss.
 
-    Raises
-    ------
-    ValueError
-        If an option is unknown, outside its range, contradicts another, or `device` is not there.
-    TypeError
-        If an option has the wrong type.
+    ValueError if an option is outside its range, contradicts another, or `device` is not there;
+    TypeError if it has the wrong type.
     """
+
+    title = "FedPW"
+    needs_loss = needs_examples = keeps_sign = asks_by_client = False
+    """What the options decide."""
 
     def __init__(self, options: MethodOptions) -> None:
         given: dict[str, Any] = dict(options)
         if given.get("trainable") is not None:
             given["trainable"] = distinct_names(given["trainable"])
-        self.settings = FedPWSettings(**{name: given[name] for name in _SETTINGS if name in given})
+        names = FedPWSettings.__dataclass_fields__.keys() & given.keys()
+        self.settings = FedPWSettings(**{name: given[name] for name in names})
         self.train_loss_key: str = given.get("train_loss_key", "train_loss")
         device = given.get("device")
         self.adjustment: Adjustment = given.get("adjustment", "server")
         self.upload: Upload = given.get("upload", "dense")
         self.upload_dtype = given.get("upload_dtype", "float32")
+        adapts, adjusts = self.settings.adapt_weights, self.settings.adjust_parameters
+        self.needs_loss, self.needs_examples = adapts or adjusts, not adapts
+        self.asks_by_client = adjusts and self.adjustment == "client"
+        self.keeps_sign = self.settings.clip_weights
         self._check_placement()
         self.device = available_device("cpu" if device is None else device)
         self._given_trainable = self.settings.trainable
@@ -102,31 +95,6 @@ class FedPWMethod(Method):
             )
 
     @property
-    def title(self) -> str:
-        """The method's name in logs and errors."""
-        return "FedPW"
-
-    @property
-    def asks_by_client(self) -> bool:
-        """Whether clients mask and rescale their own updates."""
-        return self.adjustment == "client" and self.settings.adjust_parameters
-
-    @property
-    def needs_loss(self) -> bool:
-        """Whether a reply without the training loss is broken."""
-        return self.settings.adapt_weights or self.settings.adjust_parameters
-
-    @property
-    def needs_examples(self) -> bool:
-        """Whether clients are weighted by their number of examples."""
-        return not self.settings.adapt_weights
-
-    @property
-    def keeps_sign(self) -> bool:
-        """Whether no array without negative entries may get one."""
-        return self.settings.clip_weights
-
-    @property
     def trainable(self) -> tuple[str, ...] | None:
         """Names of the trainable arrays, given or learnt from the clients."""
         return self.settings.trainable
@@ -151,8 +119,8 @@ class FedPWMethod(Method):
     def requests(self, names: Sequence[str], clients: Mapping[int, int]) -> Requests:
         """Ask each node to mask with the rate that suits its client, and to rescale with C."""
         consensus = self.adjustment_state.consensus
-        members = frozenset() if consensus is None else consensus.members.keys()
-        if self._names not in (None, frozenset(names)) or not members <= frozenset(names):
+        of_another = consensus is not None and not consensus.members.keys() <= set(names)
+        if self._names not in (None, frozenset(names)) or of_another:
             # C is that of another model's arrays.
             self.adjustment_state = replace(self.adjustment_state, consensus=None)
         self._names = frozenset(names)
@@ -170,13 +138,12 @@ class FedPWMethod(Method):
             )
         self._rates = dict(zip(nodes, rates, strict=True))
         consensus = self.adjustment_state.consensus
-        indices = {name: index for index, name in enumerate(names)}
+        agreed = {} if consensus is None else consensus.factors
+        factors = {index: agreed[name] for index, name in enumerate(names) if name in agreed}
         shared: dict[str, bytes] = {}
-        factors: dict[int, float] = {}
-        if consensus is not None and consensus.factors:
-            ordered = sorted(consensus.factors, key=indices.__getitem__)
-            factors = {indices[name]: consensus.factors[name] for name in ordered}
-            shared = {CONSENSUS_KEY: pack_consensus([consensus.members[name] for name in ordered])}
+        if consensus is not None and factors:
+            members = [consensus.members[names[index]] for index in factors]
+            shared = {CONSENSUS_KEY: pack_consensus(members)}
         by_node = {
             node: AdjustmentRequest(
                 rate=rate,
@@ -184,7 +151,7 @@ class FedPWMethod(Method):
                 factors=factors,
                 upload=self.upload,
                 upload_dtype=self.upload_dtype,
-                keep_sign=self.settings.clip_weights,
+                keep_sign=self.keeps_sign,
             )
             for node, rate in self._rates.items()
         }
@@ -202,36 +169,30 @@ class FedPWMethod(Method):
         if has_names(names):
             return list(replies), []
         floating = {index for index, name in enumerate(names) if model[name].is_floating_point()}
-        self._learn_trainable(replies, names, floating)
+        sound = [reply.trainable for reply in replies if reply.trainable]
+        sound = [told for told in sound if floating.issuperset(told)]
+        if sound and self.settings.trainable is None and self.state.rounds == 0:
+            self._learn_trainable(sound, len(replies), names)
         agreed = self.settings.trainable
         expected = None if agreed is None else tuple(sorted(names.index(name) for name in agreed))
         good, odd = [], []
         for reply in replies:
             told = reply.trainable
-            sound = told is None or (bool(told) and floating.issuperset(told))
-            if sound and (expected is None or told in (None, expected)):
+            if told is None or (told in sound and expected in (None, told)):
                 good.append(reply)
                 continue
-            reason = f"it takes the arrays {list(told or ())} as trainable, "
-            if not sound:
-                reason += "which are not floating arrays of the model"
-            else:
-                reason += f"the others {list(expected or ())}"
+            others = "which are not floating arrays of the model"
+            if told in sound:
+                others = f"the others {list(expected or ())}"
+            reason = f"it takes the arrays {list(told)} as trainable, {others}"
             odd.append(BadReply(reply.node_id, reply.client, reason))
         return good, odd
 
     def _learn_trainable(
-        self, replies: Sequence[TrainReply], names: Sequence[str], floating: Collection[int]
+        self, told: Sequence[tuple[int, ...]], replies: int, names: Sequence[str]
     ) -> None:
-        told = [
-            reply.trainable
-            for reply in replies
-            if reply.trainable and set(floating).issuperset(reply.trainable)
-        ]
-        if self.settings.trainable is not None or self.state.rounds > 0 or not told:
-            return
         common = max(sorted(set(told)), key=told.count)
-        if 2 * told.count(common) >= len(replies):
+        if 2 * told.count(common) >= replies:
             trainable = tuple(names[index] for index in common)
             self.settings = replace(self.settings, trainable=trainable)
             logger.info("\tThe clients take the arrays %s as trainable", list(common))
@@ -243,13 +204,7 @@ class FedPWMethod(Method):
             )
 
     def leave_out(self, private: Collection[str]) -> None:
-        """Forget arrays that clients keep to themselves.
-
-        Raises
-        ------
-        ValueError
-            If no trainable array is left.
-        """
+        """Forget arrays that clients keep to themselves; ValueError if none is left to train."""
         self._names = (self._names or frozenset()) - frozenset(private)
         if self.settings.trainable is None:
             return
@@ -285,14 +240,14 @@ class FedPWMethod(Method):
         reported = {result.client: result.loss for result in results}
         return Step(
             step.model,
-            _Memory(step.state, adjustment),
+            (step.state, adjustment),
             recorded(step, reported),
             warnings_of(step, reported),
         )
 
-    def remember(self, memory: _Memory) -> None:
+    def remember(self, memory: tuple[WeightingState, AdjustmentState]) -> None:
         """Take the memory of the next round."""
-        self._state, self.adjustment_state = memory.weighting, memory.adjustment
+        self._state, self.adjustment_state = memory
 
     # --- A run ------------------------------------------------------------------------------------
 
@@ -314,13 +269,7 @@ class FedPWMethod(Method):
         return state, {f"consensus/{name}": tensor for name, tensor in members.items()}
 
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set everything that is carried from round to round to what `saved_memory` returned.
-
-        Raises
-        ------
-        KeyError, TypeError, AttributeError, ValueError
-            If it is not such a state.
-        """
+        """Set everything that is carried from round to round to what `saved_memory` returned."""
         weighting = WeightingState.from_dict(state["weighting"])
         saved = state["consensus"]
         consensus = None

@@ -10,8 +10,6 @@ from flwr.app import MetricRecord
 from fedpw_flwr.algorithm import ServerStep
 from fedpw_flwr.engines import why_not_compiled
 
-__all__ = ["loops_on", "recorded", "warnings_of"]
-
 
 def recorded(step: ServerStep, reported: Mapping[int, float | None]) -> MetricRecord:
     """Return FedPW's own metrics of a round, lists running over the participants."""

@@ -9,26 +9,19 @@ from typing import Any, Literal, TypedDict
 
 import torch
 from flwr.app import MetricRecord, RecordDict
+from flwr.common import MetricsAggregationFn, NDArrays, Parameters, Scalar
 
 from fedpw_flwr.rounds.attendance import WhenMissing
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
 
-__all__ = [
-    "Adjustment",
-    "AttendanceOptions",
-    "BaselineOptions",
-    "FedAvgOptions",
-    "FedPWOptions",
-    "MethodOptions",
-    "MetricsAggregation",
-    "check_names",
-    "split",
-]
-
 Adjustment = Literal["server", "client"]
 
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
+
+LegacyEvaluation = Callable[
+    [int, NDArrays, dict[str, Scalar]], tuple[float, dict[str, Scalar]] | None
+]
 
 
 class FedAvgOptions(TypedDict, total=False):
@@ -44,6 +37,24 @@ class FedAvgOptions(TypedDict, total=False):
     configrecord_key: str
     train_metrics_aggr_fn: MetricsAggregation | None
     evaluate_metrics_aggr_fn: MetricsAggregation | None
+
+
+class LegacyFedAvgOptions(TypedDict, total=False):
+    """Options of FedAvg in Flower's legacy API."""
+
+    fraction_fit: float
+    fraction_evaluate: float
+    min_fit_clients: int
+    min_evaluate_clients: int
+    min_available_clients: int
+    evaluate_fn: LegacyEvaluation | None
+    on_fit_config_fn: Callable[[int], dict[str, Scalar]] | None
+    on_evaluate_config_fn: Callable[[int], dict[str, Scalar]] | None
+    accept_failures: bool
+    initial_parameters: Parameters | None
+    fit_metrics_aggregation_fn: MetricsAggregationFn | None
+    evaluate_metrics_aggregation_fn: MetricsAggregationFn | None
+    inplace: bool
 
 
 class BaselineOptions(FedAvgOptions, total=False):
@@ -86,24 +97,18 @@ class FedPWOptions(FedAvgOptions, MethodOptions, AttendanceOptions, total=False)
     seed: int | None
 
 
-def check_names(title: str, options: Mapping[str, Any], kind: type) -> None:
-    """Refuse options that a TypedDict does not have.
-
-    Raises
-    ------
-    TypeError
-        With the name, and the one that may be meant.
-    """
-    for name in options.keys() - kind.__annotations__.keys():
-        alike = difflib.get_close_matches(name, kind.__annotations__, n=1)
-        meant = f"; did you mean {alike[0]}?" if alike else ""
-        raise TypeError(f"{title} has no option {name!r}{meant}")
+class LegacyFedPWOptions(LegacyFedAvgOptions, MethodOptions, AttendanceOptions, total=False):
+    """All options of `fedpw_flwr.legacy.FedPW` but `array_names`."""
 
 
 def split(options: Mapping[str, Any], kind: type) -> tuple[Any, Any]:
-    """Return those of the options that a TypedDict has, and the others."""
-    names = kind.__annotations__
+    """Return the method's options and the others; TypeError if one is not in a TypedDict."""
+    allowed, of_method = kind.__annotations__, MethodOptions.__annotations__
+    for name in options.keys() - allowed.keys():
+        alike = difflib.get_close_matches(name, allowed, n=1)
+        meant = f"; did you mean {alike[0]}?" if alike else ""
+        raise TypeError(f"FedPW has no option {name!r}{meant}")
     return (
-        {name: value for name, value in options.items() if name in names},
-        {name: value for name, value in options.items() if name not in names},
+        {name: value for name, value in options.items() if name in of_method},
+        {name: value for name, value in options.items() if name not in of_method},
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from flwr.app import Message, RecordDict
@@ -19,13 +20,11 @@ from flwr.serverapp import Grid
 from fedpw_flwr.rounds.attendance import Attendance, WhenMissing
 from fedpw_flwr.wire.records import IDENTITY_QUERY, identity_of, shows_answers
 
-__all__ = ["NodeSampling", "Phase"]
-
 logger = logging.getLogger("flwr")
 
 Phase = Literal["train", "evaluate"]
 
-_TIMEOUT = 180.0
+ANSWER_TIMEOUT = 180.0
 """Seconds to wait for an answer, once: nodes that were lost a moment ago never give one, and on a
 busy machine the first answer of a simulation waits for Ray's workers to start."""
 
@@ -33,30 +32,11 @@ busy machine the first answer of a simulation waits for Ray's workers to start."
 class NodeSampling:
     """Chooses the nodes of a phase, and knows which client is at which node.
 
-    Parameters
-    ----------
-    seed : int | None (default: None)
-        Decides which nodes are drawn, where some are. None: a number from `random` at the first
-        draw.
-    wait_for_clients : float | None (default: None)
-        Seconds to wait for as many nodes as are needed, counted from when there were last enough.
-        None waits for ever, as Flower does.
-    when_missing : "stop" | "continue" (default: "stop")
-        What to do after it.
-
-    Attributes
-    ----------
-    asks_identities : bool
-        Whether nodes are asked which client they are: then some are drawn in the order of client
-        ids, which another run repeats at other nodes, and not in that of node ids. False until it
-        is set, or every node that is connected has shown in a reply that it answers
-        (`numpy_client_app` with numbered clients): a ClientApp without a function for the question
-        logs an error, before any mod of its could answer.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `Attendance`.
+    Options are those of `fedpw_flwr.FedPW`. Where `asks_identities` is set, nodes are asked which
+    client they are: then some are drawn in the order of client ids, which another run repeats at
+    other nodes, and not in that of node ids. It is False until somebody sets it, or every node that
+    is connected has shown in a reply that it answers (`numpy_client_app` with numbered clients): a
+    ClientApp without a function for the question logs an error, before any mod of its could answer.
     """
 
     def __init__(
@@ -74,13 +54,7 @@ class NodeSampling:
     def choose(
         self, grid: Grid, phase: Phase, server_round: int, fraction: float, least: int, needed: int
     ) -> list[int]:
-        """Wait for the nodes that are needed, and return those that are to take part.
-
-        Raises
-        ------
-        TooFewClientsError
-            If too few nodes were there for too long.
-        """
+        """Wait for the nodes that are needed, and return those that are to take part."""
         nodes = chosen = self._attendance.wait(grid.get_node_ids, max(needed, least))
         if fraction < 1.0:
             self.asks_identities = self.asks_identities or self._answering.issuperset(nodes)
@@ -97,16 +71,18 @@ class NodeSampling:
 
     def clients_at(self, grid: Grid, nodes: Iterable[int]) -> dict[int, int]:
         """Return the client by node for those that tell, where nodes may be asked; each once."""
-        nodes = list(nodes)
-        new = [node for node in nodes if node not in self._clients]
         if not self.asks_identities:
             return {}
+        nodes = list(nodes)
+        new = [node for node in nodes if node not in self._clients]
         if new:
             messages = [Message(RecordDict(), node, IDENTITY_QUERY) for node in new]
             self._clients.update(dict.fromkeys(new))
-            for reply in grid.send_and_receive(messages, timeout=_TIMEOUT):
-                if reply.has_content():
-                    self._clients[reply.metadata.src_node_id] = _stated(reply.content)
+            for reply in grid.send_and_receive(messages, timeout=ANSWER_TIMEOUT):
+                # An id that can be none is said when the node's reply is set aside for it.
+                with suppress(ValueError):
+                    if reply.has_content():
+                        self._clients[reply.metadata.src_node_id] = identity_of(reply.content)
             silent = [node for node in new if self._clients[node] is None]
             if silent:
                 logger.info(
@@ -115,8 +91,7 @@ class NodeSampling:
                     len(silent),
                     len(new),
                 )
-        known = ((node, self._clients[node]) for node in nodes)
-        return {node: client for node, client in known if client is not None}
+        return {node: client for node in nodes if (client := self._clients[node]) is not None}
 
     def note_replies(self, replies: Mapping[int, RecordDict]) -> None:
         """Note which nodes show in their reply that they answer who they are."""
@@ -136,11 +111,3 @@ class NodeSampling:
         nodes = sorted(nodes)
         clients = self.clients_at(grid, nodes)
         return sorted(nodes, key=lambda node: (node not in clients, clients.get(node, node)))
-
-
-def _stated(content: RecordDict) -> int | None:
-    try:
-        return identity_of(content)
-    except ValueError:
-        # It will be said when the node's reply is set aside for it.
-        return None

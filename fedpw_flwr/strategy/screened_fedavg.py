@@ -6,35 +6,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedYogi, Result
 from torch import Tensor
 
-from fedpw_flwr.rounds.driver import Driver, Finished
+from fedpw_flwr.rounds.driver import Driver
 from fedpw_flwr.rounds.metrics import alike_metrics, reply_counts
 from fedpw_flwr.rounds.replies import answers_of_messages
-from fedpw_flwr.rounds.standstill import Standstill
 from fedpw_flwr.strategy.sampling import NodeSampling, Phase
-from fedpw_flwr.strategy.step_on_top import StepOnTrained, place_in_front
-
-__all__ = ["SampledFedAvg", "ScreenedFedAvg"]
+from fedpw_flwr.strategy.step_on_top import Driven, StepOnTrained, stand_beside
 
 _STEP_ON_TOP = (FedAdam, FedAdagrad, FedYogi, FedAvgM)
 """Flower's strategies that take a step on the aggregate of the class behind them."""
 
 
 class SampledFedAvg(FedAvg):
-    """Flower's FedAvg, with nodes that are waited for and drawn as `NodeSampling` does.
-
-    Attributes
-    ----------
-    sampling : NodeSampling
-        Chooses the nodes of each phase.
-    """
+    """Flower's FedAvg, with nodes that are waited for and drawn as `NodeSampling` does."""
 
     sampling: NodeSampling
 
@@ -54,20 +45,18 @@ class SampledFedAvg(FedAvg):
     ) -> Iterable[Message]:
         """Send the model to the nodes that train."""
         nodes = self.choose_nodes("train", server_round, grid)
-        return self._messages(MessageType.TRAIN, server_round, arrays, config, dict.fromkeys(nodes))
+        return self._messages("train", server_round, arrays, config, dict.fromkeys(nodes))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the model to the nodes that evaluate."""
         nodes = self.choose_nodes("evaluate", server_round, grid)
-        return self._messages(
-            MessageType.EVALUATE, server_round, arrays, config, dict.fromkeys(nodes)
-        )
+        return self._messages("evaluate", server_round, arrays, config, dict.fromkeys(nodes))
 
     def _messages(
         self,
-        message_type: str,
+        phase: Phase,
         server_round: int,
         arrays: ArrayRecord,
         config: ConfigRecord,
@@ -83,94 +72,46 @@ class SampledFedAvg(FedAvg):
             if own:
                 config_of_node = ConfigRecord({**config, **own})
                 content = RecordDict({**alike, self.configrecord_key: config_of_node})
-            messages.append(Message(content, node, message_type))
+            messages.append(Message(content, node, phase))
         return tuple(messages)
 
 
-class ScreenedFedAvg(SampledFedAvg):
+class ScreenedFedAvg(Driven, SampledFedAvg):
     """A strategy whose rounds a `Driver` plays."""
 
     metrics_prefix: ClassVar[str] = ""
     """Stands before the names of the counts in the strategy's metrics."""
 
     def __init__(
-        self,
-        driver: Driver,
-        sampling: NodeSampling,
-        *positional: Any,
-        **options: Any,
+        self, driver: Driver, sampling: NodeSampling, *positional: Any, **options: Any
     ) -> None:
         super().__init__(*positional, **options)
         self.driver = driver
         self.sampling = sampling
         self._asked_to_train: tuple[Message, ...] = ()
         self._asked_to_evaluate: tuple[Message, ...] | None = None
-        self._aggregate: ArrayRecord | None = None
 
     def __init_subclass__(cls) -> None:
-        """Refuse one of Flower's strategies beside this one that would keep it from working.
-
-        Raises
-        ------
-        TypeError
-            If one in front aggregates by itself, or one behind would never be called.
-        """
+        """Refuse a strategy beside this one that would keep it from working, with a TypeError."""
         super().__init_subclass__()
-        order = cls.__mro__
-        ours = next((base.__name__ for base in order[1:] if _is_ours(base)), cls.__name__)
-        # In the order in which Python looks for methods.
-        for index, base in enumerate(order[: order.index(FedAvg)]):
-            name, steps = base.__name__, issubclass(base, _STEP_ON_TOP)
-            aggregates = "aggregate_train" in vars(base) and base.__module__.startswith("flwr.")
-            behind = index > order.index(ScreenedFedAvg) and base is not SampledFedAvg
-            sets_up = {"configure_train", "configure_evaluate"} & vars(base).keys()
-            if behind and (steps or (sets_up and not aggregates)):
-                raise TypeError(
-                    f"{cls.__name__}: put {name} in front, class {cls.__name__}({name}, {ours})"
-                )
-            if aggregates and not steps:
-                raise TypeError(
-                    f"{cls.__name__}: {name} aggregates by itself and cannot be combined with "
-                    f"{ours}; FedAdam, FedAdagrad, FedYogi and FedAvgM can stand in front of it"
-                )
-        place_in_front(StepOnTrained, cls, _STEP_ON_TOP)
-
-    @property
-    def standstill(self) -> Standstill:
-        """How long the model has not changed."""
-        return self.driver.standstill
+        setting_up = {"configure_train", "configure_evaluate"}
+        stand_beside(
+            cls, ScreenedFedAvg, FedAvg, _STEP_ON_TOP, StepOnTrained, "aggregate_train", setting_up
+        )
 
     def saved_state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what is carried from round to round: JSON, and tensors by name."""
-        state, tensors = self.driver.saved_state()
+        state, tensors = super().saved_state()
         return {**state, **self.sampling.saved_state()}, tensors
 
     def restore_state(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Set the strategy to what `saved_state` returned.
-
-        Raises
-        ------
-        ValueError
-            If it is not such a state.
-        """
-        self.driver.restore_state(state, tensors)
+        """Set the strategy to what `saved_state` returned; ValueError if it is no such state."""
+        super().restore_state(state, tensors)
         self.sampling.restore_state(state)
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
+    def start(self, *arguments: Any, **named: Any) -> Result:
         """Run the rounds as FedAvg does, and say at the end if the last ones changed nothing."""
-        result = super().start(
-            *(grid, initial_arrays, num_rounds, timeout),
-            *(train_config, evaluate_config, evaluate_fn),
-        )
+        result = super().start(*arguments, **named)
         self.standstill.log_at_end()
         return result
 
@@ -179,13 +120,7 @@ class ScreenedFedAvg(SampledFedAvg):
     ) -> Iterable[Message]:
         """Begin a round: send the model to the nodes that train, with what each is asked for.
 
-        Raises
-        ------
-        ValueError
-            If `trainable` names an array the model does not have, no array of the model is
-            floating, or one cannot be decoded or is not finite.
-        TypeError
-            If the model holds complex arrays, or `trainable` names one that is not floating.
+        Raises as `Driver.begin`.
         """
         begun = self.driver.begin(
             server_round,
@@ -194,7 +129,7 @@ class ScreenedFedAvg(SampledFedAvg):
             lambda nodes: self.sampling.clients_at(grid, nodes),
         )
         self._asked_to_train = self._messages(
-            MessageType.TRAIN, server_round, begun.arrays, config, begun.entries
+            "train", server_round, begun.arrays, config, begun.entries
         )
         return self._asked_to_train
 
@@ -225,7 +160,7 @@ class ScreenedFedAvg(SampledFedAvg):
             answers_of_messages(replies, self._asked_to_train),
             self.weighted_by_key,
         )
-        arrays = self._handed_on(finished)
+        arrays = self.handed_on(finished)
         if not finished.asked:
             return arrays, None
         self.sampling.note_replies({reply.node_id: reply.content for reply in finished.good})
@@ -271,24 +206,3 @@ class ScreenedFedAvg(SampledFedAvg):
             metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
         metrics.update(reply_counts(bad, self.metrics_prefix))
         return metrics
-
-    def _handed_on(self, finished: Finished) -> ArrayRecord | None:
-        """Return the next model; to a server optimizer what it is to step on, and where from."""
-        if not isinstance(self, StepOnTrained):
-            return finished.arrays
-        self._aggregate = finished.arrays
-        if not finished.stepped:
-            return None
-        self.step_from(self.driver.trained())
-        return self.driver.trained(finished.arrays)
-
-    def after_step(self, stepped: ArrayRecord | None) -> ArrayRecord | None:
-        """Return the whole model, with what an optimizer made of the trained arrays."""
-        aggregate, self._aggregate = self._aggregate, None
-        if stepped is None or aggregate is None:
-            return aggregate if stepped is None else stepped
-        return self.driver.after_step_on_top(stepped, aggregate)
-
-
-def _is_ours(base: type) -> bool:
-    return base.__module__.startswith("fedpw_flwr.") and base is not StepOnTrained

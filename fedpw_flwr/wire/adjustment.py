@@ -20,19 +20,6 @@ from torch import Tensor
 
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES
 
-__all__ = [
-    "CONSENSUS_KEY",
-    "HIDES_UPDATES",
-    "NEEDS_DENSE",
-    "REPORT_KEY",
-    "REQUEST_KEY",
-    "AdjustmentReport",
-    "AdjustmentRequest",
-    "Upload",
-    "consensus_members",
-    "pack_consensus",
-]
-
 REQUEST_KEY, CONSENSUS_KEY = "fedpw", "fedpw-consensus"
 """Entries of the configuration by which the server asks for an adjustment."""
 

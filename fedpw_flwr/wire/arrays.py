@@ -26,16 +26,6 @@ from fedpw_flwr.algorithm.client_step import subtract_update
 from fedpw_flwr.algorithm.tensors import working_dtype
 from fedpw_flwr.wire.packing import PackedUpdate
 
-__all__ = [
-    "ArrayTensors",
-    "PackedTensors",
-    "array_of_npy",
-    "decode_array",
-    "encode_arrays",
-    "in_dtype",
-    "take_as_arrays",
-]
-
 _STYPE = "numpy.ndarray"
 
 

@@ -20,15 +20,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = [
-    "MOST_ENTRIES",
-    "UPLOAD_DTYPES",
-    "PackedUpdate",
-    "UploadDtype",
-    "pack_update",
-    "packed_size",
-]
-
 Bytes = npt.NDArray[np.uint8]
 Float32s = npt.NDArray[np.float32]
 Unpack = Callable[[Bytes, Float32s, np.float32, Float32s, Float32s], None]

@@ -10,22 +10,6 @@ from flwr.app import ConfigRecord, MetricRecord, MetricRecordValues, RecordDict
 
 from fedpw_flwr.wire.adjustment import REPORT_KEY
 
-__all__ = [
-    "ANSWERS_KEY",
-    "IDENTITY_ACTION",
-    "IDENTITY_KEY",
-    "IDENTITY_QUERY",
-    "IDENTITY_RECORD",
-    "INITIAL_LOSS",
-    "METRICS_RECORD",
-    "OTHER_METRICS_RECORD",
-    "REPORT_INITIAL_LOSS",
-    "identity_of",
-    "identity_record",
-    "records_of_metrics",
-    "shows_answers",
-]
-
 IDENTITY_RECORD, IDENTITY_KEY = "identity", "client-id"
 """ConfigRecord of a reply, and its entry, by which a client names itself for good: an integer.
 Flower's node ids change from run to run."""

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord
 
-__all__ = ["CLIENT_PHASES", "IDLE", "SERVER_PHASES", "TIMINGS_RECORD", "ClientTimings"]
-
 SERVER_PHASES = (
     "configure",  # the strategy prepares the messages
     "send",  # they travel to the first client

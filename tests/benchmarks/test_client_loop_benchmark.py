@@ -60,7 +60,7 @@ def test_plain_pictures_are_normalised_as_in_the_package(experiment: Experiment)
         ]
     )
     image, label = plain_loop.Pictures(test, transform)[3]
-    assert torch.allclose(image, (test.images[3] / 255 - mean) / std, atol=1e-5)
+    assert torch.allclose(image, (test.features[3] / 255 - mean) / std, atol=1e-5)
     assert label == int(test.labels[3])
 
 

@@ -17,7 +17,7 @@ import pytest
 from peak_memory import peak_memory
 
 from fedpw_flwr.lab.config.configuration import compose_configuration
-from fedpw_flwr.lab.data.images import IMAGENET_MEAN, IMAGENET_STD
+from fedpw_flwr.lab.data.examples import IMAGENET_MEAN, IMAGENET_STD
 from fedpw_flwr.lab.models.cnn import SmallCNN
 
 

@@ -26,7 +26,6 @@ from support.clients import (
     metrics_of,
     request_entries,
     train_message,
-    train_metrics,
 )
 from support.records import NDArrays, array_record, ndarrays, payloads
 from support.small_model import MODEL
@@ -319,43 +318,6 @@ def test_fedprox_sends_its_term_to_the_inner_client() -> None:
     inner = Told()
     run(FedProx(proximal_mu=0.25), numpy_client_app(lambda context: FedPWClient(inner)), MODEL, 1)
     assert {config["proximal-mu"] for kind, _, config in inner.calls if kind == "fit"} == {0.25}
-
-
-def raises(parameters: Arrays) -> Arrays:
-    raise OSError("no data")
-
-
-BROKEN: dict[str, Callable[[Arrays], Any]] = {
-    "one array too few": lambda arrays: arrays[:-1],
-    "one array too many": lambda arrays: [*arrays, np.zeros(3)],
-    "transposed": lambda arrays: [arrays[0].T, *arrays[1:]],
-    "float64": lambda arrays: [array.astype(np.float64) for array in arrays],
-    "another order": lambda arrays: arrays[::-1],
-    "NaN": lambda arrays: [array * np.float32(np.nan) for array in arrays[:3]] + arrays[3:],
-    "overflow": lambda arrays: [arrays[0] + np.float32(3e38), *arrays[1:]],
-    "text": lambda arrays: [np.full((6, 4), "w"), *arrays[1:]],
-    "nothing": lambda arrays: None,
-    "exception": raises,
-}
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-@pytest.mark.parametrize("upload", ["dense", "packed"])
-def test_a_broken_client_costs_only_itself(broken: str, upload: Any) -> None:
-    class Broken(NoisyClient):
-        def fit(self, parameters: Arrays, config: Config) -> Fitted:
-            after, num_examples, metrics = super().fit(parameters, config)
-            return BROKEN[broken](after), num_examples, metrics
-
-    def app_on(node: int) -> ClientApp:
-        kind = Broken if node == 12 else NoisyClient
-        return numpy_client_app(lambda context: FedPWClient(kind(node)))
-
-    strategy = FedPW(adjustment="client", upload=upload, max_loss_ratio=None)
-    result = run(strategy, app_on, MODEL, rounds=3)
-    for metrics in train_metrics(result).values():
-        assert metrics["fedpw-client-id"] == [11, 13, 14]
-        assert metrics["fedpw-quarantined"] + metrics["fedpw-failed"] == 1
 
 
 @pytest.mark.parametrize("new_strategy", [FedAvg, FedPW], ids=["FedAvg", "FedPW"])

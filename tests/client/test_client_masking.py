@@ -106,22 +106,6 @@ def test_rescaling_follows_masking_and_stays_on_the_consensus_set() -> None:
     np.testing.assert_array_equal(sent[0], [0, 0, 3, -6, 5, 9])
 
 
-def test_every_array_has_its_own_mask_and_its_own_factor() -> None:
-    starts: Arrays = [
-        np.zeros(9, np.float32),
-        np.zeros((2, 2), np.float64),
-        np.zeros(20, np.float32),
-    ]
-    afters = [noise(start.shape, index, start.dtype) for index, start in enumerate(starts)]
-    members = np.arange(20) % 2 == 0
-    sent, report = adjusted(starts, afters, received(0.3, {2: (members, 1.25)}))
-    for index, (start, after) in enumerate(zip(starts, afters, strict=True)):
-        own = (members, 1.25) if index == 2 else ()
-        update, discarded = reference_update(start, after, 0.3, *own)
-        assert_same(sent[index], reference_sent(start, update))
-        assert report.discarded[index] == pytest.approx(discarded, rel=1e-6)
-
-
 @needs_cuda
 @pytest.mark.parametrize("upload", ["dense", "packed"])
 def test_cuda_and_the_cpu_send_the_same_bits(upload: str) -> None:

@@ -238,7 +238,9 @@ def far_better_train(message: Message, context: Context) -> Message:
 
 @clipping
 @pytest.mark.parametrize("norm", [FAR, TIGHT])
-def test_an_update_masked_to_nothing_passes_clipping(mod: Mod, norm: float) -> None:
+def test_an_update_masked_to_nothing_passes_clipping_and_counts_for_nothing(
+    mod: Mod, norm: float
+) -> None:
     result = run(functions_app([mod, fedpw_mod], far_better_train), norm, max_loss_ratio=None)
     assert result.failed == [0] * 4
     for server_round, metrics in result.metrics.items():
@@ -247,21 +249,11 @@ def test_an_update_masked_to_nothing_passes_clipping(mod: Mod, norm: float) -> N
         assert (rates[1] == 1.0) == (server_round > 1)
         assert (REPORT_KEY in result.replies[server_round, 12].content) == (server_round == 1)
         assert np.linalg.norm(result.update(server_round, 12)) <= norm * (1 + 1e-4)
-
-
-@clipping
-def test_an_update_masked_to_nothing_counts_for_nothing_with_and_without_clipping(
-    mod: Mod,
-) -> None:
-    clipped = run(functions_app([mod, fedpw_mod], far_better_train), FAR, max_loss_ratio=None)
-    free = run(functions_app([fedpw_mod], far_better_train), max_loss_ratio=None)
-    on_server = run(functions_app([], far_better_train), max_loss_ratio=None)
-    assert_close(clipped.final, free.final)
-    assert payloads(array_record(free.final)) == payloads(array_record(on_server.final))
-    for server_round, metrics in clipped.metrics.items():
-        assert metrics["fedpw-weight"] == pytest.approx(
-            free.metrics[server_round]["fedpw-weight"], rel=1e-4
-        )
+    if norm == FAR:
+        free = run(functions_app([fedpw_mod], far_better_train), max_loss_ratio=None)
+        on_server = run(functions_app([], far_better_train), max_loss_ratio=None)
+        assert_close(result.final, free.final)
+        assert payloads(array_record(free.final)) == payloads(array_record(on_server.final))
 
 
 # The other order: FedPW changes what was clipped
@@ -398,18 +390,3 @@ def test_an_error_reply_of_a_mod_passes_through_fedpws(behind: bool) -> None:
     reply = answer(functions_app(mods, never), train_message(FLOATS, request_entries(0.3)))
     assert reply.has_error()
     assert "fixedclipping_mod requires the key 'clipping_norm'" in str(reply.error.reason)
-
-
-def test_flowers_mods_find_the_one_configuration_record_they_want() -> None:
-    seen: list[Callable[..., Any] | tuple[int, int]] = []
-
-    def counting(message: Message, context: Context, call_next: Any) -> Message:
-        content = message.content
-        seen.append((len(content.array_records), len(content.config_records)))
-        reply = call_next(message, context)
-        assert isinstance(reply, Message)
-        return reply
-
-    result = run([counting, fedpw_mod])
-    assert result.failed == [0] * 4
-    assert seen == [(1, 1)] * 16

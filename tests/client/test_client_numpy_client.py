@@ -20,7 +20,6 @@ from flwr.common import (
     GetParametersIns,
     GetPropertiesIns,
     ndarrays_to_parameters,
-    parameters_to_ndarrays,
 )
 from flwr.common.constant import MessageTypeLegacy
 from flwr.compat.common import recorddict_compat as compat
@@ -159,33 +158,6 @@ def test_a_wrapper_built_for_every_message_sends_the_same_as_one_that_stays(
     assert [fitted(app_of(lambda: kept), config) for config in configs] == fresh
     assert [fitted(app_of(lambda: kept), config) for config in configs[::-1]] == fresh[::-1]
     assert vars(kept) == before
-
-
-@asked
-def test_arrays_of_every_kind_are_carried(entries: Config) -> None:
-    start: Arrays = [
-        np.linspace(0, 1, 24, dtype=np.float64).reshape(6, 4),
-        np.linspace(0, 1, 4, dtype=np.float16),
-        np.array(0.5, dtype=np.float32),
-        np.zeros((0, 3), dtype=np.float32),
-        np.array([True, False]),
-        np.array([[3, 4]], dtype=np.uint8),
-        np.array(2**60, dtype=np.int64),
-    ]
-    after = [
-        *[start[0] + 0.1, start[1] * 2, np.array(0.75, dtype=np.float32), start[3]],
-        *[~start[4], start[5] + 1, np.array(2**60 + 1)],
-    ]
-    result = fitted(
-        app_of(lambda: FedPWClient(Trained(lambda _: after, train_loss=0.5))),
-        {**CONFIG, **entries},
-        start,
-    )
-    sent = parameters_to_ndarrays(result.parameters)
-    assert bits(sent[2:]) == bits(after[2:])
-    if entries is not REQUESTS["packed"]:
-        assert [array.dtype for array in sent[:2]] == [np.float64, np.float16]
-        assert [array.shape for array in sent[:2]] == [(6, 4), (4,)]
 
 
 def test_numbers_in_place_of_0d_arrays_are_taken() -> None:

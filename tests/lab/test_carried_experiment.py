@@ -49,11 +49,11 @@ def test_a_carried_experiment_equals_the_one_that_was_built(carried_along: Exper
     assert (taken.client, taken.runtime) == (carried_along.client, carried_along.runtime)
     for share, built in zip(taken.shares, carried_along.shares, strict=True):
         assert (share.client_id, share.domain) == (built.client_id, built.domain)
-        assert torch.equal(share.train.images, built.train.images)
+        assert torch.equal(share.train.features, built.train.features)
         assert torch.equal(share.train.labels, built.train.labels)
     for domain, built_domain in zip(taken.data.domains, carried_along.data.domains, strict=True):
         assert domain.name == built_domain.name
-        assert torch.equal(domain.test.images, built_domain.test.images)
+        assert torch.equal(domain.test.features, built_domain.test.features)
         assert torch.equal(domain.test.labels, built_domain.test.labels)
     weights = carried_along.new_model().state_dict()
     assert all(torch.equal(w, weights[n]) for n, w in taken.new_model().state_dict().items())

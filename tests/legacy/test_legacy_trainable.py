@@ -186,15 +186,3 @@ def test_wrong_number_of_names_is_refused_before_a_client_is_asked(names: list[s
     with pytest.raises(ValueError, match=f"array_names has {len(names)} names, the model 4 arrays"):
         fit_round(FedPW(array_names=names), clients)
     assert asked == []
-
-
-@pytest.mark.parametrize(
-    ("trainable", "error"),
-    [(["head.weight"], ValueError), (["norm.num_batches_tracked"], TypeError)],
-)
-def test_trainable_that_the_model_contradicts_is_refused(
-    trainable: list[str], error: type[Exception]
-) -> None:
-    strategy = FedPW(array_names=NAMES, trainable=trainable)
-    with pytest.raises(error, match=trainable[0]):
-        fit_round(strategy, plain_clients(NODES))

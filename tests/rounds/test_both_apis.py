@@ -1,4 +1,4 @@
-"""FedPW is the same method under both APIs: equal models, memory and metrics; the golden rounds."""
+"""FedPW is the same method under both APIs: equal models, memory and metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from support.federation import (
     memory,
     with_lists,
 )
-from support.golden import RUNS, golden_run
 from support.legacy_federation import INITIAL, NAMES, NoiseClient, app_clients, app_grid, fit_round
 from support.legacy_federation import ask as ask_legacy
 from support.records import NDArrays, array_record, ndarrays, payloads, train_content
@@ -122,43 +121,3 @@ def test_column_major_replies_give_the_same_model(api: Federation) -> None:
     expected, _ = api.train_round(api.strategy(), dict.fromkeys(nodes, ignoring(known_reply)))
     arrays, _ = api.train_round(api.strategy(), dict.fromkeys(nodes, ignoring(column_major)))
     assert payloads(arrays) == payloads(expected)
-
-
-@pytest.mark.parametrize("identities", ["client-id", "node id"])
-@pytest.mark.parametrize("name", RUNS)
-def test_golden_rounds_come_out_of_the_legacy_strategy(name: str, identities: str) -> None:
-    run = golden_run(name)
-    by_node_id = identities == "node id"
-    names = list(run.rounds[0].start)
-    # With client-ids, nodes are numbered against the clients' order: only the identity may count.
-    node_of = {k: 100 + k if by_node_id else 900 - 7 * k for k in range(8)}
-    options = {"min_train_nodes": 1, "min_available_nodes": 1, "device": "cpu"}
-    strategy = LEGACY.strategy(array_names=names, **run.arguments(), **options)
-    for number, golden in enumerate(run.rounds, start=1):
-        expected = golden.expected
-
-        def recorded(k: int, replies: Any = golden.replies) -> Any:
-            said = {} if by_node_id else {"client_id": k}
-            reply = replies[k]
-            return ignoring(lambda message: replied(message, reply.model, loss=reply.loss, **said))
-
-        clients = {node_of[k]: recorded(k) for k in golden.replies}
-        arrays, metrics = LEGACY.train_round(
-            strategy, clients, array_record(golden.start), number, lambda answers: answers[::-1]
-        )
-        assert LEGACY.counts(metrics) == (0, 0, 0)
-        order = [node_of[k] if by_node_id else k for k in expected.clients]
-        assert metrics["fedpw-client-id"] == order
-        rates = np.zeros(len(clients)) if expected.rates is None else expected.rates
-        wanted: dict[str, Any] = {
-            "fedpw-weight": expected.weights,
-            "fedpw-p": expected.p,
-            "fedpw-q": expected.q,
-            "fedpw-drop-rate": rates,
-        }
-        for metric, values in wanted.items():
-            np.testing.assert_allclose(metrics[metric], values, rtol=0, atol=1e-6, err_msg=metric)
-        for key, array in ndarrays(arrays).items():
-            assert array.dtype == golden.start[key].dtype
-            within = 1e-5 if array.dtype.kind == "f" else 0
-            np.testing.assert_allclose(array, expected.model[key], rtol=0, atol=within, err_msg=key)

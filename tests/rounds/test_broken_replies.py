@@ -51,7 +51,6 @@ from support.grid import Client, ClientsGrid, ask
 from support.legacy_federation import fit_result, fit_round
 from support.legacy_federation import plain_clients as legacy_clients
 from support.records import array_record, ndarrays, payloads
-from support.small_model import stray
 
 from fedpw_flwr.wire.adjustment import NEEDS_DENSE
 
@@ -154,9 +153,8 @@ def test_training_that_diverged_costs_only_itself(
 ) -> None:
     def diverged(message: Message) -> Message:
         good = known_reply(message)
-        arrays = ndarrays(good.content.array_records["arrays"])
-        model = {name: array.copy() for name, array in arrays.items()}
-        model["conv.weight"][2, 1] = entry
+        model = ndarrays(good.content.array_records["arrays"])
+        model["conv.weight"] = model["conv.weight"] + np.float32(entry)
         good.content["arrays"] = array_record(model)
         return good
 
@@ -186,15 +184,11 @@ def test_it_enters_no_memory_whatever_the_method(api: Federation, kind: str, whe
     assert model_after(breaks_on_the_way(KINDS[kind])) == model_after(silent)
 
 
-LOSSLESS = {"no loss", "no MetricRecord", "no records", "loss as text", "loss as a truth value"}
-"""Where no reply has a loss, there is an error that says so."""
-
 ALL_BAD = [
     pytest.param(api, placement, kind, id=f"{api.name}-{placement}-{kind}")
     for api in APIS
     for placement in PLACEMENTS
     for kind in kinds_of(api)
-    if kind not in LOSSLESS
 ]
 
 
@@ -226,29 +220,8 @@ def test_where_nobody_can_be_used_the_model_and_the_memory_stay(
     new_arrays, metrics = api.train_round(strategy, dict.fromkeys(NODES, client), arrays, 3)
     assert payloads(new_arrays) == payloads(arrays)
     assert memory(strategy) == before
-    assert metrics == dict(
-        zip(
-            [api.prefix + name for name in ("quarantined", "failed", "empty")],
-            (0, 0 if client is silent else len(NODES), 0),
-            strict=True,
-        )
-    )
-
-
-@both_apis
-def test_run_in_which_nobody_ever_trains_returns_the_initial_model(api: Federation) -> None:
-    failing = dict.fromkeys(NODES, breaks_on_the_way(KINDS["client raised"]))
-    run = api.run(api.strategy(fraction_evaluate=0.0), failing, 2)
-    assert payloads(run.arrays) == payloads(array_record(MODEL))
-    assert run.train[2]["fedpw-failed"] == len(NODES)
-
-
-@both_apis
-def test_broken_replies_do_not_end_a_run(api: Federation) -> None:
-    bad = {node: breaks_on_the_way(KINDS["NaN entry"]) for node in (11, 12)}
-    run = api.run(api.strategy(), everyone(NODES, bad), 3)
-    assert [metrics["fedpw-quarantined"] for metrics in run.train.values()] == [2, 2, 2]
-    assert payloads(run.arrays) != payloads(array_record(MODEL))
+    assert api.counts(metrics) == (0, 0 if client is silent else len(NODES), 0)
+    assert api.decided(metrics) == {}
 
 
 def _no_loss(message: Message) -> list[Message]:
@@ -333,17 +306,6 @@ def test_lost_node_is_named_though_the_superlink_answers_for_it(
     assert re.search(rf"node {BAD}\) failed: error 5", flower_log.text)
 
 
-def test_reply_from_a_node_of_an_earlier_round_is_set_aside() -> None:
-    strategy, arrays = after_two_rounds(MESSAGE)
-    without = copy.deepcopy(strategy)
-    answers = MESSAGE.ask(strategy, everyone(NODES[:4]), arrays, 3)
-    late = (NODES[4], stray(answers[0][1], NODES[4]))
-    new_arrays, metrics = MESSAGE.finish(strategy, [*answers, late], 3)
-    expected, _ = MESSAGE.train_round(without, everyone(NODES[:4]), arrays, 3)
-    assert payloads(new_arrays) == payloads(expected)
-    assert metrics["fedpw-quarantined"] == 1
-
-
 @placements
 def test_answer_to_the_last_rounds_message_does_not_count_in_this_one(
     placement: str, flower_log: pytest.LogCaptureFixture
@@ -382,38 +344,23 @@ def test_last_rounds_update_in_this_rounds_reply_is_set_aside(
     assert f"round 3, client {BAD - 10} (node {BAD}) quarantined: it " in flower_log.text
 
 
-def _reversed(answers: Answers) -> Answers:
-    return answers[::-1]
+@pytest.mark.parametrize("losses", [(0.4, 0.4), (0.4, 2.4)])
+def test_two_replies_of_one_client_count_once_and_alike_in_any_order(
+    losses: tuple[float, ...],
+) -> None:
+    def played(losses: tuple[float, ...], arrange: Callable[[Answers], Answers]) -> list[Any]:
+        def client(message: Message) -> list[Message]:
+            return [known_reply(message, loss=loss) for loss in losses]
 
+        strategy, arrays = after_two_rounds(MESSAGE)
+        clients = everyone(NODES, {BAD: client})
+        arrays, metrics = MESSAGE.train_round(strategy, clients, arrays, 3, arrange)
+        assert metrics["fedpw-quarantined"] == len(losses) - 1
+        return [payloads(arrays), memory(strategy)]
 
-@pytest.mark.parametrize("arrange", [list, _reversed])
-def test_the_same_reply_twice_counts_once(arrange: Callable[[Answers], Answers]) -> None:
-    def twice(message: Message) -> list[Message]:
-        return [known_reply(message), known_reply(message)]
-
-    strategy, arrays = after_two_rounds(MESSAGE)
-    once = copy.deepcopy(strategy)
-    clients = everyone(NODES, {BAD: twice})
-    new_arrays, metrics = MESSAGE.train_round(strategy, clients, arrays, 3, arrange)
-    expected, _ = MESSAGE.train_round(once, everyone(NODES), arrays, 3)
-    assert payloads(new_arrays) == payloads(expected)
-    assert memory(strategy) == memory(once)
-    assert metrics["fedpw-quarantined"] == 1
-
-
-def test_two_different_replies_of_one_client_count_alike_in_any_order() -> None:
-    def twice(message: Message) -> list[Message]:
-        return [known_reply(message, loss=0.4), known_reply(message, loss=2.4)]
-
-    strategy, arrays = after_two_rounds(MESSAGE)
-    other = copy.deepcopy(strategy)
-    clients = everyone(NODES, {BAD: twice})
-    forwards, metrics = MESSAGE.train_round(strategy, clients, arrays, 3)
-    backwards, other_metrics = MESSAGE.train_round(other, clients, arrays, 3, _reversed)
-    assert metrics["fedpw-quarantined"] >= 1
-    assert metrics == other_metrics
-    assert payloads(forwards) == payloads(backwards)
-    assert memory(strategy) == memory(other)
+    forwards = played(losses, list)
+    assert played(losses, lambda answers: answers[::-1]) == forwards
+    assert forwards in [played((loss,), list) for loss in losses]
 
 
 # What only lists of parameters can do

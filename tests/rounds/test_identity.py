@@ -14,7 +14,6 @@ from support.federation import (
     MESSAGE,
     MODEL,
     PLACEMENTS,
-    Answers,
     Federation,
     answering,
     assert_sound,
@@ -128,13 +127,9 @@ def test_rates_go_to_the_node_where_the_client_answered_last(api: Federation) ->
     assert asked(strategy, (101, 105, 200), arrays)[200] == pytest.approx(0.3)
 
 
-def _reversed(answers: Answers) -> Answers:
-    return answers[::-1]
-
-
 @every_method
 @pytest.mark.parametrize("thief", [2, THIEF])
-@pytest.mark.parametrize("arrange", [list, _reversed])
+@pytest.mark.parametrize("arrange", [list, lambda answers: answers[::-1]])
 def test_identity_stays_with_the_node_that_had_it(
     api: Federation, thief: int, arrange: Any, flower_log: pytest.LogCaptureFixture
 ) -> None:

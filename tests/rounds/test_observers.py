@@ -73,15 +73,17 @@ def test_an_observer_hears_every_round_also_after_a_resume(
 ) -> None:
     diaries = [Diary(), Diary()]
     for diary, rounds in zip(diaries, (1, 3), strict=True):
-        run_rounds(
+        result = run_rounds(
             kind(),
             CheckpointStore(tmp_path),
             ClientsGrid(dict.fromkeys(NODES, good_client)),
             array_record(MODEL),
             num_rounds=rounds,
             resume=diary is diaries[1],
+            fingerprint={"data": "mine"},
             observers=[diary],
         )
+        assert sorted(result.train_metrics_clientapp) == [*range(1, rounds + 1)]
     assert diaries[0].heard == [("begin", None), ("checkpoint", 0), *heard_in(1)]
     assert diaries[1].heard == [("begin", 1), *heard_in(2), *heard_in(3)]
 

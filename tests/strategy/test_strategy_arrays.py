@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from support.adjusting_clients import Train, following, ignoring, model_of, round_of
+from support.adjusting_clients import WHERE, Train, model_of, round_of
 from support.baselines_federation import BUILDS
-from support.grid import Client, ClientsGrid, train_round
+from support.grid import ClientsGrid, train_round
 from support.records import NDArrays, array_record, ndarrays, payloads, train_content
 from support.small_model import MODEL, good_client, train_reply, trained
 
@@ -19,14 +19,6 @@ from fedpw_flwr import FedPW
 from fedpw_flwr.rounds.faults import UnusableRepliesError
 
 NODES = [31, 32, 33, 34]
-
-WHERE: dict[str, tuple[dict[str, Any], Callable[[Train], Client]]] = {
-    "server": ({}, ignoring),
-    "client": ({"adjustment": "client"}, following),
-    "packed": ({"adjustment": "client", "upload": "packed", "upload_dtype": "float16"}, following),
-    "client's update adjusted by the server": ({"adjustment": "client"}, ignoring),
-}
-"""Where updates are adjusted, and the clients for it."""
 
 
 def after_rounds(
@@ -68,24 +60,6 @@ def test_key_order_is_the_models_whatever_the_clients_order() -> None:
         return Message(train_content({name: model[name] for name in names}), reply_to=message)
 
     assert list(after_rounds(MODEL, train, rounds=1)[0]) == list(MODEL)
-
-
-@pytest.mark.parametrize("where", ["server", "client"])
-def test_column_major_arrays_give_the_same_model(where: str) -> None:
-    def train(message: Message) -> Message:
-        reply = train_reply(message)
-        fortran = {
-            name: Array(np.array(array.numpy(), order="F"))
-            for name, array in reply.content["arrays"].items()
-        }
-        assert b"'fortran_order': True" in fortran["body.weight"].data
-        reply.content["arrays"] = ArrayRecord(fortran)
-        return reply
-
-    arrays, told = after_rounds(MODEL, train, where)
-    expected, metrics = after_rounds(MODEL, where=where)
-    assert payloads(arrays) == payloads(expected)
-    assert told == metrics
 
 
 def test_neither_the_sent_model_nor_the_replies_are_written_to() -> None:

@@ -37,34 +37,19 @@ class FedPWAdam(FedAdam, FedPW):
     """FedPW's aggregate as the gradient of Adam."""
 
 
-class FedPWAdagrad(FedAdagrad, FedPW):
-    """FedPW's aggregate as the gradient of Adagrad."""
-
-
-class FedPWYogi(FedYogi, FedPW):
-    """FedPW's aggregate as the gradient of Yogi."""
-
-
-class FedPWMomentum(FedAvgM, FedPW):
-    """FedPW's aggregate with server momentum."""
+class Momentum(FedAvgM):
+    """Server momentum that keeps much."""
 
     def __init__(self) -> None:
         super().__init__(server_learning_rate=0.5, server_momentum=0.9)
 
 
-class ClientSideMomentum(FedAvgM, ClientSideFedPW):
-    """Momentum on updates that clients adjusted."""
-
-    def __init__(self) -> None:
-        super().__init__(server_learning_rate=0.5, server_momentum=0.9)
+def on_top(flowers: type, ours: type) -> Any:
+    return type(f"{flowers.__name__}{ours.__name__}", (flowers, ours), {})
 
 
-class PackedYogi(FedYogi, PackedFedPW):
-    """Yogi on packed uploads."""
-
-
-OPTIMIZERS = [FedPWAdam, FedPWAdagrad, FedPWYogi, FedPWMomentum]
-BY_CLIENTS = [ClientSideMomentum, PackedYogi]
+OPTIMIZERS = [FedPWAdam, *(on_top(kind, FedPW) for kind in (FedAdagrad, FedYogi, Momentum))]
+BY_CLIENTS = [on_top(Momentum, ClientSideFedPW), on_top(FedYogi, PackedFedPW)]
 
 
 def torch_client(message: Message) -> Message:

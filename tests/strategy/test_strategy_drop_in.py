@@ -10,7 +10,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from support.grid import ClientsGrid, ask, train_round
-from support.records import array_record, ndarrays, train_content
+from support.records import array_record, ndarrays
 from support.small_model import MODEL, evaluate_reply, good_client, train_reply, trained
 
 from fedpw_flwr import FedPW, MissingLossError
@@ -93,21 +93,6 @@ def test_both_ablations_off_is_flowers_fedavg_to_float_rounding(grid: ClientsGri
         for server_round, metrics in theirs.items():
             for key, value in metrics.items():
                 assert mine[server_round][key] == pytest.approx(value, rel=1e-9)
-
-
-def test_both_ablations_off_needs_no_loss() -> None:
-    def client(message: Message) -> list[Message]:
-        model = trained(MODEL, (message.metadata.dst_node_id,))
-        return [Message(train_content(model, loss=None), reply_to=message)]
-
-    strategy = FedPW(adapt_weights=False, adjust_parameters=False)
-    grid = ClientsGrid(dict.fromkeys(NODES, client))
-    arrays, metrics = train_round(strategy, grid, array_record(MODEL), 1)
-    assert metrics["fedpw-quarantined"] == 0
-    assert "fedpw-loss" not in metrics
-    assert ndarrays(arrays)["body.weight"] == pytest.approx(
-        np.mean([trained(MODEL, (node,))["body.weight"] for node in NODES], axis=0), abs=1e-6
-    )
 
 
 @pytest.mark.parametrize(
@@ -247,11 +232,6 @@ def test_a_subclass_may_send_other_configs_to_each_node(grid: ClientsGrid) -> No
     _, metrics = train_round(Personal(), grid, array_record(MODEL), 1)
     assert metrics["fedpw-quarantined"] == 0
     assert len({message.content["config"]["lr"] for message in grid.sent}) == 4
-
-
-def test_aggregating_before_configuring_says_so() -> None:
-    with pytest.raises(RuntimeError, match="configure_train"):
-        FedPW().aggregate_train(1, [])
 
 
 def test_replies_may_come_from_a_generator(grid: ClientsGrid) -> None:

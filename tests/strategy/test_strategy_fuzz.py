@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import math
-import random
 
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.broken_replies import BROKEN_REPLIES
-from support.grid import Client, ClientsGrid, train_round
-from support.records import array_record, ndarrays, payloads, train_content
-from support.small_model import MODEL, train_reply
+from support.grid import ClientsGrid, train_round
+from support.records import array_record, ndarrays, train_content
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.rounds.faults import UnusableRepliesError
 
 NODES = [51, 52, 53, 54, 55]
 FUZZ = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-KINDS = st.one_of(
-    st.just("good"), st.just("silent"), st.just("twice"), st.sampled_from(sorted(BROKEN_REPLIES))
-)
-
-
-def client_of(kind: str) -> Client:
-    def client(message: Message) -> list[Message]:
-        good = [train_reply(message)]
-        if kind in BROKEN_REPLIES:
-            return BROKEN_REPLIES[kind].arrives(message, good[0])
-        return {"silent": [], "good": good, "twice": 2 * good}[kind]
-
-    return client
 
 
 def assert_sound(arrays: ArrayRecord, model: dict[str, np.ndarray]) -> None:
@@ -51,39 +34,6 @@ def assert_sound_metrics(metrics: MetricRecord) -> None:
     if "fedpw-weight" in metrics:
         assert math.fsum(metrics["fedpw-weight"]) == pytest.approx(1.0, abs=1e-9)
         assert min(metrics["fedpw-weight"]) >= 0
-
-
-@pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@FUZZ
-@given(
-    rounds=st.lists(st.lists(KINDS, min_size=5, max_size=5), min_size=1, max_size=3),
-    seed=st.integers(0, 2**32),
-)
-def test_broken_replies_never_end_a_run_and_their_order_never_matters(
-    rounds: list[list[str]], seed: int
-) -> None:
-    shuffle = random.Random(seed)
-    strategy, shuffled = FedPW(), FedPW()
-    arrays, shuffled_arrays = array_record(MODEL), array_record(MODEL)
-    for server_round, kinds in enumerate(rounds, start=1):
-        clients = {node: client_of(kind) for node, kind in zip(NODES, kinds, strict=True)}
-        mixed = ClientsGrid(clients, arrange=lambda replies: shuffle.sample(replies, len(replies)))
-        try:
-            arrays, metrics = train_round(strategy, ClientsGrid(clients), arrays, server_round)
-        except UnusableRepliesError:
-            assert not {"good", "twice"} & set(kinds)
-            with pytest.raises(UnusableRepliesError):
-                train_round(shuffled, mixed, shuffled_arrays, server_round)
-            return
-        shuffled_arrays, told = train_round(shuffled, mixed, shuffled_arrays, server_round)
-        assert_sound(arrays, MODEL)
-        assert_sound_metrics(metrics)
-        assert payloads(arrays) == payloads(shuffled_arrays)
-        assert strategy.state == shuffled.state
-        assert metrics.keys() == told.keys()
-        assert all(told[key] == metrics[key] for key in metrics if key.startswith("fedpw-"))
-        well = [node for node, kind in zip(NODES, kinds, strict=True) if kind in ("good", "twice")]
-        assert metrics.get("fedpw-client-id", []) == well
 
 
 @FUZZ

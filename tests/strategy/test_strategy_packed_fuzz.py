@@ -17,8 +17,8 @@ import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.adjusting_clients import following, memory, round_of, silent
-from support.grid import Client, ClientsGrid, ask
+from support.adjusting_clients import following, memory, silent
+from support.grid import ClientsGrid, ask
 from support.records import (
     NDArrays,
     array_record,
@@ -30,7 +30,6 @@ from support.records import (
 from support.tampered_replies import TAMPERED, Fate, Honest
 
 from fedpw_flwr import FedPW
-from fedpw_flwr.rounds.faults import UnusableRepliesError
 from fedpw_flwr.strategy.options import Adjustment
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES, UploadDtype
 
@@ -47,7 +46,6 @@ MODEL: NDArrays = {
 
 HONEST_NODES = [21, 22, 23]
 LIAR = 24
-ROUNDS = 3
 DTYPES: list[UploadDtype] = list(UPLOAD_DTYPES)
 
 honest_client = following()
@@ -188,40 +186,6 @@ def test_no_history_of_tampered_replies_ends_a_run_or_reaches_the_others(
     federation = Federation.new(dtype, flower_log)
     for kind, seed in rounds:
         federation.play(kind, seed)
-
-
-def tampering(dtype: UploadDtype, kinds: Sequence[str], seed: int) -> Client:
-    """The liar as a client of a whole run; each round something else happens to its reply."""
-
-    def client(message: Message) -> list[Message]:
-        number = round_of(message)
-        return [tampered(message, kinds[number % len(kinds)], seed + number, dtype)[1]]
-
-    return client
-
-
-@pytest.mark.filterwarnings("ignore:Reading `.npy`")
-@settings(FUZZ, max_examples=8)
-@given(
-    dtype=st.sampled_from(DTYPES),
-    kinds=st.lists(st.sampled_from(sorted(TAMPERED)), min_size=1, max_size=4),
-    seed=SEEDS,
-)
-def test_whatever_all_clients_send_a_run_returns_a_sound_model_or_says_why_not(
-    dtype: UploadDtype, kinds: list[str], seed: int
-) -> None:
-    clients = {
-        node: tampering(dtype, kinds[index:] + kinds[:index], seed + 100 * index)
-        for index, node in enumerate([*HONEST_NODES, LIAR])
-    }
-    grid, reason = ClientsGrid(clients), ""
-    arrays = array_record(MODEL)
-    try:
-        arrays = a_strategy(dtype).start(grid, arrays, num_rounds=ROUNDS).arrays
-    except UnusableRepliesError as error:
-        reason = str(error)
-    assert_sound(arrays)
-    assert not reason or "replies of round 1 have" in reason or "rounds from the start" in reason
 
 
 @pytest.mark.parametrize("adjustment", ["server", "client"])

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.common import Scalar, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.server import Server
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
-from support.adjusting_clients import following, ignoring, model_of, round_of
+from support.adjusting_clients import WHERE, ignoring, model_of, round_of
 from support.baselines_federation import BUILDS
 from support.grid import Client, ClientsGrid, train_round
 from support.legacy_federation import app_clients, fit_round, manager_of, with_server_round
@@ -53,13 +53,6 @@ PRIVATE = {
     "body (adapters)": "body",
 }
 privacies = pytest.mark.parametrize("private", PRIVATE.values(), ids=PRIVATE)
-
-WHERE: dict[str, tuple[dict[str, Any], Callable[..., Client]]] = {
-    "server": ({}, ignoring),
-    "client": ({"adjustment": "client"}, following),
-    "packed": ({"adjustment": "client", "upload": "packed", "upload_dtype": "float16"}, following),
-    "client's update adjusted by the server": ({"adjustment": "client"}, ignoring),
-}
 
 
 def shared(model: NDArrays, private: str) -> NDArrays:

@@ -12,10 +12,12 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from support.grid import ClientsGrid, running, train_round
+from support.legacy_federation import app_grid
 from support.records import array_record, clients_of, payloads
 from support.small_model import MODEL, good_client
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
+from fedpw_flwr.rounds.attendance import Attendance
 from fedpw_flwr.wire.records import IDENTITY_QUERY
 
 NODES = list(range(41, 49))
@@ -79,11 +81,6 @@ def app_of_functions(**options: Any) -> ClientApp:
     return app
 
 
-def grid_of(app: ClientApp) -> ClientsGrid:
-    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in NODES}
-    return ClientsGrid({node: running(app, context) for node, context in contexts.items()})
-
-
 SOME = {"fraction_train": 0.5, "fraction_evaluate": 0.5}
 
 
@@ -102,9 +99,7 @@ def test_clients_that_have_no_function_for_it_are_never_asked_who_they_are(
 ) -> None:
     """Flower raises at the client before any of its mods could answer."""
     monkeypatch.chdir(tmp_path)
-    app = app_of_functions(mods=mods)
-    contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in NODES}
-    grid = ClientsGrid({node: running(app, context) for node, context in contexts.items()})
+    grid = app_grid(app_of_functions(mods=mods), NODES)
     result = FedPW(**options).start(grid, array_record(MODEL), num_rounds=3)
     assert {message.metadata.message_type for message in grid.sent} == {"train", "evaluate"}
     assert [record["fedpw-failed"] for record in result.train_metrics_clientapp.values()] == [0] * 3
@@ -173,10 +168,8 @@ def test_clients_that_show_that_they_answer_are_asked_also_after_a_restart_elsew
 
 
 def test_nobody_is_asked_where_some_clients_have_no_function_for_it() -> None:
-    functions = app_of_functions(mods=[])
-    clients = {node: running_as(node) for node in NODES[:4]}
-    for node in NODES[4:]:
-        clients[node] = running(functions, Context(1, node, {}, RecordDict(), {}))
+    functions = app_grid(app_of_functions(mods=[]), NODES[4:])
+    clients = {**{node: running_as(node) for node in NODES[:4]}, **functions.clients}
     for seed in range(3):
         grid = ClientsGrid(clients)
         strategy = FedPW(seed=seed, fraction_train=0.25, fraction_evaluate=0.0)
@@ -184,15 +177,7 @@ def test_nobody_is_asked_where_some_clients_have_no_function_for_it() -> None:
         assert {message.metadata.message_type for message in grid.sent} == {"train"}
 
 
-def test_state_can_be_saved_and_a_run_continued_from_it() -> None:
-    grid = ClientsGrid(dict.fromkeys(NODES, good_client))
-    straight, arrays = FedPW(), array_record(MODEL)
-    for server_round in (1, 2):
-        arrays, _ = train_round(straight, grid, arrays, server_round)
-    resumed = FedPW()
-    resumed.state = type(straight.state).from_dict(straight.state.to_dict())
-    expected, expected_metrics = train_round(straight, grid, arrays, 3)
-    new_arrays, metrics = train_round(resumed, grid, arrays, 3)
-    assert payloads(new_arrays) == payloads(expected)
-    assert metrics == expected_metrics
-    assert resumed.state == straight.state
+def test_nobody_there_for_a_moment_ends_no_run_that_goes_on_with_fewer() -> None:
+    attendance, looks = Attendance(0.05, "continue"), iter([[], [7]])
+    assert attendance.wait(lambda: [7], 2) == [7]
+    assert attendance.wait(lambda: next(looks), 2) == [7]

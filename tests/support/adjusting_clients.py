@@ -46,6 +46,15 @@ def following(train: Train = train_reply) -> Client:
     return client
 
 
+WHERE: dict[str, tuple[dict[str, Any], Callable[..., Client]]] = {
+    "server": ({}, ignoring),
+    "client": ({"adjustment": "client"}, following),
+    "packed": ({"adjustment": "client", "upload": "packed", "upload_dtype": "float16"}, following),
+    "client's update adjusted by the server": ({"adjustment": "client"}, ignoring),
+}
+"""Options by where updates are adjusted, and the clients for it."""
+
+
 def failing(message: Message) -> list[Message]:
     """A client that is lost in the middle of the round."""
     raise RuntimeError("the battery is empty")

@@ -18,7 +18,6 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.serverapp.strategy import Result
 
 from fedpw_flwr.wire.adjustment import (
     CONSENSUS_KEY,
@@ -123,11 +122,6 @@ def metrics_of(message: Message) -> dict[str, Any]:
 
 def config_of(message: Message) -> dict[str, Any]:
     return dict(message.content.config_records["config"])
-
-
-def train_metrics(result: Result) -> dict[int, dict[str, Any]]:
-    """Metrics of a run's training rounds."""
-    return {number: dict(metrics) for number, metrics in result.train_metrics_clientapp.items()}
 
 
 def request_entries(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
+from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageSet
 
 
 def random_images(count: int, seed: int, size: int = 4) -> ImageSet:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -53,14 +53,8 @@ reports = st.builds(
 )
 
 
-def decode_request(data: object) -> AdjustmentRequest:
-    return AdjustmentRequest.decode(data)
-
-
-def decode_report(data: object) -> AdjustmentReport:
-    return AdjustmentReport.decode(data, ARRAYS)
-
-
+decode_request = AdjustmentRequest.decode
+decode_report = partial(AdjustmentReport.decode, arrays=ARRAYS)
 REQUEST = AdjustmentRequest(0.3, 7, {0: 1.25, 2: 1.5}, "packed", "float16")
 REPORT = AdjustmentReport(0.3, 7, (0.5, 0.25, 0.0, 1e-9), (0, 2), trainable=(0, 1))
 BOTH = pytest.mark.parametrize(
@@ -122,23 +116,17 @@ def test_what_is_not_finite_is_never_written(value: float) -> None:
             message.encode()
 
 
-@BOTH
-@pytest.mark.parametrize(
-    "data", [None, "text", 3, 0.5, True, [1], ["{}"], {"version": 1}, bytearray(b"{}"), (b"{}",)]
-)
-def test_what_is_not_bytes_is_refused(decode: Decode, good: bytes, data: object) -> None:
-    assert "not bytes" in refused(decode, data)
-
-
+NOT_BYTES: list[object] = [None, "text", 3, 0.5, True, [1], ["{}"], {"version": 1}, (b"{}",)]
+NOT_BYTES.append(bytearray(b"{}"))
 TEXTS = [b"", b" ", b"{", b"null", b"3", b"[]", b'"fedpw"', b"NaN", b"{'version': 1}", b"{}" * 2]
 NO_TEXTS = [b"\x80\x04\x95", b"\xff\xfe", b"\xff\xfe\x00", b"\xef\xbb\xbf{}", b"\x00" * 64]
 DEEP = [b"1" * 5000, b"[" * 200_000, b'{"version":' * 200_000]
 
 
 @BOTH
-@pytest.mark.parametrize("data", TEXTS + NO_TEXTS + DEEP, ids=lambda data: repr(data[:12]))
-def test_junk_is_refused(decode: Decode, good: bytes, data: bytes) -> None:
-    refused(decode, data)
+@pytest.mark.parametrize("data", NOT_BYTES + TEXTS + NO_TEXTS + DEEP, ids=lambda it: repr(it)[:12])
+def test_junk_is_refused(decode: Decode, good: bytes, data: object) -> None:
+    assert ("not bytes" in refused(decode, data)) == (data in NOT_BYTES)
 
 
 @BOTH
@@ -161,35 +149,6 @@ def test_flipped_bytes_are_read_or_a_value_error(
     except ValueError:
         return
     assert type(read) is (AdjustmentRequest if decode is decode_request else AdjustmentReport)
-
-
-anything = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=5)
-    | st.sampled_from([10**400, -1, "1", "NaN", "dense", "float32", 0.5]),
-    lambda inner: (
-        st.lists(inner, max_size=ARRAYS) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
-@BOTH
-@PROPERTY
-@given(data=st.data())
-def test_an_entry_of_any_type_is_read_or_a_value_error(
-    decode: Decode, good: bytes, data: st.DataObject
-) -> None:
-    entries = json.loads(good)
-    entries[data.draw(st.sampled_from(sorted(entries)))] = data.draw(anything)
-    text = json.dumps(entries).encode()
-    try:
-        decode(text)
-    except ValueError:
-        refused(decode, text)
 
 
 @BOTH
@@ -278,17 +237,6 @@ def test_unknown_entries_are_left_to_later_versions(decode: Decode, good: bytes)
     assert decode(changed(good, remark="hello")) == decode(good)
 
 
-@pytest.mark.parametrize("arrays", [0, 1, ARRAYS - 1, ARRAYS + 1, 1000])
-def test_a_report_on_another_model_is_refused(arrays: int) -> None:
-    with pytest.raises(ValueError, match=f"each of {arrays} arrays"):
-        AdjustmentReport.decode(REPORT.encode(), arrays)
-
-
-def test_a_request_is_no_report_and_a_report_no_request() -> None:
-    refused(decode_report, REQUEST.encode())
-    refused(decode_request, REPORT.encode())
-
-
 def request_for(*indices: int) -> AdjustmentRequest:
     return AdjustmentRequest(0.3, 2, dict.fromkeys(indices, 1.5))
 
@@ -335,11 +283,3 @@ def test_consensus_sets_of_another_length_are_refused(bits: object) -> None:
 def test_a_factor_for_an_array_the_model_lacks_is_refused(index: int) -> None:
     with pytest.raises(ValueError, match=f"rescales array {index}, but the model has 2 arrays"):
         consensus_members(request_for(0, index), b"\xff" * 3, [8, 9])
-
-
-def test_reading_consensus_sets_leaves_the_bits_alone() -> None:
-    bits = bytes([0b10110000])
-    members = consensus_members(request_for(0), bits, [5])[0]
-    np.testing.assert_array_equal(members.numpy(), [True, False, True, True, False])
-    members.logical_not_()
-    assert bits == bytes([0b10110000])

@@ -31,10 +31,14 @@ Part = tuple[int, slice]
 
 @dataclass(frozen=True)
 class Tested:
-    """A model's result in every domain, and on each client's own images where clients keep some."""
+    """A model's result in every domain, and on each client's own data where clients keep some.
+
+    `pooled_auc`, of two classes, is that of the test data of all domains together.
+    """
 
     domains: dict[str, Evaluation]
     client_accuracy: list[float] | None
+    pooled_auc: float | None = None
 
 
 class GlobalModelTest:
@@ -65,7 +69,8 @@ class GlobalModelTest:
         if len(whole) > len(names):
             own = whole[-1].accuracies([len(s.test) for s in experiment.shares if s.test])
         domains = zip(names, whole, strict=False)
-        return Tested({name: one.evaluation() for name, one in domains}, own)
+        pooled = Scores.joined(whole[: len(names)]).evaluation().auc
+        return Tested({name: one.evaluation() for name, one in domains}, own, pooled)
 
     def _scored(self, arrays: ArrayRecord) -> Iterator[tuple[list[Part], list[Scores]]]:
         """Yield all parts with their scores, those of one set in the order of its batches."""

@@ -26,7 +26,7 @@ from fedpw_flwr.lab.config.configuration import (
     runtime_settings,
 )
 from fedpw_flwr.lab.config.setting_rules import GROUPS, broken_rules
-from fedpw_flwr.lab.data.locations import check_archives, check_named_set
+from fedpw_flwr.lab.data.locations import check_archives, check_heart_disease, check_named_set
 
 Settings = Mapping[str, Any]
 
@@ -135,6 +135,9 @@ def _check_files(dataset: Settings) -> None:
     target = str(dataset["_target_"])
     if target == "fedpw_flwr.lab.data.archives.archives":
         check_archives(dataset["domains"], dataset["folder"])
+    elif target == "fedpw_flwr.lab.data.heart_disease.heart_disease":
+        download = bool(dataset.get("download", False))
+        check_heart_disease(dataset["domains"], dataset["folder"], download=download)
     elif target == "fedpw_flwr.lab.data.named_sets.named_set":
         options = ("archives_folder", "download", "syn")
         given = {key: dataset[key] for key in options if key in dataset}

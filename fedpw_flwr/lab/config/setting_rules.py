@@ -268,12 +268,29 @@ OWN: dict[str, dict[str, dict[str, Rule]]] = {
         "SmallCNN": _RESNET10,
         "McMahanCNN": {"image_size": _number(4, whole=True), "normalisation": _NORMALISATION},
         "MLP": {"image_size": _COUNT, "width": _COUNT},
+        "Logistic": {"image_size": _COUNT},
         "torchvision_resnet18": {"normalisation": _NORMALISATION},
     },
     "dataset": {
         "embedded_digits": {
             "domains": _list_of(_one_of("scans", "textured", "blurred", "fonts")),
             "image_size": _number(8, whole=True),
+        },
+        "heart_disease": {
+            "domains": _list_of(_one_of("cleveland", "hungarian", "switzerland", "va")),
+            "folder": _TEXT,
+            "download": _SWITCH,
+            "test_share": _number(0, 1, above=True, below=True),
+            "seed": _or_null(_FROM_ZERO),
+            "url": _TEXT,
+        },
+        "huggingface": {
+            "domains": _list_of(_TEXT),
+            "path": _TEXT,
+            **dict.fromkeys(("image_column", "label_column", "train_split"), _TEXT),
+            **dict.fromkeys(("subset", "domain_column", "test_split"), _or_null(_TEXT)),
+            "test_share": _number(0, 1, above=True, below=True),
+            **_IMAGES,
         },
         "archives": {"domains": _list_of(_TEXT), "folder": _TEXT, **_IMAGES},
         "named_set": {

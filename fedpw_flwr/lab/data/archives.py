@@ -23,11 +23,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fedpw_flwr.lab.data.conversion import to_uint8_images
-from fedpw_flwr.lab.data.images import DomainCollection, ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet
 from fedpw_flwr.lab.data.locations import check_archives
 from fedpw_flwr.lab.data.source import read_collection
-
-__all__ = ["Archive", "archives"]
 
 _FORM = (
     "an archive holds x_train and x_test (uint8, (N, H, W) or (N, H, W, 3)) "

@@ -22,10 +22,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 import fedpw_flwr
-from fedpw_flwr.lab.data.images import DomainCollection
+from fedpw_flwr.lab.data.examples import DomainCollection
 from fedpw_flwr.lab.data.prepared import UNFINISHED, load_prepared, save_prepared
-
-__all__ = ["cache_folder", "cached", "collection_key"]
 
 logger = logging.getLogger("flwr")
 

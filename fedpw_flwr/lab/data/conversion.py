@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from fedpw_flwr.lab.data.images import ImageFormat
+from fedpw_flwr.lab.data.examples import ImageFormat
 
 
 def to_uint8_images(pixels: NDArray[np.uint8], wanted: ImageFormat) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, interpolate, pad
 
 from fedpw_flwr.lab.data.conversion import resize
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageFormat, ImageSet
 from fedpw_flwr.lab.data.rendered_digits import RenderedDigits
 
 HANDWRITTEN = ("scans", "textured", "blurred")

@@ -10,16 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedpw_flwr.lab.data.images import ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet
 
-__all__ = ["ImageFolderSet"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _SPLIT_SEED = 0
+_BILINEAR = 2  # Pillow's number
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class ImageFolderSet:
             )
         parts = [self._read_part(part, wanted) for part in self._parts()]
         if len(parts) == 1:
-            return self._split(parts[0])
+            return divided(parts[0], self.test_share, str(self.folder))
         train, test = parts
         return train, test
 
@@ -90,36 +93,45 @@ class ImageFolderSet:
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         return ImageSet(images, torch.tensor(found.targets, dtype=torch.int64))
 
-    def _split(self, whole: ImageSet) -> tuple[ImageSet, ImageSet]:
-        from sklearn.model_selection import train_test_split
 
-        try:
-            train, test = train_test_split(
-                torch.arange(len(whole)).numpy(),
-                test_size=self.test_share,
-                stratify=whole.labels.numpy(),
-                random_state=_SPLIT_SEED,
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"the images in {self.folder} cannot be divided with dataset.test_share="
-                f"{self.test_share}: {error}"
-            ) from error
-        train, test = (torch.from_numpy(np.sort(indices)) for indices in (train, test))
-        return whole.select(train), whole.select(test)
+def divided(whole: ImageSet, test_share: float, where: str) -> tuple[ImageSet, ImageSet]:
+    """Return images to train and to test on, of each class the same share in every run.
+
+    Raises ValueError, which names `where`, if a class has too few.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        train, test = train_test_split(
+            torch.arange(len(whole)).numpy(),
+            test_size=test_share,
+            stratify=whole.labels.numpy(),
+            random_state=_SPLIT_SEED,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"the images in {where} cannot be divided with dataset.test_share={test_share}: {error}"
+        ) from error
+    train, test = (torch.from_numpy(np.sort(indices)) for indices in (train, test))
+    return whole.select(train), whole.select(test)
 
 
 def _decoded(file: str, wanted: ImageFormat) -> NDArray[np.uint8]:
     """Read one image as (image_size, image_size, channels)."""
     from PIL import Image
 
-    size = (wanted.image_size, wanted.image_size)
     try:
         with Image.open(file) as opened:
-            coloured = opened.convert("RGB" if wanted.channels == 3 else "L")
-            image = coloured.resize(size, Image.Resampling.BILINEAR)
+            return squared(opened, wanted)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{file} is no image, or damaged ({error}): copy it again, or remove it"
         ) from error
+
+
+def squared(opened: Image, wanted: ImageFormat) -> NDArray[np.uint8]:
+    """Squeeze an image to (image_size, image_size, channels), bilinear, antialiased."""
+    size = (wanted.image_size, wanted.image_size)
+    coloured = opened.convert("RGB" if wanted.channels == 3 else "L")
+    image = coloured.resize(size, resample=_BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(*size, wanted.channels)

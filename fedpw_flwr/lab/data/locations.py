@@ -8,14 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = [
-    "OFFICE_CALTECH",
-    "TORCHVISION_FILES",
-    "check_archives",
-    "check_named_set",
-    "image_folder",
-]
-
 TORCHVISION_FILES = {
     "mnist": "MNIST/raw/*-ubyte",
     "usps": "usps*.bz2",
@@ -28,6 +20,9 @@ TORCHVISION_FILES = {
 
 OFFICE_CALTECH = ("amazon", "caltech", "dslr", "webcam")
 """Domains of Office-Caltech-10."""
+
+HEART_DISEASE = "processed.{}.data"
+"""Name of a hospital's file, as UCI has it."""
 
 _OFFICE_CALTECH_ORIGIN = (
     "Office-Caltech-10 (the ten classes that Office-31 and Caltech-256 share; Gong et al., CVPR "
@@ -68,6 +63,26 @@ def check_archives(domains: Sequence[str], folder: str | Path, key: str = "folde
                 f"there is no {name}.npz in {folder} (found: {there or 'no archive at all'}): "
                 f"correct dataset.domains or dataset.{key}"
             )
+
+
+def check_heart_disease(
+    domains: Sequence[str], folder: str | Path, *, download: bool = False
+) -> None:
+    """Check that every hospital has its file in `folder`, or is to be downloaded.
+
+    Raises
+    ------
+    FileNotFoundError
+        If files are missing; the message says where they can be had.
+    """
+    files = [Path(folder, HEART_DISEASE.format(name)) for name in domains]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing and not download:
+        raise FileNotFoundError(
+            f"there is no {', '.join(missing)} in {folder}: fetch UCI's files once with "
+            "dataset.download=true, or set dataset.folder to the folder where they lie "
+            "(https://archive.ics.uci.edu/dataset/45)"
+        )
 
 
 def check_named_set(

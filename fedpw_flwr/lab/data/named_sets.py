@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from fedpw_flwr.lab.data.archives import Archive
+from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat
 from fedpw_flwr.lab.data.image_folders import ImageFolderSet
-from fedpw_flwr.lab.data.images import DomainCollection, ImageFormat
 from fedpw_flwr.lab.data.locations import TORCHVISION_FILES, check_named_set, image_folder
 from fedpw_flwr.lab.data.rendered_digits import RenderedDigits
 from fedpw_flwr.lab.data.source import Source, read_collection
 from fedpw_flwr.lab.data.torchvision_sets import TorchvisionSet
-
-__all__ = ["named_set"]
 
 
 def named_set(

@@ -1,10 +1,10 @@
-"""Which client trains on which images.
+"""Which client trains on which examples.
 
-Cross-domain federations give each client images of a single domain: a hospital has one scanner.
+Cross-domain federations give each client examples of a single domain: a hospital has one scanner.
 Within a domain, clients hold all classes alike (:class:`ByDomain`), or differ in them as the
 fair-FL papers have it: :class:`Dirichlet`, :class:`Pathological` (Pat-1, Pat-2), :class:`Shards`.
 Where labels count, flwr-datasets' partitioners decide who gets what, on indices and labels alone,
-so it needs no internet and copies each image once. The same seed gives the same division on every
+so it needs no internet and copies each example once. The same seed gives the same division on every
 machine.
 
 **To add a partition**, write a class with the two methods of :class:`Partition` and a file
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
     from numpy.typing import NDArray
 
-    from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
-
-__all__ = ["ByDomain", "ClientShare", "Dirichlet", "Partition", "Pathological", "Shards"]
+    from fedpw_flwr.lab.data.examples import Domain, DomainCollection, Examples
 
 # How often a division is tried, each time with other draws.
 _DRAWS = 10
@@ -39,25 +37,25 @@ _ALPHAS = (1e-10, 1e300)
 class ClientShare:
     """What client `client_id` (0 to K-1; Flower's partition-id) holds, of one domain.
 
-    `test` are images of its own that it never trains on; None where it keeps none.
+    `test` are examples of its own that it never trains on; None where it keeps none.
     """
 
     client_id: int
     domain: str
-    train: ImageSet
-    test: ImageSet | None = None
+    train: Examples
+    test: Examples | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partition(ABC):
-    """Each domain has as many clients of its own, which divide its training images.
+    """Each domain has as many clients of its own, which divide its training examples.
 
     Parameters
     ----------
     clients_per_domain : int
         At least 1.
     test_share : float (default: 0.0)
-        Part of each client's images that it keeps for testing, in [0, 1): at least one where it
+        Part of each client's examples that it keeps for testing, in [0, 1): at least one where it
         is above 0, and one is left to train on.
 
     Raises
@@ -76,24 +74,24 @@ class Partition(ABC):
                 raise ValueError(f"{field.name} must be at least 1, got {value}")
         if not 0 <= self.test_share < 1:
             raise ValueError(
-                "test_share is the part of its images that a client keeps for testing: at least "
+                "test_share is the part of its examples that a client keeps for testing: at least "
                 f"0 and below 1, got {self.test_share}"
             )
 
     def num_clients(self, domains: Sequence[str]) -> int:
-        """Return K for these names of domains, without reading any image."""
+        """Return K for these names of domains, without reading any example."""
         return self.clients_per_domain * len(domains)
 
     def split(self, collection: DomainCollection, seed: int) -> list[ClientShare]:
-        """Divide the training images among clients 0 to K-1, in the order of the domains.
+        """Divide the training examples among clients 0 to K-1, in the order of the domains.
 
-        No image is given twice. The same seed, at least 0, gives the same division; a domain's
+        No example is given twice. The same seed, at least 0, gives the same division; a domain's
         does not depend on the other domains.
 
         Raises
         ------
         ValueError
-            If a domain has fewer images than its clients need, or the partition is not for it.
+            If a domain has fewer examples than its clients need, or the partition is not for it.
         """
         import numpy as np
         import torch
@@ -109,9 +107,9 @@ class Partition(ABC):
                     held = random.permutation(held)
                 if len(held) <= kept:
                     raise ValueError(
-                        f"client {len(shares)} (domain {domain.name!r}) gets {len(held)} images, "
+                        f"client {len(shares)} (domain {domain.name!r}) gets {len(held)} examples, "
                         f"too few to train on and to keep partition.test_share={self.test_share} "
-                        "of: give the clients more images, or have fewer clients"
+                        "of: give the clients more examples, or have fewer clients"
                     )
                 indices = torch.tensor(held, dtype=torch.int64)
                 train = domain.train.select(indices[kept:])
@@ -121,7 +119,7 @@ class Partition(ABC):
 
     @abstractmethod
     def _divide(self, domain: Domain, seed: int) -> list[NDArray[np.int64]]:
-        """Return each client's indices into the domain's training images."""
+        """Return each client's indices into the domain's training examples."""
 
     def _divide_by_label(
         self, domain: Domain, seed: int, partitioner: Callable[..., Partitioner], **options: Any
@@ -147,7 +145,7 @@ class Partition(ABC):
             except ValueError as error:
                 failure = error
         raise ValueError(
-            f"the {len(domain.train)} training images of domain {domain.name!r} cannot be "
+            f"the {len(domain.train)} training examples of domain {domain.name!r} cannot be "
             f"divided among {self.clients_per_domain} clients: {failure}"
         ) from failure
 
@@ -161,10 +159,10 @@ class ByDomain(Partition):
     Parameters
     ----------
     train_per_client : int or mapping of str to int, optional
-        Images of each client, for all domains or by the domain's name. Default: all there are,
+        Examples of each client, for all domains or by the domain's name. Default: all there are,
         divided as equally as possible.
     share : float, optional
-        In place of `train_per_client`: the part of a domain's training images that each client
+        In place of `train_per_client`: the part of a domain's training examples that each client
         holds, above 0 and at most ``1 / clients_per_domain``. The paper gives each client 1 %
         (0.01).
     """
@@ -210,7 +208,7 @@ class ByDomain(Partition):
             wanted = self.clients_per_domain * count
         if wanted > available or wanted < self.clients_per_domain:
             raise ValueError(
-                f"domain {domain.name!r} has {available} training images, its "
+                f"domain {domain.name!r} has {available} training examples, its "
                 f"{self.clients_per_domain} clients would need {wanted}: change partition."
                 "train_per_client, partition.share or partition.clients_per_domain"
             )
@@ -222,7 +220,7 @@ class ByDomain(Partition):
 class Dirichlet(Partition):
     """Each class is divided in shares drawn from a Dirichlet distribution, Dir(α).
 
-    Clients that have more than the average already get nothing of further classes. All images are
+    Clients that have more than the average already get nothing of further classes. All examples are
     given out.
 
     Parameters
@@ -230,7 +228,7 @@ class Dirichlet(Partition):
     alpha : float (default: 0.1)
         α, above 0: small values give most of a class to few clients, infinity equal shares.
     min_pictures : int (default: 10)
-        Images that each client has at least. The division is drawn again until it is so; where no
+        Examples that each client has at least. The division is drawn again until it is so; where no
         draw comes to it, as among 100 clients of a small set, the clients that have too few get
         the rest at random from those that have most.
     """
@@ -250,7 +248,7 @@ class Dirichlet(Partition):
 
         if len(domain.train) < self.clients_per_domain * self.min_pictures:
             raise ValueError(
-                f"the {len(domain.train)} training images of domain {domain.name!r} are too few "
+                f"the {len(domain.train)} training examples of domain {domain.name!r} are too few "
                 f"for {self.clients_per_domain} clients with partition.min_pictures="
                 f"{self.min_pictures} each: lower that, or have fewer clients"
             )
@@ -271,7 +269,7 @@ class Dirichlet(Partition):
             return self._topped_up(drawn(0), seed)
 
     def _topped_up(self, divided: list[NDArray[np.int64]], seed: int) -> list[NDArray[np.int64]]:
-        """Move images from the clients that have most to those that have too few."""
+        """Move examples from the clients that have most to those that have too few."""
         import numpy as np
 
         random = np.random.default_rng([seed, len(divided)])
@@ -289,8 +287,8 @@ class Dirichlet(Partition):
 class Pathological(Partition):
     """Each client holds only so many classes (Pat-1: one, Pat-2: two).
 
-    The first class of client k is k modulo the number of classes, the others are drawn. All images
-    are given out: a class that would be no client's is an error.
+    The first class of client k is k modulo the number of classes, the others are drawn. All
+    examples are given out: a class that would be no client's is an error.
     """
 
     classes_per_client: int
@@ -322,10 +320,10 @@ class Pathological(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class Shards(Partition):
-    """Images are sorted by class and cut into shards, of which each client gets some at random.
+    """Examples are sorted by class and cut into shards, of which each client gets some at random.
 
     The division of McMahan et al., "Communication-Efficient Learning of Deep Networks from
-    Decentralized Data" (AISTATS 2017), who give two shards a client. Of images that are too few
+    Decentralized Data" (AISTATS 2017), who give two shards a client. Of examples that are too few
     for one more shard each, nobody holds any.
     """
 
@@ -342,8 +340,8 @@ class Shards(Partition):
 def _divided(
     partitioner: Partitioner, indices: NDArray[np.int64], domain: Domain
 ) -> list[NDArray[np.int64]]:
-    """Divide indices of a domain's training images, in the order given, by a partitioner."""
-    # flwr-datasets takes seconds to import: only a process that divides images pays for it, the
+    """Divide indices of a domain's training examples, in the order given, by a partitioner."""
+    # flwr-datasets takes seconds to import: only a process that divides examples pays for it, the
     # command counts clients without.
     import numpy as np
     from datasets import Dataset

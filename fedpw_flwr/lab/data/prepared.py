@@ -15,9 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
-
-__all__ = ["UNFINISHED", "load_prepared", "save_prepared"]
+from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageSet
 
 UNFINISHED = "unfinished-"
 """How folders of files that are being written begin."""
@@ -33,7 +31,7 @@ def save_prepared(file: Path, collection: DomainCollection, notes: Mapping[str, 
     tensors = {}
     for number, domain in enumerate(collection.domains):
         for split, image_set in (("train", domain.train), ("test", domain.test)):
-            tensors[f"{number}.{split}.images"] = image_set.images.contiguous()
+            tensors[f"{number}.{split}.images"] = image_set.features.contiguous()
             tensors[f"{number}.{split}.labels"] = image_set.labels.contiguous()
     with TemporaryDirectory(prefix=UNFINISHED, dir=file.parent) as folder:
         whole = Path(folder, file.name)

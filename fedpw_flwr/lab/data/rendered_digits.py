@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedpw_flwr.lab.data.images import ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet
 
 TRAINING_FONTS = (
     "DejaVuSans",

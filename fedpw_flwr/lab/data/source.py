@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedpw_flwr.lab.data.cache import cached, collection_key
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageFormat, ImageSet, at_most
-
-__all__ = ["Source", "read_collection"]
+from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageFormat, ImageSet, at_most
 
 
 class Source(Protocol):

@@ -14,10 +14,8 @@ import numpy as np
 import torch
 
 from fedpw_flwr.lab.data.conversion import to_uint8_images
-from fedpw_flwr.lab.data.images import ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet
 from fedpw_flwr.lab.data.locations import TORCHVISION_FILES
-
-__all__ = ["TorchvisionSet"]
 
 _UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, LookupError)
 """What torchvision's readers raise for files that are missing, damaged or others."""

@@ -1,4 +1,4 @@
-"""The two networks of the paper that introduced federated averaging, which fairness papers inherit.
+"""The two networks of the paper that introduced federated averaging, and logistic regression.
 
 McMahan, Moore, Ramage, Hampson, Aguera y Arcas, "Communication-Efficient Learning of Deep Networks
 from Decentralized Data", AISTATS 2017, section 3: for MNIST, 1,663,370 and 199,210 parameters.
@@ -9,8 +9,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fedpw_flwr.lab.models.normalisation import Normalisation, normalisation_layer
-
-__all__ = ["MLP", "McMahanCNN"]
 
 
 class McMahanCNN(nn.Module):
@@ -57,7 +55,10 @@ class McMahanCNN(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two hidden layers of `width` units with ReLU, for images of `image_size` pixels a side."""
+    """Two hidden layers of `width` units with ReLU.
+
+    For images of `image_size` pixels a side, or, of size 1, for rows of `in_channels` numbers.
+    """
 
     def __init__(
         self, num_classes: int, in_channels: int = 3, image_size: int = 28, width: int = 200
@@ -77,8 +78,27 @@ class MLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images (B, in_channels, image_size, image_size) to logits."""
-        _check_shape(x, self.image_shape)
+        """Map images (B, in_channels, image_size, image_size) or rows (B, in_channels)."""
+        _check_shape(x if x.ndim > 2 else x[..., None, None], self.image_shape)
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+class Logistic(nn.Module):
+    """Multinomial logistic regression; forms of its input as :class:`MLP` takes them."""
+
+    def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 28) -> None:
+        super().__init__()
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        self.image_shape = (in_channels, image_size, image_size)
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, image_size, image_size) or rows (B, in_channels)."""
+        _check_shape(x if x.ndim > 2 else x[..., None, None], self.image_shape)
         logits: Tensor = self.layers(x)
         return logits
 

@@ -12,8 +12,6 @@ from typing import Literal
 
 from torch import nn
 
-__all__ = ["Normalisation", "groups_of", "normalisation_layer"]
-
 Normalisation = Literal["batch", "group", "none"]
 
 

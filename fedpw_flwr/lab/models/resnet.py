@@ -13,8 +13,6 @@ from torch.nn.functional import avg_pool2d, relu
 
 from fedpw_flwr.lab.models.normalisation import Normalisation, normalisation_layer
 
-__all__ = ["BLOCKS", "BasicBlock", "ResNet", "ResNet10"]
-
 BLOCKS = {
     10: (1, 1, 1, 1),
     12: (2, 1, 1, 1),

@@ -10,8 +10,6 @@ from torch import nn
 
 from fedpw_flwr.lab.models.normalisation import Normalisation, normalisation_layer
 
-__all__ = ["torchvision_resnet18"]
-
 
 def torchvision_resnet18(
     num_classes: int, in_channels: int = 3, normalisation: Normalisation = "batch"

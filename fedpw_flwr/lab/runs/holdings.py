@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fedpw_flwr.lab.runs.strict_json import StrictJson
 
 if TYPE_CHECKING:
-    from fedpw_flwr.lab.data.images import ImageSet
+    from fedpw_flwr.lab.data.examples import Examples
     from fedpw_flwr.lab.data.partition import ClientShare
 
 
@@ -68,8 +68,8 @@ class Holdings(StrictJson):
         return super().to_json() | {"clients": clients}
 
 
-def _counts(images: ImageSet | None, num_classes: int) -> list[int]:
-    if images is None:
+def _counts(examples: Examples | None, num_classes: int) -> list[int]:
+    if examples is None:
         return [0] * num_classes
-    counts: list[int] = images.labels.bincount(minlength=num_classes).tolist()
+    counts: list[int] = examples.labels.bincount(minlength=num_classes).tolist()
     return counts

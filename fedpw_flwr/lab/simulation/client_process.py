@@ -16,8 +16,6 @@ from typing import Any
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode
 
-__all__ = ["answer", "give_back", "load_app", "take"]
-
 
 def load_app(reference: str) -> Any:
     """Return the app that ``module:name`` refers to, as in a Flower project's pyproject.toml."""

@@ -24,8 +24,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedpw_flwr.lab.simulation.client_process import answer
 from fedpw_flwr.lab.simulation.workers import Patience, Workers, WorkersStopped
 
-__all__ = ["WorkersGrid"]
-
 _RUN, _SERVER = secrets.randbits(62), 1
 """Ids of the run and of the server's node: runs of one process never meet, and share them."""
 

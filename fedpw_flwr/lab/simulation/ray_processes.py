@@ -19,8 +19,6 @@ from filelock import FileLock, Timeout
 
 from fedpw_flwr.lab.config.configuration import ConfigurationError, RuntimeSettings
 
-__all__ = ["check_cluster_answers", "room_for_clients", "start_ray", "usable_cpus"]
-
 # Ray puts sockets of about 65 characters below its folder, and the system allows 107 in all.
 _LONGEST_FOLDER = 30
 _PREFIX, _LOCK = "fedpw-", "in-use"
@@ -45,6 +43,9 @@ def start_ray(runtime: RuntimeSettings, modules: Sequence[str]) -> FileLock | No
         "enable_worker_prestart": 0,
         "prestart_worker_first_driver": 0,
     }
+    if runtime.ray_address is None:
+        # On one machine, who does not answer is gone: Ray's processes wait a minute for it.
+        settings["gcs_rpc_server_reconnect_timeout_s"] = 10
     os.environ.update({f"RAY_{name}": str(value) for name, value in settings.items()})
     import ray
 

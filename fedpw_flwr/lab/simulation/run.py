@@ -15,8 +15,6 @@ from typing import Any, ClassVar, Self
 import fedpw_flwr
 from fedpw_flwr.lab.simulation.workers import Workers, WorkersStopped
 
-__all__ = ["LOG_NAME", "App", "RunOutcome", "explained", "is_library", "run_app"]
-
 LOG_NAME = "flower.log"
 
 _LIBRARIES = {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}

@@ -20,8 +20,6 @@ from typing import Self
 from fedpw_flwr.lab.config.configuration import RuntimeSettings
 from fedpw_flwr.lab.simulation.workers import Workers, WorkersStopped
 
-__all__ = ["Runs"]
-
 _GRACE_SECONDS = 3.0
 """For a run to finish what it writes, when the command is stopped."""
 

@@ -8,8 +8,6 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["say", "write_any_text"]
-
 
 def write_any_text() -> None:
     """Let standard output show ``?`` for a sign that it cannot encode, where it would raise."""

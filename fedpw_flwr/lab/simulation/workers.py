@@ -24,9 +24,6 @@ from typing import Any
 from fedpw_flwr.lab.config.configuration import RuntimeSettings
 from fedpw_flwr.lab.simulation.ray_processes import room_for_clients, start_ray, stop_ray
 
-__all__ = ["Patience", "Workers", "WorkersStopped"]
-
-
 _LOOK_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 _LINES = 20  # of a worker that died
 _RESERVED = ("cpus_per_client", "gpus_per_client", "total_cpus", "ray_address", "niceness")
@@ -77,6 +74,7 @@ class ClientWorker:
         return os.getpid()
 
     def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function."""
         return function(*arguments)
 
 
@@ -263,6 +261,8 @@ class Workers:
             while not ray.wait([started], timeout=_LOOK_SECONDS)[0]:
                 if patience.left() <= 0:
                     raise WorkersStopped(f"none in {runtime.connect_timeout:g} s")
+                if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
+                    raise WorkersStopped("Ray itself has ended")
                 if self._closing.is_set():
                     return None, 0
             return worker, ray.get(started)

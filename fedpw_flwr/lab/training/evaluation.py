@@ -1,7 +1,8 @@
-"""How well a model does on images it was not trained on."""
+"""How well a model does on examples it was not trained on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.examples import Examples
 from fedpw_flwr.lab.training.batches import Normalisation
 from fedpw_flwr.lab.training.memory import keep_freed_memory
 
 BATCH_SIZE = 256
-"""Images that are classified at a time."""
+"""Examples that are classified at a time."""
 
 # More test sets than these cost a copy to the device each time, no failure.
 _TEST_SETS_KEPT = 16
@@ -24,39 +25,63 @@ _TEST_SETS_KEPT = 16
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's result on so many images: mean cross-entropy in nats, and accuracy, 0 to 1."""
+    """A model's result on so many examples: mean cross-entropy in nats, and accuracy, 0 to 1.
+
+    `auc`, of two classes, is the area under the ROC curve, 0 to 1: how often an example of class 1
+    gets a higher score than one of class 0. NaN where there are none of a class.
+    """
 
     loss: float
     accuracy: float
     num_examples: int
+    auc: float | None = None
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model does with images: cross-entropy summed over each batch, and what is right.
+    """What a model does with examples: cross-entropy summed over each batch, and what is right.
 
-    `correct`, bool (N,), has one entry an image.
+    `correct`, bool (N,), and `labels`, int64 (N,), have one entry an example; so has `margins`,
+    where there are two classes: the logit of class 1 less that of class 0.
     """
 
     losses: list[float]
     correct: Tensor
+    labels: Tensor
+    margins: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join the scores of one set's batches, in their order."""
+        """Join the scores of batches, in their order."""
         losses = [loss for part in parts for loss in part.losses]
-        return cls(losses, torch.cat([part.correct for part in parts]))
+        correct, labels = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("correct", "labels")
+        )
+        margins = [part.margins for part in parts if part.margins is not None]
+        return cls(losses, correct, labels, torch.cat(margins) if margins else None)
 
     def evaluation(self) -> Evaluation:
-        """Return mean loss and accuracy over all images."""
+        """Return mean loss, accuracy and, of two classes, AUC over all examples."""
         count = len(self.correct)
-        return Evaluation(sum(self.losses) / count, int(self.correct.sum()) / count, count)
+        return Evaluation(
+            sum(self.losses) / count, int(self.correct.sum()) / count, count, self._auc()
+        )
+
+    def _auc(self) -> float | None:
+        if self.margins is None:
+            return None
+        if len(self.labels.unique()) < 2 or not self.margins.isfinite().all():
+            return math.nan
+        # A second or more to import, which only runs of two classes pay.
+        from sklearn.metrics import roc_auc_score
+
+        return float(roc_auc_score(self.labels.numpy(), self.margins.numpy()))
 
     def accuracies(self, sizes: Sequence[int]) -> list[float]:
         """Return the accuracy, 0 to 1, of each of the parts that a set is joined from."""
         if min(sizes, default=0) < 1 or sum(sizes) != len(self.correct):
             raise ValueError(
-                f"{len(self.correct)} images cannot be divided into parts of {list(sizes)}, each "
+                f"{len(self.correct)} examples cannot be divided into parts of {list(sizes)}, each "
                 "of at least 1"
             )
         return [int(part.sum()) / len(part) for part in self.correct.split(list(sizes))]
@@ -64,7 +89,7 @@ class Scores:
 
 def scores(
     model: nn.Module,
-    image_set: ImageSet,
+    examples: Examples,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -72,45 +97,52 @@ def scores(
     batch_size: int = BATCH_SIZE,
     batches: slice = slice(None),
 ) -> Scores:
-    """Classify at least one image with `model`, and leave it on `device` in evaluation mode.
+    """Classify at least one example with `model`, and leave it on `device` in evaluation mode.
 
     `mean` and `std` are those of training. `batch_size` changes memory and time, not the result;
     `batches` says which of the batches to take. The sets used last stay on the device, and on a CPU
     the process keeps freed memory from then on, see
     :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
     """
-    if len(image_set) == 0:
-        raise ValueError("cannot evaluate on 0 images")
+    if len(examples) == 0:
+        raise ValueError("cannot evaluate on 0 examples")
     device = torch.device(device)
     if device.type == "cpu":
         keep_freed_memory()
     model.to(device).eval()
     normalisation = Normalisation(mean, std, device)
-    images, labels = (one.split(batch_size)[batches] for one in _on_device(image_set, device))
-    losses, correct = [], []
+    features, labels = (one.split(batch_size)[batches] for one in _on_device(examples, device))
+    losses, correct, margins = [], [], []
     with torch.inference_mode():
-        for some, theirs in zip(images, labels, strict=True):
+        for some, theirs in zip(features, labels, strict=True):
             logits = model(normalisation(some).contiguous())
             losses.append(cross_entropy(logits, theirs, reduction="sum"))
             correct.append(logits.argmax(dim=1) == theirs)
-        return Scores(torch.stack(losses).tolist(), torch.cat(correct).cpu())
+            if logits.shape[1] == 2:
+                margins.append(logits[:, 1] - logits[:, 0])
+        return Scores(
+            torch.stack(losses).tolist(),
+            torch.cat(correct).cpu(),
+            torch.cat(labels).cpu(),
+            torch.cat(margins).cpu() if margins else None,
+        )
 
 
 def evaluate(
     model: nn.Module,
-    image_set: ImageSet,
+    examples: Examples,
     *,
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str,
     batch_size: int = BATCH_SIZE,
 ) -> Evaluation:
-    """Return a model's loss and accuracy on a set of images, as `scores` finds them."""
-    found = scores(model, image_set, mean=mean, std=std, device=device, batch_size=batch_size)
+    """Return how a model does on a set of examples, as `scores` finds it."""
+    found = scores(model, examples, mean=mean, std=std, device=device, batch_size=batch_size)
     return found.evaluation()
 
 
 @lru_cache(maxsize=_TEST_SETS_KEPT)
-def _on_device(image_set: ImageSet, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return images and labels on `device`, put there once a process; sets go by identity."""
-    return image_set.images.to(device), image_set.labels.to(device)
+def _on_device(examples: Examples, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return features and labels on `device`, put there once a process; sets go by identity."""
+    return examples.features.to(device), examples.labels.to(device)

@@ -1,8 +1,8 @@
 """Local training: what a client does with the global model in one round.
 
-Plain SGD on the client's own images. The loss it returns is what FedPW weighs clients by: the mean
-over *all* local batches of the round, not the last epoch's, so that it says how hard the images
-were for the model that arrived.
+Plain SGD on the client's own examples. The loss it returns is what FedPW weighs clients by: the
+mean over *all* local batches of the round, not the last epoch's, so that it says how hard they were
+for the model that arrived.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.examples import Examples
 from fedpw_flwr.lab.training.batches import Normalisation, training_batches
 from fedpw_flwr.lab.training.memory import keep_freed_memory
 from fedpw_flwr.lab.training.settings import ClientSettings
@@ -36,7 +36,7 @@ def client_generator(seed: int, round_number: int, client_id: int) -> torch.Gene
 
 def train(
     model: nn.Module,
-    image_set: ImageSet,
+    examples: Examples,
     settings: ClientSettings,
     *,
     mean: Sequence[float],
@@ -45,7 +45,7 @@ def train(
     generator: torch.Generator,
     proximal_mu: float = 0.0,
 ) -> float:
-    """Train `model` in place on at least one image, and leave it on `device` in training mode.
+    """Train `model` in place on at least one example, and leave it on `device` in training mode.
 
     `generator`, on the CPU, decides orders and crops. On a CPU the process keeps freed memory from
     then on, see :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
@@ -57,8 +57,8 @@ def train(
     Returns the mean cross-entropy in nats, without FedProx's term, over all batches of all epochs.
     It is not finite if training diverged.
     """
-    if len(image_set) == 0:
-        raise ValueError("cannot train on 0 images: give this client some, or leave it out")
+    if len(examples) == 0:
+        raise ValueError("cannot train on 0 examples: give this client some, or leave it out")
     if not 0 <= proximal_mu < math.inf:
         raise ValueError(f"proximal_mu must be at least 0 and finite, got {proximal_mu}")
     device = torch.device(device)
@@ -76,7 +76,7 @@ def train(
         fused=True if device.type in _FUSED_SGD else None,
     )
     batches = training_batches(
-        image_set,
+        examples,
         Normalisation(mean, std, device),
         batch_size=settings.batch_size,
         crop_padding=settings.crop_padding,
@@ -89,10 +89,10 @@ def train(
     # Summed where the losses are: reading each one would make the host wait for the device.
     total = torch.zeros((), device=device)
     steps = 0
-    for images, labels in batches:
+    for features, labels in batches:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-            loss = cross_entropy(network(images).float(), labels)
+            loss = cross_entropy(network(features).float(), labels)
         loss.backward()
         if proximal_mu > 0:
             _add_proximal_gradient(list(model.parameters()), start, proximal_mu)

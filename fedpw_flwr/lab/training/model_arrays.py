@@ -13,8 +13,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-__all__ = ["overwrite_model", "read_model"]
-
 NDArrays = list[npt.NDArray[Any]]
 
 

@@ -10,8 +10,6 @@ import sys
 
 import torch
 
-__all__ = ["use_assigned_cpus"]
-
 
 def use_assigned_cpus() -> int:
     """Let PyTorch compute with the processors that Ray assigned to this worker, 1 at least.

@@ -18,7 +18,7 @@ from support.records import payloads
 
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
 from fedpw_flwr.lab.app.testing import GlobalModelTest
-from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.examples import ImageSet
 from fedpw_flwr.lab.runs.records import RoundRecord, Spread
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 

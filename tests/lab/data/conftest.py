@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fedpw_flwr.lab.data.embedded_digits import embedded_digits
-from fedpw_flwr.lab.data.images import DomainCollection
+from fedpw_flwr.lab.data.examples import DomainCollection
 
 
 @pytest.fixture(scope="session")

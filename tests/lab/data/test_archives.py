@@ -19,7 +19,7 @@ def test_grey_and_colour_archives_become_domains_of_one_shape(tmp_path: Path) ->
     write_archives(tmp_path, "colour", x_train=colour)
     collection = archives(tmp_path, ["grey", "colour"], image_size=12)
     assert collection.names == ("grey", "colour")
-    assert collection.image_shape == (3, 12, 12)
+    assert collection.shape == (3, 12, 12)
     grey, coloured = collection.domains
     assert are_same(grey.train, coloured.train)
     assert grey.train.labels.dtype == torch.int64
@@ -28,7 +28,7 @@ def test_grey_and_colour_archives_become_domains_of_one_shape(tmp_path: Path) ->
 def test_grey_archives_may_stay_grey(tmp_path: Path) -> None:
     collection = archives(write_archives(tmp_path, "own"), ["own"], image_size=8, channels=1)
     assert collection.in_channels == len(collection.mean) == 1
-    read = collection.domains[0].train.images[:, 0].numpy()
+    read = collection.domains[0].train.features[:, 0].numpy()
     assert np.array_equal(read, digit_arrays()["x_train"])
 
 
@@ -54,7 +54,7 @@ def test_an_archive_is_decoded_once_a_machine_until_it_changes(tmp_path: Path) -
     assert are_same(first, again)
     write_archives(tmp_path, "own", x_train=255 - digit_arrays()["x_train"])
     inverted = archives(tmp_path, ["own"], image_size=8)
-    assert torch.equal(inverted.domains[0].train.images, 255 - first.domains[0].train.images)
+    assert torch.equal(inverted.domains[0].train.features, 255 - first.domains[0].train.features)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from support.images import are_same, random_domain
 
 from fedpw_flwr.lab.data import cache
 from fedpw_flwr.lab.data.cache import cache_folder, cached, collection_key
-from fedpw_flwr.lab.data.images import DomainCollection
+from fedpw_flwr.lab.data.examples import DomainCollection
 
 DAY = 86_400
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2.functional import resize as torchvision_resize
 
 from fedpw_flwr.lab.data.conversion import to_uint8_images
-from fedpw_flwr.lab.data.images import ImageFormat
+from fedpw_flwr.lab.data.examples import ImageFormat
 
 _random = np.random.default_rng(0)
 GREY = _random.integers(0, 256, (5, 28, 28), dtype=np.uint8)

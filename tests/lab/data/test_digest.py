@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fedpw_flwr.lab.data.digest import pictures_digest
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
+from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageSet
 
 
 def _digest(

@@ -15,7 +15,7 @@ from fedpw_flwr.lab.data.embedded_digits import (
     inverted_on_texture,
     rotated_and_blurred,
 )
-from fedpw_flwr.lab.data.images import DomainCollection, ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet
 from fedpw_flwr.lab.data.rendered_digits import (
     TEST_FONTS,
     TRAINING_FONTS,
@@ -26,7 +26,7 @@ from fedpw_flwr.lab.data.rendered_digits import (
 
 def test_there_are_four_domains_of_rgb_digits(digits: DomainCollection) -> None:
     assert digits.names == DOMAINS
-    assert digits.image_shape == (3, 16, 16)
+    assert digits.shape == (3, 16, 16)
     for domain in digits.domains:
         assert (len(domain.train), len(domain.test)) == (399, 200)
         assert all(len(one.labels.unique()) == 10 for _, one in domain.splits())
@@ -40,8 +40,8 @@ def test_handwritten_domains_use_every_scan_of_scikit_learn_once(digits: DomainC
 
 def test_no_test_image_is_a_training_image(digits: DomainCollection) -> None:
     for domain in digits.domains:
-        training = {image.numpy().tobytes() for image in domain.train.images}
-        assert not training & {image.numpy().tobytes() for image in domain.test.images}
+        training = {image.numpy().tobytes() for image in domain.train.features}
+        assert not training & {image.numpy().tobytes() for image in domain.test.features}
 
 
 def test_domains_depend_on_no_other_and_no_random_state(digits: DomainCollection) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet
 from fedpw_flwr.lab.data.image_folders import ImageFolderSet
-from fedpw_flwr.lab.data.images import ImageFormat, ImageSet
 
 COLOURS = {"bike": (200, 10, 10), "mouse": (10, 200, 10), "mug": (10, 10, 200)}
 

@@ -12,7 +12,7 @@ from support.images import are_same, write_archives
 
 from fedpw_flwr.lab.data.archives import archives
 from fedpw_flwr.lab.data.cache import cache_folder
-from fedpw_flwr.lab.data.images import IMAGENET_MEAN, IMAGENET_STD, DomainCollection
+from fedpw_flwr.lab.data.examples import IMAGENET_MEAN, IMAGENET_STD, DomainCollection
 from fedpw_flwr.lab.data.locations import OFFICE_CALTECH
 from fedpw_flwr.lab.data.named_sets import named_set
 
@@ -45,7 +45,7 @@ def test_syn_is_read_from_its_folder(tmp_path: Path) -> None:
     _write_images(tmp_path / "syn" / "test", digits, count=1)
     (syn,) = named_set(["syn"], tmp_path, syn="folder", image_size=8).domains
     assert syn.train.labels.tolist() == [digit for digit in range(10) for _ in range(2)]
-    assert syn.test.images[:, 0, 4, 4].tolist() == [20 * digit for digit in range(10)]
+    assert syn.test.features[:, 0, 4, 4].tolist() == [20 * digit for digit in range(10)]
 
 
 def test_office_caltech_is_four_folders_of_the_same_classes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpw_flwr.lab.config.configuration import compose_configuration
-from fedpw_flwr.lab.data.images import Domain, DomainCollection, ImageSet
+from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageSet
 from fedpw_flwr.lab.data.partition import ByDomain, Dirichlet, Partition, Pathological, Shards
 from fedpw_flwr.lab.experiment import build_group
 
@@ -86,14 +86,18 @@ def test_clients_hold_the_number_of_images_asked_for() -> None:
 @pytest.mark.parametrize(
     ("options", "sizes", "message"),
     [
-        ({"train_per_client": 5}, (10, 9), "'domain 1' has 9 training images, its 2 clients would"),
+        (
+            {"train_per_client": 5},
+            (10, 9),
+            "'domain 1' has 9 training examples, its 2 clients",
+        ),
         ({"share": 0.01}, (50,), "would need 0"),
         (
             {"train_per_client": {"domain 0": 3}},
             (6, 6),
             r"numbers for \['domain 0'\], the data set",
         ),
-        ({"test_share": 0.2}, (2,), r"client 0 \(domain 'domain 0'\) gets 1 images"),
+        ({"test_share": 0.2}, (2,), r"client 0 \(domain 'domain 0'\) gets 1 examples"),
     ],
 )
 def test_a_division_that_its_domains_do_not_allow_is_refused(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.images import are_same, random_domain
 
-from fedpw_flwr.lab.data.images import DomainCollection
+from fedpw_flwr.lab.data.examples import DomainCollection
 from fedpw_flwr.lab.data.prepared import load_prepared, save_prepared
 
 NOTES = {"key": "a"}
@@ -41,7 +41,7 @@ def test_images_come_back_as_they_were(file: Path) -> None:
 def test_loaded_images_outlive_the_file_and_do_not_change_it(file: Path) -> None:
     first, second = _saved_and_loaded(file).domains
     before = file.read_bytes()
-    first.train.images.zero_()
+    first.train.features.zero_()
     assert file.read_bytes() == before
     file.unlink()
     assert are_same(second.train, COLLECTION.domains[1].train)

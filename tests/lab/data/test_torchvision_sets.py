@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, SVHN, FashionMNIST
 
-from fedpw_flwr.lab.data.images import ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet
 from fedpw_flwr.lab.data.locations import TORCHVISION_FILES
 from fedpw_flwr.lab.data.torchvision_sets import TorchvisionSet
 

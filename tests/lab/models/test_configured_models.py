@@ -34,7 +34,7 @@ def test_configured_models_accept_images_of_any_size_and_channels(name: str, siz
             assert model(torch.zeros(2, channels, size, size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "mlp"])
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"mlp", "logistic"}))
 def test_normalisation_of_a_configured_model_can_be_chosen(name: str) -> None:
     layers = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm}
     for normalisation in ("batch", "group", "none"):
@@ -44,11 +44,23 @@ def test_normalisation_of_a_configured_model_can_be_chosen(name: str) -> None:
 
 def test_the_field_s_networks_are_there() -> None:
     resnets = {f"resnet{depth}" for depth in (10, 12, 18, 20, 34)}
-    assert {*NAMES} == {"cnn", "cnn_mcmahan", "mlp", "torchvision_resnet18", *resnets}
+    assert {*NAMES} == {"cnn", "cnn_mcmahan", "logistic", "mlp", "torchvision_resnet18", *resnets}
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn_mcmahan"])
+@pytest.mark.parametrize("name", ["mlp", "logistic", "cnn_mcmahan"])
 def test_networks_for_one_size_of_image_get_it_from_the_data_set(name: str) -> None:
     configured = compose_configuration("config", f"experiment=fashion_mnist model={name}")
     model = build_group("model", configured, num_classes=10, in_channels=1)
     assert model.image_shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize("name", ["mlp", "logistic"])
+def test_models_of_tables_take_rows(name: str) -> None:
+    model = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    whole = OmegaConf.create({"dataset": {}, "model": model})
+    built = instantiate(whole.model, num_classes=2, in_channels=35)
+    assert built(torch.zeros(4, 35)).shape == (4, 2)
+    with pytest.raises(
+        ValueError, match=r"built for images of shape \(35, 1, 1\), got \(34, 1, 1\)"
+    ):
+        built(torch.zeros(4, 34))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpw_flwr.lab.data.images import ImageSet
+from fedpw_flwr.lab.data.examples import ImageSet
 from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError

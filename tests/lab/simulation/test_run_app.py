@@ -299,7 +299,7 @@ def test_a_killed_ray_ends_the_command(tiny_app: Path, tmp_path: Path, victim: s
     command = Command(tiny_app, tmp_path / "out", "go on")
     command.wait_for(tmp_path / "out" / "replies.json")
     next(process for process in command.left() if process.name() == victim).kill()
-    command.ended(180)
+    command.ended(120)
     assert command.process.returncode != 0
     deadline = time.monotonic() + 20
     while command.left() and time.monotonic() < deadline:

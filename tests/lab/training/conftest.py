@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedpw_flwr.lab.data.embedded_digits import embedded_digits
-from fedpw_flwr.lab.data.images import DomainCollection
+from fedpw_flwr.lab.data.examples import DomainCollection
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
-from fedpw_flwr.lab.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageSet
+from fedpw_flwr.lab.data.examples import IMAGENET_MEAN, IMAGENET_STD, Examples, ImageSet
 from fedpw_flwr.lab.training.batches import Normalisation, padded_on_device, training_batches
 
 CPU = torch.device("cpu")
@@ -150,3 +150,24 @@ def test_a_worker_keeps_the_images_of_a_bounded_number_of_clients_and_mistakes_n
     for image_set in [_random() for _ in range(100)]:
         assert torch.equal(padded_on_device(image_set, CPU, 0)[0], image_set.images)
     assert padded_on_device.cache_info().currsize <= 32
+
+
+def test_rows_of_a_table_are_shuffled_and_else_as_they_are() -> None:
+    rows = Examples(torch.arange(10.0)[:, None] / 10, torch.arange(10))
+    batches = list(
+        training_batches(
+            rows,
+            Normalisation((), (), CPU),
+            batch_size=4,
+            crop_padding=2,
+            horizontal_flip=True,
+            epochs=2,
+            generator=torch.Generator().manual_seed(1),
+        )
+    )
+    assert [len(labels) for _, labels in batches] == [4, 4, 2] * 2
+    for features, labels in batches:
+        assert torch.equal(features[:, 0], labels / 10)
+    epochs = [torch.cat([labels for _, labels in batches[n : n + 3]]) for n in (0, 3)]
+    assert not torch.equal(*epochs)
+    assert torch.equal(epochs[0].sort().values, rows.labels)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedpw_flwr.lab.data.images import DomainCollection, ImageSet
+from fedpw_flwr.lab.data.examples import DomainCollection, Examples, ImageSet
 from fedpw_flwr.lab.models.resnet import ResNet10
 from fedpw_flwr.lab.training.evaluation import Evaluation, Scores, evaluate, scores
 
@@ -36,7 +38,7 @@ def test_pixels_are_normalised_as_in_training(scans: DomainCollection) -> None:
     test = scans.domains[0].test
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (scans.mean, scans.std))
     with torch.no_grad():
-        logits = model((test.images / 255 - mean) / std)
+        logits = model((test.features / 255 - mean) / std)
     result = _evaluate(model, scans)
     assert result.loss == pytest.approx(float(cross_entropy(logits, test.labels)), rel=1e-4)
 
@@ -81,7 +83,7 @@ def test_parts_that_are_not_those_of_the_images_are_refused(
 ) -> None:
     test = scans.domains[0].test
     found = scores(AlwaysThree(), test, mean=scans.mean, std=scans.std, device="cpu")
-    with pytest.raises(ValueError, match="200 images cannot be divided"):
+    with pytest.raises(ValueError, match="200 examples cannot be divided"):
         found.accuracies(sizes)
 
 
@@ -92,3 +94,19 @@ def test_batches_that_are_scored_apart_make_the_same_whole(scans: DomainCollecti
     parts = [slice(0, 1), slice(1, 3), slice(3, 4)]
     apart = Scores.joined([scores(model, test, batches=part, **options) for part in parts])
     assert apart.evaluation() == scores(model, test, **options).evaluation()
+
+
+def test_auc_of_two_classes_is_that_of_all_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 2, generator=generator).round(decimals=1)
+    labels = (torch.rand(60, generator=generator) < 0.3).long()
+    found = evaluate(nn.Identity(), Examples(features, labels), mean=(), std=(), device="cpu")
+    margins = features[:, 1] - features[:, 0]
+    positive, negative = margins[labels == 1][:, None], margins[labels == 0]
+    pairs = (positive > negative).double() + (positive == negative).double() / 2
+    assert found.auc == pytest.approx(float(pairs.mean()))
+
+    alone = Examples(features, torch.ones(60, dtype=torch.int64))
+    auc = evaluate(nn.Identity(), alone, mean=(), std=(), device="cpu").auc
+    assert auc is not None
+    assert math.isnan(auc)

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 
-from fedpw_flwr.lab.data.images import DomainCollection, ImageSet
+from fedpw_flwr.lab.data.examples import DomainCollection, ImageSet
 from fedpw_flwr.lab.models.cnn import SmallCNN
 from fedpw_flwr.lab.models.normalisation import Normalisation as Normalised
 from fedpw_flwr.lab.models.resnet import ResNet10
@@ -156,7 +156,7 @@ def test_any_number_of_images_trains_a_network_with_batchnorm(
 
 def test_client_without_images_is_told_so(scans: DomainCollection) -> None:
     nothing = scans.domains[0].train.select(torch.arange(0))
-    with pytest.raises(ValueError, match="0 images"):
+    with pytest.raises(ValueError, match="0 examples"):
         _train(_small(), scans, images=nothing)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.images import random_images
 
-from fedpw_flwr.lab.data.images import (
+from fedpw_flwr.lab.data.examples import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Domain,
@@ -30,7 +30,7 @@ IMAGES, LABELS = torch.zeros((4, 3, 8, 8), dtype=torch.uint8), torch.zeros(4, dt
         (IMAGES.float(), LABELS, r"uint8 and shape \(N, C, H, W\), got torch.float32"),
         (IMAGES[:, 0], LABELS, r"got torch.uint8 of shape \(4, 8, 8\)"),
         (IMAGES, LABELS.float(), "labels must be a tensor of torch.int64"),
-        (IMAGES, LABELS[:3], "4 images and 3 labels"),
+        (IMAGES, LABELS[:3], "4 examples and 3 labels"),
     ],
 )
 def test_tensors_of_another_form_are_refused(
@@ -41,7 +41,7 @@ def test_tensors_of_another_form_are_refused(
 
 
 def test_domain_without_images_is_refused() -> None:
-    with pytest.raises(ValueError, match="domain 'a' has no test images"):
+    with pytest.raises(ValueError, match="domain 'a' has no test examples"):
         Domain("a", _images(), _images(count=0))
 
 
@@ -51,8 +51,8 @@ A, B = Domain("a", _images(), _images()), Domain("b", _images(), _images(size=9)
 @pytest.mark.parametrize(
     ("domains", "message"),
     [
-        ((A, B), "test images of domain 'b'"),
-        ((Domain("a", _images(label=10), _images()),), r"0..9: training images of domain 'a'"),
+        ((A, B), "test examples of domain 'b'"),
+        ((Domain("a", _images(label=10), _images()),), r"0..9: training examples of domain 'a'"),
         ((A, A), "must differ"),
         ((), "at least one domain"),
     ],

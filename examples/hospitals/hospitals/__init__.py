@@ -1,0 +1,1 @@
+"""hospitals: A Flower app."""

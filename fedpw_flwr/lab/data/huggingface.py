@@ -1,0 +1,175 @@
+"""Image sets of the Hugging Face hub by name, or a folder in the hub's layout.
+
+flwr-datasets loads them, as Flower's own examples do. Where a column says which domain an image is
+of (as ``domain`` in ``flwrlabs/pacs``), each domain has clients of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet
+from fedpw_flwr.lab.data.image_folders import divided, squared
+from fedpw_flwr.lab.data.source import read_collection
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def huggingface(
+    domains: Sequence[str],
+    path: str,
+    *,
+    subset: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    domain_column: str | None = None,
+    train_split: str = "train",
+    test_split: str | None = "test",
+    test_share: float = 0.2,
+    image_size: int = 32,
+    channels: int = 3,
+    num_classes: int = 10,
+    max_test_per_domain: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> DomainCollection:
+    """Read a set of labelled images, downloaded once and decoded once a machine.
+
+    Parameters
+    ----------
+    domains : sequence of str
+        Without `domain_column` one name, for plots; with it the values that clients are of, in
+        client order.
+    path : str
+        Name on the hub (``ylecun/mnist``), or an absolute path to a folder in the hub's layout.
+    subset : str or None (default: None)
+        Configuration of the set, where it has several.
+    image_column, label_column : str (default: "image", "label")
+        Columns of images and of classes. Classes that are texts are numbered in alphabetical order.
+    domain_column : str or None (default: None)
+        Column of the domain.
+    train_split, test_split : str (default: "train", "test")
+        Splits of the set. Where `test_split` is None, `test_share` of each class of each domain is
+        kept for testing: the same images in every run.
+    test_share : float (default: 0.2)
+        See `test_split`.
+    image_size, channels, num_classes, max_test_per_domain, mean, std
+        As in :func:`fedpw_flwr.lab.data.archives.archives`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the set cannot be loaded.
+    ValueError
+        If a split, a column or a domain is not there; the message lists what there is.
+    """
+    if domain_column is None and len(domains) != 1:
+        raise ValueError(
+            f"dataset.domains has {len(domains)} names: give one, or say in dataset.domain_column "
+            "which column has them"
+        )
+    options = (path, subset, image_column, label_column, domain_column)
+    splits = (train_split, test_split, test_share)
+    return read_collection(
+        [(name, HuggingFaceSet(name, *options, *splits)) for name in domains],
+        ImageFormat(image_size, channels, num_classes),
+        max_test_per_domain=max_test_per_domain,
+        mean=mean,
+        std=std,
+    )
+
+
+@dataclass(frozen=True)
+class HuggingFaceSet:
+    """One domain of a set; the fields are the parameters of :func:`huggingface`."""
+
+    domain: str
+    path: str
+    subset: str | None
+    image_column: str
+    label_column: str
+    domain_column: str | None
+    train_split: str
+    test_split: str | None
+    test_share: float
+
+    def files(self) -> list[Path]:
+        """Return the files of a folder; of a set on the hub none."""
+        return list(Path(self.path).rglob("*")) if Path(self.path).is_dir() else []
+
+    def read(self, wanted: ImageFormat) -> tuple[ImageSet, ImageSet]:
+        """Read training and test images; raises as :func:`huggingface`."""
+        train = self._images(self.train_split, wanted)
+        if self.test_split is None:
+            return divided(train, self.test_share, f"{self.path} ({self.domain})")
+        return train, self._images(self.test_split, wanted)
+
+    def _images(self, split: str, wanted: ImageFormat) -> ImageSet:
+        table = _loaded(self.path, self.subset, split)
+        columns = [self.image_column, self.label_column]
+        if self.domain_column is not None:
+            columns.append(self.domain_column)
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise ValueError(
+                f"{self.path} has no column {', '.join(missing)}: set dataset.image_column, "
+                f"label_column or domain_column; there are {', '.join(table.column_names)}"
+            )
+        if self.domain_column is not None:
+            table = self._of_domain(table)
+        labels = _numbered(table, self.label_column)
+        if labels.max() >= wanted.num_classes:
+            raise ValueError(
+                f"{self.path} has {int(labels.max()) + 1} classes: set dataset.num_classes to it"
+            )
+        pixels = np.stack([squared(row, wanted) for row in table[self.image_column]])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(images, labels)
+
+    def _of_domain(self, table: Dataset) -> Dataset:
+        assert self.domain_column is not None
+        names = _texts(table, self.domain_column)
+        rows = [row for row, name in enumerate(names) if name == self.domain]
+        if not rows:
+            raise ValueError(
+                f"no image of {self.path} is of {self.domain!r}: dataset.domain_column="
+                f"{self.domain_column} has {', '.join(sorted(set(names)))}"
+            )
+        return table.select(rows)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: str, subset: str | None, split: str) -> Dataset:
+    # Takes seconds to import: only a process that reads such sets pays for it.
+    from flwr_datasets import FederatedDataset
+
+    federated = FederatedDataset(dataset=path, subset=subset, partitioners={}, shuffle=False)
+    try:
+        return federated.load_split(split)
+    except (OSError, KeyError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{path} cannot be loaded ({error}): check dataset.path, its name on the hub or an "
+            "absolute path to a folder, dataset.subset, the splits and the connection"
+        ) from error
+
+
+def _texts(table: Dataset, column: str) -> list[str]:
+    """Return a column's values as texts: those of classes by their names."""
+    names = getattr(table.features[column], "names", None)
+    values: list[Any] = table[column][:]
+    return [str(value) if names is None else names[value] for value in values]
+
+
+def _numbered(table: Dataset, column: str) -> torch.Tensor:
+    values: list[Any] = table[column][:]
+    if isinstance(values[0], str):
+        return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
+    return torch.tensor(values, dtype=torch.int64)
