@@ -191,17 +191,17 @@ def build_experiment(configuration: DictConfig) -> Experiment:
     )
 
 
+def _device(runtime: RuntimeSettings) -> torch.device:
+    with named_part("runtime"):
+        return available_device(None if runtime.device == "auto" else runtime.device)
+
+
 def build_data(configuration: DictConfig) -> DomainCollection:
     """Build the data set; one whose `seed` is null gets the run's. Raises as `build_group`."""
     dataset = configuration.get("dataset") or {}
     own = {"seed": int(configuration.seed)} if dataset.get("seed", 0) is None else {}
     data: DomainCollection = build_group("dataset", configuration, **own)
     return data
-
-
-def _device(runtime: RuntimeSettings) -> torch.device:
-    with named_part("runtime"):
-        return available_device(None if runtime.device == "auto" else runtime.device)
 
 
 def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:

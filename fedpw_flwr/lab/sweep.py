@@ -115,14 +115,17 @@ class Sweep:
         """Return the digest of a run's images; None where they cannot be read."""
         # Not at the top: PyTorch takes seconds, and the command has to start before it is needed.
         from fedpw_flwr.lab.data.digest import pictures_digest
-        from fedpw_flwr.lab.experiment import build_group
+        from fedpw_flwr.lab.experiment import build_data
 
         key = resolved_yaml(configuration.dataset)
+        if configuration.dataset.get("seed", 0) is None:
+            # The run's seed takes its place.
+            key += str(configuration.seed)
         if key not in self._digests:
             self._digests[key] = None
             # What is wrong with them is said where the run is to start.
             with suppress(ConfigurationError):
-                self._digests[key] = pictures_digest(build_group("dataset", configuration))
+                self._digests[key] = pictures_digest(build_data(configuration))
         return self._digests[key]
 
     @contextmanager
