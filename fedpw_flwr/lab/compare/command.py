@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ from fedpw_flwr.lab.compare.tables import (
     target_table,
     write_csv_files,
 )
-from fedpw_flwr.lab.compare.tensorboard import check_tensorboard, write_events
+from fedpw_flwr.lab.compare.tensorboard import write_events
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.lab.runs.written import UNKNOWN, percent
 from fedpw_flwr.lab.simulation.terminal import write_any_text
@@ -122,8 +123,11 @@ def compare(
     TensorBoard is missing; RunFolderError if a run's rounds can no longer be read.
     """
     console = console or Console()
-    if tensorboard is not None:
-        check_tensorboard()
+    if tensorboard is not None and find_spec("tensorboard") is None:
+        raise ComparisonError(
+            "writing event files takes TensorBoard, which is not installed: "
+            'pip install "fedpw-flwr[tensorboard]"'
+        )
     runs, left_out = find_runs(paths, only)
     if not runs:
         raise ComparisonError(_nothing(paths, only, left_out))

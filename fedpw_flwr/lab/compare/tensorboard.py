@@ -8,7 +8,6 @@ The "relative" time axis shows the run's own seconds.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -16,18 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fedpw_flwr.lab.compare.figures import CLIENT_WEIGHT, DOMAIN_WEIGHT, history_of
-from fedpw_flwr.lab.compare.runs import ComparisonError, FinishedRun
+from fedpw_flwr.lab.compare.runs import FinishedRun
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.runs.records import RoundRecord
-
-
-def check_tensorboard() -> None:
-    """Raise ComparisonError where TensorBoard is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise ComparisonError(
-            "writing event files takes TensorBoard, which is not installed: "
-            'pip install "fedpw-flwr[tensorboard]"'
-        )
 
 
 def write_events(folder: Path, settings: Sequence[Setting]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,46 +64,30 @@ def synthetic_setting(
                 homes = [names[client * domains // clients] for client in who]
                 trained = ClientFigures(who, homes, (weight / weight.sum()).tolist())
                 found = dict(zip(names, accuracy.clip(0, 1).tolist(), strict=True))
-                record = RoundRecord(number, 1.0, found, dict.fromkeys(names, 1.0))
-                told = {"clients": trained if number else None, "client_accuracy": tested}
-                records.append(replace(record, **told))
+                record = RoundRecord(number, 1.0, found, dict.fromkeys(names, 1.0), clients=trained)
+                records.append(replace(record, client_accuracy=tested))
+            records[0] = replace(records[0], clients=None)
             runs[seed] = made_run(records, configuration, strategy=label, seed=seed)
         made.append(Method(label, label, runs))
     return Setting(f"{domains} domains · {rounds} rounds", "slug", tuple(names), tuple(made))
 
 
-# What is compared, and the plots that it has beside those that everything has.
-SHAPES: dict[str, tuple[Callable[[], Setting], str]] = {
-    "three methods, four domains": (synthetic_setting, "fairness curves domains"),
-    "six methods, one domain, twenty clients": (
-        lambda: synthetic_setting(METHODS[:6], 1, 20, tested_clients=True),
-        "fairness curves curves_test_set",
-    ),
-    "thirteen methods, four domains": (
-        lambda: synthetic_setting(METHODS, rounds=60),
-        "fairness curves domains",
-    ),
-    "thirteen methods, a hundred clients, ten a round": (
-        lambda: synthetic_setting(
-            METHODS, 1, 100, tested_clients=True, participants=10, rounds=100
-        ),
-        "fairness curves curves_test_set",
-    ),
-    "long names of nine domains with client tests": (
-        lambda: synthetic_setting(
-            METHODS, 9, 18, tested_clients=True, name="a hospital with a long name, number"
-        ),
-        "fairness fairness_domains curves curves_domains domains",
-    ),
-    "methods that are alike": (
-        lambda: synthetic_setting(METHODS, alike=True),
-        "fairness curves domains",
-    ),
-    "one seed": (lambda: synthetic_setting(METHODS[:6], seeds=1), "fairness curves domains"),
-    "one method, one domain, one round, one seed": (
-        lambda: synthetic_setting(METHODS[:1], 1, 1, rounds=1, seeds=1),
-        "curves",
-    ),
+LONG = "a hospital with a long name, number"
+TESTED: dict[str, Any] = {"domains": 1, "clients": 20, "tested_clients": True}
+MANY = {**TESTED, "clients": 100, "participants": 10, "rounds": 100}
+NINE = {"domains": 9, "clients": 18, "tested_clients": True, "name": LONG}
+ALL_NINE = "fairness fairness_domains curves curves_domains domains"
+
+# Methods, what they are run on, and the plots beside those that everything has.
+SHAPES: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {
+    "three methods, four domains": (METHODS[:3], {}, "fairness curves domains"),
+    "six methods, one domain": (METHODS[:6], TESTED, "fairness curves curves_test_set"),
+    "thirteen methods, four domains": (METHODS, {"rounds": 60}, "fairness curves domains"),
+    "a hundred clients, ten a round": (METHODS, MANY, "fairness curves curves_test_set"),
+    "long names of nine domains with client tests": (METHODS, NINE, ALL_NINE),
+    "methods that are alike": (METHODS, {"alike": True}, "fairness curves domains"),
+    "one seed": (METHODS[:6], {"seeds": 1}, "fairness curves domains"),
+    "one of each": (METHODS[:1], {"domains": 1, "clients": 1, "rounds": 1, "seeds": 1}, "curves"),
 }
 
 
@@ -117,11 +102,11 @@ def drawn(setting: Setting, target: float | None = None) -> dict[str, Figure]:
     return {name: figure for name, (figure, _) in plots.items()}
 
 
-@pytest.mark.parametrize(("make", "names"), SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(("methods", "of", "names"), SHAPES.values(), ids=SHAPES.keys())
 def test_each_setting_has_the_plots_it_has_figures_for_and_all_can_be_read(
-    make: Callable[[], Setting], names: str
+    methods: Sequence[str], of: dict[str, Any], names: str
 ) -> None:
-    figures = drawn(make())
+    figures = drawn(synthetic_setting(methods, **of))
     always = {"rounds_to_target.png", "weights.png"}
     assert figures.keys() == always | {f"{name}.png" for name in names.split()}
     for name, figure in figures.items():

@@ -20,40 +20,24 @@ def run(
     seed: int = 0,
     domains: tuple[str, ...] = ("a", "b"),
     rounds: int = 2,
-    client_accuracy: list[float] | None = None,
-    name: str = "",
-    finished_at: float = 0.0,
-    data_digest: str | None = None,
-    holdings: Holdings | None = None,
-    **groups: Any,
+    **given: Any,
 ) -> FinishedRun:
-    """A finished run whose configuration is as given."""
+    """A finished run whose configuration, and what else it recorded, is as given."""
+    recorded = {"name", "finished_at", "data_digest", "holdings"} & given.keys()
+    told = {key: given.pop(key) for key in recorded}
     strategy = {"name": "fedavg"} if strategy is None else strategy
     accuracy, loss = dict.fromkeys(domains, 0.5), dict.fromkeys(domains, 1.0)
-    records = [
-        RoundRecord(number, 1.0, accuracy, loss, client_accuracy=client_accuracy)
-        for number in range(rounds + 1)
-    ]
+    records = [RoundRecord(number, 1.0, accuracy, loss) for number in range(rounds + 1)]
     configuration = {
         "dataset": {"_target_": "some.images", "folder": "/data", "domains": list(domains)},
         "partition": {"_target_": "some.ByDomain", "clients_per_domain": 2},
         "model": {"_target_": "some.ResNet10", "width": 16},
         "strategy": strategy,
         "runtime": {"device": "cpu"},
-        "seed": seed,
-        "rounds": rounds,
-        "resume": None,
+        **{"seed": seed, "rounds": rounds, "resume": None},
     }
-    return made_run(
-        records,
-        configuration | groups,
-        strategy=strategy.get("name", "mine"),
-        seed=seed,
-        name=name,
-        finished_at=finished_at,
-        data_digest=data_digest,
-        holdings=holdings,
-    )
+    own = strategy.get("name", "mine")
+    return made_run(records, configuration | given, strategy=own, seed=seed, **told)
 
 
 def held(*clients: tuple[int, int]) -> Holdings:

@@ -51,13 +51,9 @@ def synthetic_run(
         weight = np.ones(len(who)) if fedavg else p * (1 - progress) + q * progress
         accuracy = 0.1 + 0.85 * skill * (1 - math.exp(-4 * progress))
         accuracy = (accuracy + draw.normal(0, 0.01, domains)).clip(0, 1)
-        figures = ClientFigures(
-            id=who.tolist(),
-            domain=[names[home] for home in homes[who]],
-            weight=(weight / weight.sum()).tolist(),
-            p=None if fedavg else (p / p.sum()).tolist(),
-            q=None if fedavg else (q / q.sum()).tolist(),
-        )
+        shares = [(values / values.sum()).tolist() for values in (weight, p, q)]
+        domain = [names[home] for home in homes[who]]
+        figures = ClientFigures(who.tolist(), domain, *shares[: 1 if fedavg else 3])
         found = dict(zip(names, accuracy.tolist(), strict=True))
         record = RoundRecord(number, 1.5, found, dict.fromkeys(names, 1.0), clients=figures)
         records.append(replace(record, loss_term_share=None if fedavg else 0.6 * progress))
@@ -242,20 +238,18 @@ def test_a_profile_without_a_client_s_word_shows_the_server_alone() -> None:
 def test_the_same_thing_has_the_same_colour_on_both_sides() -> None:
     upper, lower = draw_plots(profiled_run(evaluating=True))["profile.png"].axes
 
-    def color_of(axes: Axes, start: str) -> str:
-        (text,) = [text for text in axes.texts if text.get_text().startswith(start)]
-        _, height = text.get_position()
-        swatches = [line for line in axes.lines if line.get_linewidth() == 7.0]
-        (swatch,) = [line for line in swatches if np.asarray(line.get_ydata())[0] == height]
-        return to_hex(swatch.get_color())
+    def colors(axes: Axes) -> dict[str, str]:
+        swatches = [line.get_color() for line in axes.lines if line.get_linewidth() == 7.0]
+        phases = [text.get_text().partition(":")[0] for text in axes.texts]
+        return dict(zip(phases, swatches, strict=True))
 
     for server, client in (
         ("send", "download"),
         ("clients at work", "train"),
-        ("collect", "upload"),
+        ("collect replies", "upload"),
         ("clients evaluate", "evaluate"),
     ):
-        assert color_of(upper, server) == color_of(lower, client)
+        assert colors(upper)[server] == colors(lower)[client]
 
 
 def test_every_cell_says_its_count_and_domains_stand_over_their_clients() -> None:
