@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["available_device"]
-
 
 def available_device(device: str | torch.device | None = None) -> torch.device:
     """Return the device asked for; None takes CUDA when there is one.

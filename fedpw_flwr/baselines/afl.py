@@ -18,8 +18,6 @@ from fedpw_flwr.baselines.averaging import RoundWeights, normalised
 from fedpw_flwr.baselines.screened import LossWeightedStrategy, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
-__all__ = ["AFL", "ClientShares", "project_to_simplex"]
-
 
 @dataclass(frozen=True)
 class ClientShares:

@@ -20,18 +20,6 @@ from fedpw_flwr.algorithm.cohort import Cohort
 from fedpw_flwr.algorithm.reference import Reference
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors, saturated, working_dtype
 
-__all__ = [
-    "KeptEntries",
-    "RoundWeights",
-    "inner_products",
-    "moved_tensors",
-    "normalised",
-    "squared_norms",
-    "trainable_names",
-    "update_of",
-    "weights_by_examples",
-]
-
 _BLOCK = 1 << 16
 """Entries of every client's update that are in memory at once for their inner products."""
 

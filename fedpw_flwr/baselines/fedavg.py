@@ -23,8 +23,6 @@ from fedpw_flwr.baselines.averaging import RoundWeights, normalised, weights_by_
 from fedpw_flwr.baselines.screened import ScreenedStrategy, number_in
 from fedpw_flwr.strategy.options import FedAvgOptions
 
-__all__ = ["EqualFedAvg", "FedAdam", "FedAvg", "FedAvgM", "FedProx"]
-
 
 class FedAvg(ScreenedStrategy):
     """Federated averaging: w ← w − Σ_k (n_k / n) Δ_k, with Δ_k = w − w_k.

@@ -21,8 +21,6 @@ from fedpw_flwr.baselines.screened import ScreenedStrategy, number_in
 from fedpw_flwr.rounds.run_state import tensors_below
 from fedpw_flwr.strategy.options import BaselineOptions
 
-__all__ = ["ClientMemory", "FedHEAL", "average_weight"]
-
 
 @dataclass(frozen=True, eq=False)
 class ClientMemory:

@@ -19,8 +19,6 @@ from fedpw_flwr.baselines.averaging import RoundWeights, inner_products
 from fedpw_flwr.baselines.screened import Rescale, ScreenedStrategy, checked_rescale, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
-__all__ = ["FedMGDAPlus", "min_norm_weights", "optimality_gap"]
-
 logger = logging.getLogger("flwr")
 
 

@@ -17,8 +17,6 @@ from fedpw_flwr.baselines.averaging import RoundWeights, normalised, squared_nor
 from fedpw_flwr.baselines.screened import LossWeightedStrategy, Rescale, checked_rescale, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
-__all__ = ["QFedAvg", "q_weights"]
-
 _LEAST_LOSS = 1e-10
 """Added to every loss, as Flower and the paper's authors do: a loss of 0 has no power below 0."""
 

@@ -27,8 +27,6 @@ from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import ScreenedFedAvg
 from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
-__all__ = ["LossWeightedStrategy", "Rescale", "ScreenedStrategy", "checked_rescale", "number_in"]
-
 logger = logging.getLogger("flwr")
 
 Rescale = Literal["none", "mean"]

@@ -17,8 +17,6 @@ from fedpw_flwr.baselines.averaging import RoundWeights, normalised, weights_by_
 from fedpw_flwr.baselines.screened import LossWeightedStrategy, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
-__all__ = ["TERM", "tilted_weights"]
-
 
 class TERM(LossWeightedStrategy):
     """Tilted empirical risk minimisation over clients.
