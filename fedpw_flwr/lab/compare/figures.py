@@ -42,6 +42,14 @@ def accuracy_of(domain: str) -> Figure:
     return Figure(f"{ACCURACY}{domain}", domain)
 
 
+def auc_of(domain: str) -> Figure:
+    """Return the figure that is the area under the ROC curve on a domain's test set."""
+    return Figure(f"auc.{domain}", domain)
+
+
+POOLED_AUC = Figure("auc.pooled", "pooled", tested=True, printed=True)
+"""That of the test sets of all domains together, of two classes."""
+
 DOMAIN_FIGURES = (
     Figure("domains.mean", "AVG", tested=True, printed=True),
     Figure("domains.std", "STD", "points", higher_is_better=False, tested=True, printed=True),
@@ -83,6 +91,9 @@ def history_of(records: Sequence[RoundRecord]) -> pd.DataFrame:
 def _domains(record: RoundRecord) -> dict[str, float]:
     shares = {accuracy_of(domain).key: value for domain, value in record.accuracy.items()}
     shares |= {f"domains.{name}": value for name, value in vars(record.spread).items()}
+    shares |= {auc_of(domain).key: value for domain, value in (record.auc or {}).items()}
+    if record.pooled_auc is not None:
+        shares[POOLED_AUC.key] = record.pooled_auc
     return {key: 100 * value for key, value in shares.items()}
 
 

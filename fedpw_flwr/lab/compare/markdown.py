@@ -16,7 +16,7 @@ import pandas as pd
 
 from fedpw_flwr.lab.compare.runs import FinishedRun, LeftOutRun
 from fedpw_flwr.lab.compare.settings import Setting, counted, written
-from fedpw_flwr.lab.compare.statistics import NEAR_CHANCE, near_chance
+from fedpw_flwr.lab.compare.statistics import near_chance, near_chance_bound
 from fedpw_flwr.lab.compare.tables import (
     COLUMN_NOTES,
     ComparedSetting,
@@ -150,7 +150,7 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
     near = pd.concat([near_chance(setting, window) for window in each.windows], axis=1).any(axis=1)
     if near.any():
         yield (
-            f"**Near chance**, a mean accuracy of at most {percent(NEAR_CHANCE * setting.chance)}: "
+            f"**Near chance**, a mean accuracy of at most {percent(near_chance_bound(setting))}: "
             f"{_plain(', '.join(near.index[near]))}. Such a model fails everyone alike, so a low "
             "STD is no merit: these methods are marked, and not ranked, in the tables of the "
             "rounds for which that holds."
@@ -159,6 +159,7 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
     test_sets = "every domain's test set" if len(setting.domains) > 1 else "the test set"
     for figures, tests in (
         (setting.domain_figures, test_sets),
+        (setting.auc_figures, f"{test_sets}: area under the ROC curve"),
         (setting.client_figures, "every client's own test data"),
     ):
         for window in each.windows if figures else ():

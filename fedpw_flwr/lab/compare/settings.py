@@ -24,9 +24,11 @@ import pandas as pd
 from fedpw_flwr.lab.compare.figures import (
     CLIENT_FIGURES,
     DOMAIN_FIGURES,
+    POOLED_AUC,
     Basis,
     Figure,
     accuracy_of,
+    auc_of,
 )
 from fedpw_flwr.lab.compare.runs import FinishedRun, LeftOutRun
 
@@ -120,9 +122,15 @@ class Setting:
         return CLIENT_FIGURES if "clients" in self.bases else ()
 
     @property
+    def auc_figures(self) -> tuple[Figure, ...]:
+        """Areas under the ROC curve; none where there are more than two classes."""
+        known = POOLED_AUC.key in self.rounds_of_runs
+        return (*map(auc_of, self.domains), POOLED_AUC) if known else ()
+
+    @property
     def figures(self) -> tuple[Figure, ...]:
         """All figures."""
-        return (*self.domain_figures, *self.client_figures)
+        return (*self.domain_figures, *self.auc_figures, *self.client_figures)
 
     def reference(self, wanted: str | None) -> Method | None:
         """Return the method that the others are compared with; None if it was not run here.

@@ -24,8 +24,9 @@ MEAN_ACCURACY = "domains.mean"
 # With five pairs or fewer, Wilcoxon's smallest possible p-value is above 0.05.
 FEWEST_FOR_WILCOXON = 6
 
-NEAR_CHANCE = 1.5
-"""Times the accuracy of guessing, up to which a model is taken for one that learned nothing."""
+# Times the accuracy of guessing, and points above it: up to the lower of the two, a model is taken
+# for one that learned nothing.
+_NEAR_CHANCE, _NEAR_CHANCE_POINTS = 1.5, 5.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,12 @@ def near_chance(setting: Setting, window: Window) -> pd.Series:
     Such a model fails everyone alike: a low standard deviation is no fairness then.
     """
     mean, _ = over_seeds(window.of(setting))
-    return mean[MEAN_ACCURACY] <= NEAR_CHANCE * setting.chance
+    return mean[MEAN_ACCURACY] <= near_chance_bound(setting)
+
+
+def near_chance_bound(setting: Setting) -> float:
+    """Return the highest mean accuracy in percent that is called near chance."""
+    return min(_NEAR_CHANCE * setting.chance, setting.chance + _NEAR_CHANCE_POINTS)
 
 
 def default_target(setting: Setting, reference: Method | None, window: Window) -> tuple[float, str]:

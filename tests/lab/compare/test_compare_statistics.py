@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from support.made_runs import made_run
@@ -125,6 +126,12 @@ def test_a_method_near_chance_is_marked_and_is_the_best_in_nothing() -> None:
     both = setting(lost, learned)
     assert both.chance == pytest.approx(10)
     assert near_chance(both, LAST).to_dict() == {"lost": True, "learned": False}
+    # A model that answers the same for every image is as bad for everyone: its STD is the lowest.
+    (mean,) = both.domain_figures
+    low_is_good = replace(mean, higher_is_better=False)
+    table = figures_table(both, (mean, low_is_good), LAST)
+    assert [row[0] for row in table.rows] == ["lost (near chance)", "learned"]
+    assert table.best == {(1, 2), (1, 3)}
     assert differences_table(both, learned, LAST).rows[0][0] == "lost (near chance)"
     assert target_table(both, 11.0).best == {(1, 2)}
 
