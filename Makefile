@@ -11,6 +11,8 @@ WORKERS ?= 2
 INSTALLED := .venv/installed
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
+# Compiled once, not again by every process of a test.
+export PYTHONDONTWRITEBYTECODE =
 
 help:
 	@echo "make run        train the default experiment (OVERRIDES='rounds=5 seed=1' changes it)"

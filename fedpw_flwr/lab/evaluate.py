@@ -69,11 +69,12 @@ class RunEvaluation:
             "round": self.round,
             "accuracy": {name: result.accuracy for name, result in results},
             "loss": {name: result.loss for name, result in results},
+            "auc": {name: result.auc for name, result in results if result.auc is not None},
             "num_examples": {name: result.num_examples for name, result in results},
             **self.spread.to_json(),
             "recorded_accuracy": self.recorded,
         }
-        return {name: strict(value) for name, value in form.items()}
+        return {name: strict(value) for name, value in form.items() if name != "auc" or value}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,6 @@ import configparser
 import ipaddress
 import json
 import os
-import random
 import re
 import shlex
 import signal
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -31,7 +30,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from cryptography import x509
 from safetensors.torch import load_file
-from support.commands import COMMANDS, QUIET, marked, typed
+from support.commands import COMMANDS, QUIET, free_ports, marked, typed
 
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.lab.config.configuration import config_folder
@@ -238,17 +237,6 @@ class Federation:
             f"== {path.name}\n{path.read_text()[-2000:]}" for path in self.folder.glob("*.log")
         )
         pytest.fail(f"{what}: not in {seconds:.0f} s\n{logs}")
-
-
-def free_ports(count: int) -> int:
-    """Find the first of so many free ports in a row."""
-    generator = random.Random()
-    while True:
-        first = generator.randrange(20000, 32000)
-        with ExitStack() as stack, suppress(OSError):
-            for port in range(first, first + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
 
 
 @pytest.fixture(scope="module")

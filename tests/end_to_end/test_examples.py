@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import COMMANDS, QUIET, marked
+from support.commands import COMMANDS, QUIET, free_ports, marked
+from support.hospitals import write_hospitals
 
 from fedpw_flwr.lab.config.configuration import config_folder
 from fedpw_flwr.lab.runs.run_folder import RunFolder
@@ -88,14 +88,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     """Copy the examples and give a Flower home and port of their own; end the SuperLink after."""
     folder = tmp_path_factory.mktemp("checkout")
     copytree(EXAMPLES, folder / "examples", ignore=ignore_patterns("__pycache__", "pictures"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if name[:5] != "FLWR_"} | {
         **QUIET,
         "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(tmp_path_factory.mktemp("home")),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_ports(1)),
         "RAY_ADDRESS": "local",
     }
     with marked() as mark:
@@ -180,3 +177,23 @@ def test_own_model_and_data_need_only_configuration(workplace: Workplace) -> Non
     assert "classifier.weight" in load_file(folder.path / "model.safetensors")
     assert {path.name for path in folder.path.iterdir()} >= {"accuracy.png", "metrics.jsonl"}
     assert f"{100 * summary.final.worst:.1f}" in log
+
+
+def test_hospitals_run_as_flowers_fedavg_and_two_lines_later_as_fedpw(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    write_hospitals(tmp_path)
+    variables = {
+        "HEART": str(tmp_path),
+        "PORT": str(free_ports(5)),
+        "FLWR_HOME": str(workplace.folder / "outputs" / "hospitals" / "flwr"),
+    }
+    place = Workplace(workplace.folder, {**workplace.environment, **variables})
+    plain_log, fedpw_log, _ = place.follow("hospitals")
+    for name, log in (("fedavg", plain_log), ("fedpw", fedpw_log)):
+        metrics = place.metrics(f"hospitals/{name}")
+        assert len(metrics["train"]) == len(metrics["evaluate"]) == 4
+        assert all(record["fairness-clients"] == 4 for record in metrics["evaluate"])
+        assert late(metrics["evaluate"], "mean") > 0.7
+        assert f"worst {late(metrics['evaluate'], 'worst'):6.1%}" in log
+        assert ("fedpw-weight" in metrics["train"][0]) is (name == "fedpw")

@@ -97,15 +97,16 @@ def local_training(run: FinishedRun) -> str:
     return " ".join(sentences)
 
 
-def held_images(runs: Sequence[FinishedRun]) -> str:
-    """Return how many images clients hold, in words; empty where no run recorded it."""
+def held_examples(runs: Sequence[FinishedRun]) -> str:
+    """Return how many examples clients hold, in words; empty where no run recorded it."""
     clients = [client for run in runs if run.holdings for client in run.holdings.clients]
     if not clients:
         return ""
     trains = _between([sum(client.train) for client in clients])
     tests = [sum(client.test) for client in clients]
     keeps = f", and keeps {_between(tests)} for testing" if any(tests) else ""
-    return f"Each client trains on {trains} images{keeps}."
+    word = "images" if "image_size" in runs[0].group("dataset") else "examples"
+    return f"Each client trains on {trains} {word}{keeps}."
 
 
 def _between(numbers: Sequence[int]) -> str:
@@ -143,7 +144,7 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
     setting = each.setting
     yield f"## {_plain(setting.label)}"
     # What the label leaves out.
-    if said := _plain(f"{local_training(setting.runs[0])} {held_images(setting.runs)}"):
+    if said := _plain(f"{local_training(setting.runs[0])} {held_examples(setting.runs)}"):
         yield said
     if setting.classes:
         yield f"Chance: {percent(setting.chance)} ({setting.classes} classes)."

@@ -147,9 +147,9 @@ def group_runs(runs: Sequence[FinishedRun]) -> tuple[list[Setting], list[LeftOut
     """Put runs together into settings, by label, and name those that were run again later."""
     groups: list[list[FinishedRun]] = []
     for alike in _parted(runs, _alike):
-        # Runs that did not record their images may stand on the only ones.
-        by_data = _parted(alike, lambda run: run.summary.data_digest)
-        recorded = [same for same in by_data if same[0].summary.data_digest is not None]
+        # Runs that did not record their data may stand on the only ones.
+        by_data = _parted(alike, _digest)
+        recorded = [same for same in by_data if _digest(same[0]) is not None]
         groups += by_data if len(recorded) > 1 else [alike]
     labelled: list[tuple[str, list[FinishedRun]]] = []
     for same_name in _parted(groups, lambda group: _label(group[0])):
@@ -298,8 +298,14 @@ def _differences(contents: Sequence[Mapping[str, str]]) -> list[list[str]]:
     return [[f"{key}={content.get(key, 'absent')}" for key in differing] for content in contents]
 
 
+def _digest(run: FinishedRun) -> str | None:
+    """Return which data a run stands on; None where that is not known, or another for each seed."""
+    each_seed = run.group("dataset").get("seed", 0) is None
+    return None if each_seed else run.summary.data_digest
+
+
 def _data(runs: Sequence[FinishedRun]) -> str:
-    digests = (run.summary.data_digest for run in runs)
+    digests = map(_digest, runs)
     return next((digest[:8] for digest in digests if digest is not None), "not recorded")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.made_runs import made_run
 
-from fedpw_flwr.lab.compare.markdown import held_images, local_training
+from fedpw_flwr.lab.compare.markdown import held_examples, local_training
 from fedpw_flwr.lab.compare.runs import FinishedRun
 from fedpw_flwr.lab.compare.settings import Setting, group_runs
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
@@ -190,13 +190,15 @@ def test_local_training_is_told_in_words_and_what_has_none_by_key() -> None:
     assert local_training(run()) == ""
 
 
-def test_the_images_that_clients_hold_are_told_over_all_runs() -> None:
+def test_the_examples_that_clients_hold_are_told_over_all_runs() -> None:
     first, second = run(holdings=held((10, 2), (30, 5))), run(holdings=held((8, 2), (30, 3)))
-    assert held_images([first, second, run()]) == (
-        "Each client trains on 8 to 30 images, and keeps 2 to 5 for testing."
+    assert held_examples([first, second, run()]) == (
+        "Each client trains on 8 to 30 examples, and keeps 2 to 5 for testing."
     )
-    assert held_images([run(holdings=held((7, 0)))]) == "Each client trains on 7 images."
-    assert held_images([run()]) == ""
+    assert held_examples([run(holdings=held((7, 0)))]) == "Each client trains on 7 examples."
+    pixels = {"image_size": 16}
+    assert "on 7 images" in held_examples([run(dataset=pixels, holdings=held((7, 0)))])
+    assert held_examples([run()]) == ""
 
 
 def test_the_number_of_classes_is_the_configuration_s_or_the_partition_s() -> None:
