@@ -21,16 +21,8 @@ import numpy as np
 import torch
 
 from fedpw_flwr.algorithm.memory import SignalState, update_signal
-from fedpw_flwr.lab.plots.panels import (
-    FAINT,
-    INK,
-    PALETTE,
-    FloatArray,
-    Line,
-    label_ends,
-    new_page,
-    set_round_axis,
-)
+from fedpw_flwr.lab.plots.looks import FAINT, INK, PALETTE, FloatArray, Line
+from fedpw_flwr.lab.plots.panels import label_ends, new_page, set_round_axis
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BETA = 0.3

@@ -144,7 +144,7 @@ def compare(
 
     # Matplotlib and SciPy take a second to import, which a mistyped path should not cost.
     from fedpw_flwr.lab.compare.plots.draw import write_plots
-    from fedpw_flwr.lab.plots.panels import method_looks
+    from fedpw_flwr.lab.plots.looks import method_looks
 
     # Decide what to show of each setting, and draw its plots.
     output = (output or _common_parent(paths) / FOLDER).resolve()

@@ -15,11 +15,12 @@ from matplotlib.patches import Rectangle
 from support.made_runs import made_run
 from support.shown_texts import assert_legible
 
+from fedpw_flwr.lab.compare.plots.curves import bands_over_seeds
 from fedpw_flwr.lab.compare.plots.draw import draw_setting
-from fedpw_flwr.lab.compare.plots.over_rounds import bands_over_seeds, weights_over_seeds
+from fedpw_flwr.lab.compare.plots.weights import weights_over_seeds
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import Window, default_target, over_seeds
-from fedpw_flwr.lab.plots.panels import PALETTE, Look, method_looks
+from fedpw_flwr.lab.plots.looks import PALETTE, Look, method_looks
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
 
 WINDOW = Window(5)

@@ -19,8 +19,9 @@ from matplotlib.image import imread
 from support.shown_texts import assert_legible, shown_texts
 
 from fedpw_flwr.lab.plots.labels import spread_out
-from fedpw_flwr.lab.plots.panels import PALETTE
-from fedpw_flwr.lab.plots.run_plots import draw_plots, partition_figure, write_plots
+from fedpw_flwr.lab.plots.looks import PALETTE
+from fedpw_flwr.lab.plots.partition_plot import partition_figure
+from fedpw_flwr.lab.plots.run_plots import draw_plots, write_plots
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, MessageTimes, RoundProfile

@@ -8,15 +8,17 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from fedpw_flwr.lab.compare.plots.curves import curves_figure
+from fedpw_flwr.lab.compare.plots.fairness import fairness_figure
 from fedpw_flwr.lab.compare.plots.finals import (
     domains_figure,
-    fairness_figure,
     rounds_to_target_figure,
 )
-from fedpw_flwr.lab.compare.plots.over_rounds import curves_figure, weights_figure
+from fedpw_flwr.lab.compare.plots.weights import weights_figure
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import Window
-from fedpw_flwr.lab.plots.panels import STYLE, Look
+from fedpw_flwr.lab.plots.looks import Look
+from fedpw_flwr.lab.plots.panels import STYLE
 from fedpw_flwr.lab.runs.run_folder import atomic_file
 from fedpw_flwr.lab.runs.written import percent
 

@@ -1,52 +1,36 @@
-"""Plots over the rounds: ``curves.png`` and ``weights.png``.
+"""Plots ``curves*.png``: how fast each method learns, and whether the worst served keep up.
 
-The first shows how fast each method learns, and whether the worst served keep up: lines are means
-over seeds, bands reach from the lowest to the highest. The second shows whom a method listens to:
-shares of a round's weights, so that methods whose weights also say how far the server steps
-(FedMGDA+, q-FedAvg) are as legible as the others.
+Lines are means over seeds, bands reach from the lowest to the highest.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from fedpw_flwr.lab.compare.figures import CLIENT_WEIGHT, DOMAIN_WEIGHT, Basis
+from fedpw_flwr.lab.compare.figures import Basis
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.plots.labels import LABEL_SIZE, fitted, panel_height, widest
+from fedpw_flwr.lab.plots.looks import LineStyle, Look
 from fedpw_flwr.lab.plots.panels import (
     BESIDE_LABELS,
-    INK,
-    PALETTE,
-    LineStyle,
-    Look,
-    draw_line,
     draw_lines,
-    give_looks,
     new_page,
     set_round_axis,
 )
 from fedpw_flwr.lab.runs.written import number
 
 MOST_IN_ONE_PANEL = 6
-# Of one method's panel, in inches.
-WIDTH, CURVES_HEIGHT, WEIGHTS_HEIGHT = 2.35, 1.5, 1.4
-CURVES_A_ROW, WEIGHTS_A_ROW = 4, 3
-KEY_PITCH = 0.19  # inches from one entry of the key to the next
 
+# Of one method's panel, in inches.
+WIDTH, HEIGHT = 2.35, 1.5
+PANELS_A_ROW = 4
 STYLES: tuple[LineStyle, ...] = ("-", (0, (3, 1.2)))
 BLUE, GREY = "#0072B2", "#8C8C8C"
-TIMES = "\N{MULTIPLICATION SIGN}"
-CLIENT_COLORS = ("#D55E00", INK, "#0072B2")  # of the largest, the median and the smallest share
-
 SHOWN: dict[Basis, dict[str, str]] = {
     "domains": {"Mean over domains": "domains.mean", "Worst domain": "domains.worst"},
     "clients": {
@@ -54,7 +38,6 @@ SHOWN: dict[Basis, dict[str, str]] = {
         "Worst 10 % of the clients": "clients.worst_10",
     },
 }
-
 Bands = Mapping[str, Mapping[str, pd.DataFrame]]
 """By figure and method, as from `bands_over_seeds`."""
 
@@ -121,11 +104,11 @@ def _by_method(setting: Setting, looks: Mapping[str, Look], bands: Bands, drawn:
     reference = "" if default is None else default.label
     named = zip(("Solid", "dashed"), bands, strict=False)
     lines = "; ".join(f"{style}: {title[0].lower()}{title[1:]}" for style, title in named)
-    columns = min(CURVES_A_ROW, len(labels))
+    columns = min(PANELS_A_ROW, len(labels))
     figure, panels = new_page(
         "Accuracy over rounds",
         f"{setting.label}\n{lines}. {drawn} Grey: {reference}. In titles: after the last round.",
-        [CURVES_HEIGHT] * math.ceil(len(labels) / columns),
+        [HEIGHT] * math.ceil(len(labels) / columns),
         width=0.8 + columns * (WIDTH + 0.25),
         columns=columns,
         panels=len(labels),
@@ -159,65 +142,3 @@ def _stay_in_percent(axes: Axes) -> None:
     """Keep the vertical limits that matplotlib chose within 0 to 100 %."""
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, 0.0), min(max(high, low + 1.0), 101.0))
-
-
-def weights_figure(setting: Setting) -> Figure | None:
-    """Draw a small panel for each method that recorded weights; None if none did.
-
-    With one domain, whose mean share is 1 by definition, its clients' extremes are drawn.
-    """
-    drawn = weights_over_seeds(setting)
-    if not drawn:
-        return None
-    of_clients = len(setting.domains) == 1
-    names = (name for weights in drawn.values() for name in weights)
-    looks = give_looks(names, CLIENT_COLORS if of_clients else PALETTE)
-    missing = [method.label for method in setting.methods if method.label not in drawn]
-    shares = "Shares of single clients" if of_clients else "Mean share of a domain's clients"
-    columns = min(WEIGHTS_A_ROW, len(drawn))
-    rows = math.ceil(len(drawn) / columns)
-    figure, panels = new_page(
-        "Aggregation weights over rounds",
-        f"{setting.label}\n{shares} in each round's weights, mean over seeds. 1 {TIMES} is the "
-        "equal share 1/N."
-        + (f"\nNo weights recorded by: {', '.join(missing)}." if missing else ""),
-        [max(WEIGHTS_HEIGHT, KEY_PITCH * len(looks) if rows == 1 else 0.0)] * rows,
-        width=1.3 + columns * (WIDTH + 0.25) + widest(look.label for look in looks.values()),
-        columns=columns,
-        panels=len(drawn),
-        labels=("round", f"weight ({TIMES} 1/N)"),
-    )
-    for axes, (label, weights) in zip(panels, drawn.items(), strict=True):
-        axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2)
-        rounds = weights.index.to_numpy(dtype=np.float64)
-        for name, values in weights.items():
-            # Where few clients take part in a round, most domains have only points of their own.
-            line = looks[name].line(values.to_numpy(), 1.6)
-            draw_line(axes, rounds, line.values, clip_on=False, markersize=5, **line.look)
-        set_round_axis(axes, rounds, nbins=4)
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-        axes.set_title(fitted(label, WIDTH), fontsize=LABEL_SIZE)
-    lowest = min(weights.min(axis=None) for weights in drawn.values())
-    axes.set_ylim(bottom=max(min(0.0, lowest), axes.get_ylim()[0]))
-    lines = [look.line(np.empty(0), 2.2) for look in looks.values()]
-    handles = [Line2D([], [], label=line.label, **line.look) for line in lines]
-    bare = {"frameon": False, "borderaxespad": 0.0}
-    beside = (1.03, 1.0)
-    panels[columns - 1].legend(handles=handles, loc="upper left", bbox_to_anchor=beside, **bare)
-    return figure
-
-
-def weights_over_seeds(setting: Setting) -> dict[str, pd.DataFrame]:
-    """Average shares of the weights over seeds, by method: a row a round, a column a domain.
-
-    They are in units of the equal share 1/N, over those seeds in which some of the domain's clients
-    took part, NaN where there is none. Rounds without any weight, such as the initial model, are
-    left out, and so are methods without. Of one domain, the columns are its clients' extremes.
-    """
-    one = len(setting.domains) == 1
-    prefix, suffix = (CLIENT_WEIGHT, " client") if one else (DOMAIN_WEIGHT, "")
-    shares = setting.rounds_of_runs.filter(regex=f"^{re.escape(prefix)}")
-    shares = shares.rename(columns=lambda key: key.removeprefix(prefix) + suffix)
-    means = shares.groupby(["method", "round"], sort=False).mean().dropna(how="all")
-    by_method = means.groupby("method", sort=False)
-    return {str(label): own.droplevel("method") for label, own in by_method}
