@@ -103,6 +103,16 @@ class Setting:
         return any(len(method.runs) > 1 for method in self.methods)
 
     @property
+    def overlap(self) -> float:
+        """Test examples for each training example where every seed divides the same data anew.
+
+        0 where test data are the same for all seeds.
+        """
+        dataset = self.runs[0].group("dataset")
+        share = float(dataset.get("test_share") or 0.0)
+        return share / (1 - share) if dataset.get("seed", 0) is None else 0.0
+
+    @property
     def bases(self) -> tuple[Basis, ...]:
         """Whom accuracies can be compared between: clients first, then several domains."""
         tested, several = "clients.mean" in self.rounds_of_runs, len(self.domains) > 1

@@ -84,6 +84,11 @@ def paired_differences(
     ``difference``: the mean of own minus other, with ``difference.sd`` (ddof = 1); ``p_t``: of the
     two-sided paired t-test, from two seeds on; ``p_wilcoxon``: of Wilcoxon's signed-rank test, from
     six seeds on. NaN where there is none; no p where all differences are equal.
+
+    Divisions of the same data overlap, and their differences vary less than those of new data
+    would: where each seed is one, ``p_t`` is of the corrected resampled t-test (Nadeau and Bengio,
+    "Inference for the Generalization Error", Machine Learning 52, 2003), whose variance of the mean
+    is (1/n + n_test/n_train) times that of the differences, and there is no ``p_wilcoxon``.
     """
     runs_in = {window.key: window.of(setting) for window in windows}
     rows = [
@@ -94,7 +99,7 @@ def paired_differences(
             "window": window,
             "figure": figure.key,
             "unit": figure.unit,
-            **_paired(*(runs[figure.key].loc[by.label] for by in (method, reference))),
+            **_paired(runs[figure.key], method.label, reference.label, setting.overlap),
         }
         for method in setting.methods
         if method is not reference
@@ -105,22 +110,25 @@ def paired_differences(
     return pd.DataFrame(rows)
 
 
-def _paired(own: pd.Series, other: pd.Series) -> dict[str, float]:
+def _paired(runs: pd.Series, own: str, other: str, overlap: float) -> dict[str, float]:
     # Not at the top: a mistyped path should be reported at once.
     from scipy import stats
 
-    pairs = pd.concat([own, other], axis=1, join="inner", keys=["own", "other"]).dropna()
+    both = [runs.loc[own], runs.loc[other]]
+    pairs = pd.concat(both, axis=1, join="inner", keys=["own", "other"]).dropna()
     differences = pairs["own"] - pairs["other"]
     count = len(pairs)
     # Without variance a t-value is 0/0 or infinite: rounding, not evidence, would decide.
     vary = count > 0 and np.ptp(differences) > 1e-12 * max(np.abs(pairs.to_numpy()).max(), 1.0)
-    found = {"seeds": count, "difference": differences.mean(), "difference.sd": differences.std()}
-    for name, test, fewest in (
-        ("p_t", stats.ttest_rel, 2),
-        ("p_wilcoxon", stats.wilcoxon, FEWEST_FOR_WILCOXON),
-    ):
-        enough = vary and count >= fewest
-        found[name] = test(pairs["own"], pairs["other"]).pvalue if enough else math.nan
+    found = {
+        **{"seeds": count, "difference": differences.mean(), "difference.sd": differences.std()},
+        **{"p_t": math.nan, "p_wilcoxon": math.nan},
+    }
+    if vary and count >= 2:
+        error = found["difference.sd"] * math.sqrt(1 / count + overlap)
+        found["p_t"] = 2 * stats.t.sf(abs(found["difference"]) / error, count - 1)
+    if vary and count >= FEWEST_FOR_WILCOXON and not overlap:
+        found["p_wilcoxon"] = stats.wilcoxon(pairs["own"], pairs["other"]).pvalue
     return found
 
 

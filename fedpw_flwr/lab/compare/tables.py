@@ -113,7 +113,7 @@ def differences_table(setting: Setting, reference: Method, window: Window) -> Ta
             (name, str(seeds[label]), *by_method.get_group(label)["cell"])
             for label, name in _names(setting, window).drop(reference.label).items()
         ),
-        notes=_test_notes(seeds, found["p_t"].dropna().tolist()),
+        notes=_test_notes(seeds, found["p_t"].dropna().tolist(), setting.overlap),
     )
 
 
@@ -238,17 +238,19 @@ def _difference(found: pd.Series) -> str:
     return f"{text} ({', '.join(tests)})" if tests else text
 
 
-def _test_notes(seeds: pd.Series, p_values: Sequence[float]) -> tuple[str, ...]:
+def _test_notes(seeds: pd.Series, p_values: Sequence[float], overlap: float) -> tuple[str, ...]:
     if not p_values:
         return ("No p-values: they take two common seeds or more, and differences that vary.",)
     common = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
     below, left = (sum(p < _LEVEL for p in found) for found in (p_values, holm_corrected(p_values)))
+    resampled = ", corrected for divisions that overlap (Nadeau and Bengio 2003)"
     paired = (
-        f"p: two-sided paired t-test over {common} common seeds, not corrected for the number of "
+        f"p: two-sided paired t-test over {common} common seeds"
+        f"{resampled if overlap else ''}, not corrected for the number of "
         f"comparisons. Of {len(p_values)} in this table {below or 'none'} "
         f"{'is' if below <= 1 else 'are'} below {_LEVEL}, and {left or 'none'} after Holm's "
         "correction."
     )
-    if seeds.max() < FEWEST_FOR_WILCOXON:
+    if overlap or seeds.max() < FEWEST_FOR_WILCOXON:
         return (paired,)
     return paired, f"W: Wilcoxon's signed-rank test, from {FEWEST_FOR_WILCOXON} seeds on."

@@ -24,15 +24,20 @@ from fedpw_flwr.lab.compare.statistics import (
 from fedpw_flwr.lab.compare.tables import differences_table, figures_table, target_table
 from fedpw_flwr.lab.runs.records import RoundRecord
 
+DIVIDED = {"seed": None, "test_share": 1 / 3}
 LAST = LAST_ROUND
 MEAN = "domains.mean"
 
 
 def method(
-    label: str, percents: Mapping[int, Sequence[float]], classes: int | None = None
+    label: str,
+    percents: Mapping[int, Sequence[float]],
+    classes: int | None = None,
+    **dataset: float | None,
 ) -> Method:
     """A method whose runs had these accuracies (%) on one test set in rounds 0, 1, 2, ..."""
-    configuration = {} if classes is None else {"dataset": {"num_classes": classes}}
+    known = {} if classes is None else {"num_classes": classes}
+    configuration = {"dataset": {**known, **dataset}}
     runs = {}
     for seed, accuracies in percents.items():
         records = [
@@ -160,6 +165,18 @@ def test_the_paired_t_test_agrees_with_a_hand_computation() -> None:
     assert found["seeds"] == 3
     assert (found["difference"], found["difference.sd"]) == pytest.approx((2, 1))
     assert found["p_t"] == pytest.approx(1 - t / math.sqrt(2 + t**2))
+
+
+def test_divisions_that_overlap_are_compared_by_the_corrected_resampled_t_test() -> None:
+    own, other = (
+        method(label, {seed: [each] for seed, each in enumerate(accuracies)}, **DIVIDED)
+        for label, accuracies in (("fedpw", [71, 82, 93]), ("fedavg", [70, 80, 90]))
+    )
+    # Differences 1, 2, 3, and as many test examples as half of the training examples.
+    t = 2 / math.sqrt(1 / 3 + 1 / 2)
+    found = difference(own, other)
+    assert found["p_t"] == pytest.approx(1 - t / math.sqrt(2 + t**2))
+    assert "Nadeau and Bengio" in differences_table(setting(own, other), other, LAST).notes[0]
 
 
 @pytest.mark.parametrize(
