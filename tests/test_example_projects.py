@@ -39,8 +39,9 @@ PACKAGES = {
     "legacy-numpyclient": "legacy_numpyclient",
     "compose": "compose",
     "deployment": "deployment",
+    "hospitals": "hospitals",
 }
-DIFFS = {"quickstart-pytorch": [], "legacy-numpyclient": ["--reverse"]}
+DIFFS = {"quickstart-pytorch": [], "hospitals": [], "legacy-numpyclient": ["--reverse"]}
 """What `git apply` needs to apply an example's diff to the example as it is."""
 
 

@@ -47,9 +47,15 @@ for hospital in cleveland hungarian switzerland va; do
     start "$hospital" flower-supernode --insecure --superlink "127.0.0.1:$port" \
         --port "$((port + number))" --node-config "file='$data/processed.$hospital.data'"
 done
+online() {
+    flwr supernode list hospitals --format json 2>/dev/null | grep -c '"status": "online"' || true
+}
 for _ in {1..60}; do
-    (($(flwr supernode list hospitals --format json 2>/dev/null |
-        grep -c '"status": "online"') < 4)) || break
+    (($(online) < 4)) || break
     sleep 1
 done
+if (($(online) < 4)); then
+    echo "federation.sh: not all SuperNodes came: see $folder/*.log; is port $port free?" >&2
+    exit 1
+fi
 echo "Running. Logs and process ids: $folder/*.log, $folder/*.pid"

@@ -147,7 +147,7 @@ def evaluate_run(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedpw-evaluate",
-        description="Test the model that a run saved on the test images of every domain.",
+        description="Test the model that a run saved on the test data of every domain.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of the run")
     parser.add_argument(
@@ -186,7 +186,7 @@ def _table(run: Path, evaluation: RunEvaluation) -> Table:
     table = Table(title=f"{escape(run.name or str(run))}: {evaluation.model_file}{when}")
     recorded = evaluation.recorded
     table.add_column("domain")
-    for head in ("images", "loss", "accuracy, %", *(["recorded, %"] if recorded else [])):
+    for head in ("examples", "loss", "accuracy, %", *(["recorded, %"] if recorded else [])):
         table.add_column(head, justify="right")
 
     def add_row(label: str, images: str, loss: str, now: float, then: float) -> None:

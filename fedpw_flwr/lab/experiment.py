@@ -72,22 +72,29 @@ class Experiment:
     def check(self) -> None:
         """Build what only the server needs, and let the model classify an example.
 
-        ConfigurationError if model or strategy cannot be built, or do not fit the data.
+        ConfigurationError if model or strategy cannot be built, or the model does not fit the data.
         """
-        model, data = self.new_model().eval(), self.data
-        with named_part("model"), torch.inference_mode():
-            scale = Normalisation(data.mean, data.std, torch.device("cpu"))
-            try:
-                logits = model(scale(data.domains[0].test.features[:1]))
-            except RuntimeError as error:
-                raise ValueError(
-                    f"it does not take examples of shape {data.shape}, as the data set has: {error}"
-                ) from error
-            if logits.shape != (1, data.num_classes):
-                raise ValueError(
-                    f"one example gives {tuple(logits.shape)}, not (1, {data.num_classes}) logits"
-                )
+        model = self.new_model().eval()
+        # What only runs on a GPU is not tried where it would take memory of one.
+        if self.device.type == "cpu":
+            with named_part("model"), RANDOM_STATE, torch.random.fork_rng():
+                self._check_fits(model)
         self.new_strategy(lambda contents, key: MetricRecord())
+
+    def _check_fits(self, model: nn.Module) -> None:
+        data = self.data
+        scale = Normalisation(data.mean, data.std, self.device)
+        try:
+            with torch.inference_mode():
+                found = tuple(model(scale(data.domains[0].test.features[:1]).contiguous()).shape)
+        except Exception as error:
+            remedy = "" if data.are_images else "; for rows of a table choose mlp or logistic"
+            raise ValueError(
+                f"it does not take examples of shape {data.shape}, as the data set has{remedy}: "
+                f"{error}"
+            ) from error
+        if found != (1, data.num_classes):
+            raise ValueError(f"one example gives {found}, not (1, {data.num_classes}) logits")
 
     def new_model(self) -> nn.Module:
         """Build the model with the run's initial weights, the same in every process."""

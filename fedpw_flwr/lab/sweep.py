@@ -122,10 +122,12 @@ class Sweep:
             # The run's seed takes its place.
             key += str(configuration.seed)
         if key not in self._digests:
-            self._digests[key] = None
+            digest = None
             # What is wrong with them is said where the run is to start.
             with suppress(ConfigurationError):
-                self._digests[key] = pictures_digest(build_data(configuration))
+                digest = pictures_digest(build_data(configuration))
+            # Only now: another thread would take what is not known yet for unreadable data.
+            self._digests[key] = digest
         return self._digests[key]
 
     @contextmanager

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 
 import pandas as pd
 
+from fedpw_flwr.lab.compare.figures import MEAN_AUC
 from fedpw_flwr.lab.compare.runs import FinishedRun, LeftOutRun
 from fedpw_flwr.lab.compare.settings import Setting, counted, written
 from fedpw_flwr.lab.compare.statistics import near_chance, near_chance_bound
@@ -150,8 +151,10 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
         yield f"Chance: {percent(setting.chance)} ({setting.classes} classes)."
     near = pd.concat([near_chance(setting, window) for window in each.windows], axis=1).any(axis=1)
     if near.any():
+        figure, bound = near_chance_bound(setting)
+        what = "mean AUC" if figure == MEAN_AUC else "mean accuracy"
         yield (
-            f"**Near chance**, a mean accuracy of at most {percent(near_chance_bound(setting))}: "
+            f"**Near chance**, a {what} of at most {percent(bound)}: "
             f"{_plain(', '.join(near.index[near]))}. Such a model fails everyone alike, so a low "
             "STD is no merit: these methods are marked, and not ranked, in the tables of the "
             "rounds for which that holds."
@@ -199,7 +202,7 @@ def _circumstances(setting: Setting) -> Iterator[str]:
         differ = any(len(found) > 1 for found in versions.values())
         listed = ", ".join(f"{name} {' and '.join(sorted(own))}" for name, own in versions.items())
         yield f"{'**Runs of different versions**' if differ else 'Versions'}: {listed}."
-    # Images.
+    # Data.
     unknown = sum(run.summary.data_digest is None for run in setting.runs)
     if 0 < unknown < len(setting.runs):
         yield (

@@ -24,6 +24,7 @@ import pandas as pd
 from fedpw_flwr.lab.compare.figures import (
     CLIENT_FIGURES,
     DOMAIN_FIGURES,
+    MEAN_AUC,
     POOLED_AUC,
     Basis,
     Figure,
@@ -110,7 +111,7 @@ class Setting:
         """
         dataset = self.runs[0].group("dataset")
         share = float(dataset.get("test_share") or 0.0)
-        return share / (1 - share) if dataset.get("seed", 0) is None else 0.0
+        return share / (1 - share) if _seeds_divide(self.runs[0]) else 0.0
 
     @property
     def bases(self) -> tuple[Basis, ...]:
@@ -135,7 +136,7 @@ class Setting:
     def auc_figures(self) -> tuple[Figure, ...]:
         """Areas under the ROC curve; none where there are more than two classes."""
         known = POOLED_AUC.key in self.rounds_of_runs
-        return (*map(auc_of, self.domains), POOLED_AUC) if known else ()
+        return (*map(auc_of, self.domains), MEAN_AUC, POOLED_AUC) if known else ()
 
     @property
     def figures(self) -> tuple[Figure, ...]:
@@ -158,8 +159,11 @@ def group_runs(runs: Sequence[FinishedRun]) -> tuple[list[Setting], list[LeftOut
     groups: list[list[FinishedRun]] = []
     for alike in _parted(runs, _alike):
         # Runs that did not record their data may stand on the only ones.
-        by_data = _parted(alike, _digest)
-        recorded = [same for same in by_data if _digest(same[0]) is not None]
+        by_data = _parted(alike, lambda run: run.summary.data_digest)
+        recorded = [same for same in by_data if same[0].summary.data_digest is not None]
+        if _seeds_divide(alike[0]) and len({run.summary.seed for run in alike}) == len(recorded):
+            # Each seed has a division of its own, and only one.
+            recorded = []
         groups += by_data if len(recorded) > 1 else [alike]
     labelled: list[tuple[str, list[FinishedRun]]] = []
     for same_name in _parted(groups, lambda group: _label(group[0])):
@@ -308,14 +312,13 @@ def _differences(contents: Sequence[Mapping[str, str]]) -> list[list[str]]:
     return [[f"{key}={content.get(key, 'absent')}" for key in differing] for content in contents]
 
 
-def _digest(run: FinishedRun) -> str | None:
-    """Return which data a run stands on; None where that is not known, or another for each seed."""
-    each_seed = run.group("dataset").get("seed", 0) is None
-    return None if each_seed else run.summary.data_digest
+def _seeds_divide(run: FinishedRun) -> bool:
+    """Return whether each seed divides the data into training and test anew."""
+    return run.group("dataset").get("seed", 0) is None
 
 
 def _data(runs: Sequence[FinishedRun]) -> str:
-    digests = map(_digest, runs)
+    digests = (run.summary.data_digest for run in runs)
     return next((digest[:8] for digest in digests if digest is not None), "not recorded")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fedpw_flwr.lab.compare.figures import DOMAIN_FIGURES, MEAN_AUC, Figure
 from fedpw_flwr.lab.compare.settings import Method, Setting
 
 # The figure whose target methods race to: the global model's mean accuracy on the test sets.
@@ -24,9 +25,9 @@ MEAN_ACCURACY = "domains.mean"
 # With five pairs or fewer, Wilcoxon's smallest possible p-value is above 0.05.
 FEWEST_FOR_WILCOXON = 6
 
-# Times the accuracy of guessing, and points above it: up to the lower of the two, a model is taken
-# for one that learned nothing.
-_NEAR_CHANCE, _NEAR_CHANCE_POINTS = 1.5, 5.0
+NEAR_CHANCE, NEAR_CHANCE_AUC = 1.5, 55.0
+"""Times the accuracy of guessing, or percent, up to which a model is taken for one that learned
+nothing."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,19 @@ def near_chance(setting: Setting, window: Window) -> pd.Series:
     Such a model fails everyone alike: a low standard deviation is no fairness then.
     """
     mean, _ = over_seeds(window.of(setting))
-    return mean[MEAN_ACCURACY] <= near_chance_bound(setting)
+    figure, bound = near_chance_bound(setting)
+    return mean[figure.key] <= bound
 
 
-def near_chance_bound(setting: Setting) -> float:
-    """Return the highest mean accuracy in percent that is called near chance."""
-    return min(_NEAR_CHANCE * setting.chance, setting.chance + _NEAR_CHANCE_POINTS)
+def near_chance_bound(setting: Setting) -> tuple[Figure, float]:
+    """Return the figure by which models are called near chance, and the highest that is, in %.
+
+    Of two classes it is the mean area under the ROC curve: who always says the more frequent class
+    may be right for most.
+    """
+    if MEAN_AUC in setting.auc_figures:
+        return MEAN_AUC, NEAR_CHANCE_AUC
+    return DOMAIN_FIGURES[0], NEAR_CHANCE * setting.chance
 
 
 def default_target(setting: Setting, reference: Method | None, window: Window) -> tuple[float, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, POOLED_AUC, Figure
+from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, Figure
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import (
     FEWEST_FOR_WILCOXON,
@@ -44,8 +44,8 @@ COLUMN_NOTES: Mapping[str, str] = {
     "WINDOW.FIGURE": (
         "a figure in %, points or degrees: WINDOW is `last_round` or `last_N_rounds` (N: no more "
         "than the setting's rounds); FIGURE is "
-        "`accuracy.DOMAIN`, `domains.mean` (AVG), `domains.std`, `domains.worst`, `auc.DOMAIN` and "
-        "`auc.pooled` (area under the ROC curve, of two classes), or `clients.…` "
+        "`accuracy.DOMAIN`, `domains.mean` (AVG), `domains.std`, `domains.worst`, `auc.DOMAIN`, "
+        "`aucs.mean`, `aucs.pooled` (areas under the ROC curve, of two classes), or `clients.…` "
         "on the clients' own test data (method: mean over seeds)"
     ),
     "WINDOW.FIGURE.sd": "its standard deviation over seeds (ddof = 1), of a method",
@@ -210,7 +210,6 @@ def mean_of(setting: Setting) -> str:
 def figure_heading(figure: Figure, *, of_whom: bool = False) -> str:
     """Name a column; `of_whom` tells clients' figures from the domains' in a table with both."""
     whose = "clients' " if of_whom and figure in CLIENT_FIGURES else ""
-    whose = "AUC " if of_whom and figure == POOLED_AUC else whose
     return f"{whose}{figure.label}" + (", °" if figure.unit == "°" else "")
 
 

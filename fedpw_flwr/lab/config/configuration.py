@@ -242,7 +242,7 @@ def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
 
 
 def _of_the_results(nested: dict[Any, Any]) -> dict[str, Any]:
-    left_out = ("folder", "wait_for_clients", "when_missing", "download")
+    left_out = ("folder", "wait_for_clients", "when_missing", "download", "url")
     kept: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, dict):

@@ -286,9 +286,11 @@ OWN: dict[str, dict[str, dict[str, Rule]]] = {
         },
         "huggingface": {
             "domains": _list_of(_TEXT),
-            "path": _TEXT,
             **dict.fromkeys(("image_column", "label_column", "train_split"), _TEXT),
-            **dict.fromkeys(("subset", "domain_column", "test_split"), _or_null(_TEXT)),
+            **dict.fromkeys(
+                ("path", "folder", "revision", "subset", "domain_column", "test_split"),
+                _or_null(_TEXT),
+            ),
             "test_share": _number(0, 1, above=True, below=True),
             **_IMAGES,
         },

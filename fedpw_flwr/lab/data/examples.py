@@ -26,7 +26,10 @@ AnyExamples = TypeVar("AnyExamples", bound="Examples")
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Features (N, ...), as the model takes them, and class indices from 0, ``int64`` (N,)."""
+    """Features, ``float32`` (N, ...), as the model takes them, and class indices, ``int64`` (N,).
+
+    Classes count from 0.
+    """
 
     features: Tensor
     labels: Tensor
@@ -45,10 +48,16 @@ class Examples:
             )
 
     def _check_features(self) -> None:
-        if not self.features.is_floating_point() or self.features.ndim < 2:
+        if self.features.dtype != torch.float32 or self.features.ndim < 2:
             raise ValueError(
-                "features must be a tensor of floats and shape (N, D) or with more axes, got "
-                f"{self.features.dtype} of shape {tuple(self.features.shape)}"
+                "features must be a tensor of torch.float32 (as .float() makes one) and shape "
+                f"(N, D) or with more axes, got {self.features.dtype} of shape "
+                f"{tuple(self.features.shape)}"
+            )
+        holes = int((~self.features.isfinite()).sum())
+        if holes:
+            raise ValueError(
+                f"{holes} of the features are not finite (NaN or infinity): fill in what is missing"
             )
 
     def __len__(self) -> int:
@@ -70,6 +79,9 @@ class ImageSet(Examples):
     They stay in one piece (a quarter of the floats' size) and are cropped and normalised a batch at
     a time on the device that trains.
     """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__(images, labels)
 
     def _check_features(self) -> None:
         if self.features.dtype != torch.uint8 or self.features.ndim != 4:
@@ -205,7 +217,8 @@ class DomainCollection:
         if type(examples) is not type(first) or examples.features.shape[1:] != self.shape:
             raise ValueError(
                 f"all examples must be of one kind and shape: {where} are "
-                f"{tuple(examples.features.shape[1:])}, the first domain's are {self.shape}"
+                f"{type(examples).__name__} of {tuple(examples.features.shape[1:])}, the first "
+                f"domain's {type(first).__name__} of {self.shape}"
             )
         low, high = int(examples.labels.min()), int(examples.labels.max())
         if low < 0 or high >= self.num_classes:

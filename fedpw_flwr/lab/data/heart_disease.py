@@ -43,7 +43,8 @@ _ATTRIBUTES = (
 _CATEGORIES = {"cp": (1, 2, 3, 4), "restecg": (0, 1, 2), "slope": (1, 2, 3), "thal": (3, 6, 7)}
 _NUMBERS = tuple(name for name in _ATTRIBUTES if name not in _CATEGORIES)
 _NEVER_ZERO = ("cp", "trestbps", "chol", "slope", "thal")
-"""Where files have 0, nothing was measured."""
+"""Where files have 0, nothing was measured. Copies of Cleveland's file that have 0 for each ``?``
+tell so of `thal`, but not of `ca`, of which 0 is the most frequent value."""
 
 
 def heart_disease(
@@ -83,9 +84,15 @@ def heart_disease(
     FileNotFoundError
         If a file is missing and cannot be fetched; the message says where to get it.
     ValueError
-        If a file is of another form, or has too few patients of a class to divide them.
+        If a hospital is unknown, or a file is of another form or has too few patients of a class.
     """
     folder = Path(folder)
+    unknown = [name for name in domains if name not in _SHA256]
+    if unknown or not 0 < test_share < 1:
+        raise ValueError(
+            f"dataset.domains must be of {', '.join(_SHA256)} and test_share above 0 and below 1, "
+            f"got {', '.join(domains)} and {test_share}"
+        )
     check_heart_disease(domains, folder, download=download)
     hospitals = []
     for name in domains:

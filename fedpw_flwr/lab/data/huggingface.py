@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 def huggingface(
     domains: Sequence[str],
-    path: str,
+    path: str | None = None,
     *,
+    folder: str | Path | None = None,
+    revision: str | None = None,
     subset: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
@@ -48,8 +50,13 @@ def huggingface(
     domains : sequence of str
         Without `domain_column` one name, for plots; with it the values that clients are of, in
         client order.
-    path : str
-        Name on the hub (``ylecun/mnist``), or an absolute path to a folder in the hub's layout.
+    path : str or None (default: None)
+        Name on the hub (``ylecun/mnist``). A set is downloaded once: what changes on the hub later
+        is not seen.
+    folder : str, Path or None (default: None)
+        In its place, a folder in the hub's layout.
+    revision : str or None (default: None)
+        Commit or tag of a set on the hub.
     subset : str or None (default: None)
         Configuration of the set, where it has several.
     image_column, label_column : str (default: "image", "label")
@@ -69,14 +76,18 @@ def huggingface(
     FileNotFoundError
         If the set cannot be loaded.
     ValueError
-        If a split, a column or a domain is not there; the message lists what there is.
+        If a split, a column or a domain is not there, or a column is of another kind; the message
+        lists what there is.
     """
+    if (path is None) == (folder is None):
+        raise ValueError("give dataset.path, a name on the hub, or dataset.folder: one of them")
+    where = str(path if folder is None else folder)
     if domain_column is None and len(domains) != 1:
         raise ValueError(
             f"dataset.domains has {len(domains)} names: give one, or say in dataset.domain_column "
             "which column has them"
         )
-    options = (path, subset, image_column, label_column, domain_column)
+    options = (where, revision, subset, image_column, label_column, domain_column)
     splits = (train_split, test_split, test_share)
     return read_collection(
         [(name, HuggingFaceSet(name, *options, *splits)) for name in domains],
@@ -93,6 +104,7 @@ class HuggingFaceSet:
 
     domain: str
     path: str
+    revision: str | None
     subset: str | None
     image_column: str
     label_column: str
@@ -113,7 +125,7 @@ class HuggingFaceSet:
         return train, self._images(self.test_split, wanted)
 
     def _images(self, split: str, wanted: ImageFormat) -> ImageSet:
-        table = _loaded(self.path, self.subset, split)
+        table = _loaded(self.path, self.revision, self.subset, split)
         columns = [self.image_column, self.label_column]
         if self.domain_column is not None:
             columns.append(self.domain_column)
@@ -125,14 +137,33 @@ class HuggingFaceSet:
             )
         if self.domain_column is not None:
             table = self._of_domain(table)
-        labels = _numbered(table, self.label_column)
+        labels = self._labels(table)
         if labels.max() >= wanted.num_classes:
             raise ValueError(
                 f"{self.path} has {int(labels.max()) + 1} classes: set dataset.num_classes to it"
             )
+        if not hasattr(table.features[self.image_column], "decode_example"):
+            raise ValueError(
+                f"column {self.image_column} of {self.path} holds no images: set "
+                f"dataset.image_column; there are {', '.join(table.column_names)}"
+            )
         pixels = np.stack([squared(row, wanted) for row in table[self.image_column]])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         return ImageSet(images, labels)
+
+    def _labels(self, table: Dataset) -> torch.Tensor:
+        """Return classes by number; texts by their rank among all that are trained on."""
+        values: list[Any] = table[self.label_column][:]
+        if isinstance(values[0], str):
+            known = _loaded(self.path, self.revision, self.subset, self.train_split)
+            numbers = {name: at for at, name in enumerate(sorted(set(known[self.label_column])))}
+            values = [numbers.get(value) for value in values]
+        if not all(isinstance(value, int) and value >= 0 for value in values):
+            raise ValueError(
+                f"column {self.label_column} of {self.path} holds no classes, or some that nobody "
+                f"trains on: set dataset.label_column; there are {', '.join(table.column_names)}"
+            )
+        return torch.tensor(values, dtype=torch.int64)
 
     def _of_domain(self, table: Dataset) -> Dataset:
         assert self.domain_column is not None
@@ -147,17 +178,20 @@ class HuggingFaceSet:
 
 
 @lru_cache(maxsize=2)
-def _loaded(path: str, subset: str | None, split: str) -> Dataset:
+def _loaded(path: str, revision: str | None, subset: str | None, split: str) -> Dataset:
     # Takes seconds to import: only a process that reads such sets pays for it.
     from flwr_datasets import FederatedDataset
 
-    federated = FederatedDataset(dataset=path, subset=subset, partitioners={}, shuffle=False)
+    known = {} if revision is None else {"revision": revision}
+    federated = FederatedDataset(
+        dataset=path, subset=subset, partitioners={}, shuffle=False, **known
+    )
     try:
         return federated.load_split(split)
     except (OSError, KeyError, ValueError) as error:
         raise FileNotFoundError(
-            f"{path} cannot be loaded ({error}): check dataset.path, its name on the hub or an "
-            "absolute path to a folder, dataset.subset, the splits and the connection"
+            f"{path} cannot be loaded ({error}): check dataset.path, its name on the hub, or "
+            "dataset.folder; dataset.subset, the splits and the connection"
         ) from error
 
 
@@ -166,10 +200,3 @@ def _texts(table: Dataset, column: str) -> list[str]:
     names = getattr(table.features[column], "names", None)
     values: list[Any] = table[column][:]
     return [str(value) if names is None else names[value] for value in values]
-
-
-def _numbered(table: Dataset, column: str) -> torch.Tensor:
-    values: list[Any] = table[column][:]
-    if isinstance(values[0], str):
-        return torch.from_numpy(np.unique(values, return_inverse=True)[1].astype(np.int64))
-    return torch.tensor(values, dtype=torch.int64)

@@ -20,7 +20,7 @@ MOST_WRITTEN = 400  # cells of classes and clients that have their counts writte
 
 @matplotlib.rc_context(STYLE)
 def partition_figure(holdings: Holdings) -> Figure:
-    """Draw a cell for each class and each of at least one client, the darker the more images."""
+    """Draw a cell for each class and each of at least one client, the darker the more examples."""
     counts = np.array([held.train for held in holdings.clients]).T
     classes, clients = counts.shape
     sizes = counts.sum(axis=0)
@@ -36,7 +36,7 @@ def partition_figure(holdings: Holdings) -> Figure:
     crowded = any(widest([name]) > 0.9 * cell * count for name, count in spans)
     figure, (axes,) = new_page(
         "Who holds what",
-        f"{clients} clients train on {sizes.min()} to {sizes.max()} images each, {sizes.sum()} "
+        f"{clients} clients train on {sizes.min()} to {sizes.max()} examples each, {sizes.sum()} "
         f"{kept}",
         [max(1.6, min(6.0, 0.27 * classes)) + (widest(names) if crowded else 0.0)],
         width=cell * clients + 1.9,
@@ -56,7 +56,7 @@ def partition_figure(holdings: Holdings) -> Figure:
     for axis, most in ((axes.xaxis, 20), (axes.yaxis, 10)):
         axis.set_major_locator(MaxNLocator(integer=True, nbins=most, steps=[1, 2, 5, 10]))
     # The scale.
-    bar = figure.colorbar(cells, ax=axes, aspect=20, pad=0.02, label="training images")
+    bar = figure.colorbar(cells, ax=axes, aspect=20, pad=0.02, label="training examples")
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     # The domains' names, as many as there is room for, and lines between neighbours.

@@ -105,7 +105,7 @@ class RunProgress:
         """Show a round that has ended."""
         which = f"round {record.round}"
         if self._first is None:
-            self._warn_of_scarce_images()
+            self._warn_of_scarce_data()
         self._latest = (record.round, time.monotonic())
         self._first = self._first or self._latest
 
@@ -146,7 +146,7 @@ class RunProgress:
             for sentence in MeanProfile.of_rounds(self._profiles).sentences():
                 self._print(sentence)
 
-    def _warn_of_scarce_images(self) -> None:
+    def _warn_of_scarce_data(self) -> None:
         try:
             holdings = self._folder.read_holdings()
         except RunFolderError:
@@ -155,7 +155,7 @@ class RunProgress:
         if scarce:
             listed = ", ".join(f"{domain} ({each})" for domain, each in scarce.items())
             self._print(
-                f"warning: clients train on fewer images than there are classes: {listed}; fewer "
+                f"warning: clients train on fewer examples than there are classes: {listed}; fewer "
                 "clients, a larger share of the data (partition.share, partition.train_per_client) "
                 "or a larger data set gives each more",
                 style="yellow",

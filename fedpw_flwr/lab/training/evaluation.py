@@ -119,7 +119,7 @@ def scores(
             losses.append(cross_entropy(logits, theirs, reduction="sum"))
             correct.append(logits.argmax(dim=1) == theirs)
             if logits.shape[1] == 2:
-                margins.append(logits[:, 1] - logits[:, 0])
+                margins.append((logits[:, 1] - logits[:, 0]).float())
         return Scores(
             torch.stack(losses).tolist(),
             torch.cat(correct).cpu(),

@@ -309,7 +309,7 @@ def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
         folder.write_config(OmegaConf.to_yaml(configuration))
     page = compare([tmp_path])
     text = page.read_text(encoding="utf-8")
-    assert "Local training: 5 epochs, batches of 64. Each client trains on 50 images." in text
+    assert "Local training: 5 epochs, batches of 64. Each client trains on 50 examples." in text
     assert "Chance: 10.0 % (10 classes)." in text
     assert "**Near chance**, a mean accuracy of at most 15.0 %: collapsed. " in text
     assert "| collapsed (near chance) | 1 | 22.00 | 2.00 | 12.00 |" in text

@@ -25,10 +25,7 @@ LARGE, SMALL = 1e6, -1e-9
 def _configured(group: str, choice: str) -> dict[str, Any]:
     typed = f"{group}={choice}"
     # What only the user can know.
-    needed = {
-        "dataset=four_domains": "dataset.folder=/data",
-        "dataset=huggingface": "dataset.path=a",
-    }
+    needed = {"dataset=four_domains": "dataset.folder=/data"}
     configuration = compose_configuration("config", f"{typed} {needed.get(typed, '')}")
     return group_settings(configuration, group)
 

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_splits_become_training_and_test_images(folder: Path) -> None:
-    (domain,) = huggingface(["mine"], str(folder), **SIZE).domains
+    (domain,) = huggingface(["mine"], folder=folder, **SIZE).domains
     assert domain.name == "mine"
     assert domain.train.features.shape == (12, 3, 8, 8)
     assert domain.test.labels.tolist() == [0, 1, 2] * 2
@@ -47,14 +47,16 @@ def test_splits_become_training_and_test_images(folder: Path) -> None:
 
 
 def test_a_column_says_the_domain(folder: Path) -> None:
-    read = huggingface(["sketch", "photo"], str(folder), domain_column="style", channels=1, **SIZE)
+    grey = {"channels": 1, **SIZE}
+    read = huggingface(["sketch", "photo"], folder=folder, domain_column="style", **grey)
     assert read.names == ("sketch", "photo")
     assert [len(domain.train) for domain in read.domains] == [6, 6]
     assert read.shape == (1, 8, 8)
 
 
 def test_without_a_test_split_a_share_of_each_class_is_kept(folder: Path) -> None:
-    (domain,) = huggingface(["mine"], str(folder), test_split=None, test_share=0.25, **SIZE).domains
+    share = {"test_split": None, "test_share": 0.25}
+    (domain,) = huggingface(["mine"], folder=folder, **share, **SIZE).domains
     assert domain.test.labels.sort().values.tolist() == [0, 1, 2]
     assert len(domain.train) == 9
 
@@ -64,18 +66,38 @@ def test_without_a_test_split_a_share_of_each_class_is_kept(folder: Path) -> Non
     [
         ({"label_column": "fine"}, ValueError, r"no column fine.*there are image, label, style"),
         ({"domain_column": "style"}, ValueError, r"no image of .* is of 'mine'.*photo, sketch"),
+        ({"image_column": "style"}, ValueError, r"style of .* holds no images.*image_column"),
+        ({"label_column": "image"}, ValueError, r"image of .* holds no classes.*label_column"),
+        ({"path": "my/set"}, ValueError, r"dataset\.path, .* or dataset\.folder: one of them"),
         ({"num_classes": 2}, ValueError, r"has 3 classes: set dataset\.num_classes"),
         ({"train_split": "learn"}, FileNotFoundError, r"cannot be loaded.*learn"),
-        ({"path": "/nowhere/set"}, FileNotFoundError, r"/nowhere/set cannot be loaded"),
+        ({"folder": "/nowhere/set"}, FileNotFoundError, r"/nowhere/set cannot be loaded"),
     ],
 )
 def test_what_is_not_there_is_said(
     folder: Path, options: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
-        huggingface(["mine"], **{"path": str(folder), **SIZE, **options})
+        huggingface(["mine"], **{"folder": folder, **SIZE, **options})
 
 
 def test_several_domains_need_a_column(folder: Path) -> None:
     with pytest.raises(ValueError, match="2 names: give one, or say in"):
-        huggingface(["a", "b"], str(folder))
+        huggingface(["a", "b"], folder=folder)
+
+
+def test_texts_are_the_same_classes_in_every_domain_and_split(tmp_path: Path) -> None:
+    for split, names in (("train", "cat dog owl cat dog owl"), ("test", "cat owl dog owl")):
+        classes = names.split()
+        rows = {
+            "image": [np.full((8, 8, 3), 9, dtype=np.uint8)] * len(classes),
+            "label": classes,
+            "style": ["photo" if n < len(classes) / 2 else "sketch" for n in range(len(classes))],
+        }
+        kinds = {"image": Image(), "label": Value("string"), "style": Value("string")}
+        table = Dataset.from_dict(rows, features=Features(kinds))
+        table.to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    read = huggingface(["photo", "sketch"], folder=tmp_path, domain_column="style", **SIZE)
+    photo, sketch = read.domains
+    assert photo.test.labels.tolist() == [0, 2]
+    assert sketch.test.labels.tolist() == [1, 2]

@@ -259,7 +259,7 @@ def test_every_cell_says_its_count_and_domains_stand_over_their_clients() -> Non
     said = [text for text, _ in shown_texts(figure)]
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "2", "3"]
     assert {"$ward", "clinic"} <= set(said)
-    assert any("2 clients train on 3 to 3 images each, 6 in all" in text for text in said)
+    assert any("2 clients train on 3 to 3 examples each, 6 in all" in text for text in said)
 
 
 @pytest.mark.parametrize("domains", [1, 4, 20, 100])

@@ -92,7 +92,7 @@ def test_clients_with_a_handful_of_pictures_are_a_warning(tmp_path: Path) -> Non
     shown = _shown(1, _record(0), _record(1), folder=folder.path)
     warnings = [line for line in shown.splitlines() if "warning" in line]
     assert len(warnings) == 1
-    assert "clients train on fewer images than there are classes: svhn (2);" in warnings[0]
+    assert "clients train on fewer examples than there are classes: svhn (2);" in warnings[0]
 
 
 def test_a_profiled_run_says_at_its_end_where_the_time_went() -> None:
