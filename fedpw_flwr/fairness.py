@@ -72,9 +72,14 @@ class FairnessReport:
 
 
 def fairness_report(values: ArrayLike, *, ddof: int = 1) -> FairnessReport:
-    """Compute every fairness metric of this module, of one value x_k ≥ 0 per client, shape (n,).
+    """Compute every fairness metric of this module.
 
-    `ddof` as in `standard_deviation`.
+    Parameters
+    ----------
+    values : ArrayLike
+        One finite, non-negative value per client, shape (n,), n ≥ 1; ValueError for anything else.
+    ddof : int (default: 1)
+        As in `standard_deviation`.
     """
     tails = {
         f"{name}_{percent}": tail(values, percent=percent)

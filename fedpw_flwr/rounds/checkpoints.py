@@ -139,7 +139,7 @@ class CheckpointStore:
 
     def rounds(self) -> list[int]:
         """Return the rounds that have a checkpoint, intact or not, the newest first."""
-        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("round-*"))
+        found = (_NAME.fullmatch(path.name) for path in self._folders())
         return sorted((int(name[1]) for name in found if name), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> Path:
@@ -236,8 +236,13 @@ class CheckpointStore:
         kept = [number for number in rounds if number <= newest][: self.keep]
         for number in set(rounds) - set(kept):
             shutil.rmtree(self._folder_of(number), ignore_errors=True)
-        for path in self.folder.glob(f".round-*{_PARTIAL}"):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self._folders():
+            if path.name.startswith(".round-") and path.name.endswith(_PARTIAL):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _folders(self) -> Iterator[Path]:
+        # Not by glob, which takes a folder that cannot be read for an empty one.
+        return self.folder.iterdir() if self.folder.is_dir() else iter(())
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -111,10 +111,12 @@ def stand_beside(
                 f"{cls.__name__}: put {name} in front, class {cls.__name__}({name}, {known})"
             )
         if aggregates and not steps:
-            allowed = ", ".join(one.__name__ for one in optimizers)
+            # FedOpt takes no step itself.
+            allowed = ", ".join(one.__name__ for one in optimizers if one.__name__ != "FedOpt")
+            remedy = "; leave it out" if behind else ""
             raise TypeError(
-                f"{cls.__name__}: {name} aggregates by itself and cannot be combined with {known}; "
-                f"{allowed} can stand in front of it"
+                f"{cls.__name__}: {name} aggregates by itself and cannot be combined with "
+                f"{known}{remedy}; {allowed} can stand in front of it"
             )
     bases = cls.__bases__
     indices = [index for index, base in enumerate(bases) if issubclass(base, optimizers)]

@@ -119,3 +119,10 @@ def test_nothing_is_amplified_where_the_consensus_does_not_outweigh_what_masking
     chosen = torch.tensor(members)
     factor = amplification_factor(doubles(*update), chosen, sum(members), doubles(discarded)[0])
     assert float(factor) == 1.0
+
+
+def test_a_zero_loss_enters_as_a_thousandth_of_the_mean() -> None:
+    rates = drop_rates(doubles(0.0, 1.0, 1.0, 1.0), 0.3)
+    floor = 1e-3 * 0.75
+    mean_inverse = (1 / floor + 3) / 4
+    assert rates.tolist() == pytest.approx([1.0] + [0.3 / mean_inverse] * 3, abs=1e-12)

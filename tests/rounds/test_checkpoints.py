@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 from pathlib import Path
 
@@ -143,6 +144,18 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     file.write_text("in the way")
     with pytest.raises(CheckpointError, match=r"round 1 cannot be written to .*file"):
         CheckpointStore(file).save(checkpoint(1))
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError("not allowed")
+
+    for listing in ("listdir", "scandir"):
+        monkeypatch.setattr(os, listing, refused)
+    with pytest.raises(PermissionError):
+        CheckpointStore(tmp_path).rounds()
 
 
 def test_a_state_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
