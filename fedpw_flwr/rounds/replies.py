@@ -10,8 +10,11 @@ import math
 import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, MetricRecordValues, RecordDict
 from torch import Tensor
 
@@ -225,10 +228,14 @@ def _check_tensor(name: str, tensors: ArrayTensors, expected: Tensor) -> None:
             check_norm(name, packed_update.norm())
         return
     # Before anything is cast, which takes memory.
-    shape = tensors.ndarray(name).shape
-    if shape != expected.shape:
-        reason = f"tensor {name!r} has the shape {shape} instead of {tuple(expected.shape)}"
+    array = tensors.ndarray(name)
+    if array.shape != expected.shape:
+        reason = f"tensor {name!r} has the shape {array.shape} instead of {tuple(expected.shape)}"
         raise Fault(reason, Kind.SHAPES)
+    if expected.dtype == torch.float32 and array.dtype == np.float32:
+        # The usual case. Models have many small arrays, and making a tensor of each takes longer.
+        _check_array(name, array)
+        return
     tensor = tensors[name]
     if tensor.dtype != expected.dtype:
         raise Fault(f"tensor {name!r} is {tensor.dtype} instead of {expected.dtype}", Kind.DTYPES)
@@ -237,14 +244,15 @@ def _check_tensor(name: str, tensors: ArrayTensors, expected: Tensor) -> None:
 
 @np.errstate(all="ignore")
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise a `Fault` if an entry is not finite, or the norm is above `LARGEST_NORM`.
+    """Raise a `Fault` if an entry is not finite, or the norm is above `LARGEST_NORM`."""
+    if tensor.numel() > 0 and tensor.is_floating_point():
+        _check_array(name, tensor.numpy())
 
-    One pass does: the squared norm is finite only if every entry is.
-    """
-    if tensor.numel() == 0 or not tensor.is_floating_point():
-        return
+
+def _check_array(name: str, array: npt.NDArray[Any]) -> None:
+    """Check floats in one pass: the squared norm is finite only if every entry is."""
     # Not copied, in whichever order it lies.
-    flat = tensor.numpy().ravel(order="K")
+    flat = array.ravel(order="K")
     if flat.dtype == np.float16:
         flat = flat.astype(np.float32)
     if float(flat.dot(flat)) <= LARGEST_NORM**2:
