@@ -197,10 +197,8 @@ class RunRecorder(Observer):
         clients: Any = _recorded(metrics, "client-id")
         if clients is None:
             return None
-        prefix, shares = (
-            ("fedpw" if "fedpw-client-id" in metrics else "client"),
-            self._experiment.shares,
-        )
+        prefix = "fedpw" if "fedpw-client-id" in metrics else "client"
+        shares = self._experiment.shares
         # Anybody may say to be anybody: who is no client of the experiment has no domain.
         known = (index for index, one in enumerate(clients) if one < len(shares))
         order = sorted(known, key=clients.__getitem__)

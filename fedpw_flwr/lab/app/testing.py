@@ -69,7 +69,9 @@ class GlobalModelTest:
         if len(whole) > len(names):
             own = whole[-1].accuracies([len(s.test) for s in experiment.shares if s.test])
         domains = zip(names, whole, strict=False)
-        pooled = Scores.joined(whole[: len(names)]).evaluation().auc
+        pooled = None
+        if experiment.data.num_classes == 2:
+            pooled = Scores.joined(whole[: len(names)]).evaluation().auc
         return Tested({name: one.evaluation() for name, one in domains}, own, pooled)
 
     def _scored(self, arrays: ArrayRecord) -> Iterator[tuple[list[Part], list[Scores]]]:
