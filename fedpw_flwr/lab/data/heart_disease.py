@@ -72,8 +72,7 @@ def heart_disease(
     download : bool (default: False)
         Fetch files that are not there from UCI (40 kB), and check that they are the known ones.
     test_share : float (default: 1/3)
-        Part of each hospital's patients that nobody trains on, drawn from each class alike; at
-        least one of a class.
+        Part of each hospital's patients that nobody trains on, drawn from each class alike.
     seed : int (default: 0)
         Decides the division into training and test.
     url : str (default: UCI's)
@@ -100,7 +99,7 @@ def heart_disease(
         if not file.exists():
             _fetch(f"{url}/{file.name}", file, _SHA256[name])
         table, labels = _read(file)
-        is_test = _drawn(labels, test_share, np.random.default_rng([seed, *name.encode()]), file)
+        is_test = _drawn(labels, test_share, seed, file)
         features = _features(table, ~is_test)
         train, test = (
             Examples(torch.from_numpy(features[rows]), torch.from_numpy(labels[rows]))
@@ -154,21 +153,18 @@ def _read(file: Path) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     return table, labels
 
 
-def _drawn(
-    labels: NDArray[np.int64], share: float, random: np.random.Generator, file: Path
-) -> NDArray[np.bool_]:
-    """Return which patients are for testing: of each class the same share, at least one."""
-    is_test = np.zeros(len(labels), dtype=np.bool_)
-    for label in (0, 1):
-        (patients,) = np.nonzero(labels == label)
-        if len(patients) < 2:
-            raise ValueError(
-                f"{file} has {len(patients)} patients of class {label}: two at least are needed, "
-                "one to train and one to test on"
-            )
-        number = min(max(1, round(share * len(patients))), len(patients) - 1)
-        is_test[random.permutation(patients)[:number]] = True
-    return is_test
+def _drawn(labels: NDArray[np.int64], share: float, seed: int, file: Path) -> NDArray[np.bool_]:
+    """Return which patients are for testing: of each class the same share."""
+    from sklearn.model_selection import train_test_split
+
+    patients = np.arange(len(labels))
+    try:
+        _, tested = train_test_split(patients, test_size=share, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise ValueError(
+            f"the patients in {file} cannot be divided with dataset.test_share={share}: {error}"
+        ) from error
+    return np.isin(patients, tested)
 
 
 def _features(table: pd.DataFrame, is_train: NDArray[np.bool_]) -> NDArray[np.float32]:
