@@ -11,7 +11,10 @@ import posixpath
 import re
 from pathlib import Path
 
-from latex2mathml.converter import convert
+from matplotlib.font_manager import FontProperties
+from matplotlib.mathtext import MathTextParser
+from matplotlib.path import Path as Outline
+from matplotlib.textpath import TextPath
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -20,6 +23,7 @@ DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
 PAGES = ["*.md", "benchmarks/*.md", "examples/**/README.md", "results/*/comparison.md"]
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+PENS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
 
 
@@ -51,13 +55,29 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Write equations as MathML, which browsers draw themselves."""
-    return EQUATION.sub(_mathml, content)
+    """Draw equations, which browsers without a font for mathematics would not."""
+    return EQUATION.sub(_drawn, content)
 
 
-def _mathml(equation: re.Match[str]) -> str:
-    display = "block" if equation[1] == "div" else "inline"
-    return convert(html.unescape(equation[2]), display=display)
+def _drawn(equation: re.Match[str]) -> str:
+    """Return an equation as SVG; in a line of text fractions are small, and sums have no limits."""
+    element, tex = equation[1], " ".join(html.unescape(equation[2]).split())
+    in_line = element == "span"
+    drawn = re.sub(r"\\sum_(\w)", r"{\\sum}_\1\\," if in_line else r"\\sum_\1\\,", tex)
+    drawn = f"${drawn if in_line else drawn.replace('frac', 'dfrac')}$"
+    look = FontProperties(math_fontfamily="cm")
+    width, height, depth, *_ = MathTextParser("path").parse(drawn, 72, look)
+    path = "".join(
+        PENS[code] + " ".join(f"{place:.2f}" for place in places) if code in PENS else "Z"
+        for places, code in TextPath((0, 0), drawn, prop=look).iter_segments()
+    )
+    size = 0.87 * look.get_size_in_points()  # the font is smaller than the text's of one size
+    return (
+        f'<{element} class="equation"><svg role="img" aria-label="{html.escape(tex)}" '
+        f'style="width:{width / size:.2f}em;height:{height / size:.2f}em;'
+        f'vertical-align:{-depth / size:.2f}em" viewBox="0 {depth - height} {width} {height}">'
+        f'<path transform="scale(1 -1)" d="{path}"/></svg></{element}>'
+    )
 
 
 def _file(path: Path, config: MkDocsConfig) -> File:
