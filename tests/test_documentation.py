@@ -34,7 +34,7 @@ from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 REPOSITORY = config_folder().parent
 TESTS = REPOSITORY / "tests"
-# Each of docs/projects/ is run from its own text, by test_projects.py.
+# Those of docs/projects/ have tests of their own, which run them whole.
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
     for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
