@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.cli.config_utils import load_and_validate
 from support.commands import COMMANDS, QUIET, free_ports, marked
 from support.played_apps import CLIENTS
 
@@ -56,9 +57,14 @@ def test_the_overview_links_to_every_page() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_changes_fit_the_app_and_are_python(page: str) -> None:
-    for name, code in apps_of(page).items():
-        compile(code, name, "exec")
+def test_flower_finds_the_apps_of_a_page_beside_the_overviews_pyproject(
+    page: str, tmp_path: Path
+) -> None:
+    (pyproject,) = blocks("index", "toml")
+    (tmp_path / "pyproject.toml").write_text(pyproject)
+    for code in apps_of(page).values():
+        (tmp_path / "app.py").write_text(code)
+        load_and_validate(tmp_path / "pyproject.toml")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +136,8 @@ def test_a_page_turns_fedavg_into_fedpw_with_every_client(
 
 @pytest.mark.long
 def test_the_overviews_command_runs_a_page_in_flowers_simulation(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text(blocks("index", "toml")[0])
+    (pyproject,) = blocks("index", "toml")
+    (tmp_path / "pyproject.toml").write_text(pyproject)
     (tmp_path / "app.py").write_text(apps_of("pytorch")["fedpw"])
     (command,) = blocks("index", "bash")
     with marked() as mark:
