@@ -29,10 +29,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.compare.command import compare
 from fedpw_flwr.lab.compare.markdown import plots_of_page, remove_plots
 from fedpw_flwr.lab.runs.packed_runs import PACKED_FILES, PackedRun, pack_runs, packed_runs
-from fedpw_flwr.lab.runs.run_folder import FAILURE_FILE, SUMMARY_FILE, RunFolder, atomic_file
+from fedpw_flwr.lab.runs.run_folder import FAILURE_FILE, SUMMARY_FILE, RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "RESULTS.md"

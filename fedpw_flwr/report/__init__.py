@@ -1,0 +1,1 @@
+"""A page that shows a run in a browser while it goes on, and after: ``report.html``."""
