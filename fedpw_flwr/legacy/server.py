@@ -113,7 +113,7 @@ class CheckpointedServer(Server):
         self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
         identity = run_identity(self.strategy, named_arrays(self.parameters, ()))
         observers = getattr(self.strategy, "observers", ())
-        run = _Run(checkpoints, observers, self, timeout, history, identity)
+        run = _Run(checkpoints, observers, identity, self, timeout, history)
         if checkpoints is not None and newest is not None:
             check_checkpoint(newest, identity, checkpoints, num_rounds)
             self.parameters = as_parameters(put_back(newest, self.strategy, run.take))
@@ -125,7 +125,6 @@ class _Run(RoundsLeft):
     server: CheckpointedServer
     timeout: float | None
     history: History
-    identity: Mapping[str, Any]
 
     def play(self, server_round: int) -> None:
         if server_round > 0:

@@ -59,8 +59,9 @@ def line_chart(
     """
     step = math.ceil(len(rounds) / _MOST_ROUNDS)
     drawn = np.arange(len(rounds) - 1, -1, -step)[::-1]
-    everything = np.append(np.concatenate([line.values for line in lines]), level)
-    ticks = _ticks(float(np.nanmin(everything)), float(np.nanmax(everything)))
+    everything = np.concatenate([*(line.values for line in lines), [level]])
+    finite = everything[np.isfinite(everything)]
+    ticks = _ticks(float(finite.min()), float(finite.max())) if len(finite) else [0.0, 1.0]
     across = _LEFT + (_RIGHT - _LEFT) * (rounds - rounds[0]) / max(rounds[-1] - rounds[0], 1)
 
     def height(value: FloatArray | float) -> FloatArray:
@@ -69,7 +70,8 @@ def line_chart(
     paths = [(_path(across[drawn], height(line.values[drawn])), line.look) for line in lines]
     if math.isfinite(level):
         paths.insert(0, (_path(across[[0, -1]], height(np.full(2, level))), "level"))
-    last = {line.label: line.values[np.isfinite(line.values)][-1] for line in lines if line.label}
+    ends = ((line.label, line.values[np.isfinite(line.values)][-1:]) for line in lines)
+    last = {label: float(end[0]) for label, end in ends if label and len(end)}
     looks = {line.label: line.look for line in lines}
     named = sorted(last, key=last.__getitem__, reverse=True)
     heights = _apart([float(height(last[name])) for name in named])

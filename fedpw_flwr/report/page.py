@@ -95,13 +95,14 @@ class Family:
 
     @classmethod
     def of(cls, name: str, members: Mapping[str, Mapping[int, float]]) -> Self:
+        """Return a family of figures by member and round, in the unit in which it is shown."""
         rounds = sorted({number for by_round in members.values() for number in by_round})
         rows = [[of.get(number, math.nan) for of in members.values()] for number in rounds]
         values = np.array(rows, dtype=np.float64)
-        plain = name.rpartition("/")[2].replace("_", " ").capitalize()
+        plain = name.replace("_", " ").replace("-", " ").capitalize()
         title, note, unit = _KNOWN.get(name, (plain, "", "%" if "acc" in name.lower() else ""))
         if unit == "×":
-            mean = np.nanmean(values, axis=1, keepdims=True)
+            mean = _mean(values)[:, None]
             values = values / np.where(mean == 0, math.nan, mean)
         if unit == "%" and np.nanmax(values) <= 1:
             values = 100 * values
@@ -118,13 +119,14 @@ class Family:
     def summary(self) -> dict[str, FloatArray]:
         """Return mean, worst and spread (ddof = 1) by round."""
         worst = np.nanmax if "loss" in self.title.lower() else np.nanmin
-        mean = np.nanmean(self.values, axis=1)
+        mean = _mean(self.values)
         several = np.isfinite(self.values).sum(axis=1)
         squares = np.nansum((self.values - mean[:, None]) ** 2, axis=1)
         spread = np.sqrt(squares / np.where(several > 1, several - 1, math.nan))
         return {"mean": mean, "worst": worst(self.values, axis=1), "spread": spread}
 
     def chart(self, lines: Sequence[Line]) -> Chart:
+        """Return the family's chart."""
         level = 1.0 if self.unit == "×" else math.nan
         return line_chart(self.title, self.note, self.rounds, lines, self.unit, level)
 
@@ -145,11 +147,17 @@ def _families(run: Run) -> dict[str, Any]:
     found: dict[str, dict[str, dict[int, float]]] = {}
     for number, figures in sorted(run.figures.items()):
         for name, value in {**figures, **run.evaluated.get(number, {})}.items():
-            family, _, member = name.rpartition("/")
-            if family in ("train", "evaluate"):
+            family, _, member = name.partition("/")
+            if not member or family in ("train", "evaluate"):
                 family, member = "", name
             found.setdefault(family, {}).setdefault(member, {})[number] = value
     return {name: Family.of(name, members) if name else members for name, members in found.items()}
+
+
+def _mean(values: FloatArray) -> FloatArray:
+    """Return the mean of each row over the figures that there are; NaN where there are none."""
+    number = np.isfinite(values).sum(axis=1)
+    return np.asarray(np.nansum(values, axis=1) / np.where(number, number, math.nan))
 
 
 def _served(families: Mapping[str, Family]) -> Family | None:
@@ -216,7 +224,7 @@ def _lines(run: Run, family: Family, looks: dict[str, str]) -> list[Line]:
     groups = np.array([_group(run, member) for member in family.members])
     names = dict.fromkeys(groups.tolist())
     if 1 < len(names) <= _NAMED:
-        means = [line(np.nanmean(last_seen[:, groups == name], axis=1), name) for name in names]
+        means = [line(_mean(last_seen[:, groups == name]), name) for name in names]
         thin = [Line(columns[m], f"{looks[_group(run, m)]} thin") for m in columns]
         return [*thin, *means]
     order = [family.members[index] for index in np.argsort(last_seen[-1])]

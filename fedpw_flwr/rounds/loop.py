@@ -96,8 +96,8 @@ def run_rounds(
     }
     result = Result(arrays=initial_arrays)
     run = _Run(
-        *(checkpoints, observers, strategy, grid, timeout, train_config, evaluate_config),
-        *(evaluate_fn, identity, result),
+        *(checkpoints, observers, identity, strategy, grid, timeout),
+        *(train_config, evaluate_config, evaluate_fn, result),
     )
     with nullcontext() if checkpoints is None else checkpoints.locked():
         newest = None if checkpoints is None else newest_checkpoint(checkpoints, resume)
@@ -122,7 +122,6 @@ class _Run(RoundsLeft):
     train_config: ConfigRecord
     evaluate_config: ConfigRecord
     evaluate_fn: Evaluate | None
-    identity: Mapping[str, Any]
     result: Result
 
     def play(self, server_round: int) -> None:

@@ -19,6 +19,9 @@ class Observer:
     Under the legacy API `on_messages` and `on_replies` are not called: it has no messages.
     """
 
+    def on_plan(self, num_rounds: int, settings: Mapping[str, Any]) -> None:
+        """Hear first how many rounds the run is to have, and what it must keep when it goes on."""
+
     def on_begin(self, after: int | None) -> None:
         """Hear that a run goes on after a round; None where it begins."""
 

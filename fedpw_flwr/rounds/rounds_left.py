@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointStore
 from fedpw_flwr.rounds.observers import Observer
@@ -15,10 +16,11 @@ logger = logging.getLogger("flwr")
 
 @dataclass
 class RoundsLeft(ABC):
-    """A run as far as it is; `checkpoints` is None where there are none."""
+    """A run as far as it is, and what it must keep; `checkpoints` is None where there are none."""
 
     checkpoints: CheckpointStore | None
     observers: Sequence[Observer]
+    identity: Mapping[str, Any]
 
     @abstractmethod
     def play(self, server_round: int) -> None:
@@ -45,6 +47,7 @@ class RoundsLeft(ABC):
 
     def _play_all(self, after: int | None, num_rounds: int) -> str | None:
         for observer in self.observers:
+            observer.on_plan(num_rounds, self.identity)
             observer.on_begin(after)
         # Begin, or go on where another process stopped.
         server_round = after or 0
