@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from fedpw_flwr.report.charts import Chart, FloatArray, Line, line_chart
+from fedpw_flwr.report.templates import BASE, RUN
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -27,11 +27,11 @@ _MOST_NOTES = 200
 # By family: title, what it says, and its unit: × is what each would have if all had the same.
 _KNOWN = {
     "weight": ("Aggregation weight", "Whom the server listens to; 1 is an equal weight.", "×"),
-    "share": ("Aggregation weight", "Whom the server listens to; 1 is an equal weight.", "×"),
     "p": ("Direction term p", "Whose updates agree with the others'; 1 is an equal share.", "×"),
     "q": ("Loss term q", "Whose data the model serves badly; 1 is an equal share.", "×"),
     "loss": ("Training loss", "As the clients report it.", ""),
     "drop-rate": ("Drop rate", "Share of an update's entries that is masked.", ""),
+    "share": ("Share of data", "By which FedAvg would weight clients; 1 is an equal share.", "×"),
 }
 
 
@@ -134,9 +134,9 @@ class Family:
 @cache
 def template(name: str) -> Template:
     """Return a template that escapes whatever text it is given."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import DictLoader, Environment, StrictUndefined
 
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = DictLoader({"base.html": BASE, "run.html": RUN})
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template(name)

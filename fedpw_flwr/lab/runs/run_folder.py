@@ -10,6 +10,7 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``model.safetensors``      the global model after the last round
 ``model_best.safetensors`` the global model of the round with the highest worst-domain accuracy
 ``partition.json``         how many images of each class every client holds
+``report.html``            the run in a browser, while it goes on and after, see `HtmlReport`
 ``failure.json``           why a run of a sweep failed; gone when it is run again
 ``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
 =========================  ====================================================================
@@ -48,6 +49,7 @@ SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.yaml"
 PARTITION_FILE = "partition.json"
 FAILURE_FILE = "failure.json"
+REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
