@@ -16,7 +16,16 @@ import fedpw_flwr
 REPOSITORY = Path(fedpw_flwr.__file__).resolve().parents[1]
 
 APP_ONLY = {
-    *("datasets", "flwr_datasets", "hydra", "joblib", "matplotlib", "omegaconf", "psutil"),
+    *(
+        "datasets",
+        "flwr_datasets",
+        "hydra",
+        "jinja2",
+        "joblib",
+        "matplotlib",
+        "omegaconf",
+        "psutil",
+    ),
     *("ray", "scipy", "sklearn", "torchvision"),
 }
 

@@ -269,7 +269,7 @@ def _print_results(folder: RunFolder, outcome: RunOutcome, console: Console) -> 
             soft_wrap=True,
         )
     console.print(
-        f"{outcome.seconds:.0f} s. Metrics, models and plots: {escape(str(folder.path))}",
+        f"{outcome.seconds:.0f} s. Report, metrics, models and plots: {escape(str(folder.path))}",
         highlight=False,
         soft_wrap=True,
     )

@@ -104,8 +104,9 @@ class RunRecorder(Observer):
     def record_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Test the global model after a round, 0 before any, record the round and save the model.
 
-        Returns mean, STD (where there are two domains or more) and worst accuracy, for Flower's
-        log; nothing where ``runtime.evaluate_every`` passes the round over.
+        Returns accuracies for Flower's log and for observers: mean, STD (where there are two
+        domains or more) and worst, of each domain, and on each client's own test images. Nothing
+        where ``runtime.evaluate_every`` passes the round over.
         """
         begun = time.monotonic()
         since = begun if self._since is None else self._since
@@ -149,6 +150,10 @@ class RunRecorder(Observer):
             return MetricRecord()
         spread = record.spread
         figures = MetricRecord({"mean_accuracy": spread.mean, "worst_accuracy": spread.worst})
+        figures.update({f"accuracy/{name}": value for name, value in record.accuracy.items()})
+        if tested.client_accuracy is not None:
+            figures["client-id"] = list(range(len(tested.client_accuracy)))
+            figures["test-client-accuracy"] = tested.client_accuracy
         if len(tested.domains) > 1:
             figures["std_accuracy"] = spread.std
         return figures

@@ -15,10 +15,11 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedpw_flwr.lab.app.profiling import RoundProfiler
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
 from fedpw_flwr.lab.app.testing import GlobalModelTest
-from fedpw_flwr.lab.config.configuration import ConfigurationError, run_fingerprint
+from fedpw_flwr.lab.config.configuration import ConfigurationError, resolved_yaml, run_fingerprint
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
 from fedpw_flwr.lab.experiment import experiment_of
 from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.report.html_report import HtmlReport
 from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.loop import run_rounds
 from fedpw_flwr.strategy.sampling import NodeSampling
@@ -46,6 +47,11 @@ def main(grid: Grid, context: Context) -> None:
     resume = context.run_config.get("resume") is True
     shown = getattr(grid, "on_record", None)
     recorder = RunRecorder(folder, test, profiler, shown, resume=resume)
+    configuration = experiment.configuration
+    title = f"{configuration.strategy.name} on {configuration.dataset.name}, seed {experiment.seed}"
+    groups = {client: share.domain for client, share in enumerate(experiment.shares)}
+    settings = resolved_yaml(configuration)
+    report = HtmlReport(folder.path, title, groups, settings)
     strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
     if not resume:
         folder.check_unused()
@@ -68,9 +74,13 @@ def main(grid: Grid, context: Context) -> None:
             "configuration": run_fingerprint(experiment.configuration),
             "pictures": experiment.data_digest,
         },
-        observers=[recorder] if profiler is None else [recorder, profiler],
+        observers=[recorder, report] if profiler is None else [recorder, profiler, report],
     )
-    recorder.finish()
+    try:
+        recorder.finish()
+    except RuntimeError as error:
+        report.on_end(None, error)
+        raise
     # Not at the top: matplotlib and SciPy would keep the first round waiting for a second.
     from fedpw_flwr.lab.plots.run_plots import write_plots
 

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 
 import pandas as pd
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.compare.figures import MEAN_AUC
 from fedpw_flwr.lab.compare.runs import FinishedRun, LeftOutRun
 from fedpw_flwr.lab.compare.settings import Setting, counted, written
@@ -27,7 +28,6 @@ from fedpw_flwr.lab.compare.tables import (
     mean_of,
     target_table,
 )
-from fedpw_flwr.lab.runs.run_folder import atomic_file
 from fedpw_flwr.lab.runs.written import percent
 
 HOW_TO_READ = (

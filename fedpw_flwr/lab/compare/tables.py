@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, Figure
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import (
@@ -27,7 +28,6 @@ from fedpw_flwr.lab.compare.statistics import (
     paired_differences,
     rounds_to_target,
 )
-from fedpw_flwr.lab.runs.run_folder import atomic_file
 from fedpw_flwr.lab.runs.written import number
 
 COLUMN_NOTES: Mapping[str, str] = {

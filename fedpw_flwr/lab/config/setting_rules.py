@@ -237,6 +237,7 @@ OWN: dict[str, dict[str, dict[str, Rule]]] = {
             "resume": _SWITCH,
             "wait_for_clients": _or_null(_NOT_NEGATIVE),
             "when_missing": _one_of("stop", "continue"),
+            "observers": _ANYTHING,
             "seed": _or_null(_number(whole=True)),
         },
         "FedAvg": {},

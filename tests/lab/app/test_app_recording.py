@@ -94,6 +94,7 @@ def test_the_initial_model_is_recorded_without_clients(
     assert figures["mean_accuracy"] == pytest.approx(record.spread.mean)
     assert figures["std_accuracy"] == pytest.approx(record.spread.std)
     assert figures["worst_accuracy"] == pytest.approx(worst_share_of(3))
+    assert {name: figures[f"accuracy/{name}"] for name in record.accuracy} == record.accuracy
 
 
 def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
@@ -248,7 +249,7 @@ def test_one_domain_has_no_spread_and_is_recorded_all_the_same(folder: RunFolder
     figures = recorder.record_round(1, initial_arrays(alone))
     recorder.finish()
 
-    assert set(figures) == {"mean_accuracy", "worst_accuracy"}
+    assert set(figures) == {"mean_accuracy", "worst_accuracy", "accuracy/scans"}
     (record,) = folder.read_rounds()
     assert set(record.accuracy) == {"scans"}
     assert math.isnan(folder.read_summary().final.std)
