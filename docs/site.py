@@ -21,7 +21,7 @@ from mkdocs.structure.pages import Page
 
 DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
-PAGES = ["*.md", "benchmarks/*.md", "examples/**/README.md", "results/*/comparison.md"]
+PAGES = ["*.md", "benchmarks/*.md", "examples/**/README.md", "results/**/*.md"]
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 PENS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
@@ -38,6 +38,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links lead to where the site has the file; one that is no page is added to the site."""
     here = Path(str(page.file.abs_src_path)).parent
+    if page.file.src_uri.startswith("results/"):
+        page.meta["search"] = {"exclude": True}
 
     def in_site(link: re.Match[str]) -> str:
         path = (here / link[0]).resolve()

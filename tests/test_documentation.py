@@ -24,12 +24,9 @@ from support.small_model import good_client
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedpw_flwr import FedPW, MissingLossError
-from fedpw_flwr.checkpoint import CheckpointStore
-from fedpw_flwr.checkpoint.rounds import run_rounds
 from fedpw_flwr.fairness import fairness_report
 from fedpw_flwr.lab.config.command_line import readable_words
 from fedpw_flwr.lab.config.configuration import compose_configuration, config_folder
-from fedpw_flwr.lab.runs.packed_runs import packed_runs
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 REPOSITORY = config_folder().parent
@@ -114,15 +111,12 @@ def test_a_baseline_and_a_dataset_are_added_as_the_page_shows(what: str, tmp_pat
     assert [record.round for record in RunFolder(tmp_path / "run").read_rounds()] == [0, 1, 2]
 
 
-def test_an_observer_is_told_as_the_page_shows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_observer_is_told_as_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
     known: dict[str, Any] = {}
     exec(block("python", "class WhoIsHeard"), known)
     grid = ClientsGrid(dict.fromkeys([71, 72, 73], good_client))
-    strategy, store = FedPW(fraction_evaluate=0.0), CheckpointStore(tmp_path)
-    observers = [known["WhoIsHeard"]()]
-    run_rounds(strategy, store, grid, array_record(OTHER_MODEL), 2, observers=observers)
+    strategy = FedPW(fraction_evaluate=0.0, observers=[known["WhoIsHeard"]()])
+    strategy.start(grid, array_record(OTHER_MODEL), num_rounds=2)
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in told] == ["1", "2"]
     assert {line[1] for line in told} <= {"71", "72", "73"}
@@ -135,11 +129,9 @@ def test_fairness_figures_have_the_names_of_the_page() -> None:
     assert set(named) == {name for name in figures if not name.endswith(("-10", "-20"))}
 
 
-def test_the_methods_figures_are_drawn_of_a_published_run(tmp_path: Path) -> None:
+def test_the_methods_figures_are_drawn_of_the_run_beside_them(tmp_path: Path) -> None:
     drawing = runpy.run_path(str(REPOSITORY / "docs" / "figures" / "draw.py"))
-    runs = packed_runs(REPOSITORY / "results" / "runs.tar.xz")
-    run = next(run for run in runs if "_fedpw_server_" in run.path.name)
-    drawn = {file.name for file in drawing["draw"](run, tmp_path)}
+    drawn = {file.name for file in drawing["draw"](drawing["RUN"], tmp_path)}
     shown = re.findall(r"\(figures/(\S+)\)", PAGES["docs/method.md"])
     assert drawn == set(shown)
     assert len(shown) == 5

@@ -1,10 +1,9 @@
 """Draw the figures of docs/method.md from a run: one a step of the method.
 
-    tar -xf results/runs.tar.xz
-    python docs/figures/draw.py runs/embedded_digits_fedpw_server_seed0_*
+    python docs/figures/draw.py [RUN]
 
-The run may be any of FedPW that all clients took part in; `fedpw` leaves its figures in the run's
-`metrics.jsonl`, from which all of this is drawn.
+The run beside this file is that of `fedpw strategy=fedpw_server seed=0`. Any of FedPW will do that all
+clients took part in: all of this is drawn from its `metrics.jsonl`.
 """
 
 from __future__ import annotations
@@ -23,12 +22,13 @@ from fedpw_flwr.lab.plots.panels import STYLE, draw_lines, new_page
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 FOLDER = Path(__file__).parent
+RUN = FOLDER / "run"
 
 
 @matplotlib.rc_context({**STYLE, "svg.fonttype": "path", "svg.hashsalt": "fedpw"})
-def draw(run: RunFolder, folder: Path) -> list[Path]:
+def draw(run: Path, folder: Path) -> list[Path]:
     """Draw a run's figures into a folder, and return their files."""
-    rounds = [record for record in run.read_rounds() if record.clients is not None]
+    rounds = [record for record in RunFolder(run).read_rounds() if record.clients is not None]
     numbers = np.array([record.round for record in rounds], dtype=np.float64)
     clients = pd.concat(
         [pd.DataFrame(vars(record.clients)).assign(round=record.round) for record in rounds]
@@ -92,10 +92,10 @@ def _thick(looks: dict[str, Look], means: pd.DataFrame) -> Sequence[Line]:
 def main() -> None:
     """Draw the figures of the run that is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("run", type=Path, nargs="?", default=RUN, help="folder of a run")
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
-    for file in draw(RunFolder(arguments.run), arguments.out):
+    for file in draw(arguments.run, arguments.out):
         print(file)
 
 
