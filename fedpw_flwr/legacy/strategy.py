@@ -78,10 +78,13 @@ class FedPW(WithFedPW, Driven, FedAvg):
         As in Flower's FedAvg; for training they get those metrics that all usable replies share.
     inplace : bool (default: True)
         As in Flower's FedAvg, where it chooses a way of averaging; FedPW has its own.
-    avg_drop_rate, beta, train_loss_key, clip_weights, adjust_parameters, adapt_weights, max_weight,
-    max_loss_ratio
+    avg_drop_rate, beta, train_loss_key, loss_source, clip_weights, adjust_parameters,
+    adapt_weights, max_weight, max_loss_ratio
         The method, as in `fedpw_flwr.FedPW`. Where `adapt_weights` is False, clients are weighted
         by their number of examples.
+    evaluate_loss_key : str (default: "loss")
+        As in `fedpw_flwr.FedPW`; "loss" is the loss that ``evaluate`` returns, any other one of its
+        metrics.
     trainable : Sequence[str] | None (default: None)
         Names of the trainable arrays; needs `array_names`.
     device, adjustment, upload, upload_dtype, wait_for_clients, when_missing
@@ -114,6 +117,7 @@ class FedPW(WithFedPW, Driven, FedAvg):
                 "trainable names arrays, but lists of parameters have no names: give "
                 "array_names=list(model.state_dict()) with it"
             )
+        of_method.setdefault("evaluate_loss_key", "loss")
         self.method = FedPWMethod(of_method)
         self.driver = Driver(self.method)
         if array_names is not None:
@@ -125,6 +129,7 @@ class FedPW(WithFedPW, Driven, FedAvg):
         self._asked_who: set[int] = set()
         self._asked_to_evaluate: frozenset[int] | None = None
         super().__init__(**rest)
+        self._check_evaluation()
 
     def __init_subclass__(cls) -> None:
         """Refuse a strategy beside this one that would keep it from working, with a TypeError."""

@@ -23,12 +23,13 @@ from fedpw_flwr.algorithm.tensors import (
     is_nonnegative,
     saturated,
 )
-from fedpw_flwr.rounds.faults import BadReply, Project
+from fedpw_flwr.rounds.faults import BadReply, Project, refuse_shared_fault
 from fedpw_flwr.rounds.global_model import check_model, too_large, without_private
 from fedpw_flwr.rounds.identities import Identities
 from fedpw_flwr.rounds.method import Method, Requests, Step
 from fedpw_flwr.rounds.replies import Answer, AskedRound, EvaluateReply, TrainReply
 from fedpw_flwr.rounds.screening import (
+    metric_names,
     screen_evaluate_replies,
     screen_train_replies,
     without_uncounted,
@@ -170,7 +171,10 @@ class Driver:
         if not self._asked:
             return Finished(self._global_arrays.copy())
         # Screen: each answer alone, then against the others.
-        project = Project(method.title, method.train_loss_key, examples_key, method.needs_loss)
+        project = Project(
+            *(method.title, method.train_loss_key, examples_key, method.needs_loss),
+            can_evaluate=bool(method.evaluate_loss_key),
+        )
         is_first = method.rounds_done == 0
         answers = list(answers)
         asked = AskedRound(
@@ -217,9 +221,20 @@ class Driver:
         asked: Collection[int] | None,
         examples_key: str,
     ) -> tuple[list[EvaluateReply], list[BadReply]]:
-        """Separate a round's evaluation replies, and log what is wrong with the bad ones."""
-        answers = list(answers)
-        good, bad = screen_evaluate_replies(answers, asked, self.identities, examples_key)
+        """Separate a round's evaluation replies, and log what is wrong with the bad ones.
+
+        `UnusableRepliesError` where the method needs their loss, and all have the same fault after
+        its first round.
+        """
+        method, answers = self.method, list(answers)
+        names = method.title, method.evaluate_loss_key, examples_key, method.needs_evaluation
+        project = Project(*names, task="evaluate")
+        good, bad = screen_evaluate_replies(answers, asked, self.identities, project)
+        if project.needs_loss and not good and method.rounds_done <= 1:
+            refuse_shared_fault(bad, server_round, metric_names(answers), project)
+        method.note_evaluation(
+            {reply.client: reply.loss for reply in good if reply.loss is not None}
+        )
         silent = set(asked or ()) - {answer.node_id for answer in answers}
         self.identities.log("aggregate_evaluate", server_round, len(good), bad, silent)
         return good, bad

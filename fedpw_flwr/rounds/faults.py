@@ -21,11 +21,11 @@ Fate = Literal["quarantined", "failed", "empty"]
 class Kind(StrEnum):
     """Faults that all clients of a project may well have."""
 
-    LOSSLESS = "no training loss"
+    LOSSLESS = "no loss"
     METRICLESS = "no MetricRecord"
-    NOT_A_NUMBER = "a training loss that is not one number"
-    BELOW_ZERO = "a negative training loss"
-    NOT_FINITE = "a training loss or arrays that are not finite, or far too large"
+    NOT_A_NUMBER = "a loss that is not one number"
+    BELOW_ZERO = "a negative loss"
+    NOT_FINITE = "a loss or arrays that are not finite, or far too large"
     ONE_IDENTITY = "the same client id"
     RECORDS = "not just one ArrayRecord and one MetricRecord"
     ARRAYS = "other arrays than the model's"
@@ -45,6 +45,15 @@ _ONE_OF_EACH = (
     '    RecordDict({{"arrays": ArrayRecord(...), "metrics": MetricRecord(...)}})'
 )
 
+_UNEVALUATED = (
+    "{method} reads it from the metric {loss_key!r}: let every client's evaluate function return "
+    'it, or name the metric your clients report: {method}(evaluate_loss_key="...")'
+)
+
+_FROM_EVALUATION = (
+    ', or take the loss of the clients\' evaluation, a round late: {method}(loss_source="evaluate")'
+)
+
 _REMEDIES: dict[str, str] = {
     Kind.LOSSLESS: (
         "{method} weights clients by it and reads it from the metric {loss_key!r}. Let every "
@@ -56,20 +65,20 @@ _REMEDIES: dict[str, str] = {
         'or name the metric your clients report: {method}(train_loss_key="...")'
     ),
     Kind.NOT_A_NUMBER: (
-        "Let the train function report one number, the mean over all local batches:\n"
+        "Let the {task} function report one number, the mean over all local batches:\n"
         '    MetricRecord({{"{loss_key}": sum(losses) / len(losses), ...}})\n'
         "or, from a NumPyClient,\n"
         '    return parameters, num_examples, {{"{loss_key}": sum(losses) / len(losses)}}'
     ),
     Kind.BELOW_ZERO: (
         "{method} weights clients by their losses and takes none below 0. Log-likelihoods, ELBOs, "
-        "rewards and some contrastive losses are. Let the train function report another measure "
+        "rewards and some contrastive losses are. Let the {task} function report another measure "
         "that falls to 0 as training succeeds (a cross-entropy, a squared error), and name it: "
-        '{method}(train_loss_key="...")'
+        '{method}({task}_loss_key="...")'
     ),
     Kind.NOT_FINITE: (
         "Training diverges on every client, or divides by the length of an empty list: print the "
-        "loss in the train function, lower the learning rate, check the data, or skip what is not "
+        "loss in the {task} function, lower the learning rate, check the data, or skip what is not "
         "finite in the mean under {loss_key!r}"
     ),
     Kind.ONE_IDENTITY: (
@@ -136,20 +145,30 @@ class Project:
     """The names by which a project calls things, for what its errors tell it to change.
 
     `method` is the strategy's name, the keys are those of a MetricRecord. A reply without the loss
-    is broken where `needs_loss` is set; a reply may lack the number of examples.
+    is broken where `needs_loss` is set; a reply may lack the number of examples. `task` is what was
+    asked of the clients, `can_evaluate` whether the method may take the loss from evaluation.
     """
 
     method: str
     loss_key: str
     examples_key: str
     needs_loss: bool = True
+    task: Literal["train", "evaluate"] = "train"
+    can_evaluate: bool = False
+
+    @property
+    def loss_name(self) -> str:
+        """What the loss is called in messages."""
+        return "training loss" if self.task == "train" else "evaluation loss"
 
     def remedy(self, kind: str) -> str:
         """Return what to change where all clients have a fault of a kind; "" for a client's own."""
         text = _REMEDIES.get(kind, "")
-        return text.format(
-            method=self.method, loss_key=self.loss_key, examples_key=self.examples_key
-        )
+        if kind == Kind.LOSSLESS and self.task == "evaluate":
+            text = _UNEVALUATED
+        elif kind == Kind.LOSSLESS and self.can_evaluate:
+            text += _FROM_EVALUATION
+        return text.format(**vars(self))
 
 
 def refuse_shared_fault(
@@ -168,8 +187,8 @@ def refuse_shared_fault(
     (kind,) = kinds
     if kind == Kind.LOSSLESS:
         raise MissingLossError(
-            f"no client reported its training loss in round {server_round}; "
-            f"{_arrived(project.loss_key, sorted(set(reported) - {project.examples_key}))} "
+            f"no client reported its {project.loss_name} in round {server_round}; "
+            f"{_arrived(project, sorted(set(reported) - {project.examples_key}))} "
             f"{project.remedy(kind)}"
         )
     first = min(broken, key=lambda reply: reply.node_id)
@@ -180,7 +199,7 @@ def refuse_shared_fault(
     )
 
 
-def _arrived(loss_key: str, reported: list[str]) -> str:
+def _arrived(project: Project, reported: list[str]) -> str:
     """Return which metrics came in place of the loss, and which of them may be it."""
     if not reported:
         return "no metrics arrived."
@@ -190,18 +209,19 @@ def _arrived(loss_key: str, reported: list[str]) -> str:
         for name in reported
     }
 
-    def rank(name: str) -> tuple[bool, bool, bool, float]:
-        likeness = difflib.SequenceMatcher(None, name, loss_key).ratio()
-        of_training = any(word.startswith("train") for word in words[name])
-        return words[name][-1:] != ["loss"], not of_training, words[name] != ["loss"], -likeness
+    own_words: tuple[str, ...] = ("train",)
+    others: tuple[str, ...] = ("val", "eval", "test")
+    if project.task == "evaluate":
+        own_words, others = others, own_words
 
-    own = [
-        name
-        for name in reported
-        if not any(word.startswith(("val", "eval", "test")) for word in words[name])
-    ]
-    alike = difflib.get_close_matches(loss_key, own, n=max(1, len(own)))
-    meant = [name for name in own if words[name][-1:] == ["loss"] or name in alike]
+    def rank(name: str) -> tuple[bool, bool, bool, float]:
+        likeness = difflib.SequenceMatcher(None, name, project.loss_key).ratio()
+        of_task = any(word.startswith(own_words) for word in words[name])
+        return not name.lower().endswith("loss"), not of_task, words[name] != ["loss"], -likeness
+
+    own = [name for name in reported if not any(word.startswith(others) for word in words[name])]
+    alike = difflib.get_close_matches(project.loss_key, own, n=max(1, len(own)))
+    meant = [name for name in own if name.lower().endswith("loss") or name in alike]
     if not meant:
         return f"{told}."
-    return f"{told}: did you mean train_loss_key={min(meant, key=rank)!r}?"
+    return f"{told}: did you mean {project.task}_loss_key={min(meant, key=rank)!r}?"

@@ -57,6 +57,12 @@ class Method(ABC):
     train_loss_key: str
     """Metric under which clients report their mean training loss."""
 
+    evaluate_loss_key: str = ""
+    """Metric of federated evaluation that can take its place; "" where none can."""
+
+    needs_evaluation = False
+    """Whether an evaluation reply without it is broken."""
+
     @property
     @abstractmethod
     def rounds_done(self) -> int:
@@ -101,6 +107,9 @@ class Method(ABC):
     def requests(self, names: Sequence[str], clients: Mapping[int, int]) -> Requests:
         """Return what each node is to be asked for, from the model's names and client by node."""
         return Requests()
+
+    def note_evaluation(self, losses: Mapping[int, float]) -> None:  # noqa: B027
+        """Take the losses of an evaluation by client, where they are needed."""
 
     def screen(
         self, replies: Sequence[TrainReply], model: Mapping[str, Tensor]

@@ -94,6 +94,7 @@ class EvaluateReply:
     node_id: int
     client: int
     content: RecordDict
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def read_train_reply(
     stated = identity_of(content)
     if stated is not None and stated != node_id and owners.get(stated) == stated:
         raise Fault(f"it says it is client {stated}, which is the id of another node")
-    loss_key, examples_key = asked.project.loss_key, asked.project.examples_key
-    loss = _loss(content, metrics, loss_key) if asked.project.needs_loss else None
+    examples_key = asked.project.examples_key
+    loss = needed_loss(content, metrics, asked.project)
     tensors, report = _checked_tensors(content, asked, asked.asked[node_id])
     result = ClientResult(
         client=node_id if stated is None else stated,
@@ -270,11 +271,14 @@ def check_norm(name: str, norm: float) -> None:
         raise Fault(f"{reason}: training has diverged", Kind.NOT_FINITE)
 
 
-def _loss(content: RecordDict, metrics: MetricRecord, key: str) -> float:
-    """Read ℓ_k; what is wrong with it may be so on all clients."""
+def needed_loss(content: RecordDict, metrics: MetricRecord, project: Project) -> float | None:
+    """Read ℓ_k, where it is needed; what is wrong with it may be so on all clients."""
+    if not project.needs_loss:
+        return None
+    key = project.loss_key
     others = content.config_records.get(OTHER_METRICS_RECORD, ConfigRecord())
     if key not in metrics and key not in others:
-        raise Fault(f"its metrics lack the training loss {key!r}", Kind.LOSSLESS)
+        raise Fault(f"its metrics lack the {project.loss_name} {key!r}", Kind.LOSSLESS)
     value = metrics[key] if key in metrics else others[key]
     if key not in metrics or isinstance(value, list):
         told = f"{_WORDS.get(type(value), 'a list')} ({reprlib.repr(value)})"

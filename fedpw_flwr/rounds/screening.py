@@ -13,7 +13,7 @@ from typing import TypeVar
 from flwr.app import MetricRecord, RecordDict
 from torch import Tensor
 
-from fedpw_flwr.rounds.faults import BadReply, Fault, Kind, refuse_shared_fault
+from fedpw_flwr.rounds.faults import BadReply, Fault, Kind, Project, refuse_shared_fault
 from fedpw_flwr.rounds.identities import Identities
 from fedpw_flwr.rounds.metrics import metric_shape
 from fedpw_flwr.rounds.replies import (
@@ -23,6 +23,7 @@ from fedpw_flwr.rounds.replies import (
     TrainReply,
     check_finite_metric,
     listed,
+    needed_loss,
     non_negative_metric,
     only_metric_record,
     other_arrays,
@@ -61,11 +62,10 @@ def screen_train_replies(
     bad += partial
     unique, duplicates = _one_reply_per_client(complete, identities, client_of)
     if asked.is_first:
-        reported = {name for answer in answers for name in _metric_names(answer)}
         # Two of many may be one client that was restarted at another node.
         most = 2 * len(complete) >= len(asked.asked)
         shared = bad if not complete else _of_one_identity(complete) if most else []
-        refuse_shared_fault(shared, asked.server_round, reported, asked.project)
+        refuse_shared_fault(shared, asked.server_round, metric_names(answers), asked.project)
         if not unique:
             _refuse_incompatible_clients(bad)
     return unique, bad + duplicates, private if unique else frozenset()
@@ -75,7 +75,7 @@ def screen_evaluate_replies(
     answers: Iterable[Answer],
     asked: Collection[int] | None,
     identities: Identities,
-    examples_key: str,
+    project: Project,
 ) -> tuple[list[EvaluateReply], list[BadReply]]:
     """Separate the evaluation replies whose metrics can be aggregated from those that cannot.
 
@@ -83,16 +83,18 @@ def screen_evaluate_replies(
     lists) that most replies share are taken as right. `asked` is None where the nodes are not
     known, as in a strategy that sends its own messages.
     """
+    examples_key = project.examples_key
     client_of = identities.by_node()
 
     def read(node_id: int, content: RecordDict, metrics: MetricRecord) -> EvaluateReply:
+        loss = needed_loss(content, metrics, project)
         for key in metrics:
             check_finite_metric(metrics, key)
         if examples_key in metrics:
             non_negative_metric(metrics, examples_key)
         stated = identity_of(content)
         client = client_of.get(node_id, node_id) if stated is None else stated
-        return EvaluateReply(node_id, client, content)
+        return EvaluateReply(node_id, client, content, loss)
 
     good, bad = _judged(answers, client_of, asked, "evaluate", examples_key, read)
     shaped = [(metric_shape(only_metric_record(reply.content)), reply) for reply in good]
@@ -243,9 +245,11 @@ def _one_reply_per_client(
     return list(unique.values()), duplicates
 
 
-def _metric_names(answer: Answer) -> Iterable[str]:
-    """Return the names of all metrics of a reply, also of those that no MetricRecord takes."""
-    content = RecordDict() if answer.content is None else answer.content
-    for record in content.metric_records.values():
-        yield from record
-    yield from content.config_records.get(OTHER_METRICS_RECORD, ())
+def metric_names(answers: Iterable[Answer]) -> set[str]:
+    """Return the names of all metrics of replies, also of those that no MetricRecord takes."""
+    names: set[str] = set()
+    for answer in answers:
+        content = RecordDict() if answer.content is None else answer.content
+        others = content.config_records.get(OTHER_METRICS_RECORD, ())
+        names.update(*content.metric_records.values(), others)
+    return names

@@ -24,7 +24,7 @@ class FedPW(WithFedPW, ScreenedFedAvg):
 
     Implementation of FedPW (Guan et al., "Rethinking Fair Federated Learning from Parameter and
     Client View", NeurIPS 2025). A drop-in for Flower's FedAvg: clients stay as they are, as long as
-    their training replies report the mean training loss.
+    their training replies report the mean training loss (or see `loss_source`).
 
     A reply that cannot be used (not finite, wrong shape, missing loss, ...) costs only itself: it
     is dropped, logged with client and reason, and counted in the round's metrics. Where all replies
@@ -51,6 +51,15 @@ class FedPW(WithFedPW, ScreenedFedAvg):
         β, base momentum of the weights, in (0, 1].
     train_loss_key : str (default: "train_loss")
         MetricRecord key under which clients report their mean training loss.
+    loss_source : "train" | "evaluate" (default: "train")
+        Where the clients' losses come from. "evaluate": from the federated evaluation of the round
+        before, for clients whose training reports none. It costs an evaluation by every client in
+        every round (`fraction_evaluate` 1.0), and comes late: round 1 counts all losses as equal.
+        A client that was not evaluated counts with its last loss, which keeps its ratio to the
+        median, or with the median. These losses steer training: let clients evaluate on data that
+        no reported figure comes from.
+    evaluate_loss_key : str (default: "eval_loss")
+        MetricRecord key under which clients report the loss of evaluation.
     clip_weights : bool (default: True)
         Never give a client a negative weight. False is the paper's formula.
     adjust_parameters : bool (default: True)
@@ -123,6 +132,7 @@ class FedPW(WithFedPW, ScreenedFedAvg):
         self.checkpoints = None if folder is None else CheckpointStore(folder, every=every)
         self._with_checkpoints = False
         super().__init__(Driver(self.method), sampling, *positional, **rest)
+        self._check_evaluation()
 
     def start(
         self,

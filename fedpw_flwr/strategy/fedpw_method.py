@@ -26,15 +26,19 @@ from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.device import available_device
 from fedpw_flwr.engines import engine_for
-from fedpw_flwr.rounds.faults import BadReply
+from fedpw_flwr.rounds.faults import BadReply, MissingLossError
 from fedpw_flwr.rounds.method import Method, Requests, Step
 from fedpw_flwr.rounds.replies import TrainReply
+from fedpw_flwr.strategy.evaluated_losses import EvaluatedLosses
 from fedpw_flwr.strategy.fedpw_record import loops_on, recorded, warnings_of
-from fedpw_flwr.strategy.options import Adjustment, MethodOptions
+from fedpw_flwr.strategy.options import Adjustment, LossSource, MethodOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES
 
 logger = logging.getLogger("flwr")
+
+_PATIENCE = 3
+"""Rounds that may pass before an evaluation gives a loss."""
 
 
 class FedPWMethod(Method):
@@ -45,7 +49,7 @@ class FedPWMethod(Method):
     """
 
     title = "FedPW"
-    needs_loss = needs_examples = keeps_sign = asks_by_client = False
+    needs_loss = needs_evaluation = needs_examples = keeps_sign = asks_by_client = False
     """What the options decide."""
 
     def __init__(self, options: MethodOptions) -> None:
@@ -55,12 +59,16 @@ class FedPWMethod(Method):
         names = FedPWSettings.__dataclass_fields__.keys() & given.keys()
         self.settings = FedPWSettings(**{name: given[name] for name in names})
         self.train_loss_key: str = given.get("train_loss_key", "train_loss")
+        self.loss_source: LossSource = given.get("loss_source", "train")
+        self.evaluate_loss_key: str = given.get("evaluate_loss_key", "eval_loss")
         device = given.get("device")
         self.adjustment: Adjustment = given.get("adjustment", "server")
         self.upload: Upload = given.get("upload", "dense")
         self.upload_dtype = given.get("upload_dtype", "float32")
         adapts, adjusts = self.settings.adapt_weights, self.settings.adjust_parameters
-        self.needs_loss, self.needs_examples = adapts or adjusts, not adapts
+        self.needs_loss = (adapts or adjusts) and self.loss_source == "train"
+        self.needs_evaluation = (adapts or adjusts) and self.loss_source == "evaluate"
+        self.needs_examples = not adapts
         self.asks_by_client = adjusts and self.adjustment == "client"
         self.keeps_sign = self.settings.clip_weights
         self._check_placement()
@@ -68,13 +76,17 @@ class FedPWMethod(Method):
         self._given_trainable = self.settings.trainable
         self._state = WeightingState()
         self.adjustment_state = AdjustmentState()
+        self.evaluated = EvaluatedLosses()
         self._names: frozenset[str] | None = None
         self._rates: dict[int, float] = {}
 
     def _check_placement(self) -> None:
-        if not isinstance(self.train_loss_key, str) or not self.train_loss_key:
-            raise ValueError(f"train_loss_key must name a metric, got {self.train_loss_key!r}")
+        for name in ("train_loss_key", "evaluate_loss_key"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{name} must name a metric, got {value!r}")
         for name, choices in (
+            ("loss_source", get_args(LossSource)),
             ("adjustment", get_args(Adjustment)),
             ("upload", get_args(Upload)),
             ("upload_dtype", tuple(UPLOAD_DTYPES)),
@@ -117,7 +129,16 @@ class FedPWMethod(Method):
     # --- A round ----------------------------------------------------------------------------------
 
     def requests(self, names: Sequence[str], clients: Mapping[int, int]) -> Requests:
-        """Ask each node to mask with the rate that suits its client, and to rescale with C."""
+        """Ask each node to mask with the rate that suits its client, and to rescale with C.
+
+        `MissingLossError` after three rounds whose evaluation never gave a loss that is needed.
+        """
+        if self.needs_evaluation and not self.evaluated.last and self.rounds_done >= _PATIENCE:
+            raise MissingLossError(
+                f"no client's evaluation gave a loss {self.evaluate_loss_key!r} in "
+                f"{self.rounds_done} rounds: see the log for what was wrong with each. Let the "
+                'clients evaluate, or report the loss of training, without loss_source="evaluate"'
+            )
         consensus = self.adjustment_state.consensus
         of_another = consensus is not None and not consensus.members.keys() <= set(names)
         if self._names not in (None, frozenset(names)) or of_another:
@@ -132,7 +153,12 @@ class FedPWMethod(Method):
         if self.state.rounds > 0:
             losses = self.adjustment_state.relative_losses
             rates = requested_rates(
-                [losses.get(clients[node]) for node in nodes],
+                [
+                    self.evaluated.known(clients[node], node)
+                    if self.needs_evaluation
+                    else losses.get(clients[node])
+                    for node in nodes
+                ],
                 self.settings.avg_drop_rate,
                 self.settings.max_loss_ratio,
             )
@@ -227,17 +253,22 @@ class FedPWMethod(Method):
                 consensus=self.adjustment_state.consensus,
             )
         results = [reply.result for reply in replies]
+        if self.needs_evaluation:
+            # Before the first evaluation all are 0, which the method takes as equal.
+            losses = [self.evaluated.counted(reply.client, reply.node_id) for reply in replies]
+            results = [replace(one, loss=loss) for one, loss in zip(results, losses, strict=True)]
+        known = not self.needs_evaluation or bool(self.evaluated.last)
+        reported = {result.client: result.loss if known else None for result in results}
         step = server_step(
             model, results, self.state, self.settings, engine=engine_for(self.device), sent=sent
         )
         adjustment = self.adjustment_state
         if self.asks_by_client:
             assert step.relative_losses is not None
-            losses = dict(zip(step.clients, step.relative_losses, strict=True))
+            relative = dict(zip(step.clients, step.relative_losses, strict=True))
             adjustment = AdjustmentState(
-                relative_losses={**adjustment.relative_losses, **losses}, consensus=step.consensus
+                relative_losses={**adjustment.relative_losses, **relative}, consensus=step.consensus
             )
-        reported = {result.client: result.loss for result in results}
         return Step(
             step.model,
             (step.state, adjustment),
@@ -248,6 +279,10 @@ class FedPWMethod(Method):
     def remember(self, memory: tuple[WeightingState, AdjustmentState]) -> None:
         """Take the memory of the next round."""
         self._state, self.adjustment_state = memory
+
+    def note_evaluation(self, losses: Mapping[int, float]) -> None:
+        """Take the losses by which clients count in the next round."""
+        self.evaluated = self.evaluated.after(losses)
 
     # --- A run ------------------------------------------------------------------------------------
 
@@ -264,6 +299,7 @@ class FedPWMethod(Method):
             if consensus is None
             else {"round": consensus.round, "factors": dict(consensus.factors)},
             "trainable": None if trainable is None else list(trainable),
+            "evaluated_losses": self.evaluated.to_dict(),
         }
         members = {} if consensus is None else consensus.members
         return state, {f"consensus/{name}": tensor for name, tensor in members.items()}
@@ -279,14 +315,18 @@ class FedPWMethod(Method):
             consensus = Consensus(int(saved["round"]), members, factors)
         losses = {int(client): float(loss) for client, loss in state["relative_losses"].items()}
         trainable = None if state["trainable"] is None else tuple(state["trainable"])
-        self._state = weighting
+        # Earlier versions saved none.
+        evaluated = state.get("evaluated_losses", EvaluatedLosses().to_dict())
+        self._state, self.evaluated = weighting, EvaluatedLosses.from_dict(evaluated)
         self.adjustment_state = AdjustmentState(relative_losses=losses, consensus=consensus)
         self.settings = replace(self.settings, trainable=trainable)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on."""
+        source = {"loss_source": self.loss_source, "evaluate_loss_key": self.evaluate_loss_key}
         return {
             **asdict(self.settings),
+            **(source if self.needs_evaluation else {}),
             # Not what the clients told: that is part of the state.
             "trainable": self._given_trainable,
             "train_loss_key": self.train_loss_key,
@@ -308,7 +348,8 @@ class FedPWMethod(Method):
             f" | beta ({settings.beta:g}) | clip negative ({settings.clip_weights})",
             f"│\t├── Parameter adjustment: {where if settings.adjust_parameters else 'off'}"
             f" | average drop rate ({settings.avg_drop_rate:g})",
-            f"│\t├── Training loss key: '{self.train_loss_key}'",
+            f"│\t├── Loss key: '{getattr(self, f'{self.loss_source}_loss_key')}'"
+            f" | from: {self.loss_source}",
             "│\t├── Trainable arrays: "
             + ("known in round 1" if trainable is None else f"{len(trainable)} named"),
             f"│\t└── Server step on: {self.device}{loops_on(self.device)}",
@@ -320,6 +361,14 @@ class WithFedPW(ABC):
     """What both FedPW strategies show of their method."""
 
     method: FedPWMethod
+    fraction_evaluate: float
+
+    def _check_evaluation(self) -> None:
+        if self.method.needs_evaluation and self.fraction_evaluate < 1.0:
+            raise ValueError(
+                'loss_source="evaluate" needs an evaluation by every client: '
+                f"fraction_evaluate={self.fraction_evaluate} must be 1.0"
+            )
 
     @property
     def settings(self) -> FedPWSettings:

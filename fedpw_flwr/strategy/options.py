@@ -17,6 +17,8 @@ from fedpw_flwr.wire.packing import UploadDtype
 
 Adjustment = Literal["server", "client"]
 
+LossSource = Literal["train", "evaluate"]
+
 MetricsAggregation = Callable[[list[RecordDict], str], MetricRecord]
 
 LegacyEvaluation = Callable[
@@ -69,6 +71,8 @@ class MethodOptions(TypedDict, total=False):
     avg_drop_rate: float
     beta: float
     train_loss_key: str
+    loss_source: LossSource
+    evaluate_loss_key: str
     clip_weights: bool
     adjust_parameters: bool
     adapt_weights: bool

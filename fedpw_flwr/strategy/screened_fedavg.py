@@ -202,6 +202,12 @@ class ScreenedFedAvg(Driven, SampledFedAvg):
         MetricRecord | None
             The averaged metrics with the counts ``quarantined``, ``failed`` and ``empty`` (FedPW's
             names begin with ``fedpw-``); None where nobody was asked.
+
+        Raises
+        ------
+        UnusableRepliesError
+            If the method needs the evaluation's loss, and all replies of the first have the same
+            fault.
         """
         asked = self._asked_to_evaluate
         if asked is not None and not asked:

@@ -106,6 +106,23 @@ def numpy_clients() -> ClientApp:
     return ClientApp(client_fn=client_fn)
 
 
+class SilentClient(PointsClient):
+    """One whose training reports no loss, as several of Flower's quickstarts have it."""
+
+    def fit(
+        self, parameters: NDArrays, config: dict[str, Scalar]
+    ) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        arrays, num_examples, _ = super().fit(parameters, config)
+        return arrays, num_examples, {}
+
+
+def silent_clients() -> ClientApp:
+    def client_fn(context: Context) -> Client:
+        return SilentClient(int(context.node_config["partition-id"])).to_client()
+
+    return ClientApp(client_fn=client_fn)
+
+
 def functions_by_name() -> ClientApp:
     """Train as most ClientApps do: the records have the names that FedAvg gives them."""
     app = ClientApp()
@@ -137,6 +154,7 @@ def functions_by_kind() -> ClientApp:
 
 FEDERATIONS: dict[str, Callable[[], ClientApp]] = {
     "numpy clients": numpy_clients,
+    "clients without a loss": silent_clients,
     "functions by name": functions_by_name,
     "functions by kind": functions_by_kind,
 }
@@ -163,6 +181,7 @@ def simulate(federation: str) -> dict[str, Any]:
         array_names=list(network().state_dict()),
         evaluate_fn=evaluate,
         adjustment="client",
+        loss_source="evaluate" if federation == "clients without a loss" else "train",
         device="cpu",
     )
 
@@ -181,6 +200,7 @@ def simulate(federation: str) -> dict[str, Any]:
         "dtypes": dtypes,
         "rounds": strategy.state.rounds,
         "clients": sorted(strategy.method.adjustment_state.relative_losses),
+        "evaluated": sorted(strategy.method.evaluated.last),
         "consensus round": None if consensus is None else consensus.round,
     }
 
@@ -223,6 +243,18 @@ def test_numpy_clients_learn_under_a_legacy_server_app(
     assert "int64" in result["dtypes"]
     whole = f"aggregate_fit: Received {CLIENTS} usable results, 0 quarantined and 0 failures"
     assert done.stderr.count(whole) == ROUNDS
+
+
+def test_numpy_clients_whose_training_reports_no_loss_need_one_argument(
+    simulation: Simulation, tmp_path: Path
+) -> None:
+    done = simulation("clients without a loss")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["losses"][-1] < 0.7 * result["losses"][0]
+    # They say no client id: all are known by node, alike in training and evaluation.
+    assert len(result["evaluated"]) == CLIENTS
+    assert result["evaluated"] == result["clients"]
 
 
 @pytest.mark.parametrize("federation", ["functions by name", "functions by kind"])

@@ -76,7 +76,10 @@ def site(number: int) -> Client:
         kind = message.metadata.message_type
         if kind == IDENTITY_QUERY:
             return [Message(identity_record(number), reply_to=message)]
-        return adjusted(message) if kind == "train" else [evaluate_reply(message)]
+        if kind == "train":
+            return adjusted(message)
+        loss = 0.3 * number + float(model_of(message)["body.bias"].std())
+        return [evaluate_reply(message, loss=loss, **{"num-examples": 10})]
 
     return client
 
@@ -157,10 +160,12 @@ OPTIMIZERS: list[Federation] = [
     Federation("momentum on FedPW", lambda **options: FedAvgMPW(server_momentum=0.9, **options)),
 ]
 HALF = {"fraction_train": 0.5}
+EVALUATE = {"loss_source": "evaluate", "evaluate_loss_key": "loss", "fraction_evaluate": 1.0}
 CASES: list[tuple[Federation, dict[str, Any]]] = [
     *((api, options) for api in (MESSAGE, LEGACY) for options in PLACEMENTS.values()),
     *((api, HALF) for api in (MESSAGE, LEGACY, *BASELINES)),
     *((api, {**HALF, **PLACEMENTS["client"]}) for api in (MESSAGE, LEGACY)),
+    *((api, {**EVALUATE, **PLACEMENTS["client"]}) for api in (MESSAGE, LEGACY)),
     *((api, {}) for api in OPTIMIZERS),
 ]
 NAMES = [f"{api.name} {list(options.values())}" for api, options in CASES]
@@ -224,6 +229,7 @@ def test_a_folder_in_use_is_refused_without_resume(api: Federation, tmp_path: Pa
     [
         ({"beta": 0.4}, "beta: 0.3 in the checkpoint, 0.4 now"),
         ({"adjustment": "client"}, "adjustment: 'server' in the"),
+        (EVALUATE, "loss_source: not in the checkpoint, 'evaluate' now"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(

@@ -92,7 +92,7 @@ SHARED: dict[str, tuple[Edit, str]] = {
     "bytes": (telling(b"\x01"), r"'train_loss' is bytes \(b'.*'\), not a number"),
     "negative": (
         loss_of(-41.5),
-        r"a negative training loss.*-41\.5.* weights clients by their losses.*train_loss_key=",
+        r"a negative loss.*-41\.5.* weights clients by their losses.*train_loss_key=",
     ),
     "NaN": (loss_of(float("nan")), "finite.*'train_loss' is nan.*learning rate, check the data"),
     "infinite": (loss_of(float("inf")), "not finite.*'train_loss' is inf.*learning rate"),

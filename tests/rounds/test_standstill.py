@@ -64,7 +64,7 @@ def test_three_rounds_from_the_start_without_a_usable_reply_are_an_error_that_co
     assert told.startswith("3 rounds from the start had no reply that can be used")
     assert "RuntimeError: the battery is empty" in told
     assert "6 times a failure" in told
-    assert "3 times a training loss or arrays that are not finite" in told
+    assert "3 times a loss or arrays that are not finite" in told
     assert "lower the learning rate" in told
     if api is not LEGACY:
         # Flower's legacy server waits for every client.

@@ -220,6 +220,8 @@ OWN: dict[str, dict[str, dict[str, Rule]]] = {
         "FedPW": {
             "avg_drop_rate": _BELOW_ONE,
             "beta": _ABOVE_ZERO_TO_ONE,
+            "loss_source": _one_of("train", "evaluate"),
+            "evaluate_loss_key": _TEXT,
             "clip_weights": _SWITCH,
             "adjust_parameters": _SWITCH,
             "adapt_weights": _SWITCH,
