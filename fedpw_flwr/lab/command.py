@@ -86,7 +86,11 @@ def command() -> None:
         if not isinstance(leaving.code, int):
             raise
         status = leaving.code
-    sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads along, such as `head`, has read enough.
+        status = 1
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
