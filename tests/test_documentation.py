@@ -45,6 +45,7 @@ RUN_BY = {
     "fedpw-evaluate": "lab/test_evaluate.py",
     "flwr run . --stream": "end_to_end/test_other_ways_to_run.py",
     "make": "../Makefile",
+    "eval $(fedpw -sc install=bash)": "test_documentation.py",
     "export": "",
 }
 """Where commands run that begin so; those of `fedpw` are read by hydra here, too."""
@@ -99,6 +100,13 @@ def compose_as_typed(words: list[str], folder: Path) -> None:
         0
     ]:
         compose_configuration("config", shlex.join(job))
+
+
+def test_the_shell_completes_names_of_a_group(tmp_path: Path) -> None:
+    installed = typed("fedpw", "-sc", "install=bash", folder=tmp_path).stdout
+    assert "complete -o nospace -o default -F hydra_bash_completion" in installed
+    known = typed("fedpw", "-sc", "query=bash", folder=tmp_path, COMP_LINE="fedpw strategy=fed")
+    assert {"strategy=fedavg", "strategy=fedpw"} <= set(known.stdout.split())
 
 
 @pytest.mark.long

@@ -2,8 +2,8 @@
 
     python docs/figures/draw.py [RUN]
 
-The run beside this file is that of `fedpw strategy=fedpw_server seed=0`. Any of FedPW will do that all
-clients took part in: all of this is drawn from its `metrics.jsonl`.
+The run beside this file is that of `fedpw strategy=fedpw_server seed=0`. Any of FedPW will do that
+all clients took part in: all of this is drawn from its `metrics.jsonl`.
 """
 
 from __future__ import annotations
