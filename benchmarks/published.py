@@ -58,6 +58,7 @@ def main() -> None:
     for one in asked:
         if kept(one):
             results_page.write(one)
+    results_page.draw_gains(results_page.RESULTS / results_page.GAINS)
     page = results_page.REPOSITORY / "RESULTS.md"
     page.write_text(results_page.page(), encoding="utf-8")
 

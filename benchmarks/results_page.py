@@ -15,6 +15,9 @@ from fedpw_flwr.lab.compare.command import compare
 from fedpw_flwr.lab.compare.markdown import remove_plots
 from fedpw_flwr.lab.compare.runs import FinishedRun, find_runs
 from fedpw_flwr.lab.compare.statistics import LEVEL, holm_corrected
+from fedpw_flwr.lab.plots.labels import LEADER, label_points, panel_height, widest
+from fedpw_flwr.lab.plots.looks import INK, give_looks
+from fedpw_flwr.lab.plots.panels import new_page
 from fedpw_flwr.lab.runs.written import number
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,6 +32,11 @@ LADDER = (20, 25, 30, 40, 50, 60, 80, 100, 120, 150, 200)
 
 CONVERGED = 0.5
 """Training has converged where the mean gains less, in points, in the last fifth of the rounds."""
+
+GAINS = "gains.png"
+GAINS_SHOWN = f"![Gains of the mean and of the worst, by setting](results/{GAINS})"
+
+FEDPW, EQUAL = "fedpw", "fedavg_equal"
 
 LABELS = {
     "domains.mean": "AVG",
@@ -166,17 +174,21 @@ def tuning_page(one: Experiment) -> str:
     return "\n\n".join(parts[: 3 if tuning.rows else 2]) + "\n"
 
 
+def compared(one: Experiment) -> bool:
+    """Return whether an experiment has a table."""
+    return (RESULTS / one.name / "differences.csv").is_file()
+
+
 def page() -> str:
     """Put RESULTS.md together."""
-    parts = ["# Results", _text(RESULTS / "answer.md"), _text(RESULTS / "preface.md")]
+    parts = ["# Results", _text(RESULTS / "answer.md"), GAINS_SHOWN, _text(RESULTS / "preface.md")]
     for one in PUBLISHED:
-        folder = RESULTS / one.name
         parts.append(f"## {one.title}")
-        if not (folder / "differences.csv").is_file():
+        if not compared(one):
             parts.append("Not run yet.")
             continue
         commands = "\n".join(" ".join(("fedpw -m", *words)) for words in one.sweeps("table"))
-        parts += [_text(folder / REMARKS), results_table(one), f"```\n{commands}\n```"]
+        parts += [_text(RESULTS / one.name / REMARKS), results_table(one), f"```\n{commands}\n```"]
         parts.append(
             f"All figures: [comparison](results/{one.name}/comparison.md), "
             f"[by run](results/{one.name}/comparison.csv), "
@@ -192,6 +204,39 @@ def differences(one: Experiment) -> pd.DataFrame:
     found = found[found["figure"].isin(one.primary) & (found["window"] == WINDOW)].copy()
     found["p_holm"] = holm_corrected(found["p_t"])
     return found
+
+
+def draw_gains(out: Path) -> None:
+    """Draw what FedPW, and equal weights, gain on FedAvg: a point a setting, with intervals."""
+    points = []
+    for one in filter(compared, PUBLISHED):
+        found = differences(one).set_index(["method", "figure"])
+        for method in (FEDPW, EQUAL):
+            both = [found.loc[(method, key), ["difference", "margin"]] for key in one.primary]
+            points.append((one.name, method, *zip(*both, strict=True)))
+    looks = give_looks(name for name, *_ in points)
+    texts = [f"{name}, {method}" for name, method, *_ in points]
+    figure, (axes,) = new_page(
+        "What the mean and the worst gain on FedAvg",
+        "Points of accuracy, with 95 % confidence intervals. Better is right and up.\n"
+        "Filled: FedPW. Hollow: equal weights alone.",
+        [panel_height(len(points) + 1, least=3.4)],
+        width=6.1 + LEADER + widest(texts),
+        labels=("gain of the mean (points)", "gain of the worst (points)"),
+    )
+    named = []
+    for (name, method, (x, y), (dx, dy)), text in zip(points, texts, strict=True):
+        face = {} if method == FEDPW else {"markerfacecolor": "white"}
+        look = looks[name].points(9.0, edge=1.4) | face
+        axes.errorbar(x, y, dy, dx, ecolor=looks[name].color, elinewidth=1.0, zorder=3)
+        axes.plot(x, y, zorder=4, **look)
+        named.append((x, y, text, look | {"markersize": 7.0}))
+    axes.grid(axis="x")
+    axes.axhline(0.0, color=INK, linewidth=1.0, zorder=1)
+    axes.axvline(0.0, color=INK, linewidth=1.0, zorder=1)
+    axes.margins(0.08)
+    label_points(axes, named)
+    figure.savefig(out, dpi=150)
 
 
 def results_table(one: Experiment) -> str:
