@@ -21,37 +21,34 @@ from mkdocs.structure.pages import Page
 
 DOCS = Path(__file__).resolve().parent
 REPOSITORY = DOCS.parent
-PAGES = ["*.md", "benchmarks/*.md", "examples/**/README.md", "results/**/*.md"]
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 PENS = {Outline.MOVETO: "M", Outline.LINETO: "L", Outline.CURVE3: "Q", Outline.CURVE4: "C"}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the pages outside of docs/; the README's place is taken by docs/index.md."""
-    for pattern in PAGES:
-        for path in sorted(REPOSITORY.glob(pattern)):
-            if path != REPOSITORY / "README.md":
-                files.append(_file(path, config))
+    """Add the pages of the repository that others lead to; docs/index.md stands for the README."""
+    pages = [*DOCS.rglob("*.md"), *sorted(REPOSITORY.glob("*.md"))]
+    pages.remove(REPOSITORY / "README.md")
+    for page in pages:
+        if _name(page) not in files.src_uris:
+            files.append(_file(page, config))
+        named = [_named(link, page) for link in LINK.findall(page.read_text(encoding="utf-8"))]
+        pages += [path for path in named if path and path.suffix == ".md" and path not in pages]
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let links lead to where the site has the file; one that is no page is added to the site."""
-    here = Path(str(page.file.abs_src_path)).parent
     if page.file.src_uri.startswith("results/"):
         page.meta["search"] = {"exclude": True}
 
     def in_site(link: re.Match[str]) -> str:
-        path = (here / link[0]).resolve()
-        path = path / "README.md" if path.is_dir() else path
-        if path == REPOSITORY / "README.md":
-            path = DOCS / "index.md"
-        if not path.is_file():
+        path = _named(link[0], Path(str(page.file.abs_src_path)))
+        if path is None:
             return link[0]
-        name = _name(path)
-        if name not in files.src_uris:
+        if _name(path) not in files.src_uris:
             files.append(_file(path, config))
-        return posixpath.relpath(name, posixpath.dirname(page.file.src_uri))
+        return posixpath.relpath(_name(path), posixpath.dirname(page.file.src_uri))
 
     return LINK.sub(in_site, markdown)
 
@@ -80,6 +77,15 @@ def _drawn(equation: re.Match[str]) -> str:
         f'vertical-align:{-depth / size:.2f}em" viewBox="0 {depth - height} {width} {height}">'
         f'<path transform="scale(1 -1)" d="{path}"/></svg></{element}>'
     )
+
+
+def _named(link: str, page: Path) -> Path | None:
+    """Return the file that a page's link names, of a folder its README; None where it is none."""
+    path = (page.parent / link).resolve()
+    path = path / "README.md" if path.is_dir() else path
+    if path == REPOSITORY / "README.md":
+        return DOCS / "index.md"
+    return path if path.is_file() and REPOSITORY in path.parents else None
 
 
 def _file(path: Path, config: MkDocsConfig) -> File:
