@@ -107,7 +107,7 @@ def _unmet(wanted: Requirement, by: str, seen: set[str]) -> Iterator[tuple[str, 
         return
     if not wanted.specifier.contains(there.version, prereleases=True):
         yield by, need, f"but {there.version} is installed"
-    for extra in {"", *wanted.extras}:
+    for extra in ("", *wanted.extras):
         if (part := f"{wanted.name}[{extra}]") in seen:
             continue
         seen.add(part)
@@ -213,6 +213,6 @@ def _ray() -> Iterator[Found]:
     finally:
         workers.close()
     free = shutil.disk_usage(_SHARED_MEMORY).free / _GIB if _SHARED_MEMORY.exists() else 0.0
-    text = f"shared memory: {free:.2f} GiB of {wanted:.2f} GiB wanted in {_SHARED_MEMORY}"
-    remedy = f": a disk is used, slowly: mount more, as docker run --shm-size={wanted:.1f}g"
+    text = f"{free:.2f} GiB are free in {_SHARED_MEMORY}, Ray wants {wanted:.2f} GiB"
+    remedy = f" and takes a disk, slowly: mount more, as docker run --shm-size={wanted:.1f}g"
     yield "warn" if free < wanted else "ok", text + remedy * (free < wanted)

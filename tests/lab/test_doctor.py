@@ -100,6 +100,6 @@ def test_little_shared_memory_and_a_small_disk_are_told(tmp_path: Path) -> None:
     assert command is not None
     done = typed(command, *words, COMMANDS / "fedpw-doctor", folder=tmp_path)
     warned = "\n".join(found(done.stdout)["warn"])
-    assert "0.06 GiB of" in warned
+    assert "0.06 GiB are free in /dev/shm" in warned
     assert "--shm-size=" in warned
     assert f"{outputs}, 0.0 GiB free: give another as hydra.run.dir" in warned
