@@ -47,10 +47,10 @@ def main(grid: Grid, context: Context) -> None:
     resume = context.run_config.get("resume") is True
     shown = getattr(grid, "on_record", None)
     recorder = RunRecorder(folder, test, profiler, shown, resume=resume)
-    configuration = experiment.configuration
-    title = f"{configuration.strategy.name} on {configuration.dataset.name}, seed {experiment.seed}"
     groups = {client: share.domain for client, share in enumerate(experiment.shares)}
-    settings = resolved_yaml(configuration)
+    domains = ", ".join(dict.fromkeys(groups.values()))
+    title = f"{experiment.configuration.strategy.name} on {domains}, seed {experiment.seed}"
+    settings = resolved_yaml(experiment.configuration)
     report = HtmlReport(folder.path, title, groups, settings)
     strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
     if not resume:

@@ -24,6 +24,7 @@ from support.app_federation import (
     experiment,
     server_context,
 )
+from support.browser import text_and_elements
 
 from fedpw_flwr.checkpoint import CheckpointError
 from fedpw_flwr.lab.app import client_app
@@ -85,6 +86,7 @@ def test_a_run_leaves_all_its_files_and_nothing_else(run: FinishedRun) -> None:
         "accuracy.png",
         "partition.json",
         "partition.png",
+        "report.html",
         "weights.png",
     }
     if run.strategy == "fedpw":
@@ -184,6 +186,10 @@ def test_broken_clients_cost_only_their_replies_and_are_counted(tmp_path: Path) 
         assert sum(record.clients.weight) == pytest.approx(1)
     summary = folder.read_summary()
     assert (summary.quarantined, summary.failed) == (2, 4)
+    page, _ = text_and_elements((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert f"Worst {100 * summary.final.worst:.3g} %" in page
+    assert "2 quarantined, 4 failed" in page
+    assert re.search(r"train: client 1 \(node \d+\) quarantined", page)
 
 
 @pytest.mark.parametrize("strategy", ["fedpw", "fedavg"])
@@ -196,6 +202,7 @@ def test_a_run_in_which_every_client_raises_fails_and_says_so(
     with pytest.raises(RuntimeError, match="nothing was trained"):
         app(grid, server_context(tmp_path / "run", overrides))
 
+    assert "nothing was trained" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

@@ -16,8 +16,10 @@ from urllib.parse import unquote
 import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
+from support.browser import shown
 
 from fedpw_flwr.lab.compare.command import compare, main
+from fedpw_flwr.lab.compare.markdown import plots_of_page
 from fedpw_flwr.lab.compare.runs import find_runs
 from fedpw_flwr.lab.compare.tensorboard import scalars_of_round
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
@@ -462,3 +464,20 @@ def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> Non
     assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0, abs=1e-3)
     weights = events.Scalars("weight/client_0")
     assert [event.step for event in weights] == [1, 2, 3]
+
+
+def test_the_page_is_there_as_one_file_for_a_browser(runs: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    write_run(runs / hostile).mark_failed("finished:failed", f"ValueError: {hostile}")
+    page = compare([runs])
+    opened = shown(page.with_suffix(".html"))
+    assert opened.console == []
+    assert f"ValueError: {hostile}" in opened.text
+    assert opened.elements.count("img") == len(plots_of_page(page)) > 2
+    # The figures of the last round.
+    for figure in ("70.50 ± 0.71", "75.50 ± 2.12", "55.50 ± 2.12"):
+        assert figure in page.read_text(encoding="utf-8")
+        assert figure in opened.text
+    # All that it shows is in it.
+    html = page.with_suffix(".html").read_text(encoding="utf-8")
+    assert set(re.findall(r'<img src="([^,"]*)', html)) == {"data:image/png;base64"}
