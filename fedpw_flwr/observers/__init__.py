@@ -1,0 +1,25 @@
+"""Observers for any run: stop it early, follow it in a tracker of experiments.
+
+    from fedpw_flwr.observers import EarlyStopping, TensorBoardTracker
+
+    watch = [TensorBoardTracker("runs/mine"), EarlyStopping("evaluate/accuracy", patience=10)]
+    strategy = FedPW(observers=watch)
+
+One of your own is a subclass of `Observer`; a further tracker is one of `Tracker`.
+"""
+
+from fedpw_flwr.observers.early_stopping import EarlyStopping
+from fedpw_flwr.observers.mlflow import MLflowTracker
+from fedpw_flwr.observers.tensorboard import TensorBoardTracker
+from fedpw_flwr.observers.tracker import Tracker
+from fedpw_flwr.observers.wandb import WandbTracker
+from fedpw_flwr.rounds.observers import Observer
+
+__all__ = [
+    "EarlyStopping",
+    "MLflowTracker",
+    "Observer",
+    "TensorBoardTracker",
+    "Tracker",
+    "WandbTracker",
+]
