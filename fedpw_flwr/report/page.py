@@ -62,8 +62,10 @@ class Run:
         self.last = server_round
         for name, value in numbers.items():
             family, _, member = name.partition("/")
-            if not member or family in ("train", "evaluate"):
+            if not member or family in ("train", "evaluate", "clients"):
                 family, member = "", name
+            elif family in _KNOWN and not member.startswith("client_"):
+                family = f"{family} of the global model"
             self.figures.setdefault(family, {}).setdefault(member, {})[server_round] = value
 
 

@@ -17,9 +17,10 @@ from support.legacy_federation import INITIAL, NAMES, manager_of, plain_clients
 from support.records import array_record
 from support.small_model import MODEL, evaluate_reply, good_client, train_reply
 
-from fedpw_flwr import FedPW, HtmlReport, legacy
+from fedpw_flwr import FedPW, legacy
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.checkpoint.rounds import run_rounds
+from fedpw_flwr.observers import HtmlReport
 from fedpw_flwr.report.page import Run, page
 from fedpw_flwr.rounds.observers import Observer
 
