@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedpw_flwr.client import FedPWClient, FedPWMod, fedpw_mod, numpy_client_app
-    from fedpw_flwr.report import HtmlReport
     from fedpw_flwr.strategy import FedPW, MissingLossError, TooFewClientsError
 
 __all__ = [
     "FedPW",
     "FedPWClient",
     "FedPWMod",
-    "HtmlReport",
     "MissingLossError",
     "TooFewClientsError",
     "fedpw_mod",
@@ -25,7 +23,6 @@ __all__ = [
 __version__ = "0.2.0"
 
 _MODULES = dict.fromkeys(("FedPW", "MissingLossError", "TooFewClientsError"), "fedpw_flwr.strategy")
-_MODULES["HtmlReport"] = "fedpw_flwr.report"
 
 
 def __getattr__(name: str) -> Any:

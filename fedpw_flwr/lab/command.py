@@ -265,6 +265,14 @@ def _print_results(folder: RunFolder, outcome: RunOutcome, console: Console) -> 
     ):
         table.add_row(label, number(100 * value, 1))
     console.print(table)
+    if summary.stopped is not None:
+        console.print(
+            f"[bold]Stopped early, after round {summary.rounds}:[/] {escape(summary.stopped)}. To "
+            f"play more rounds: fedpw resume={escape(str(folder.path))} "
+            "stop.target=null stop.patience=null",
+            soft_wrap=True,
+            highlight=False,
+        )
     if summary.quarantined or summary.failed or summary.empty:
         console.print(
             f"[bold yellow]Left out in all rounds: {summary.quarantined} replies that could not be "

@@ -1,5 +1,1 @@
-"""A page that shows a run in a browser while it goes on, and after: ``report.html``."""
-
-from fedpw_flwr.report.html_report import HtmlReport
-
-__all__ = ["HtmlReport"]
+"""Pages that show a run in a browser: what stands on them, and their charts."""

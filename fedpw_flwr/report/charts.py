@@ -96,8 +96,10 @@ def shortened(name: str, longest: int = 14) -> str:
 def _path(across: FloatArray, heights: FloatArray) -> str:
     """Return a path through the points that there are; a single one is a dot of round ends."""
     there = np.isfinite(heights)
-    points = [f"{x:.1f} {y:.1f}" for x, y in zip(across[there], heights[there], strict=True)]
-    return "M" + "L".join(points * 2 if len(points) == 1 else points) if points else ""
+    points = np.column_stack((across[there], heights[there])).ravel().tolist()
+    points *= 2 if len(points) == 2 else 1
+    # One formatting of all points: there may be tens of thousands.
+    return "M" + "L".join(["%.1f %.1f"] * (len(points) // 2)) % tuple(points) if points else ""
 
 
 def _apart(heights: list[float]) -> list[float]:

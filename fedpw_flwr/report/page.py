@@ -39,8 +39,9 @@ _KNOWN = {
 class Run:
     """What is known of a run so far.
 
-    `figures`, `evaluated` (of single clients), `seconds` and `notes` are by round; `groups` is by
-    client. `total` is the number of rounds, 0 if unknown. `ending` is empty while the run goes on.
+    `figures` are by family, member and round; those of the family "" are of none. `evaluated` (of
+    single clients), `seconds` and `notes` are by round, `groups` by client. `total` is the number
+    of rounds, 0 if unknown, `last` the last one so far. `ending` is empty while the run goes on.
     """
 
     title: str
@@ -48,30 +49,39 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[int, str] = field(default_factory=dict)
     total: int = 0
-    figures: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    last: int = 0
+    figures: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
     evaluated: dict[int, Mapping[str, float]] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
     notes: dict[int, list[str]] = field(default_factory=dict)
     ending: str = ""
     failed: bool = False
 
+    def add(self, server_round: int, numbers: Mapping[str, float]) -> None:
+        """Add a round's figures by name."""
+        self.last = server_round
+        for name, value in numbers.items():
+            family, _, member = name.partition("/")
+            if not member or family in ("train", "evaluate", "clients"):
+                family, member = "", name
+            elif family in _KNOWN and not member.startswith("client_"):
+                family = f"{family} of the global model"
+            self.figures.setdefault(family, {}).setdefault(member, {})[server_round] = value
+
 
 def page(run: Run) -> str:
     """Return the page of a run as HTML, in which every text is escaped."""
-    families = _families(run)
-    scalars = families.pop("", {})
-    served = _served(families)
-    last = max(run.figures, default=0)
+    families = {name: Family.of(name, each) for name, each in run.figures.items() if name}
+    scalars, served = run.figures.get("", {}), _served(families)
     spent = [run.seconds[number] for number in sorted(run.seconds) if number > 0][-20:]
     typical = sum(spent) / max(len(spent), 1)
     notes = [(number, text) for number in sorted(run.notes) for text in run.notes[number]]
     return template("run.html").render(
-        title=f"{run.title}: round {last}",
+        title=f"{run.title}: round {run.last}",
         refresh=None if run.ending else math.ceil(max(3, min(60, typical))),
         run=run,
-        last=last,
         typical=typical,
-        left=timedelta(seconds=round(typical * max(run.total - last, 0))),
+        left=timedelta(seconds=round(typical * max(run.total - run.last, 0))),
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}",
         tiles=[*_tiles(served, scalars)],
         charts=[*_charts(run, families, served)],
@@ -98,7 +108,8 @@ class Family:
         """Return a family of figures by member and round, in the unit in which it is shown."""
         rounds = sorted({number for by_round in members.values() for number in by_round})
         rows = [[of.get(number, math.nan) for of in members.values()] for number in rounds]
-        values = np.array(rows, dtype=np.float64)
+        # A client may report whatever it likes.
+        values = np.clip(np.array(rows, dtype=np.float64), -1e30, 1e30)
         plain = name.replace("_", " ").replace("-", " ").capitalize()
         title, note, unit = _KNOWN.get(name, (plain, "", "%" if "acc" in name.lower() else ""))
         if unit == "×":
@@ -140,18 +151,6 @@ def template(name: str) -> Template:
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template(name)
-
-
-def _families(run: Run) -> dict[str, Any]:
-    """Return the families by name; "" are the figures that are of none, by name and round."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for number, figures in sorted(run.figures.items()):
-        for name, value in {**figures, **run.evaluated.get(number, {})}.items():
-            family, _, member = name.partition("/")
-            if not member or family in ("train", "evaluate"):
-                family, member = "", name
-            found.setdefault(family, {}).setdefault(member, {})[number] = value
-    return {name: Family.of(name, members) if name else members for name, members in found.items()}
 
 
 def _mean(values: FloatArray) -> FloatArray:
@@ -243,11 +242,12 @@ def _clients(run: Run, families: Mapping[str, Family]) -> dict[str, Any]:
     shown = [family for family in families.values() if family.members[0].startswith("client_")]
     found: dict[str, tuple[dict[str, float], list[float]]] = {}
     for family in shown:
-        last_seen = family.last_seen[-1]
-        for index, member in enumerate(family.members):
-            figures, rounds = found.setdefault(member, ({}, []))
-            figures[family.title] = last_seen[index]
-            rounds.append(family.rounds[np.isfinite(family.values[:, index])][-1])
+        for member, values in zip(family.members, family.values.T, strict=True):
+            figures, rounds = found.setdefault(member, ({}, [0.0]))
+            there = np.isfinite(values)
+            if there.any():
+                figures[family.title] = float(values[there][-1])
+                rounds.append(float(family.rounds[there][-1]))
     return {
         "headings": {family.title: family.unit for family in shown},
         "rows": [

@@ -62,10 +62,10 @@ RUN = """\
 {% block body %}
 <header class="card">
 <h1>{{ run.title }}</h1>
-<p>Round <b>{{ last }}</b>{% if run.total %} of {{ run.total }}{% endif %}
+<p>Round <b>{{ run.last }}</b>{% if run.total %} of {{ run.total }}{% endif %}
 {% if not run.ending and typical and run.total %} · about {{ left }} left{% endif %}
 {% if typical %} · {{ "%.1f"|format(typical) }} s a round{% endif %}</p>
-{% if run.total %}<progress value="{{ last }}" max="{{ run.total }}"></progress>
+{% if run.total %}<progress value="{{ run.last }}" max="{{ run.total }}"></progress>
 {% endif %}
 {% if run.ending %}<p class="{{ 'bad' if run.failed else 'good' }}">{{ run.ending }}</p>
 {% endif %}
@@ -111,7 +111,7 @@ RUN = """\
 {% for client, group, figures, seen in clients.rows %}
 <tr><td>{{ client }}</td>{% if run.groups %}<td class="text">{{ group }}</td>{% endif %}
 {% for name in clients.headings %}<td>{{ "%.3g"|format(figures[name]) if name in figures else "–" }}</td>{% endfor %}
-<td>{% if seen == last %}{{ seen }}{% else %}<b>{{ seen }}</b>{% endif %}</td></tr>
+<td>{% if seen == run.last %}{{ seen }}{% else %}<b>{{ seen }}</b>{% endif %}</td></tr>
 {% endfor %}
 </table></div>
 </section>

@@ -34,7 +34,7 @@ from fedpw_flwr.wire.records import identity_of
 logger = logging.getLogger("flwr")
 
 _KEPT = re.compile(r'<script type="application/json">(.*?)</script>', re.DOTALL)
-_PHASE_AND_ROUND = re.compile(r"^\w+: round \d+, ")
+_PHASE_AND_ROUND = re.compile(r"^[a-z]+_([a-z]+): round \d+, ")
 
 
 class HtmlReport(Observer):
@@ -112,7 +112,7 @@ class HtmlReport(Observer):
 
     def on_round_end(self, server_round: int, numbers: Mapping[str, float]) -> None:
         """Write the page, but for rounds before a run went on."""
-        self.run.figures[server_round] = numbers
+        self.run.add(server_round, {**numbers, **self.run.evaluated.get(server_round, {})})
         if server_round > self._after:
             now = time.monotonic()
             self.run.seconds[server_round], self._since = now - self._since, now
@@ -120,7 +120,7 @@ class HtmlReport(Observer):
 
     def on_end(self, stopped: str | None, error: BaseException | None) -> None:
         """Write for the last time, with how the run ended."""
-        last = max(self.run.figures, default=0)
+        last = self.run.last
         self.run.ending = f"Ended after round {last}"
         if stopped is not None:
             self.run.ending = f"Stopped after round {last}: {stopped}"
@@ -143,7 +143,7 @@ class HtmlReport(Observer):
 
 
 class _Warnings(logging.Handler):
-    """Hears what Flower's logger warns of in this thread, without phase and round."""
+    """Hears what Flower's logger warns of in this thread, without the round."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -152,7 +152,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.thread == self._thread:
-            self.heard.append(_PHASE_AND_ROUND.sub("", record.getMessage()))
+            self.heard.append(_PHASE_AND_ROUND.sub(r"\1: ", record.getMessage()))
 
 
 def _client(reply: Message) -> int:
