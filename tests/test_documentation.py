@@ -41,6 +41,8 @@ RUN_BY = {
     "fedpw -m": "end_to_end/test_other_ways_to_run.py",
     "fedpw resume=": "end_to_end/test_same_bits.py",
     "fedpw runtime.profile=true": "end_to_end/test_profile.py",
+    "fedpw tracking=": "observers/test_trackers.py",
+    "fedpw stop.": "observers/test_early_stopping.py",
     "fedpw-compare": "lab/compare/test_compare_command.py",
     "fedpw-evaluate": "lab/test_evaluate.py",
     "flwr run . --stream": "end_to_end/test_other_ways_to_run.py",
@@ -128,6 +130,12 @@ def test_an_observer_is_told_as_the_page_shows(capsys: pytest.CaptureFixture[str
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in told] == ["1", "2"]
     assert {line[1] for line in told} <= {"71", "72", "73"}
+
+
+def test_the_observers_of_the_page_can_be_given_to_the_strategy() -> None:
+    given = {"FedPW": FedPW}
+    for code in blocks("python", [PAGES["docs/watch.md"]]):
+        exec(code, given)
 
 
 def test_fairness_figures_have_the_names_of_the_page() -> None:
