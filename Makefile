@@ -49,6 +49,7 @@ test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-long: install
+	$(BIN)/python -m pip install --quiet --group lora
 	$(BIN)/python -m pytest -m long
 
 bench: install
