@@ -78,6 +78,7 @@ RUN = """\
 {% endfor %}
 </section>
 {% endif %}
+{% if charts %}
 <section class="grid">
 {% for chart in charts %}
 <figure class="card">
@@ -102,6 +103,7 @@ RUN = """\
 </figure>
 {% endfor %}
 </section>
+{% endif %}
 {% if clients.rows %}
 <section class="card">
 <h2>Clients, as last seen</h2>
