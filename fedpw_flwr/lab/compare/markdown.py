@@ -137,7 +137,8 @@ def _page(
     yield "\n".join(f"* `{name}`: {note}" for name, note in COLUMN_NOTES.items())
     yield (
         "`differences.csv` has a row for each difference to a reference method: mean and standard "
-        "deviation over the common seeds, and the p-values."
+        "deviation over the common seeds, half of the 95 % confidence interval, the smallest "
+        "difference that as many seeds detect with a probability of 80 %, and the p-values."
     )
 
 
