@@ -188,11 +188,18 @@ class _Command:
         warning = warning_of_slow_arithmetic(job)
         if warning is not None:
             self._say(warning, "bold yellow")
-        status, log = "not-started", ""
+        which, status, log = f"{name}: " if name else "", "not-started", ""
         try:
             with RunProgress(self._display, folder, int(job.rounds), name) as progress:
                 outcome = execute(job, folder, self._runs, progress, resume)
             if outcome.completed:
+                summary = folder.read_summary()
+                if summary.stopped is not None:
+                    self._display.print(
+                        f"{which}stopped early, after round {summary.rounds}: {summary.stopped}. "
+                        f"To play more rounds: fedpw resume={folder.path} stop.target=null "
+                        "stop.patience=null"
+                    )
                 if not name:
                     _print_results(folder, outcome, self._display.console)
                 return True
@@ -204,7 +211,6 @@ class _Command:
             reason = explained(error)
         if self._runs.stopped:
             return False
-        which = f"{name}: " if name else ""
         self._say(f"{which}the run failed\n{reason}{log}" if log else f"{which}{reason}")
         if name:
             # Nobody may have watched.
@@ -261,14 +267,6 @@ def _print_results(folder: RunFolder, outcome: RunOutcome, console: Console) -> 
     ):
         table.add_row(label, number(100 * value, 1))
     console.print(table)
-    if summary.stopped is not None:
-        console.print(
-            f"[bold]Stopped early, after round {summary.rounds}:[/] {escape(summary.stopped)}. To "
-            f"play more rounds: fedpw resume={escape(str(folder.path))} "
-            "stop.target=null stop.patience=null",
-            soft_wrap=True,
-            highlight=False,
-        )
     if summary.quarantined or summary.failed or summary.empty:
         console.print(
             f"[bold yellow]Left out in all rounds: {summary.quarantined} replies that could not be "

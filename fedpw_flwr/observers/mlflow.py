@@ -74,9 +74,8 @@ class MLflowTracker(Tracker):
             self._client.log_batch(self._run, metrics=metrics[start : start + _METRICS_AT_ONCE])
 
     def close(self, stopped: str | None, error: BaseException | None) -> None:
-        """End the run, with the reason where it was stopped."""
-        if stopped is not None:
-            self._client.set_tag(self._run, "stopped", stopped)
+        """End the run, and say whether and why it was stopped."""
+        self._client.set_tag(self._run, "stopped", stopped or "no")
         self._client.set_terminated(self._run, "FINISHED" if error is None else "FAILED")
 
 

@@ -51,7 +51,6 @@ class WandbTracker(Tracker):
         self._run.log(dict(numbers), step=server_round)
 
     def close(self, stopped: str | None, error: BaseException | None) -> None:
-        """End the run, with the reason where it was stopped."""
-        if stopped is not None:
-            self._run.summary["stopped"] = stopped
+        """End the run, and say whether and why it was stopped."""
+        self._run.summary["stopped"] = stopped or "no"
         self._run.finish(exit_code=0 if error is None else 1)

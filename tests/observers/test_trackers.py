@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,22 @@ def wandb_records(file: Path) -> Iterator[Any]:
         _, length, kind = struct.unpack("<IHB", content[position : position + 7])
         record += content[position + 7 : position + 7 + length]
         position += 7 + length
+        if position > len(content):
+            # It is still being written.
+            return
         # Whole, or its last piece.
         if kind in (1, 4):
             yield Record.FromString(record)
             record = b""
+
+
+def settled(file: Path) -> Path:
+    """Wait until W&B's own process has written the end of a run, shortly after `finish`."""
+    give_up = time.monotonic() + 60
+    while not any(record.HasField("exit") for record in wandb_records(file)):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    return file
 
 
 def wandb_rows(folder: Path) -> tuple[Rows, str | None]:
@@ -123,7 +136,7 @@ def wandb_rows(folder: Path) -> tuple[Rows, str | None]:
     for file in sorted(
         folder.glob("wandb/offline-run-*/*.wandb"), key=lambda one: one.stat().st_mtime
     ):
-        for record in wandb_records(file):
+        for record in wandb_records(settled(file)):
             if record.HasField("run"):
                 ids.add(record.run.run_id)
                 assert record.run.display_name == folder.name

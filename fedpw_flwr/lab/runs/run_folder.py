@@ -13,6 +13,8 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``report.html``            the run in a browser, while it goes on and after, see `HtmlReport`
 ``failure.json``           why a run of a sweep failed; gone when it is run again
 ``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
+``mlflow-run.txt``         id of the run in a tracker, likewise of others; beside it TensorBoard's
+                           event files, and W&B's offline runs in ``wandb/``
 =========================  ====================================================================
 
 ``metrics.jsonl`` only grows, a whole line at a time, until a run goes on from a checkpoint. Every
