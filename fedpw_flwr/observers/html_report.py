@@ -33,6 +33,7 @@ from fedpw_flwr.wire.records import identity_of
 
 logger = logging.getLogger("flwr")
 
+_MOST_NOTES = 200
 _KEPT = re.compile(r'<script type="application/json">(.*?)</script>', re.DOTALL)
 _PHASE_AND_ROUND = re.compile(r"^[a-z]+_([a-z]+): round \d+, ")
 
@@ -91,10 +92,10 @@ class HtmlReport(Observer):
         if after is None or not self.path.is_file():
             return
         self._after = after
-        kept = _KEPT.search(self.path.read_text(encoding="utf-8"))
-        for name, by_round in json.loads(kept[1] if kept else "{}").items():
-            before = {int(number): told for number, told in by_round.items()}
-            getattr(self.run, name).update({n: told for n, told in before.items() if n <= after})
+        found = _KEPT.search(self.path.read_text(encoding="utf-8"))
+        kept = json.loads(found[1]) if found else {"evaluated": {}, "notes": []}
+        self.run.evaluated = {int(number): each for number, each in kept["evaluated"].items()}
+        self.run.notes = [(number, text) for number, text in kept["notes"] if number <= after]
 
     def on_replies(self, phase: str, server_round: int, replies: Sequence[Message]) -> None:
         """Keep what each client's evaluation gave."""
@@ -115,8 +116,10 @@ class HtmlReport(Observer):
         self.run.add(server_round, {**numbers, **self.run.evaluated.get(server_round, {})})
         if server_round > self._after:
             now = time.monotonic()
-            self.run.seconds[server_round], self._since = now - self._since, now
-            self._write(server_round)
+            if server_round > 0:
+                self.run.seconds.append(now - self._since)
+            self._since = now
+            self._write()
 
     def on_end(self, stopped: str | None, error: BaseException | None) -> None:
         """Write for the last time, with how the run ended."""
@@ -127,11 +130,12 @@ class HtmlReport(Observer):
         if error is not None:
             self.run.failed = True
             self.run.ending = f"Failed after round {last}, {type(error).__name__}: {error}"
-        self._write(last)
+        self._write()
         logger.removeHandler(self._warnings)
 
-    def _write(self, server_round: int) -> None:
-        self.run.notes.setdefault(server_round, []).extend(self._warnings.heard)
+    def _write(self) -> None:
+        self.run.notes += ((self.run.last, text) for text in self._warnings.heard)
+        del self.run.notes[:-_MOST_NOTES]
         self._warnings.heard.clear()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

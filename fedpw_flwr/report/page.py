@@ -7,6 +7,7 @@ chart. Members named ``client_3`` are clients.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _NAMED = 8
-_MOST_NOTES = 200
 # By family: title, what it says, and its unit: × is what each would have if all had the same.
 _KNOWN = {
     "weight": ("Aggregation weight", "Whom the server listens to; 1 is an equal weight.", "×"),
@@ -39,9 +39,10 @@ _KNOWN = {
 class Run:
     """What is known of a run so far.
 
-    `figures` are by family, member and round; those of the family "" are of none. `evaluated` (of
-    single clients), `seconds` and `notes` are by round, `groups` by client. `total` is the number
-    of rounds, 0 if unknown, `last` the last one so far. `ending` is empty while the run goes on.
+    `figures` are by family, member and round; those of the family "" are of none. `evaluated` are
+    figures of single clients by round, `notes` what the log warned of in a round, `groups` by
+    client. `total` is the number of rounds, `last` the last one so far, `seconds` what the newest
+    ones took. `ending` is empty while the run goes on.
     """
 
     title: str
@@ -52,8 +53,8 @@ class Run:
     last: int = 0
     figures: dict[str, dict[str, dict[int, float]]] = field(default_factory=dict)
     evaluated: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)
-    notes: dict[int, list[str]] = field(default_factory=dict)
+    notes: list[tuple[int, str]] = field(default_factory=list)
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     ending: str = ""
     failed: bool = False
 
@@ -73,9 +74,7 @@ def page(run: Run) -> str:
     """Return the page of a run as HTML, in which every text is escaped."""
     families = {name: Family.of(name, each) for name, each in run.figures.items() if name}
     scalars, served = run.figures.get("", {}), _served(families)
-    spent = [run.seconds[number] for number in sorted(run.seconds) if number > 0][-20:]
-    typical = sum(spent) / max(len(spent), 1)
-    notes = [(number, text) for number in sorted(run.notes) for text in run.notes[number]]
+    typical = sum(run.seconds) / max(len(run.seconds), 1)
     return template("run.html").render(
         title=f"{run.title}: round {run.last}",
         refresh=None if run.ending else math.ceil(max(3, min(60, typical))),
@@ -87,8 +86,7 @@ def page(run: Run) -> str:
         charts=[*_charts(run, families, served)],
         clients=_clients(run, families),
         scalars={name: by_round[max(by_round)] for name, by_round in scalars.items()},
-        notes=notes[: -_MOST_NOTES - 1 : -1],
-        kept={"evaluated": run.evaluated, "seconds": run.seconds, "notes": run.notes},
+        kept={"evaluated": run.evaluated, "notes": run.notes},
     )
 
 

@@ -78,6 +78,7 @@ RUN = """\
 {% endfor %}
 </section>
 {% endif %}
+{% if charts %}
 <section class="grid">
 {% for chart in charts %}
 <figure class="card">
@@ -102,6 +103,7 @@ RUN = """\
 </figure>
 {% endfor %}
 </section>
+{% endif %}
 {% if clients.rows %}
 <section class="card">
 <h2>Clients, as last seen</h2>
@@ -118,11 +120,11 @@ RUN = """\
 {% endif %}
 <section class="card">
 <h2>What the log warned of</h2>
-{% if notes %}
+{% if run.notes %}
 <p class="soft">Who was set aside, bounded, silent or away, and why. The newest first; the log has more.</p>
 <div class="scroll"><table>
 <tr><th>round</th><th class="text">what</th></tr>
-{% for number, text in notes %}
+{% for number, text in run.notes|reverse %}
 <tr><td>{{ number }}</td><td class="note">{{ text }}</td></tr>
 {% endfor %}
 </table></div>
