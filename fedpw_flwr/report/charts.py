@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 WIDTH, HEIGHT = 400, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 270.0, 12.0, 186.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 252.0, 12.0, 186.0
 _PITCH = 15.0
 _MOST_ROUNDS = 150
 

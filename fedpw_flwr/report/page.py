@@ -32,6 +32,7 @@ _KNOWN = {
     "loss": ("Training loss", "As the clients report it.", ""),
     "drop-rate": ("Drop rate", "Share of an update's entries that is masked.", ""),
     "share": ("Share of data", "By which FedAvg would weight clients; 1 is an equal share.", "×"),
+    "auc": ("AUC", "Area under the ROC curve.", ""),
 }
 
 
