@@ -20,7 +20,7 @@ __all__ = [
     "fedpw_mod",
     "numpy_client_app",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = dict.fromkeys(("FedPW", "MissingLossError", "TooFewClientsError"), "fedpw_flwr.strategy")
 

@@ -40,6 +40,7 @@ PACKAGES = {
     "compose": "compose",
     "deployment": "deployment",
     "hospitals": "hospitals",
+    "lora": "lora",
 }
 DIFFS = {"quickstart-pytorch": [], "hospitals": [], "legacy-numpyclient": ["--reverse"]}
 """What `git apply` needs to apply an example's diff to the example as it is."""
@@ -79,6 +80,8 @@ def test_flower_has_no_reason_to_rewrite_the_apps_pyproject(example: str) -> Non
 
 @pytest.mark.parametrize("example", PACKAGES)
 def test_apps_have_the_names_in_pyproject(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if example == "lora":
+        pytest.importorskip("peft", reason="needs pip install --group lora")
     text = (EXAMPLES / example / "pyproject.toml").read_text(encoding="utf-8")
     components = tomllib.loads(text)["tool"]["flwr"]["app"]["components"]
     monkeypatch.syspath_prepend(EXAMPLES / example)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,16 @@ import fedpw_flwr
 REPOSITORY = Path(fedpw_flwr.__file__).resolve().parents[1]
 
 APP_ONLY = {
-    *("datasets", "flwr_datasets", "hydra", "joblib", "matplotlib", "omegaconf", "psutil"),
+    *(
+        "datasets",
+        "flwr_datasets",
+        "hydra",
+        "jinja2",
+        "joblib",
+        "matplotlib",
+        "omegaconf",
+        "psutil",
+    ),
     *("ray", "scipy", "sklearn", "torchvision"),
 }
 
@@ -51,6 +61,23 @@ def test_version_is_that_of_pyproject() -> None:
     assert fedpw_flwr.__version__ == project["version"]
 
 
+def test_the_version_is_cited_and_in_the_changelog() -> None:
+    version = re.escape(fedpw_flwr.__version__)
+    citation, changes = (
+        (REPOSITORY / name).read_text() for name in ("CITATION.cff", "CHANGELOG.md")
+    )
+    assert re.search(rf"^version: {version}$", citation, re.M)
+    assert re.search(rf"^## {version} ", changes, re.M)
+
+
+def test_contributors_are_shown_code_as_it_is() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\(`(\S+\.py)`\):\n\n```python\n(.*?)```", text, re.S)
+    assert len(shown) == text.count("```python")
+    for file, code in shown:
+        assert code in (REPOSITORY / file).read_text(encoding="utf-8")
+
+
 def test_the_bundle_that_flwr_run_sends_holds_the_app_and_nothing_else() -> None:
     bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(REPOSITORY)))
     sent = {name for name in bundle.namelist() if not name.startswith(".info/")}
@@ -73,6 +100,7 @@ def test_wheel_holds_the_code_and_the_configuration(tmp_path: Path) -> None:
     )
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
+    assert "fedpw_flwr/py.typed" in packed
     for folder, kind in (("fedpw_flwr", "*.py"), ("conf", "*.yaml")):
         for path in (REPOSITORY / folder).rglob(kind):
             name = path.relative_to(REPOSITORY).as_posix()

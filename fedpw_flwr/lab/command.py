@@ -86,7 +86,11 @@ def command() -> None:
         if not isinstance(leaving.code, int):
             raise
         status = leaving.code
-    sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads along, such as `head`, has read enough.
+        status = 1
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
@@ -188,11 +192,18 @@ class _Command:
         warning = warning_of_slow_arithmetic(job)
         if warning is not None:
             self._say(warning, "bold yellow")
-        status, log = "not-started", ""
+        which, status, log = f"{name}: " if name else "", "not-started", ""
         try:
             with RunProgress(self._display, folder, int(job.rounds), name) as progress:
                 outcome = execute(job, folder, self._runs, progress, resume)
             if outcome.completed:
+                summary = folder.read_summary()
+                if summary.stopped is not None:
+                    self._display.print(
+                        f"{which}stopped early, after round {summary.rounds}: {summary.stopped}. "
+                        f"To play more rounds: fedpw resume={folder.path} stop.target=null "
+                        "stop.patience=null"
+                    )
                 if not name:
                     _print_results(folder, outcome, self._display.console)
                 return True
@@ -204,7 +215,6 @@ class _Command:
             reason = explained(error)
         if self._runs.stopped:
             return False
-        which = f"{name}: " if name else ""
         self._say(f"{which}the run failed\n{reason}{log}" if log else f"{which}{reason}")
         if name:
             # Nobody may have watched.
@@ -269,7 +279,7 @@ def _print_results(folder: RunFolder, outcome: RunOutcome, console: Console) -> 
             soft_wrap=True,
         )
     console.print(
-        f"{outcome.seconds:.0f} s. Metrics, models and plots: {escape(str(folder.path))}",
+        f"{outcome.seconds:.0f} s. Report, metrics, models and plots: {escape(str(folder.path))}",
         highlight=False,
         soft_wrap=True,
     )

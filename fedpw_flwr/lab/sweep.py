@@ -32,6 +32,7 @@ from fedpw_flwr.lab.config.configuration import (
     ConfigurationError,
     resolved_yaml,
     run_fingerprint,
+    stop_settings,
 )
 from fedpw_flwr.lab.runs.run_folder import (
     CHECKPOINTS_FOLDER,
@@ -48,8 +49,10 @@ _LONGEST_NAME = 100  # characters
 
 
 def results_fingerprint(configuration: DictConfig) -> str:
-    """Return the SHA-256 of all that decides a run's results, the number of rounds included."""
+    """Return the SHA-256 of all that decides a run's results, its end included."""
     content = {**run_fingerprint(configuration), "rounds": int(configuration.rounds)}
+    if (stop := stop_settings(configuration)) is not None:
+        content["stop"] = stop
     return hashlib.sha256(json.dumps(_plain(content), sort_keys=True).encode()).hexdigest()
 
 

@@ -7,10 +7,11 @@ import math
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
-from flwr.app import ArrayRecord, MetricRecordValues, RecordDict
+from flwr.app import ArrayRecord, MetricRecord, MetricRecordValues, RecordDict
 from flwr.common import EvaluateRes, FitRes, Parameters, Scalar
 from flwr.server.client_proxy import ClientProxy
 
@@ -83,6 +84,17 @@ def as_scalars(metrics: Mapping[str, MetricRecordValues]) -> dict[str, Scalar]:
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in metrics.items()
     }
+
+
+def as_metrics(scalars: Mapping[str, Any] | None) -> MetricRecord | None:
+    """Return numbers as a record, and lists that `as_scalars` wrote; no other texts."""
+    if scalars is None:
+        return None
+    metrics = MetricRecord()
+    for key, value in scalars.items():
+        with suppress(TypeError, ValueError):
+            metrics[key] = json.loads(value) if isinstance(value, str) else value
+    return metrics
 
 
 def shared_metrics(results: Sequence[FitRes]) -> list[tuple[int, dict[str, Scalar]]]:

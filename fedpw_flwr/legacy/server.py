@@ -1,19 +1,24 @@
-"""Flower's legacy server, with a checkpoint after every round and a first round of one's choice."""
+"""Flower's legacy server, with checkpoints, observers and a first round of one's choice."""
 
 from __future__ import annotations
 
 import logging
 import timeit
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flwr.server import ClientManager, History, Server
 from flwr.server.strategy import Strategy
 
-from fedpw_flwr.legacy.answers import as_parameters, named_arrays
+from fedpw_flwr.legacy.answers import as_metrics, as_parameters, named_arrays
 from fedpw_flwr.legacy.client_manager import OrderedClientManager
-from fedpw_flwr.rounds.checkpoints import CheckpointStore
+from fedpw_flwr.legacy.strategy import FedPW
+from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointStore
+from fedpw_flwr.rounds.observers import numbers_of
+from fedpw_flwr.rounds.rounds_left import RoundsLeft
 from fedpw_flwr.rounds.run_state import (
     check_checkpoint,
     newest_checkpoint,
@@ -28,6 +33,8 @@ logger = logging.getLogger("flwr")
 class CheckpointedServer(Server):
     """A `flwr.server.Server` that saves every round and can go on where another one stopped.
 
+    It tells the strategy's observers of each round, and stops where one of them wants it.
+
     Flower's client manager draws from the clients in the order in which they came. With
     `OrderedClientManager` a run that trains only some of them in a round goes on bit by bit, too.
 
@@ -40,8 +47,8 @@ class CheckpointedServer(Server):
         As in Flower's Server, for example ``OrderedClientManager()``.
     strategy : Strategy
         As in Flower's Server, for example `fedpw_flwr.legacy.FedPW`.
-    checkpoint_dir : str | Path
-        Folder for checkpoints: model, state of the strategy, history and random state.
+    checkpoint_dir : str | Path | None (default: None)
+        Folder for checkpoints: model, state of the strategy, history and random state. None: none.
     checkpoint_every : int (default: 1)
         Rounds between two checkpoints.
     resume : bool (default: False)
@@ -61,13 +68,21 @@ class CheckpointedServer(Server):
         *,
         client_manager: ClientManager,
         strategy: Strategy,
-        checkpoint_dir: str | Path,
+        checkpoint_dir: str | Path | None = None,
         checkpoint_every: int = 1,
         resume: bool = False,
     ) -> None:
         super().__init__(client_manager=client_manager, strategy=strategy)
-        self.checkpoints = CheckpointStore(checkpoint_dir, every=checkpoint_every)
+        if checkpoint_dir is None and resume:
+            raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
+        self.checkpoints = (
+            None
+            if checkpoint_dir is None
+            else CheckpointStore(checkpoint_dir, every=checkpoint_every)
+        )
         self.resume = resume
+        if isinstance(strategy, FedPW):
+            strategy.in_our_server = True
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
         """Run the rounds that are left.
@@ -85,7 +100,7 @@ class CheckpointedServer(Server):
             process writes to the folder.
         """
         begun, history = timeit.default_timer(), History()
-        with self.checkpoints.locked():
+        with nullcontext() if self.checkpoints is None else self.checkpoints.locked():
             self._run(num_rounds, timeout, history)
         standstill = getattr(self.strategy, "standstill", None)
         if standstill is not None:
@@ -93,61 +108,88 @@ class CheckpointedServer(Server):
         return history, timeit.default_timer() - begun
 
     def _run(self, num_rounds: int, timeout: float | None, history: History) -> None:
-        first, newest = 1, newest_checkpoint(self.checkpoints, self.resume)
+        checkpoints = self.checkpoints
+        newest = None if checkpoints is None else newest_checkpoint(checkpoints, self.resume)
         self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
         identity = run_identity(self.strategy, named_arrays(self.parameters, ()))
-        if newest is None:
-            self._evaluate_centrally(0, history)
-            self._save(0, history, identity)
-        else:
-            check_checkpoint(newest, identity, self.checkpoints, num_rounds)
-            arrays = put_back(newest, self.strategy, lambda state: self._take(state, history))
-            self.parameters = as_parameters(arrays)
-            first = newest.round + 1
-            logger.info("Going on after round %s of %s", newest.round, num_rounds)
-        for server_round in range(first, num_rounds + 1):
-            logger.info("")
-            logger.info("[ROUND %s]", server_round)
-            trained = self.fit_round(server_round=server_round, timeout=timeout)
-            if trained is not None:
-                parameters, metrics, _ = trained
-                if parameters:
-                    self.parameters = parameters
-                history.add_metrics_distributed_fit(server_round, metrics)
-            self._evaluate_centrally(server_round, history)
-            evaluated = self.evaluate_round(server_round=server_round, timeout=timeout)
-            if evaluated is not None and evaluated[0] is not None:
-                history.add_loss_distributed(server_round, evaluated[0])
-                history.add_metrics_distributed(server_round, evaluated[1])
-            if self.checkpoints.is_due(server_round, num_rounds):
-                self._save(server_round, history, identity)
+        observers = getattr(self.strategy, "observers", ())
+        run = _Run(checkpoints, observers, identity, self, timeout, history)
+        if checkpoints is not None and newest is not None:
+            check_checkpoint(newest, identity, checkpoints, num_rounds)
+            self.parameters = as_parameters(put_back(newest, self.strategy, run.take))
+        run.play_all(None if newest is None else newest.round, num_rounds)
 
-    def _evaluate_centrally(self, server_round: int, history: History) -> None:
-        evaluated = self.strategy.evaluate(server_round, parameters=self.parameters)
+
+@dataclass
+class _Run(RoundsLeft):
+    server: CheckpointedServer
+    timeout: float | None
+    history: History
+
+    def play(self, server_round: int) -> None:
+        if server_round > 0:
+            self.train(server_round)
+        evaluated = self.server.strategy.evaluate(server_round, parameters=self.server.parameters)
         if evaluated is not None:
             loss, metrics = evaluated
             logger.info("round %s: loss %s, metrics %s", server_round, loss, metrics)
-            history.add_loss_centralized(server_round, loss)
-            history.add_metrics_centralized(server_round, metrics)
+            self.history.add_loss_centralized(server_round, loss)
+            self.history.add_metrics_centralized(server_round, metrics)
+        if server_round > 0:
+            self.evaluate(server_round)
 
-    def _save(self, server_round: int, history: History, identity: dict[str, Any]) -> None:
-        manager = self.client_manager()
+    def train(self, server_round: int) -> None:
+        """Let the clients train, and step."""
+        trained = self.server.fit_round(server_round=server_round, timeout=self.timeout)
+        parameters, metrics, _ = trained or (None, None, None)
+        if parameters:
+            self.server.parameters = parameters
+        if metrics is not None:
+            self.history.add_metrics_distributed_fit(server_round, metrics)
+        for observer in self.observers:
+            arrays = named_arrays(parameters, ()) if parameters else None
+            observer.on_step(server_round, arrays, as_metrics(metrics))
+
+    def evaluate(self, server_round: int) -> None:
+        """Let the clients evaluate."""
+        evaluated = self.server.evaluate_round(server_round=server_round, timeout=self.timeout)
+        loss, metrics, _ = evaluated or (None, {}, None)
+        if loss is not None:
+            self.history.add_loss_distributed(server_round, loss)
+            self.history.add_metrics_distributed(server_round, metrics)
+        for observer in self.observers:
+            told = None if loss is None else as_metrics({"loss": loss, **metrics})
+            observer.on_evaluation(server_round, told)
+
+    def numbers(self, server_round: int) -> dict[str, float]:
+        history = self.history
+        metrics: tuple[Mapping[str, Any], ...] = (
+            history.metrics_distributed_fit,
+            {**history.metrics_distributed, "loss": history.losses_distributed},
+            {**history.metrics_centralized, "loss": history.losses_centralized},
+        )
+        of_round = (
+            {name: dict(pairs).get(server_round) for name, pairs in told.items()}
+            for told in metrics
+        )
+        return numbers_of(*map(as_metrics, of_round))
+
+    def checkpoint(self, server_round: int) -> Checkpoint:
+        manager = self.server.client_manager()
         reported = {
             "draws": manager.saved_draws() if isinstance(manager, OrderedClientManager) else None,
-            "history": vars(history),
+            "history": vars(self.history),
         }
-        arrays = named_arrays(self.parameters, ())
-        self.checkpoints.save(
-            run_checkpoint(server_round, self.strategy, arrays, reported, identity)
-        )
+        arrays = named_arrays(self.server.parameters, ())
+        return run_checkpoint(server_round, self.server.strategy, arrays, reported, self.identity)
 
-    def _take(self, state: Mapping[str, Any], history: History) -> None:
+    def take(self, state: Mapping[str, Any]) -> None:
         """Go on with the draws and the history of a checkpoint."""
-        manager = self.client_manager()
+        manager = self.server.client_manager()
         if isinstance(manager, OrderedClientManager) and state["draws"] is not None:
             manager.restore_draws(state["draws"])
-        for name in vars(history):
-            setattr(history, name, _with_pairs(state["history"][name]))
+        for name in vars(self.history):
+            setattr(self.history, name, _with_pairs(state["history"][name]))
 
 
 def _with_pairs(told: Any) -> Any:

@@ -89,6 +89,8 @@ class FedPW(WithFedPW, Driven, FedAvg):
         Names of the trainable arrays; needs `array_names`.
     device, adjustment, upload, upload_dtype, wait_for_clients, when_missing
         As in `fedpw_flwr.FedPW`.
+    observers : Sequence[Observer] (default: ())
+        As in `fedpw_flwr.FedPW`; `CheckpointedServer` tells them, with or without checkpoints.
     array_names : Sequence[str] | None (default: None)
         Names of the parameters in their order, such as ``list(model.state_dict())``: lists of
         parameters have none, and BatchNorm's running statistics are known by theirs. None: every
@@ -126,6 +128,8 @@ class FedPW(WithFedPW, Driven, FedAvg):
         self._attendance = Attendance(
             rest.pop("wait_for_clients", 3600.0), rest.pop("when_missing", "stop")
         )
+        self.observers = tuple(rest.pop("observers", ()))
+        self.in_our_server = False
         self._asked_who: set[int] = set()
         self._asked_to_evaluate: frozenset[int] | None = None
         super().__init__(**rest)
@@ -166,6 +170,12 @@ class FedPW(WithFedPW, Driven, FedAvg):
         TypeError
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
+        if self.observers and not self.in_our_server:
+            raise ValueError(
+                "observers was given, but Flower's own server tells them nothing: give "
+                "ServerAppComponents(server=CheckpointedServer(client_manager="
+                "OrderedClientManager(), strategy=strategy), config=...), from fedpw_flwr.legacy"
+            )
         config = self.on_fit_config_fn(server_round) if self.on_fit_config_fn else {}
         refuse_incompatible(self.method.upload, config)
         proxies: dict[int, ClientProxy] = {}

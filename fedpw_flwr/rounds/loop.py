@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedpw_flwr.rounds.checkpoints import CheckpointStore
-from fedpw_flwr.rounds.observers import Observer
+from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointStore
+from fedpw_flwr.rounds.observers import Observer, numbers_of
+from fedpw_flwr.rounds.rounds_left import RoundsLeft
 from fedpw_flwr.rounds.run_state import (
     check_checkpoint,
     newest_checkpoint,
@@ -35,7 +37,7 @@ _METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_m
 
 def run_rounds(
     strategy: Strategy,
-    checkpoints: CheckpointStore,
+    checkpoints: CheckpointStore | None,
     grid: Grid,
     initial_arrays: ArrayRecord,
     num_rounds: int = 3,
@@ -60,8 +62,8 @@ def run_rounds(
         FedPW, or is one of Flower's server optimizers (FedAdam, FedAdagrad, FedYogi, FedAvgM). What
         others carry is not saved; a strategy that stands around another one has to pass on its
         ``saved_state``, ``restore_state`` and ``fingerprint``.
-    checkpoints : CheckpointStore
-        Where checkpoints are.
+    checkpoints : CheckpointStore | None
+        Where checkpoints are. None: there are none.
     grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
         As in `Strategy.start`.
     resume : bool (default: False)
@@ -69,7 +71,8 @@ def run_rounds(
     fingerprint : Mapping[str, Any] | None (default: None)
         What else a run must keep when it goes on.
     observers : Sequence[Observer] (default: ())
-        Told what each round was.
+        Told what each round was. Where one has a `stop_reason`, the run ends after that round, with
+        its checkpoint.
 
     Returns
     -------
@@ -92,32 +95,19 @@ def run_rounds(
         "train_config": dict(train_config),
     }
     result = Result(arrays=initial_arrays)
-    run = _Run(strategy, checkpoints, grid, timeout, evaluate_fn, identity, observers, result)
-    with checkpoints.locked():
-        # Begin, or go on where another process stopped.
-        newest = newest_checkpoint(checkpoints, resume)
-        logger.info(
-            "Starting %s strategy, checkpoints in %s", type(strategy).__name__, checkpoints.folder
-        )
+    run = _Run(
+        *(checkpoints, observers, identity, strategy, grid, timeout),
+        *(train_config, evaluate_config, evaluate_fn, result),
+    )
+    with nullcontext() if checkpoints is None else checkpoints.locked():
+        newest = None if checkpoints is None else newest_checkpoint(checkpoints, resume)
+        place = "" if checkpoints is None else f", checkpoints in {checkpoints.folder}"
+        logger.info("Starting %s strategy%s", type(strategy).__name__, place)
         strategy.summary()
-        after = None if newest is None else newest.round
-        if newest is not None:
+        if checkpoints is not None and newest is not None:
             check_checkpoint(newest, identity, checkpoints, num_rounds)
             result.arrays = put_back(newest, strategy, lambda state: _take(result, state))
-        for observer in observers:
-            observer.on_begin(after)
-        if after is None:
-            run.evaluate_here(0)
-            run.save(0)
-        else:
-            logger.info("\tGoing on after round %s of %s", after, num_rounds)
-        # Play the rounds that are left.
-        for server_round in range((after or 0) + 1, num_rounds + 1):
-            logger.info("")
-            logger.info("[ROUND %s/%s]", server_round, num_rounds)
-            run.play(server_round, train_config, evaluate_config)
-            if checkpoints.is_due(server_round, num_rounds):
-                run.save(server_round)
+        run.play_all(None if newest is None else newest.round, num_rounds)
         standstill = getattr(strategy, "standstill", None)
         if standstill is not None:
             standstill.log_at_end()
@@ -125,27 +115,39 @@ def run_rounds(
 
 
 @dataclass
-class _Run:
-    """A run as far as it is."""
-
+class _Run(RoundsLeft):
     strategy: Strategy
-    checkpoints: CheckpointStore
     grid: Grid
     timeout: float
+    train_config: ConfigRecord
+    evaluate_config: ConfigRecord
     evaluate_fn: Evaluate | None
-    identity: Mapping[str, Any]
-    observers: Sequence[Observer]
     result: Result
 
-    def play(
-        self, server_round: int, train_config: ConfigRecord, evaluate_config: ConfigRecord
-    ) -> None:
-        """Play one round."""
+    def play(self, server_round: int) -> None:
+        if server_round > 0:
+            self.train_and_evaluate(server_round)
+        if self.evaluate_fn is not None:
+            metrics = self.evaluate_fn(server_round, self.result.arrays)
+            _keep(self.result.evaluate_metrics_serverapp, server_round, metrics)
+
+    def numbers(self, server_round: int) -> dict[str, float]:
+        return numbers_of(*(getattr(self.result, name).get(server_round) for name in _METRICS))
+
+    def checkpoint(self, server_round: int) -> Checkpoint:
+        kept = {name: getattr(self.result, name) for name in _METRICS}
+        return run_checkpoint(
+            *(server_round, self.strategy, self.result.arrays),
+            *({"metrics": kept}, self.identity),
+        )
+
+    def train_and_evaluate(self, server_round: int) -> None:
+        """Let the clients train, step, and let them evaluate."""
         strategy, result = self.strategy, self.result
-        for observer in self.observers:
-            observer.on_round(server_round)
         # Train.
-        messages = strategy.configure_train(server_round, result.arrays, train_config, self.grid)
+        messages = strategy.configure_train(
+            server_round, result.arrays, self.train_config, self.grid
+        )
         replies = self.exchange("train", server_round, list(messages))
         arrays, metrics = strategy.aggregate_train(server_round, replies)
         if arrays is not None:
@@ -153,16 +155,15 @@ class _Run:
         for observer in self.observers:
             observer.on_step(server_round, arrays, metrics)
         _keep(result.train_metrics_clientapp, server_round, metrics)
-        # Evaluate, at the clients and here.
+        # Evaluate.
         messages = strategy.configure_evaluate(
-            server_round, result.arrays, evaluate_config, self.grid
+            server_round, result.arrays, self.evaluate_config, self.grid
         )
         replies = self.exchange("evaluate", server_round, list(messages))
         metrics = strategy.aggregate_evaluate(server_round, replies)
         for observer in self.observers:
             observer.on_evaluation(server_round, metrics)
         _keep(result.evaluate_metrics_clientapp, server_round, metrics)
-        self.evaluate_here(server_round)
 
     def exchange(self, phase: str, server_round: int, messages: Sequence[Message]) -> list[Message]:
         """Send messages, and return what came back, in the order of client id."""
@@ -172,24 +173,6 @@ class _Run:
         for observer in self.observers:
             observer.on_replies(phase, server_round, replies)
         return sorted(replies, key=_client_order)
-
-    def evaluate_here(self, server_round: int) -> None:
-        """Evaluate the global model on the server, where there is a function for it."""
-        if self.evaluate_fn is not None:
-            metrics = self.evaluate_fn(server_round, self.result.arrays)
-            _keep(self.result.evaluate_metrics_serverapp, server_round, metrics)
-
-    def save(self, server_round: int) -> None:
-        """Write a checkpoint."""
-        kept = {name: getattr(self.result, name) for name in _METRICS}
-        self.checkpoints.save(
-            run_checkpoint(
-                *(server_round, self.strategy, self.result.arrays),
-                *({"metrics": kept}, self.identity),
-            )
-        )
-        for observer in self.observers:
-            observer.on_checkpoint(server_round)
 
 
 def _client_order(reply: Message) -> tuple[bool, int]:

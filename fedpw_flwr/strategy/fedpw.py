@@ -104,6 +104,9 @@ class FedPW(WithFedPW, ScreenedFedAvg):
     when_missing : "stop" | "continue" (default: "stop")
         After it, "stop" the run with `TooFewClientsError`, or "continue" with the nodes that are
         there, without waiting again until there were enough.
+    observers : Sequence[Observer] (default: ())
+        Told what each round was, and asked whether to stop, such as `EarlyStopping`, trackers, or
+        your own (`fedpw_flwr.rounds.observers.Observer`).
 
     Raises
     ------
@@ -130,7 +133,8 @@ class FedPW(WithFedPW, ScreenedFedAvg):
         if folder is None and self.resume:
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
         self.checkpoints = None if folder is None else CheckpointStore(folder, every=every)
-        self._with_checkpoints = False
+        self.observers = tuple(rest.pop("observers", ()))
+        self._in_our_loop = False
         super().__init__(Driver(self.method), sampling, *positional, **rest)
         self._check_evaluation()
 
@@ -144,7 +148,7 @@ class FedPW(WithFedPW, ScreenedFedAvg):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run the rounds as FedAvg does, with checkpoints where `checkpoint_dir` was given.
+        """Run the rounds as FedAvg does, with the checkpoints and observers that were given.
 
         Returns
         -------
@@ -160,10 +164,12 @@ class FedPW(WithFedPW, ScreenedFedAvg):
             *(grid, initial_arrays, num_rounds, timeout),
             *(train_config, evaluate_config, evaluate_fn),
         )
-        if self.checkpoints is None:
+        if self.checkpoints is None and not self.observers:
             return super().start(*arguments)
-        self._with_checkpoints = True
-        return run_rounds(self, self.checkpoints, *arguments, resume=self.resume)
+        self._in_our_loop = True
+        return run_rounds(
+            *(self, self.checkpoints, *arguments), resume=self.resume, observers=self.observers
+        )
 
     def summary(self) -> None:
         """Log the method's settings and those of FedAvg.
@@ -192,11 +198,14 @@ class FedPW(WithFedPW, ScreenedFedAvg):
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
         refuse_incompatible(self.method.upload, config)
-        if self.checkpoints is not None and not self._with_checkpoints:
+        if (self.checkpoints is not None or self.observers) and not self._in_our_loop:
+            given = (
+                "observers was given" if self.checkpoints is None else "checkpoint_dir was given"
+            )
             raise ValueError(
-                "checkpoint_dir was given, but not FedPW's start runs the rounds, so none would be "
-                "saved: call fedpw_flwr.checkpoint.rounds.run_rounds(strategy, CheckpointStore("
-                "folder), grid, arrays, ...) in place of strategy.start, and let a strategy that "
-                "stands around FedPW pass on its saved_state, restore_state and fingerprint"
+                f"{given}, but not FedPW's start runs the rounds, so none would be saved or told: "
+                "call fedpw_flwr.checkpoint.rounds.run_rounds(strategy, CheckpointStore(folder), "
+                "grid, arrays, ..., observers=[...]) in place of strategy.start, and let a "
+                "strategy around FedPW pass on its saved_state, restore_state and fingerprint"
             )
         return super().configure_train(server_round, arrays, config, grid)

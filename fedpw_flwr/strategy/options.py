@@ -12,6 +12,7 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.common import MetricsAggregationFn, NDArrays, Parameters, Scalar
 
 from fedpw_flwr.rounds.attendance import WhenMissing
+from fedpw_flwr.rounds.observers import Observer
 from fedpw_flwr.wire.adjustment import Upload
 from fedpw_flwr.wire.packing import UploadDtype
 
@@ -85,14 +86,15 @@ class MethodOptions(TypedDict, total=False):
     upload_dtype: UploadDtype
 
 
-class AttendanceOptions(TypedDict, total=False):
-    """Options of FedPW on how long to wait for clients."""
+class RunOptions(TypedDict, total=False):
+    """Options of FedPW on the run around its rounds: how long to wait, who is told."""
 
     wait_for_clients: float | None
     when_missing: WhenMissing
+    observers: Sequence[Observer]
 
 
-class FedPWOptions(FedAvgOptions, MethodOptions, AttendanceOptions, total=False):
+class FedPWOptions(FedAvgOptions, MethodOptions, RunOptions, total=False):
     """All options of `fedpw_flwr.FedPW`."""
 
     checkpoint_dir: str | Path | None
@@ -101,7 +103,7 @@ class FedPWOptions(FedAvgOptions, MethodOptions, AttendanceOptions, total=False)
     seed: int | None
 
 
-class LegacyFedPWOptions(LegacyFedAvgOptions, MethodOptions, AttendanceOptions, total=False):
+class LegacyFedPWOptions(LegacyFedAvgOptions, MethodOptions, RunOptions, total=False):
     """All options of `fedpw_flwr.legacy.FedPW` but `array_names`."""
 
 

@@ -156,7 +156,7 @@ class ScreenedFedAvg(Driven, SampledFedAvg):
             The next model (the current one where no reply can be used), and the clients' averaged
             metrics, what the method records, and the counts ``quarantined``, ``failed`` and
             ``empty``. In the first round the next model is without the arrays that no client
-            returned: see "Partial models" in the README.
+            returned: see docs/projects/index.md, "Parts of a model that stay private".
 
         Raises
         ------

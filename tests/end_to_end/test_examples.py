@@ -165,6 +165,27 @@ def test_fedpw_composes_with_server_optimizer_proximal_term_and_clipping(
         )
 
 
+def test_adapters_of_a_language_model_learn_the_styles_of_four_clients(
+    workplace: Workplace,
+) -> None:
+    pytest.importorskip("peft", reason="needs pip install --group lora")
+    _, log = workplace.follow("lora")
+    folder = workplace.folder / "outputs" / "lora"
+    perplexities = json.loads((folder / "perplexities.json").read_text())
+    before = perplexities["before"]
+    for name in ("FedAvg", "FedPW"):
+        found = perplexities[name]
+        assert all(found[style] < 0.5 * before[style] for style in before)
+        shown = [*found.values(), max(found.values())]
+        assert f"{name:<10}" + "".join(f"{value:10.1f}" for value in shown) in log
+        adapters = load_file(folder / f"{name.lower()}.safetensors")
+        assert all(".lora_" in array for array in adapters)
+        assert any(adapters[array].any() for array in adapters if ".lora_B." in array)
+    # The client with the least text.
+    assert max(perplexities["FedPW"].values()) < 0.8 * max(perplexities["FedAvg"].values())
+    assert max(perplexities["FedAvg"], key=perplexities["FedAvg"].get) == "dialogue"
+
+
 def test_own_model_and_data_need_only_configuration(workplace: Workplace) -> None:
     (log,) = workplace.follow("custom-model")
     folder = RunFolder(workplace.folder / "outputs" / "custom-model")

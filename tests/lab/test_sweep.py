@@ -53,6 +53,10 @@ def _finish(folder: Path, configuration: DictConfig) -> None:
         ("strategy.wait_for_clients=5", False),
         # However a number is written.
         ("strategy.max_weight=3", False),
+        # Which end a run has, where it may have another than its last round.
+        ("stop.patience=5", True),
+        ("stop.min_rounds=5", False),
+        ("tracking=tensorboard", False),
     ],
 )
 def test_a_run_is_another_where_something_changes_its_results(

@@ -38,7 +38,7 @@ def test_it_is_a_fedavg_and_its_options_are_fedavgs_with_their_defaults_and_the_
         *("adapt_weights", "max_weight", "max_loss_ratio", "trainable", "device"),
         *("adjustment", "upload", "upload_dtype", "checkpoint_dir", "checkpoint_every"),
         *("loss_source", "evaluate_loss_key"),
-        *("resume", "wait_for_clients", "when_missing", "seed"),
+        *("resume", "wait_for_clients", "when_missing", "seed", "observers"),
     }
     assert ours.settings == FedPWSettings(0.3, 0.3, True, True, True, 3.0, 10.0, None)
     method = ours.method

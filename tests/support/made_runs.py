@@ -36,5 +36,6 @@ def made_run(
         fingerprint=run_fingerprint(OmegaConf.create(dict(configuration or {}))),
         summary=summary,
         history=history_of(records),
+        rounds=summary.rounds,
         holdings=holdings,
     )

@@ -79,6 +79,7 @@ class RunRecorder(Observer):
         self._records: list[RoundRecord] = []
         self._metrics = MetricRecord()
         self._since: float | None = None
+        self._stopped: str | None = None
 
     def on_begin(self, after: int | None) -> None:
         """Start the folder, or go on with the rounds that it has up to the checkpoint's."""
@@ -104,8 +105,7 @@ class RunRecorder(Observer):
     def record_round(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Test the global model after a round, 0 before any, record the round and save the model.
 
-        Returns mean, STD (where there are two domains or more) and worst accuracy, for Flower's
-        log; nothing where ``runtime.evaluate_every`` passes the round over.
+        Returns the test's figures; none where ``runtime.evaluate_every`` passes the round over.
         """
         begun = time.monotonic()
         since = begun if self._since is None else self._since
@@ -145,13 +145,11 @@ class RunRecorder(Observer):
         self._save_model(record, arrays)
         if self._shown is not None:
             self._shown(record)
-        if not due:
-            return MetricRecord()
-        spread = record.spread
-        figures = MetricRecord({"mean_accuracy": spread.mean, "worst_accuracy": spread.worst})
-        if len(tested.domains) > 1:
-            figures["std_accuracy"] = spread.std
-        return figures
+        return MetricRecord({**record.figures()})
+
+    def on_end(self, stopped: str | None, error: BaseException | None) -> None:
+        """Keep for the summary why the run was stopped."""
+        self._stopped = stopped
 
     def finish(self) -> None:
         """Write the summary of the run.
@@ -181,6 +179,7 @@ class RunRecorder(Observer):
                 seed=self._experiment.seed,
                 data_digest=self._experiment.data_digest,
                 package=package_state(),
+                stopped=self._stopped,
             )
         )
 

@@ -7,24 +7,45 @@ import random
 import time
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Strategy
+from omegaconf import OmegaConf
 
 from fedpw_flwr.lab.app.profiling import RoundProfiler
 from fedpw_flwr.lab.app.recording import RunRecorder, client_metrics
 from fedpw_flwr.lab.app.testing import GlobalModelTest
-from fedpw_flwr.lab.config.configuration import ConfigurationError, run_fingerprint
+from fedpw_flwr.lab.config.configuration import (
+    ConfigurationError,
+    resolved_yaml,
+    run_fingerprint,
+    stop_settings,
+    trackers_of,
+)
 from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
-from fedpw_flwr.lab.experiment import experiment_of
+from fedpw_flwr.lab.experiment import Experiment, experiment_of
 from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.observers import (
+    EarlyStopping,
+    HtmlReport,
+    MLflowTracker,
+    Observer,
+    TensorBoardTracker,
+    Tracker,
+    WandbTracker,
+)
 from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.loop import run_rounds
 from fedpw_flwr.strategy.sampling import NodeSampling
 from fedpw_flwr.strategy.screened_fedavg import SampledFedAvg
 
 app = ServerApp()
+
+_TRACKERS: dict[str, type[Tracker]] = {
+    tracker.library: tracker for tracker in (TensorBoardTracker, MLflowTracker, WandbTracker)
+}
 
 # matplotlib's styles are the process's.
 _plotting = Lock()
@@ -46,6 +67,11 @@ def main(grid: Grid, context: Context) -> None:
     resume = context.run_config.get("resume") is True
     shown = getattr(grid, "on_record", None)
     recorder = RunRecorder(folder, test, profiler, shown, resume=resume)
+    groups = {client: share.domain for client, share in enumerate(experiment.shares)}
+    domains = ", ".join(dict.fromkeys(groups.values()))
+    title = f"{experiment.configuration.strategy.name} on {domains}, seed {experiment.seed}"
+    settings = resolved_yaml(experiment.configuration)
+    report = HtmlReport(folder.path, title, groups, settings)
     strategy = seeded(experiment.new_strategy(client_metrics), experiment.seed)
     if not resume:
         folder.check_unused()
@@ -68,9 +94,16 @@ def main(grid: Grid, context: Context) -> None:
             "configuration": run_fingerprint(experiment.configuration),
             "pictures": experiment.data_digest,
         },
-        observers=[recorder] if profiler is None else [recorder, profiler],
+        observers=[
+            *(recorder, *([profiler] if profiler else []), report),
+            *_watches(experiment, folder),
+        ],
     )
-    recorder.finish()
+    try:
+        recorder.finish()
+    except RuntimeError as error:
+        report.on_end(None, error)
+        raise
     # Not at the top: matplotlib and SciPy would keep the first round waiting for a second.
     from fedpw_flwr.lab.plots.run_plots import write_plots
 
@@ -96,6 +129,16 @@ def seeded(strategy: Strategy, seed: int) -> Strategy:
     # The clients of this app answer who they are.
     strategy.sampling.asks_identities = True
     return strategy
+
+
+def _watches(experiment: Experiment, folder: RunFolder) -> list[Observer]:
+    """Return the trackers and the early stopping that the configuration asks for."""
+    configuration, watches = experiment.configuration, list[Observer]()
+    settings: Any = OmegaConf.to_container(configuration, resolve=True)
+    for name in trackers_of(configuration):
+        watches.append(_TRACKERS[name](folder.path, settings))
+    stop = stop_settings(configuration)
+    return watches if stop is None else [*watches, EarlyStopping(**stop)]
 
 
 def _output_folder(requested: str, run_id: int) -> Path:

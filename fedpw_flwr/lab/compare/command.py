@@ -4,8 +4,8 @@
     fedpw-compare results/runs.tar.xz --only 'cifar10_*'
 
 Finds all runs in and below the folders, or in tar files of such folders, puts those of one setting
-together, and writes ``comparison.md``, ``comparison.csv``, ``differences.csv`` and plots. Runs
-that did not finish are listed by name.
+together, and writes ``comparison.md``, the same as ``comparison.html``, ``comparison.csv``,
+``differences.csv`` and plots. Runs that did not finish are listed by name.
 """
 
 from __future__ import annotations
@@ -143,6 +143,7 @@ def compare(
         )
 
     # Matplotlib and SciPy take a second to import, which a mistyped path should not cost.
+    from fedpw_flwr.lab.compare.html import write_html
     from fedpw_flwr.lab.compare.plots.draw import write_plots
     from fedpw_flwr.lab.plots.looks import method_looks
 
@@ -164,6 +165,7 @@ def compare(
 
     # Write the tables.
     write_markdown(page, compared, left_out)
+    write_html(page)
     tables = write_csv_files(output, compared)
     remove_plots(earlier.difference(*(each.plots for each in compared)), output)
 
@@ -174,7 +176,7 @@ def compare(
         text = f"[bold yellow]left out, {run.status}:[/] {escape(f'{run.path} ({run.reason})')}"
         console.print(text, highlight=False, soft_wrap=True)
     drawn = sum(len(each.plots) for each in compared)
-    lines = [f"Tables and {drawn} plots: {page}", *map(str, tables)]
+    lines = [f"Tables and {drawn} plots: {page}", *map(str, (page.with_suffix(".html"), *tables))]
     if tensorboard is not None:
         write_events(tensorboard, settings)
         lines.append(f"TensorBoard events of {len(runs) - len(repeated)} runs: {tensorboard}")

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 
 import pandas as pd
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.compare.figures import MEAN_AUC
 from fedpw_flwr.lab.compare.runs import FinishedRun, LeftOutRun
 from fedpw_flwr.lab.compare.settings import Setting, counted, written
@@ -27,7 +28,6 @@ from fedpw_flwr.lab.compare.tables import (
     mean_of,
     target_table,
 )
-from fedpw_flwr.lab.runs.run_folder import atomic_file
 from fedpw_flwr.lab.runs.written import percent
 
 HOW_TO_READ = (
@@ -137,7 +137,8 @@ def _page(
     yield "\n".join(f"* `{name}`: {note}" for name, note in COLUMN_NOTES.items())
     yield (
         "`differences.csv` has a row for each difference to a reference method: mean and standard "
-        "deviation over the common seeds, and the p-values."
+        "deviation over the common seeds, half of the 95 % confidence interval, the smallest "
+        "difference that as many seeds detect with a probability of 80 %, and the p-values."
     )
 
 

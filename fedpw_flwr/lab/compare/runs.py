@@ -44,6 +44,7 @@ class FinishedRun:
     fingerprint: Mapping[str, Any]  # of its configuration, as from `run_fingerprint`
     summary: RunSummary
     history: pd.DataFrame  # as from `history_of`
+    rounds: int  # that it was to have: those it had, unless it was stopped early
     holdings: Holdings | None = None  # None where the run did not record who holds what
 
     @property
@@ -115,9 +116,11 @@ def _read(folder: RunFolder) -> FinishedRun | LeftOutRun | None:
             return LeftOutRun(path, "unfinished", last)
         if not records:
             return LeftOutRun(path, "unreadable", f"{METRICS_FILE} holds no round")
-        fingerprint, summary = run_fingerprint(folder.read_config()), folder.read_summary()
+        configuration, summary = folder.read_config(), folder.read_summary()
+        fingerprint = run_fingerprint(configuration)
         history, holdings = history_of(records), folder.read_holdings()
-        return FinishedRun(folder, fingerprint, summary, history, holdings)
+        rounds = summary.rounds if summary.stopped is None else int(configuration.rounds)
+        return FinishedRun(folder, fingerprint, summary, history, rounds, holdings)
     except (RunFolderError, OSError) as error:
         return LeftOutRun(path, "unreadable", str(error))
 

@@ -217,7 +217,7 @@ def _label(run: FinishedRun) -> str:
         "" if number is None else counted(number, "client"),
         f"{written(round(share, 6))} % of clients a round" if share < 100 else "",
         _group(run, "model", ("depth", "width")),
-        counted(run.summary.rounds, "round"),
+        counted(run.rounds, "round"),
     )
     # A data set and the partition made for it may have one name.
     return " · ".join(dict.fromkeys(filter(None, parts)))
@@ -273,7 +273,7 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _alike(run: FinishedRun) -> Hashable:
     # Domains and rounds of the records: a configuration may say less than it means.
-    return frozenset(_setting_values(run).items()), frozenset(run.domains), run.summary.rounds
+    return frozenset(_setting_values(run).items()), frozenset(run.domains), run.rounds
 
 
 def _parted(things: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:

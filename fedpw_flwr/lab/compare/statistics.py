@@ -25,6 +25,9 @@ MEAN_ACCURACY = "domains.mean"
 # With five pairs or fewer, Wilcoxon's smallest possible p-value is above 0.05.
 FEWEST_FOR_WILCOXON = 6
 
+LEVEL, POWER = 0.05, 0.8
+"""Of significance, two-sided; and how likely a difference called detectable is found."""
+
 NEAR_CHANCE, NEAR_CHANCE_AUC = 1.5, 55.0
 """Times the accuracy of guessing, or percent, up to which a model is taken for one that learned
 nothing."""
@@ -82,14 +85,17 @@ def paired_differences(
     """Compare each other method with a reference: a row a method, window and tested figure.
 
     They are compared on the seeds for which both know the figure. ``seeds``: how many these are;
-    ``difference``: the mean of own minus other, with ``difference.sd`` (ddof = 1); ``p_t``: of the
-    two-sided paired t-test, from two seeds on; ``p_wilcoxon``: of Wilcoxon's signed-rank test, from
-    six seeds on. NaN where there is none; no p where all differences are equal.
+    ``difference``: the mean of own minus other, with ``difference.sd`` (ddof = 1); ``margin``: half
+    of its 95 % confidence interval (t), and ``detectable``: the smallest true difference that as
+    many seeds find with a probability of 80 % at p < 0.05; ``p_t``: of the two-sided paired t-test,
+    from two seeds on; ``p_wilcoxon``: of Wilcoxon's signed-rank test, from six seeds on. NaN where
+    there is none; no p where all differences are equal.
 
     Divisions of the same data overlap, and their differences vary less than those of new data
     would: where each seed is one, ``p_t`` is of the corrected resampled t-test (Nadeau and Bengio,
     "Inference for the Generalization Error", Machine Learning 52, 2003), whose variance of the mean
-    is (1/n + n_test/n_train) times that of the differences, and there is no ``p_wilcoxon``.
+    is (1/n + n_test/n_train) times that of the differences; ``margin`` and ``detectable`` are by
+    the same variance, and there is no ``p_wilcoxon``.
     """
     runs_in = {window.key: window.of(setting) for window in windows}
     rows = [
@@ -123,10 +129,12 @@ def _paired(runs: pd.Series, own: str, other: str, overlap: float) -> dict[str, 
     vary = count > 0 and np.ptp(differences) > 1e-12 * max(np.abs(pairs.to_numpy()).max(), 1.0)
     found = {
         **{"seeds": count, "difference": differences.mean(), "difference.sd": differences.std()},
-        **{"p_t": math.nan, "p_wilcoxon": math.nan},
+        **dict.fromkeys(("margin", "detectable", "p_t", "p_wilcoxon"), math.nan),
     }
     if vary and count >= 2:
         error = found["difference.sd"] * math.sqrt(1 / count + overlap)
+        found["margin"] = stats.t.ppf(1 - LEVEL / 2, count - 1) * error
+        found["detectable"] = found["margin"] + stats.t.ppf(POWER, count - 1) * error
         found["p_t"] = 2 * stats.t.sf(abs(found["difference"]) / error, count - 1)
     if vary and count >= FEWEST_FOR_WILCOXON and not overlap:
         found["p_wilcoxon"] = stats.wilcoxon(pairs["own"], pairs["other"]).pvalue

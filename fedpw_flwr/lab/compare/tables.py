@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.compare.figures import CLIENT_FIGURES, Figure
 from fedpw_flwr.lab.compare.settings import Method, Setting
 from fedpw_flwr.lab.compare.statistics import (
     FEWEST_FOR_WILCOXON,
     LAST_ROUND,
+    LEVEL,
     Window,
     holm_corrected,
     near_chance,
@@ -26,10 +28,7 @@ from fedpw_flwr.lab.compare.statistics import (
     paired_differences,
     rounds_to_target,
 )
-from fedpw_flwr.lab.runs.run_folder import atomic_file
 from fedpw_flwr.lab.runs.written import number
-
-_LEVEL = 0.05
 
 COLUMN_NOTES: Mapping[str, str] = {
     "kind": "`run`: one run; `method`: a method over its seeds",
@@ -233,21 +232,24 @@ def _difference(found: pd.Series) -> str:
         for name, value in (("p", found["p_t"]), ("W", found["p_wilcoxon"]))
         if np.isfinite(value)
     ]
-    text = number(found["difference"], sign=True, std=found["difference.sd"])
-    return f"{text} ({', '.join(tests)})" if tests else text
+    text = number(found["difference"], sign=True)
+    if not tests:
+        return text
+    low, high = found["difference"] - found["margin"], found["difference"] + found["margin"]
+    return f"{text} [{number(low)}, {number(high)}] ({', '.join(tests)})"
 
 
 def _test_notes(seeds: pd.Series, p_values: Sequence[float], overlap: float) -> tuple[str, ...]:
     if not p_values:
         return ("No p-values: they take two common seeds or more, and differences that vary.",)
     common = " to ".join(map(str, sorted({seeds.min(), seeds.max()})))
-    below, left = (sum(p < _LEVEL for p in found) for found in (p_values, holm_corrected(p_values)))
+    below, left = (sum(p < LEVEL for p in found) for found in (p_values, holm_corrected(p_values)))
     resampled = ", corrected for divisions that overlap (Nadeau and Bengio 2003)"
     paired = (
-        f"p: two-sided paired t-test over {common} common seeds"
-        f"{resampled if overlap else ''}, not corrected for the number of "
+        f"In brackets: 95 % confidence interval. p: two-sided paired t-test over {common} common "
+        f"seeds{resampled if overlap else ''}, not corrected for the number of "
         f"comparisons. Of {len(p_values)} in this table {below or 'none'} "
-        f"{'is' if below <= 1 else 'are'} below {_LEVEL}, and {left or 'none'} after Holm's "
+        f"{'is' if below <= 1 else 'are'} below {LEVEL}, and {left or 'none'} after Holm's "
         "correction."
     )
     if overlap or seeds.max() < FEWEST_FOR_WILCOXON:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fedpw_flwr.lab.compare.figures import CLIENT_WEIGHT, DOMAIN_WEIGHT, history_of
 from fedpw_flwr.lab.compare.runs import FinishedRun
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.runs.records import RoundRecord
@@ -34,37 +32,31 @@ def write_events(folder: Path, settings: Sequence[Setting]) -> None:
                 _write_run(parent / f"{name}_seed{seed}", run)
 
 
-def scalars_of_round(record: RoundRecord) -> Iterator[tuple[str, float]]:
-    """Yield tag and value of one round's figures; those that are not finite are left out.
+def scalars_of_round(record: RoundRecord) -> dict[str, float]:
+    """Return tag and value of one round's figures, where finite, as a tracker was told them live.
 
-    Tags are ``accuracy/DOMAIN``, ``domains/mean``, ``domains/std``, ``domains/worst`` and
-    ``clients/...`` in percent, points or degrees; ``loss/DOMAIN``, ``train_loss``; and
-    ``weight/client_3``, the client's share of the round's aggregation weights.
+    They are those of the test, ``train/train_loss``, and ``weight/client_3``, the client's share of
+    the round's aggregation weights.
     """
-    scalars = {
-        key.replace(".", "/", 1): value
-        for key, value in history_of([record]).iloc[0].items()
-        if not key.startswith((DOMAIN_WEIGHT, CLIENT_WEIGHT))
-    }
-    scalars |= {f"loss/{domain}": value for domain, value in record.loss.items()}
+    scalars = record.figures()
     if record.train_loss is not None:
-        scalars["train_loss"] = record.train_loss
+        scalars["train/train_loss"] = record.train_loss
     if record.clients is not None:
         shares = zip(record.clients.id, record.clients.weight_shares, strict=True)
         scalars |= {f"weight/client_{client}": share for client, share in shares}
-    return ((tag, value) for tag, value in scalars.items() if math.isfinite(value))
+    return {tag: value for tag, value in scalars.items() if math.isfinite(value)}
 
 
 def _write_run(folder: Path, run: FinishedRun) -> None:
-    # Importing PyTorch takes seconds, which only those who ask for events should wait for.
-    from torch.utils.tensorboard import SummaryWriter
+    # Importing it takes seconds, which only those who ask for events should wait for.
+    from fedpw_flwr.observers.tensorboard import TensorBoardTracker
 
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
-    untyped: Any = SummaryWriter
-    with untyped(log_dir=str(folder)) as writer:
-        time = run.folder.finished_at - run.summary.seconds
-        for record in run.folder.read_rounds():
-            time += record.seconds if math.isfinite(record.seconds) else 0.0
-            for tag, value in scalars_of_round(record):
-                writer.add_scalar(tag, value, global_step=record.round, walltime=time)
+    tracker = TensorBoardTracker(folder)
+    tracker.open(None, None)
+    time = run.folder.finished_at - run.summary.seconds
+    for record in run.folder.read_rounds():
+        time += record.seconds if math.isfinite(record.seconds) else 0.0
+        tracker.write(record.round, scalars_of_round(record), time)
+    tracker.close(run.summary.stopped, None)

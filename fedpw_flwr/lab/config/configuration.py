@@ -27,7 +27,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedpw_flwr.lab.config.setting_rules import GROUPS, RUN, RUNTIME, wrong_settings
+from fedpw_flwr.lab.config.setting_rules import (
+    GROUPS,
+    RUN,
+    RUNTIME,
+    STOP,
+    trackers_named,
+    wrong_settings,
+)
 
 _ABSENT = object()
 
@@ -149,6 +156,7 @@ def checked(configuration: DictConfig) -> DictConfig:
         raise ConfigurationError("\n".join(_how_to_give(key, configuration) for key in without))
     plain = _plain(configuration)
     wrong = wrong_settings(dict.fromkeys(RUN) | plain, RUN)
+    wrong = wrong or wrong_settings(plain.get("stop") or {}, STOP, "stop.")
     if wrong:
         raise ConfigurationError("\n".join(wrong))
     for group in GROUPS:
@@ -201,6 +209,18 @@ def group_settings(configuration: DictConfig, group: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "name"}
 
 
+def stop_settings(configuration: DictConfig) -> dict[str, Any] | None:
+    """Return when a run ends early, resolved; None where only its last round ends it."""
+    stop = _plain(configuration).get("stop") or {}
+    active = stop.get("target") is not None or stop.get("patience") is not None
+    return stop if active else None
+
+
+def trackers_of(configuration: DictConfig) -> list[str]:
+    """Return the names of the trackers that a run is followed in."""
+    return trackers_named(_plain(configuration).get("tracking"))
+
+
 def runtime_settings(configuration: DictConfig) -> RuntimeSettings:
     """Return the runtime group, typed and checked; numbers may be texts, as of ``oc.env``."""
     try:
@@ -230,11 +250,11 @@ def run_fingerprint(configuration: DictConfig) -> dict[str, Any]:
     """Return what of the configuration a run must keep when it goes on: all that changes results.
 
     It may go on elsewhere, with its data in another folder, with other resources, for more rounds,
-    and wait longer for its clients.
+    with another end, and wait longer for its clients.
     """
     resolved = OmegaConf.to_container(configuration, resolve=True)
     nested = _with_modules(resolved, r"fedpw_flwr\.lab\.", "fedpw_flwr.")
-    left_out = ("runtime", "rounds", "resume")
+    left_out = ("runtime", "rounds", "resume", "stop", "tracking")
     kept = {key: value for key, value in nested.items() if key not in left_out}
     if (every := (nested.get("runtime") or {}).get("evaluate_every", 1)) != 1:
         kept["evaluate_every"] = every

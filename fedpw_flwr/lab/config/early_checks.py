@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from fedpw_flwr.lab.config.configuration import (
     group_settings,
     named_part,
     runtime_settings,
+    stop_settings,
+    trackers_of,
 )
 from fedpw_flwr.lab.config.setting_rules import GROUPS, broken_rules
 from fedpw_flwr.lab.data.locations import check_archives, check_heart_disease, check_named_set
@@ -47,7 +50,8 @@ def check_early(configuration: DictConfig) -> None:
     groups = {group: group_settings(configuration, group) for group in GROUPS}
     runtime = runtime_settings(configuration)
     wrong = [line for group in GROUPS for line in broken_rules(group, groups[group])]
-    wrong = wrong or [*_contradictions(groups, runtime)]
+    wrong = wrong or [*_contradictions(groups, runtime), *_end_out_of_reach(configuration)]
+    wrong = wrong or [*_trackers_missing(configuration)]
     wrong = wrong or [*_minima_out_of_reach(groups["strategy"], count_clients(configuration))]
     if wrong:
         raise ConfigurationError("\n".join(wrong))
@@ -120,6 +124,33 @@ def _contradictions(groups: Mapping[str, Settings], runtime: RuntimeSettings) ->
             yield f"{key}={value} is no device: choose {automatic}, cpu, cuda or cuda:0"
     if str(device).startswith("cuda") and count_gpus() == 0:
         yield f"strategy.device={device}, but there is no GPU: set it to null or cpu"
+
+
+def _end_out_of_reach(configuration: DictConfig) -> Iterator[str]:
+    """Return why a run would never end early, or at once."""
+    stop, runtime = stop_settings(configuration), runtime_settings(configuration)
+    if stop is None:
+        return
+    metric, target = stop["metric"], stop["target"]
+    if metric.startswith("clients/") and configuration.partition.get("test_share") == 0:
+        yield (
+            f"stop.metric={metric} is measured on images that clients keep, and they keep none: "
+            "set partition.test_share=0.2, or another stop.metric, such as train/train_loss"
+        )
+    if metric.startswith("train/") and runtime.evaluate_every > 1:
+        yield (
+            f"stop.metric={metric} may end a run after a round that is not tested: set "
+            "runtime.evaluate_every=1, or choose another stop.metric"
+        )
+    is_share = metric.endswith("_accuracy") or metric.startswith(("accuracy/", "clients/", "auc/"))
+    if is_share and metric != "clients/angle" and target is not None and not 0 <= target <= 1:
+        yield f"stop.target={target}, but {metric} is between 0 and 1: 90 % is 0.9"
+
+
+def _trackers_missing(configuration: DictConfig) -> Iterator[str]:
+    for name in trackers_of(configuration):
+        if find_spec(name) is None:
+            yield f'tracking={name} needs its library: pip install "fedpw-flwr[{name}]"'
 
 
 def _minima_out_of_reach(strategy: Settings, clients: int) -> Iterator[str]:

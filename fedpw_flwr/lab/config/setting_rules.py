@@ -126,6 +126,11 @@ def _for_each_domain(rule: Rule) -> Rule:
     )
 
 
+def trackers_named(tracking: Any) -> list[Any]:
+    """Return what `tracking` names, as a list."""
+    return tracking if isinstance(tracking, list) else [] if tracking is None else [tracking]
+
+
 _ANYTHING = Rule("anything", lambda value: True)
 _SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
 _TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")
@@ -141,6 +146,9 @@ _RESCALE = _one_of("none", "mean")
 _NORMALISATION = _one_of("batch", "group", "none")
 _GROUP = Rule("a group of settings", lambda value: isinstance(value, dict))
 
+TRACKERS = ("tensorboard", "mlflow", "wandb")
+"""What `tracking` may name: libraries, each with a tracker and an extra of its own."""
+
 GROUPS = ("dataset", "model", "partition", "client", "strategy")
 """Groups of a configuration that describe an object."""
 
@@ -153,8 +161,21 @@ RUN: dict[str, Rule] = {
     # A folder's name may be a number.
     "resume": Rule("a folder", lambda value: not isinstance(value, dict | list)),
     **dict.fromkeys((*GROUPS, "runtime"), _GROUP),
+    "stop": _or_null(_GROUP),
+    "tracking": Rule(
+        f"{', '.join(TRACKERS)}, a list of these such as [tensorboard,mlflow], or null",
+        lambda value: set(trackers_named(value)) <= set(TRACKERS),
+    ),
 }
 """Rules of the top-level keys."""
+
+STOP: dict[str, Rule] = {
+    "metric": _TEXT,
+    "target": _or_null(_number()),
+    "patience": _or_null(_COUNT),
+    "min_rounds": _FROM_ZERO,
+}
+"""Rules of when a run ends early."""
 
 RUNTIME: dict[str, Rule] = {
     "device": _TEXT,
@@ -237,6 +258,7 @@ OWN: dict[str, dict[str, dict[str, Rule]]] = {
             "resume": _SWITCH,
             "wait_for_clients": _or_null(_NOT_NEGATIVE),
             "when_missing": _one_of("stop", "continue"),
+            "observers": _ANYTHING,
             "seed": _or_null(_number(whole=True)),
         },
         "FedAvg": {},

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.plots.client_plots import (
     client_shares,
     homes_of,
@@ -37,7 +38,7 @@ from fedpw_flwr.lab.plots.panels import STYLE, draw_lines, new_page
 from fedpw_flwr.lab.plots.partition_plot import partition_figure
 from fedpw_flwr.lab.plots.profile_plot import profile_figure
 from fedpw_flwr.lab.runs.records import RoundRecord
-from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError, atomic_file
+from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.lab.runs.written import number, percent
 
 logger = logging.getLogger("flwr")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.runs.run_folder import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
@@ -25,7 +26,6 @@ from fedpw_flwr.lab.runs.run_folder import (
     SUMMARY_FILE,
     RunFolder,
     RunFolderError,
-    atomic_file,
 )
 
 PACKED_FILES = (METRICS_FILE, PARTITION_FILE, CONFIG_FILE, FAILURE_FILE, SUMMARY_FILE)

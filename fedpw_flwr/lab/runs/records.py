@@ -123,6 +123,22 @@ class RoundRecord(StrictJson):
         """Mean, STD (ddof = 1) and worst accuracy over domains."""
         return Spread.over_domains(self.accuracy)
 
+    def figures(self) -> dict[str, float]:
+        """Return the figures of the test by name, where finite, named and scaled as in the files.
+
+        There are ``accuracy/DOMAIN``, ``loss/DOMAIN``, ``mean_accuracy``, ``std_accuracy``,
+        ``worst_accuracy``; of two classes ``auc/DOMAIN`` and ``pooled_auc``; and on the clients'
+        own test images ``client_accuracy/client_3``, and over them ``clients/worst_10`` and so on.
+        """
+        by_name = {"accuracy": self.accuracy, "loss": self.loss, "auc": self.auc}
+        own = enumerate(self.client_accuracy or [])
+        by_name["client_accuracy"] = {f"client_{client}": each for client, each in own}
+        by_name["clients"] = _client_fairness(self)
+        found = {**self.spread.to_json(), "pooled_auc": self.pooled_auc}
+        for name, values in by_name.items():
+            found |= {f"{name}/{key}": value for key, value in (values or {}).items()}
+        return {name: one for name, one in found.items() if one is not None and math.isfinite(one)}
+
     def to_json(self) -> dict[str, Any]:
         """Return the strict JSON form; the spread stands in it for whoever reads the file."""
         line = super().to_json()
@@ -157,6 +173,7 @@ class RunSummary(StrictJson):
     """SHA-256 of the images that were divided among the clients: runs of one configuration but
     different ones stood on different files. None where an older version did not record it."""
     package: str | None = None  # as from `package_state`; None likewise
+    stopped: str | None = None  # why it ended before its last round; None where it did not
 
     @classmethod
     def of_run(
@@ -168,6 +185,7 @@ class RunSummary(StrictJson):
         seed: int,
         data_digest: str | None = None,
         package: str | None = None,
+        stopped: str | None = None,
     ) -> Self:
         """Summarise all rounds of a run in order, the initial model included; ValueError if none.
 
@@ -200,6 +218,7 @@ class RunSummary(StrictJson):
             versions=installed_versions(),
             data_digest=data_digest,
             package=package,
+            stopped=stopped,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -10,8 +10,11 @@ Use it on the server to write a run while it trains, and everywhere else (progre
 ``model.safetensors``      the global model after the last round
 ``model_best.safetensors`` the global model of the round with the highest worst-domain accuracy
 ``partition.json``         how many images of each class every client holds
+``report.html``            the run in a browser, while it goes on and after, see `HtmlReport`
 ``failure.json``           why a run of a sweep failed; gone when it is run again
 ``checkpoints/``           what it takes to go on, see `fedpw_flwr.checkpoint`
+``mlflow-run.txt``         id of the run in a tracker, likewise of others; beside it TensorBoard's
+                           event files, and W&B's offline runs in ``wandb/``
 =========================  ====================================================================
 
 ``metrics.jsonl`` only grows, a whole line at a time, until a run goes on from a checkpoint. Every
@@ -24,17 +27,16 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.runs.holdings import Holdings
 from fedpw_flwr.lab.runs.records import RoundRecord, RunSummary
 
@@ -49,6 +51,7 @@ SUMMARY_FILE = "summary.json"
 CONFIG_FILE = "config.yaml"
 PARTITION_FILE = "partition.json"
 FAILURE_FILE = "failure.json"
+REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
@@ -317,26 +320,6 @@ class RunFolder:
 
 def _line(record: RoundRecord) -> str:
     return json.dumps(record.to_json(), allow_nan=False, ensure_ascii=False) + "\n"
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a hidden path beside ``path`` to write to, and rename the file if nothing went wrong.
-
-    A file that is already at ``path`` stays until the new one is complete and on disk.
-    """
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
-    try:
-        partial.touch(exist_ok=False)
-        permissions = partial.stat().st_mode
-        yield partial
-        # A library may create the file anew, for its owner only; a run is there to be shared.
-        partial.chmod(permissions)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

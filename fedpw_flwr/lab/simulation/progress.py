@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.round_profile import MeanProfile, RoundProfile
-from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
+from fedpw_flwr.lab.runs.run_folder import REPORT_FILE, RunFolder, RunFolderError
 from fedpw_flwr.lab.runs.written import number
 
 _WIDTH_WITH_BAR = 100
@@ -106,6 +106,8 @@ class RunProgress:
         which = f"round {record.round}"
         if self._first is None:
             self._warn_of_scarce_data()
+            if not self._name:
+                self._print(f"in a browser: {self._folder.path / REPORT_FILE}")
         self._latest = (record.round, time.monotonic())
         self._first = self._first or self._latest
 

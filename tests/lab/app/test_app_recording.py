@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -94,6 +95,7 @@ def test_the_initial_model_is_recorded_without_clients(
     assert figures["mean_accuracy"] == pytest.approx(record.spread.mean)
     assert figures["std_accuracy"] == pytest.approx(record.spread.std)
     assert figures["worst_accuracy"] == pytest.approx(worst_share_of(3))
+    assert {name: figures[f"accuracy/{name}"] for name in record.accuracy} == record.accuracy
 
 
 def test_fedpw_s_figures_are_sorted_by_client_and_stay_with_their_client(
@@ -248,7 +250,7 @@ def test_one_domain_has_no_spread_and_is_recorded_all_the_same(folder: RunFolder
     figures = recorder.record_round(1, initial_arrays(alone))
     recorder.finish()
 
-    assert set(figures) == {"mean_accuracy", "worst_accuracy"}
+    assert set(figures) == {"mean_accuracy", "worst_accuracy", "accuracy/scans", "loss/scans"}
     (record,) = folder.read_rounds()
     assert set(record.accuracy) == {"scans"}
     assert math.isnan(folder.read_summary().final.std)
@@ -265,6 +267,7 @@ def test_a_round_records_each_client_s_accuracy_on_the_pictures_it_keeps(
     for share, accuracy in zip(kept.shares, record.client_accuracy, strict=True):
         assert share.test is not None
         assert accuracy == pytest.approx(share_of(3, share.test))
+    assert record.figures()["clients/mean"] == pytest.approx(fmean(record.client_accuracy))
 
 
 def test_weights_that_a_strategy_reports_are_recorded_in_place_of_shares(

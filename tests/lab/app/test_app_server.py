@@ -24,14 +24,16 @@ from support.app_federation import (
     experiment,
     server_context,
 )
+from support.browser import text_and_elements
 
 from fedpw_flwr.checkpoint import CheckpointError
 from fedpw_flwr.lab.app import client_app
 from fedpw_flwr.lab.app.server_app import app
+from fedpw_flwr.lab.compare.tensorboard import scalars_of_round
 from fedpw_flwr.lab.config import early_checks
 from fedpw_flwr.lab.config.configuration import ConfigurationError
 from fedpw_flwr.lab.experiment import _built
-from fedpw_flwr.lab.runs.records import best_round
+from fedpw_flwr.lab.runs.records import RunSummary, best_round
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.rounds.faults import UnusableRepliesError
 
@@ -85,6 +87,7 @@ def test_a_run_leaves_all_its_files_and_nothing_else(run: FinishedRun) -> None:
         "accuracy.png",
         "partition.json",
         "partition.png",
+        "report.html",
         "weights.png",
     }
     if run.strategy == "fedpw":
@@ -171,6 +174,53 @@ def test_a_run_cannot_go_on_with_other_pictures_of_the_same_name(tmp_path: Path)
         app(AppGrid(overrides=overrides, num_clients=2), context)
 
 
+STOPPING = f"{OVERRIDES} partition.test_share=0.25 rounds=6 stop.metric=clients/std stop.target=1"
+
+
+def test_a_run_that_stopped_early_says_so_also_when_it_is_resumed_and_can_go_on(
+    tmp_path: Path, flower_log: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+
+    def play(overrides: str, resume: bool = False) -> RunSummary:
+        context = server_context(folder.path, overrides)
+        context.run_config["resume"] = resume
+        app(AppGrid(overrides=overrides), context)
+        return folder.read_summary()
+
+    # It is below 1 in every round.
+    stopped = play(f"{STOPPING} stop.min_rounds=3")
+    assert stopped.rounds == 3
+    assert stopped.stopped is not None
+    assert re.fullmatch(
+        r"clients/std is 0.\d+ in round 3 and has reached its target, 1", stopped.stopped
+    )
+    assert f"Stopped after round 3 of 6: {stopped.stopped}" in flower_log.text
+    again = play(STOPPING, resume=True)
+    assert (again.rounds, again.stopped, again.final) == (3, stopped.stopped, stopped.final)
+    longer = play(f"{OVERRIDES} partition.test_share=0.25 rounds=4", resume=True)
+    assert (longer.rounds, longer.stopped) == (4, None)
+
+
+def test_a_run_is_followed_in_a_tracker_under_the_names_of_a_later_export(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import (  # type: ignore[import-untyped]
+        event_accumulator,
+    )
+
+    overrides = f"{OVERRIDES} partition.test_share=0.25 tracking=[tensorboard]"
+    app(AppGrid(overrides=overrides), server_context(tmp_path / "run", overrides))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    record = RunFolder(tmp_path / "run").read_rounds()[-1]
+    for tag, value in scalars_of_round(record).items():
+        assert tag in tags
+        assert events.Scalars(tag)[-1].value == pytest.approx(value)
+
+
 def test_broken_clients_cost_only_their_replies_and_are_counted(tmp_path: Path) -> None:
     grid = AppGrid(apps={1: diverging, 3: raising, 6: raising})
     app(grid, server_context(tmp_path / "run"))
@@ -184,6 +234,10 @@ def test_broken_clients_cost_only_their_replies_and_are_counted(tmp_path: Path) 
         assert sum(record.clients.weight) == pytest.approx(1)
     summary = folder.read_summary()
     assert (summary.quarantined, summary.failed) == (2, 4)
+    page, _ = text_and_elements((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert f"Worst {100 * summary.final.worst:.3g} %" in page
+    assert "2 quarantined, 4 failed" in page
+    assert re.search(r"train: client 1 \(node \d+\) quarantined", page)
 
 
 @pytest.mark.parametrize("strategy", ["fedpw", "fedavg"])
@@ -196,6 +250,7 @@ def test_a_run_in_which_every_client_raises_fails_and_says_so(
     with pytest.raises(RuntimeError, match="nothing was trained"):
         app(grid, server_context(tmp_path / "run", overrides))
 
+    assert "nothing was trained" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

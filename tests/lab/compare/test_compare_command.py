@@ -16,8 +16,10 @@ from urllib.parse import unquote
 import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
+from support.browser import shown
 
 from fedpw_flwr.lab.compare.command import compare, main
+from fedpw_flwr.lab.compare.markdown import plots_of_page
 from fedpw_flwr.lab.compare.runs import find_runs
 from fedpw_flwr.lab.compare.tensorboard import scalars_of_round
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
@@ -427,19 +429,19 @@ def test_what_cannot_be_compared_is_refused_with_what_to_do(
 
 def test_scalars_of_a_round_are_its_finite_figures_losses_and_weights(tmp_path: Path) -> None:
     record = write_run(tmp_path / "a", tested_clients=True).read_rounds()[-1]
-    scalars = dict(scalars_of_round(record))
-    expected = {"accuracy/svhn": 50.0, "domains/mean": 60, "clients/worst_10": 35}
+    scalars = scalars_of_round(record)
+    expected = {"accuracy/svhn": 0.5, "mean_accuracy": 0.6, "clients/worst_10": 0.35}
     # Shares, where the weights also say how far the server steps.
     expected |= {
         "loss/mnist": 1.5,
-        "train_loss": 1.0,
+        "train/train_loss": 1.0,
         "weight/client_0": 0.6,
         "weight/client_1": 0.4,
     }
     assert {tag: scalars[tag] for tag in expected} == pytest.approx(expected)
     unknown = replace(record, accuracy={"mnist": math.nan, "svhn": 0.5})
-    assert scalars.keys() - dict(scalars_of_round(unknown)).keys() == {
-        *("accuracy/mnist", "domains/mean", "domains/std", "domains/worst")
+    assert scalars.keys() - scalars_of_round(unknown).keys() == {
+        *("accuracy/mnist", "mean_accuracy", "std_accuracy", "worst_accuracy")
     }
 
 
@@ -456,9 +458,26 @@ def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> Non
     assert folders == ["fedavg_seed0", "fedavg_seed1", "fedpw_seed0", "fedpw_seed1"]
     events = event_accumulator.EventAccumulator(str(tmp_path / "events" / "fedpw_seed1"))
     events.Reload()
-    mean = events.Scalars("domains/mean")
+    mean = events.Scalars("mean_accuracy")
     assert [event.step for event in mean] == [0, 1, 2, 3]
-    assert mean[-1].value == pytest.approx(67)
+    assert mean[-1].value == pytest.approx(0.67)
     assert mean[-1].wall_time - mean[0].wall_time == pytest.approx(6.0, abs=1e-3)
     weights = events.Scalars("weight/client_0")
     assert [event.step for event in weights] == [1, 2, 3]
+
+
+def test_the_page_is_there_as_one_file_for_a_browser(runs: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    write_run(runs / hostile).mark_failed("finished:failed", f"ValueError: {hostile}")
+    page = compare([runs])
+    opened = shown(page.with_suffix(".html"))
+    assert opened.console == []
+    assert f"ValueError: {hostile}" in opened.text
+    assert opened.elements.count("img") == len(plots_of_page(page)) > 2
+    # The figures of the last round.
+    for figure in ("70.50 ± 0.71", "75.50 ± 2.12", "55.50 ± 2.12"):
+        assert figure in page.read_text(encoding="utf-8")
+        assert figure in opened.text
+    # All that it shows is in it.
+    html = page.with_suffix(".html").read_text(encoding="utf-8")
+    assert set(re.findall(r'<img src="([^,"]*)', html)) == {"data:image/png;base64"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,13 @@ def test_strategies_are_the_methods_of_one_setting() -> None:
     setting = only_setting(run(), run({"name": "fedpw"}, seed=3), run(seed=1))
     assert labels(setting) == ["fedavg", "fedpw"]
     assert [list(method.runs) for method in setting.methods] == [[0, 1], [3]]
+
+
+def test_runs_that_stopped_early_are_of_the_setting_of_those_that_had_all_rounds() -> None:
+    stopped = replace(run({"name": "fedpw"}, rounds=3), rounds=7)
+    setting = only_setting(run(rounds=7), stopped)
+    assert labels(setting) == ["fedavg", "fedpw"]
+    assert "7 rounds" in setting.label
 
 
 def test_how_many_clients_train_makes_another_setting_and_no_other_method() -> None:

@@ -165,6 +165,9 @@ def test_the_paired_t_test_agrees_with_a_hand_computation() -> None:
     assert found["seeds"] == 3
     assert (found["difference"], found["difference.sd"]) == pytest.approx((2, 1))
     assert found["p_t"] == pytest.approx(1 - t / math.sqrt(2 + t**2))
+    # Of two degrees of freedom t is 4.3027 at 97.5 % and 1.0607 at 80 %.
+    assert found["margin"] == pytest.approx(4.3027 / math.sqrt(3), abs=1e-4)
+    assert found["detectable"] == pytest.approx((4.3027 + 1.0607) / math.sqrt(3), abs=1e-4)
 
 
 def test_divisions_that_overlap_are_compared_by_the_corrected_resampled_t_test() -> None:
@@ -219,7 +222,7 @@ def test_a_table_of_differences_says_seeds_and_what_stays_after_correction() -> 
     # Differences 10, 10.1, 9.9 (p = 0.00003), and 1, 2, 3 (p = 0.074).
     others = (finals("a", 80, 90.1, 99.9), finals("b", 71, 82, 93))
     table = differences_table(setting(reference, *others), reference, LAST)
-    assert table.rows[1] == ("b", "3", "+2.00 ± 1.00 (p = 0.074)")
+    assert table.rows[1] == ("b", "3", "+2.00 [-0.48, 4.48] (p = 0.074)")
     (note,) = table.notes
     assert "3 common seeds" in note
     assert "not corrected for the number of comparisons" in note

@@ -172,6 +172,18 @@ def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
         ("dataset=cifar100 partition=iid", "cifar100 is not in"),
         ("dataset=digits partition=iid dataset.domains=[mnist,emnist]", "dataset.domains has ['em"),
         ("dataset=cifar10 partition=iid dataset.mean=[0.5]", "dataset.mean has 1 numbers for"),
+        ("stop.patience=0", "stop.patience must be a whole number of at least 1, or null"),
+        (
+            "+stop.patients=5",
+            "stop.patients is no setting of a run: leave it out. There are metric",
+        ),
+        ("stop.patience=5", "they keep none: set partition.test_share=0.2, or another"),
+        ("stop.target=90 stop.metric=worst_accuracy", "is between 0 and 1: 90 % is 0.9"),
+        (
+            "stop.target=0.1 stop.metric=train/train_loss runtime.evaluate_every=2",
+            "may end a run after a round that is not tested",
+        ),
+        ("tracking=[tensorboard,comet]", "tracking must be tensorboard, mlflow, wandb, a list of"),
     ],
 )
 def test_a_value_is_refused_before_any_data_are_read(
@@ -180,6 +192,15 @@ def test_a_value_is_refused_before_any_data_are_read(
     with pytest.raises(ConfigurationError) as refused:
         check_early(with_absolute_folders(compose_configuration("config", words), tmp_path))
     assert message in str(refused.value)
+
+
+def test_a_tracker_whose_library_is_missing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early_checks, "find_spec", lambda name: None)
+    configuration = compose_configuration("config", "tracking=wandb")
+    with pytest.raises(ConfigurationError, match=r'pip install "fedpw-flwr\[wandb\]"'):
+        check_early(with_absolute_folders(configuration, tmp_path))
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])

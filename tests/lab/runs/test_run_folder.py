@@ -16,9 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary, Spread, best_round
 from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
-from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError, atomic_file
+from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES
 
 CLIENTS = ClientFigures(

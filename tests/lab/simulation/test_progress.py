@@ -42,7 +42,8 @@ def _shown(
 
 
 def test_a_pipe_gets_one_plain_line_a_round() -> None:
-    lines = _shown(2, _record(0, seconds=None), _record(1), _record(2)).splitlines()
+    where, *lines = _shown(2, _record(0, seconds=None), _record(1), _record(2)).splitlines()
+    assert where == f"in a browser: {NOWHERE / 'report.html'}"
     assert len(lines) == 3
     assert lines[1].startswith("round 1/2  mean 76.5 %  spread 20.5  worst 62.0 % (fonts)  2.1 s")
     assert "left" in lines[1]
@@ -58,7 +59,7 @@ def test_a_terminal_gets_a_bar_with_the_same_figures() -> None:
 def test_with_one_domain_the_clients_fare_is_shown_in_place_of_a_spread() -> None:
     one = {"accuracy": {"cifar10": 0.4}}
     records = _record(1, **one, client_accuracy=[0.5, 0.3, 0.1]), _record(2, **one)
-    with_clients, without = _shown(2, *records).splitlines()
+    _, with_clients, without = _shown(2, *records).splitlines()
     assert with_clients.startswith(
         "round 1/2  test set 40.0 %  clients: mean 30.0 %  spread 20.0  worst 10.0 %  2.1 s"
     )

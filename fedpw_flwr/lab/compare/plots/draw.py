@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.compare.plots.curves import curves_figure
 from fedpw_flwr.lab.compare.plots.fairness import fairness_figure
 from fedpw_flwr.lab.compare.plots.finals import (
@@ -19,7 +20,6 @@ from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import Window
 from fedpw_flwr.lab.plots.looks import Look
 from fedpw_flwr.lab.plots.panels import STYLE
-from fedpw_flwr.lab.runs.run_folder import atomic_file
 from fedpw_flwr.lab.runs.written import percent
 
 

@@ -1,0 +1,1 @@
+"""lora: A Flower / PEFT app."""

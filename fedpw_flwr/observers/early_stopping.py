@@ -1,0 +1,86 @@
+"""When more rounds bring nothing: stop a run at a target, or when it no longer improves."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+
+from fedpw_flwr.rounds.observers import Observer
+
+logger = logging.getLogger("flwr")
+
+_LOWER_IS_BETTER = ("loss", "std", "angle", "error")
+
+
+class EarlyStopping(Observer):
+    """Stops a run when a figure reaches a target, or has had no better value for some rounds.
+
+    Judge by what clients measure on data they keep: a run that stops where its test set looks best
+    says too much of itself. Rounds without the figure are passed over.
+
+    Parameters
+    ----------
+    metric : str
+        The figure, as `numbers_of` names it: ``evaluate/NAME`` or ``train/NAME`` of what clients
+        report, NAME of what `evaluate_fn` returns. Lower values are better where the name has
+        "loss", "std", "angle" or "error" in it, else higher ones.
+    target : float | None (default: None)
+        Stop when the figure is as good as this. None: no target.
+    patience : int | None (default: None)
+        Stop when so many rounds have passed since the best value. None: never for that.
+    min_rounds : int (default: 1)
+        Rounds that are played in any case.
+
+    Examples
+    --------
+    >>> from fedpw_flwr.observers import EarlyStopping
+    >>> strategy = FedPW(observers=[EarlyStopping("evaluate/accuracy", patience=10)])
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        target: float | None = None,
+        patience: int | None = None,
+        min_rounds: int = 1,
+    ) -> None:
+        if patience is not None and patience < 1:
+            raise ValueError(f"patience must be at least 1, or None, got {patience!r}")
+        self.metric, self.target, self.patience = metric, target, patience
+        self.min_rounds = min_rounds
+        self._sign = -1 if any(word in metric for word in _LOWER_IS_BETTER) else 1
+        self.on_begin(None)
+
+    def on_begin(self, after: int | None) -> None:
+        """Forget: the rounds of a run that goes on are told again."""
+        self._best, self._best_round = math.nan, -1
+        self._reason: str | None = None
+
+    def on_round_end(self, server_round: int, numbers: Mapping[str, float]) -> None:
+        """Judge a round."""
+        self._reason = None
+        if self.metric not in numbers:
+            if server_round == 1 and self._best_round < 0:
+                known = ", ".join(numbers) or "none"
+                logger.warning(
+                    "EarlyStopping: round 1 has no figure %r; it has: %s", self.metric, known
+                )
+            return
+        value = numbers[self.metric]
+        if not self._sign * value <= self._sign * self._best:
+            self._best, self._best_round = value, server_round
+        if server_round < self.min_rounds:
+            return
+        found = f"{self.metric} is {value:.4g} in round {server_round}"
+        passed = server_round - self._best_round
+        if self.target is not None and self._sign * value >= self._sign * self.target:
+            self._reason = f"{found} and has reached its target, {self.target:.4g}"
+        elif self.patience is not None and passed >= self.patience:
+            best = f"{self._best:.4g} in round {self._best_round}"
+            rounds = "1 round" if passed == 1 else f"{passed} rounds"
+            self._reason = f"{found}, {rounds} after its best, {best} (patience {self.patience})"
+
+    def stop_reason(self) -> str | None:
+        """Return by what the run has ended, and what its value is."""
+        return self._reason
