@@ -232,9 +232,10 @@ class Driver:
         good, bad = screen_evaluate_replies(answers, asked, self.identities, project)
         if project.needs_loss and not good and method.rounds_done <= 1:
             refuse_shared_fault(bad, server_round, metric_names(answers), project)
-        method.note_evaluation(
-            {reply.client: reply.loss for reply in good if reply.loss is not None}
-        )
+        # Another node than a client's own may speak in its name while it is silent.
+        owner = self.identities.owners.get
+        at_home = [one for one in good if owner(one.client, one.node_id) == one.node_id]
+        method.note_evaluation({one.client: one.loss for one in at_home if one.loss is not None})
         silent = set(asked or ()) - {answer.node_id for answer in answers}
         self.identities.log("aggregate_evaluate", server_round, len(good), bad, silent)
         return good, bad

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import Client as FlowerClient
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.adjusting_clients import failing, silent
 from support.federation import (
@@ -187,6 +187,19 @@ def test_a_broken_evaluation_costs_only_its_own_loss(api: Federation, kind: str)
 
 
 @both_apis
+def test_nobody_tells_the_loss_of_another_client_while_that_is_silent(api: Federation) -> None:
+    def impostor(message: Message) -> list[Message]:
+        (reply,) = saying(0.0)(message)
+        reply.content["identity"] = ConfigRecord({"client-id": 13})
+        return [reply]
+
+    told = {**SECOND, 22: impostor, 23: silent}
+    *_, last = play(api, api.strategy(**EVALUATE), [FIRST, told, THIRD])
+    # The median has become half of the first: both keep their ratios to it.
+    assert last.metrics["fedpw-loss"] == [1.0, 0.25, 1.25, 0.5]
+
+
+@both_apis
 def test_an_evaluation_without_a_usable_reply_changes_nothing(api: Federation) -> None:
     strategy = api.strategy(**EVALUATE)
     *_, last = play(api, strategy, [FIRST, SECOND, dict.fromkeys(NODES, saying(-1.0)), {}, THIRD])
@@ -268,6 +281,7 @@ def test_an_old_checkpoint_is_still_gone_on_from_with_losses_of_training() -> No
 any_loss = st.floats(min_value=0.0, allow_nan=False, allow_infinity=False)
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.integers(0, 4), any_loss), max_size=4))
 def test_whatever_was_told_the_losses_that_count_are_finite(told: list[dict[int, float]]) -> None:
     losses = EvaluatedLosses()
