@@ -5,27 +5,21 @@ from __future__ import annotations
 import logging
 import timeit
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flwr.app import ArrayRecord
 from flwr.server import ClientManager, History, Server
 from flwr.server.strategy import Strategy
 
 from fedpw_flwr.legacy.answers import as_metrics, as_parameters, named_arrays
 from fedpw_flwr.legacy.client_manager import OrderedClientManager
 from fedpw_flwr.legacy.strategy import FedPW
-from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointStore
+from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.observers import numbers_of
 from fedpw_flwr.rounds.rounds_left import RoundsLeft
-from fedpw_flwr.rounds.run_state import (
-    check_checkpoint,
-    newest_checkpoint,
-    put_back,
-    run_checkpoint,
-    run_identity,
-)
+from fedpw_flwr.rounds.run_state import run_identity
 
 logger = logging.getLogger("flwr")
 
@@ -75,11 +69,9 @@ class CheckpointedServer(Server):
         super().__init__(client_manager=client_manager, strategy=strategy)
         if checkpoint_dir is None and resume:
             raise ValueError("resume=True needs checkpoint_dir, the folder of the checkpoints")
-        self.checkpoints = (
-            None
-            if checkpoint_dir is None
-            else CheckpointStore(checkpoint_dir, every=checkpoint_every)
-        )
+        self.checkpoints = None
+        if checkpoint_dir is not None:
+            self.checkpoints = CheckpointStore(checkpoint_dir, every=checkpoint_every)
         self.resume = resume
         if isinstance(strategy, FedPW):
             strategy.in_our_server = True
@@ -99,25 +91,13 @@ class CheckpointedServer(Server):
             newest is that of another model or method, if one cannot be written, or if another
             process writes to the folder.
         """
-        begun, history = timeit.default_timer(), History()
-        with nullcontext() if self.checkpoints is None else self.checkpoints.locked():
-            self._run(num_rounds, timeout, history)
-        standstill = getattr(self.strategy, "standstill", None)
-        if standstill is not None:
-            standstill.log_at_end()
-        return history, timeit.default_timer() - begun
-
-    def _run(self, num_rounds: int, timeout: float | None, history: History) -> None:
-        checkpoints = self.checkpoints
-        newest = None if checkpoints is None else newest_checkpoint(checkpoints, self.resume)
+        begun = timeit.default_timer()
         self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
         identity = run_identity(self.strategy, named_arrays(self.parameters, ()))
         observers = getattr(self.strategy, "observers", ())
-        run = _Run(checkpoints, observers, identity, self, timeout, history)
-        if checkpoints is not None and newest is not None:
-            check_checkpoint(newest, identity, checkpoints, num_rounds)
-            self.parameters = as_parameters(put_back(newest, self.strategy, run.take))
-        run.play_all(None if newest is None else newest.round, num_rounds)
+        run = _Run(self.strategy, self.checkpoints, observers, identity, self, timeout, History())
+        run.play_all(num_rounds, self.resume)
+        return run.history, timeit.default_timer() - begun
 
 
 @dataclass
@@ -129,7 +109,7 @@ class _Run(RoundsLeft):
     def play(self, server_round: int) -> None:
         if server_round > 0:
             self.train(server_round)
-        evaluated = self.server.strategy.evaluate(server_round, parameters=self.server.parameters)
+        evaluated = self.strategy.evaluate(server_round, parameters=self.server.parameters)
         if evaluated is not None:
             loss, metrics = evaluated
             logger.info("round %s: loss %s, metrics %s", server_round, loss, metrics)
@@ -174,17 +154,14 @@ class _Run(RoundsLeft):
         )
         return numbers_of(*map(as_metrics, of_round))
 
-    def checkpoint(self, server_round: int) -> Checkpoint:
+    def saved(self) -> tuple[ArrayRecord, Mapping[str, Any]]:
         manager = self.server.client_manager()
-        reported = {
-            "draws": manager.saved_draws() if isinstance(manager, OrderedClientManager) else None,
-            "history": vars(self.history),
-        }
-        arrays = named_arrays(self.server.parameters, ())
-        return run_checkpoint(server_round, self.server.strategy, arrays, reported, self.identity)
+        draws = manager.saved_draws() if isinstance(manager, OrderedClientManager) else None
+        reported = {"draws": draws, "history": vars(self.history)}
+        return named_arrays(self.server.parameters, ()), reported
 
-    def take(self, state: Mapping[str, Any]) -> None:
-        """Go on with the draws and the history of a checkpoint."""
+    def take(self, arrays: ArrayRecord, state: Mapping[str, Any]) -> None:
+        self.server.parameters = as_parameters(arrays)
         manager = self.server.client_manager()
         if isinstance(manager, OrderedClientManager) and state["draws"] is not None:
             manager.restore_draws(state["draws"])

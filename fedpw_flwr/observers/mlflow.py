@@ -11,14 +11,13 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from fedpw_flwr.observers.tracker import Tracker
 
-_METRICS_AT_ONCE, _SETTINGS_AT_ONCE = 1000, 100
+_METRICS_AT_ONCE = 1000
 """What MLflow takes in one call."""
 
 
@@ -30,36 +29,25 @@ class MLflowTracker(Tracker):
 
     library = "mlflow"
 
-    def __init__(
-        self,
-        folder: Path | str,
-        settings: Mapping[str, Any] | None = None,
-        experiment: str = "fedpw",
-    ) -> None:
-        super().__init__(folder, settings)
-        self.experiment = experiment
-
     def open(self, known: str | None, after: int | None) -> str:
         """Begin a run with its settings, or go on with a known one."""
         from mlflow import MlflowClient
-        from mlflow.entities import Param
 
         store = self.folder.parent / "mlflow.db"
         # Tables and experiment are made once, by whichever of the runs is first.
         with FileLock(store.with_name(".mlflow.lock")):
             uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
             self._client: Any = MlflowClient(tracking_uri=uri)
-            found = self._client.get_experiment_by_name(self.experiment)
-            new = None if found else self._client.create_experiment(self.experiment)
+            found = self._client.get_experiment_by_name(self.project)
+            new = None if found else self._client.create_experiment(self.project)
         if known is not None:
             self._client.update_run(known, status="RUNNING")
             self._run = known
             return known
         number = found.experiment_id if found else new
         self._run = str(self._client.create_run(number, run_name=self.folder.name).info.run_id)
-        params = [Param(name, str(value)) for name, value in _flat(self.settings)]
-        for start in range(0, len(params), _SETTINGS_AT_ONCE):
-            self._client.log_batch(self._run, params=params[start : start + _SETTINGS_AT_ONCE])
+        for name, value in _flat(self.settings):
+            self._client.log_param(self._run, name, value)
         return self._run
 
     def write(self, server_round: int, numbers: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ logger = logging.getLogger("flwr")
 
 
 class Tracker(Observer, ABC):
-    """Gives a library the figures of every round, as `numbers_of` names them.
+    """Gives a library, which has to be installed, the figures of every round.
 
     Where it fails, a warning says so once, and the run goes on without it. A run that goes on stays
     the same run of the tracker's; one that was not tracked before is, from its first round.
@@ -26,21 +26,23 @@ class Tracker(Observer, ABC):
         The run's own folder; the tracker's run has its name.
     settings : Mapping[str, Any] | None (default: None)
         What the run was asked to do, for trackers that show it.
-
-    Raises
-    ------
-    ImportError
-        If the library is not installed.
+    project : str (default: "fedpw")
+        Where the tracker puts it: MLflow's experiment, W&B's project.
     """
 
     library: ClassVar[str]
     """What is imported; the extra that installs it has the same name."""
 
-    def __init__(self, folder: Path | str, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        settings: Mapping[str, Any] | None = None,
+        project: str = "fedpw",
+    ) -> None:
         if find_spec(self.library) is None:
             extra = f'pip install "fedpw-flwr[{self.library}]"'
             raise ImportError(f"{type(self).__name__} needs {self.library}: {extra}")
-        self.folder, self.settings = Path(folder).absolute(), settings or {}
+        self.folder, self.settings, self.project = Path(folder).absolute(), settings or {}, project
         self._tracked, self._failed = -1, False
 
     @abstractmethod

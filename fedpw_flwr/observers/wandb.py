@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fedpw_flwr.observers.tracker import Tracker
@@ -18,15 +17,6 @@ class WandbTracker(Tracker):
     """
 
     library = "wandb"
-
-    def __init__(
-        self,
-        folder: Path | str,
-        settings: Mapping[str, Any] | None = None,
-        project: str = "fedpw",
-    ) -> None:
-        super().__init__(folder, settings)
-        self.project = project
 
     def open(self, known: str | None, after: int | None) -> str:
         """Begin a run with its settings, or go on with a known one."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointStore
+from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.observers import Observer, numbers_of
 from fedpw_flwr.rounds.rounds_left import RoundsLeft
-from fedpw_flwr.rounds.run_state import (
-    check_checkpoint,
-    newest_checkpoint,
-    put_back,
-    run_checkpoint,
-    run_identity,
-)
+from fedpw_flwr.rounds.run_state import run_identity
 from fedpw_flwr.wire.records import identity_of
 
 logger = logging.getLogger("flwr")
@@ -86,37 +79,27 @@ def run_rounds(
         that of another model or method, if one cannot be written, or if another process writes to
         the folder.
     """
-    # What the run must keep when it goes on.
     train_config = ConfigRecord() if train_config is None else train_config
     evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+    # What the run must keep when it goes on.
     identity = {
         **run_identity(strategy, initial_arrays),
         **(fingerprint or {}),
         "train_config": dict(train_config),
     }
-    result = Result(arrays=initial_arrays)
+    place = "" if checkpoints is None else f", checkpoints in {checkpoints.folder}"
+    logger.info("Starting %s strategy%s", type(strategy).__name__, place)
+    strategy.summary()
     run = _Run(
-        *(checkpoints, observers, identity, strategy, grid, timeout),
-        *(train_config, evaluate_config, evaluate_fn, result),
+        *(strategy, checkpoints, observers, identity, grid, timeout, train_config),
+        *(evaluate_config, evaluate_fn, Result(arrays=initial_arrays)),
     )
-    with nullcontext() if checkpoints is None else checkpoints.locked():
-        newest = None if checkpoints is None else newest_checkpoint(checkpoints, resume)
-        place = "" if checkpoints is None else f", checkpoints in {checkpoints.folder}"
-        logger.info("Starting %s strategy%s", type(strategy).__name__, place)
-        strategy.summary()
-        if checkpoints is not None and newest is not None:
-            check_checkpoint(newest, identity, checkpoints, num_rounds)
-            result.arrays = put_back(newest, strategy, lambda state: _take(result, state))
-        run.play_all(None if newest is None else newest.round, num_rounds)
-        standstill = getattr(strategy, "standstill", None)
-        if standstill is not None:
-            standstill.log_at_end()
-        return result
+    run.play_all(num_rounds, resume)
+    return run.result
 
 
 @dataclass
 class _Run(RoundsLeft):
-    strategy: Strategy
     grid: Grid
     timeout: float
     train_config: ConfigRecord
@@ -134,12 +117,15 @@ class _Run(RoundsLeft):
     def numbers(self, server_round: int) -> dict[str, float]:
         return numbers_of(*(getattr(self.result, name).get(server_round) for name in _METRICS))
 
-    def checkpoint(self, server_round: int) -> Checkpoint:
+    def saved(self) -> tuple[ArrayRecord, Mapping[str, Any]]:
         kept = {name: getattr(self.result, name) for name in _METRICS}
-        return run_checkpoint(
-            *(server_round, self.strategy, self.result.arrays),
-            *({"metrics": kept}, self.identity),
-        )
+        return self.result.arrays, {"metrics": kept}
+
+    def take(self, arrays: ArrayRecord, state: Mapping[str, Any]) -> None:
+        self.result.arrays = arrays
+        for name in _METRICS:
+            metrics = {int(key): MetricRecord(one) for key, one in state["metrics"][name].items()}
+            getattr(self.result, name).update(metrics)
 
     def train_and_evaluate(self, server_round: int) -> None:
         """Let the clients train, step, and let them evaluate."""
@@ -183,12 +169,6 @@ def _client_order(reply: Message) -> tuple[bool, int]:
     except ValueError:
         stated = None
     return stated is None, node if stated is None else stated
-
-
-def _take(result: Result, state: Mapping[str, Any]) -> None:
-    for name in _METRICS:
-        saved = state["metrics"][name].items()
-        getattr(result, name).update({int(number): MetricRecord(one) for number, one in saved})
 
 
 def _keep(kept: dict[int, MetricRecord], server_round: int, metrics: MetricRecord | None) -> None:

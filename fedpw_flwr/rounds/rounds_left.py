@@ -5,19 +5,29 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from fedpw_flwr.rounds.checkpoints import Checkpoint, CheckpointStore
+from flwr.app import ArrayRecord
+
+from fedpw_flwr.rounds.checkpoints import CheckpointStore
 from fedpw_flwr.rounds.observers import Observer
+from fedpw_flwr.rounds.run_state import (
+    check_checkpoint,
+    newest_checkpoint,
+    put_back,
+    run_checkpoint,
+)
 
 logger = logging.getLogger("flwr")
 
 
 @dataclass
 class RoundsLeft(ABC):
-    """A run as far as it is, and what it must keep; `checkpoints` is None where there are none."""
+    """A run as far as it is: `checkpoints` may be None, `identity` is what it must keep."""
 
+    strategy: Any
     checkpoints: CheckpointStore | None
     observers: Sequence[Observer]
     identity: Mapping[str, Any]
@@ -31,25 +41,42 @@ class RoundsLeft(ABC):
         """Return the figures of a round that is over, as from `numbers_of`."""
 
     @abstractmethod
-    def checkpoint(self, server_round: int) -> Checkpoint:
-        """Return what a run needs to go on after a round."""
+    def saved(self) -> tuple[ArrayRecord, Mapping[str, Any]]:
+        """Return the global model, and what the API keeps of the rounds so far."""
 
-    def play_all(self, after: int | None, num_rounds: int) -> None:
-        """Play the rounds after a round, or all; tell the observers also how the run ended."""
-        try:
-            stopped = self._play_all(after, num_rounds)
-        except BaseException as error:
+    @abstractmethod
+    def take(self, arrays: ArrayRecord, state: Mapping[str, Any]) -> None:
+        """Set both to what `saved` returned."""
+
+    def play_all(self, num_rounds: int, resume: bool) -> None:
+        """Play all rounds, or those after the newest checkpoint.
+
+        CheckpointError if there are checkpoints and `resume` is False, if all are damaged, if the
+        newest is of another run, if one cannot be written, or if another process does.
+        """
+        checkpoints, after = self.checkpoints, None
+        with nullcontext() if checkpoints is None else checkpoints.locked():
+            if checkpoints is not None and (newest := newest_checkpoint(checkpoints, resume)):
+                check_checkpoint(newest, self.identity, checkpoints, num_rounds)
+                put_back(newest, self.strategy, self.take)
+                after = newest.round
+            try:
+                stopped = self._play_after(after, num_rounds)
+            except BaseException as error:
+                for observer in self.observers:
+                    observer.on_end(None, error)
+                raise
             for observer in self.observers:
-                observer.on_end(None, error)
-            raise
-        for observer in self.observers:
-            observer.on_end(stopped, None)
+                observer.on_end(stopped, None)
+        standstill = getattr(self.strategy, "standstill", None)
+        if standstill is not None:
+            standstill.log_at_end()
 
-    def _play_all(self, after: int | None, num_rounds: int) -> str | None:
+    def _play_after(self, after: int | None, num_rounds: int) -> str | None:
+        """Play the rounds that are left; return why an observer stopped the run, if one did."""
         for observer in self.observers:
             observer.on_plan(num_rounds, self.identity)
             observer.on_begin(after)
-        # Begin, or go on where another process stopped.
         server_round = after or 0
         if after is None:
             self.play(0)
@@ -58,7 +85,6 @@ class RoundsLeft(ABC):
             logger.info("\tGoing on after round %s of %s", after, num_rounds)
         for earlier in range(server_round + 1):
             stopped = self._tell_end(earlier)
-        # Play until the last round, or until an observer wants no more.
         while stopped is None and server_round < num_rounds:
             server_round += 1
             logger.info("")
@@ -85,6 +111,7 @@ class RoundsLeft(ABC):
     def _save(self, server_round: int) -> None:
         """Write a checkpoint, where there are any."""
         if self.checkpoints is not None:
-            self.checkpoints.save(self.checkpoint(server_round))
+            state = (self.strategy, *self.saved(), self.identity)
+            self.checkpoints.save(run_checkpoint(server_round, *state))
             for observer in self.observers:
                 observer.on_checkpoint(server_round)

@@ -131,9 +131,11 @@ def run_checkpoint(
 
 
 def put_back(
-    checkpoint: Checkpoint, strategy: object, take_reported: Callable[[Mapping[str, Any]], None]
-) -> ArrayRecord:
-    """Set strategy and random state to those of a checkpoint; return its model.
+    checkpoint: Checkpoint,
+    strategy: object,
+    take: Callable[[ArrayRecord, Mapping[str, Any]], None],
+) -> None:
+    """Set strategy and random state to those of a checkpoint; `take` its model and the rest.
 
     `CheckpointError` if the checkpoint holds another version's state.
     """
@@ -141,14 +143,13 @@ def put_back(
     try:
         _restore_strategy(strategy, checkpoint.state["strategy"], checkpoint.tensors, arrays)
         _restore_random_state(checkpoint.state["random"], dict(checkpoint.tensors))
-        take_reported(checkpoint.state)
+        take(arrays, checkpoint.state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the checkpoint of round {checkpoint.round} holds another version's state "
             f"({type(error).__name__}: {error}): go on with the version that wrote it, or "
             "begin a new run with its model.safetensors as the initial model"
         ) from error
-    return arrays
 
 
 def _strategy_state(strategy: object) -> State:

@@ -198,7 +198,7 @@ def test_random_state_comes_back_through_a_checkpoint(tmp_path: Path) -> None:
         expected = numbers()
         found = CheckpointStore(tmp_path).newest()
         assert found is not None
-        put_back(found, object(), lambda state: None)
+        put_back(found, object(), lambda arrays, state: None)
         assert numbers() == expected
     finally:
-        put_back(before, object(), lambda state: None)
+        put_back(before, object(), lambda arrays, state: None)

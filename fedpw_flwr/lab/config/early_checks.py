@@ -142,8 +142,8 @@ def _end_out_of_reach(configuration: DictConfig) -> Iterator[str]:
             f"stop.metric={metric} may end a run after a round that is not tested: set "
             "runtime.evaluate_every=1, or choose another stop.metric"
         )
-    is_share = metric.endswith("_accuracy") or metric.startswith(("accuracy/", "clients/", "auc/"))
-    if is_share and metric != "clients/angle" and target is not None and not 0 <= target <= 1:
+    shares = ("accuracy/", "auc/", "clients/mean", "clients/worst", "clients/best")
+    if target is not None and target > 1 and metric.startswith((*shares, "mean_", "worst_")):
         yield f"stop.target={target}, but {metric} is between 0 and 1: 90 % is 0.9"
 
 

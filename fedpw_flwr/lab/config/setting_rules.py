@@ -164,7 +164,7 @@ RUN: dict[str, Rule] = {
     "stop": _or_null(_GROUP),
     "tracking": Rule(
         f"{', '.join(TRACKERS)}, a list of these such as [tensorboard,mlflow], or null",
-        lambda value: set(trackers_named(value)) <= set(TRACKERS),
+        lambda value: all(one in TRACKERS for one in trackers_named(value)),
     ),
 }
 """Rules of the top-level keys."""
