@@ -32,7 +32,6 @@ _KNOWN = {
     "loss": ("Training loss", "As the clients report it.", ""),
     "drop-rate": ("Drop rate", "Share of an update's entries that is masked.", ""),
     "share": ("Share of data", "By which FedAvg would weight clients; 1 is an equal share.", "×"),
-    "auc": ("AUC", "Area under the ROC curve.", ""),
 }
 
 
@@ -109,7 +108,7 @@ class Family:
         rows = [[of.get(number, math.nan) for of in members.values()] for number in rounds]
         # A client may report whatever it likes.
         values = np.clip(np.array(rows, dtype=np.float64), -1e30, 1e30)
-        plain = name.replace("_", " ").replace("-", " ").capitalize()
+        plain = "AUC" if name == "auc" else name.replace("_", " ").replace("-", " ").capitalize()
         title, note, unit = _KNOWN.get(name, (plain, "", "%" if "acc" in name.lower() else ""))
         if unit == "×":
             mean = _mean(values)[:, None]
