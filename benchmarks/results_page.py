@@ -144,7 +144,9 @@ def write(one: Experiment) -> None:
         made = compare([folder / KEPT], only=names, output=folder, against="fedavg")
         text = made.read_text(encoding="utf-8")
         made.write_text(re.sub(r"!\[.*\n\n\*.*\*\n\n?", "", text), encoding="utf-8")
+        # `fedpw-compare` makes them again.
         remove_plots(set(folder.glob("*.png")), folder)
+        (folder / "comparison.html").unlink()
 
 
 def tuning_page(one: Experiment) -> str:
@@ -185,7 +187,7 @@ def page() -> str:
     for one in PUBLISHED:
         parts.append(f"## {one.title}")
         if not compared(one):
-            parts.append("Not run yet.")
+            parts.append("Not run yet, or not to its end.")
             continue
         commands = "\n".join(" ".join(("fedpw -m", *words)) for words in one.sweeps("table"))
         parts += [_text(RESULTS / one.name / REMARKS), results_table(one), f"```\n{commands}\n```"]
@@ -195,6 +197,8 @@ def page() -> str:
             f"[differences](results/{one.name}/differences.csv), "
             f"[tuning](results/{one.name}/tuning.md)."
         )
+    if not all(map(compared, PUBLISHED)):
+        parts.append(_text(RESULTS / "earlier.md"))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -208,12 +212,12 @@ def differences(one: Experiment) -> pd.DataFrame:
 
 def draw_gains(out: Path) -> None:
     """Draw what FedPW, and equal weights, gain on FedAvg: a point a setting, with intervals."""
-    points = []
+    points: list[tuple[str, str, list[float], list[float]]] = []
     for one in filter(compared, PUBLISHED):
         found = differences(one).set_index(["method", "figure"])
         for method in (FEDPW, EQUAL):
-            both = [found.loc[(method, key), ["difference", "margin"]] for key in one.primary]
-            points.append((one.name, method, *zip(*both, strict=True)))
+            rows = found.loc[[(method, key) for key in one.primary]]
+            points.append((one.name, method, rows["difference"].tolist(), rows["margin"].tolist()))
     looks = give_looks(name for name, *_ in points)
     texts = [f"{name}, {method}" for name, method, *_ in points]
     figure, (axes,) = new_page(
@@ -264,6 +268,12 @@ def results_table(one: Experiment) -> str:
         f"{LABELS[one.primary[0]]} and of {number(tested[one.primary[1]], 1)} in "
         f"{LABELS[one.primary[1]]} would have been found four times in five, before correction."
     )
+    own = [own_difference(one, key) for key in one.primary]
+    against_equal = "; ".join(
+        f"{LABELS[key]} {_interval(middle, margin)}"
+        for key, (middle, margin) in zip(one.primary, own, strict=True)
+    )
+    note += f" FedPW against equal weights: {against_equal}."
     header = (
         "method",
         *(LABELS[key] for key in shown),
@@ -273,10 +283,25 @@ def results_table(one: Experiment) -> str:
     return f"{table.removeprefix('### ').strip()}\n\n{note}"
 
 
+def own_difference(one: Experiment, key: str) -> tuple[float, float]:
+    """Return FedPW's mean difference to equal weights, and half of its confidence interval."""
+    made = pd.read_csv(RESULTS / one.name / "comparison.csv")
+    runs = made[made["kind"] == "run"].pivot(
+        index="seed", columns="method", values=f"{WINDOW}.{key}"
+    )
+    apart = runs[FEDPW] - runs[EQUAL]
+    # The seeds are those of the table: an interval is as many standard deviations wide.
+    row = differences(one).iloc[0]
+    return float(apart.mean()), float(apart.std() * row["margin"] / row["difference.sd"])
+
+
 def _difference(found: pd.Series) -> str:
-    middle, margin = found["difference"], found["margin"]
-    text = f"{number(middle, sign=True)} [{number(middle - margin)}, {number(middle + margin)}]"
+    text = _interval(found["difference"], found["margin"])
     return f"**{text}**" if found["p_holm"] < LEVEL else text
+
+
+def _interval(middle: float, margin: float) -> str:
+    return f"{number(middle, sign=True)} [{number(middle - margin)}, {number(middle + margin)}]"
 
 
 def _text(file: Path) -> str:
