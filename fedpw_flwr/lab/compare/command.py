@@ -1,7 +1,7 @@
 """The command `fedpw-compare`: any set of finished runs as tables and plots.
 
     fedpw-compare outputs multirun --against fedavg --target 80
-    fedpw-compare results/runs.tar.xz --only 'cifar10_*'
+    fedpw-compare results/hospitals/runs.tar.xz --only '*_fedpw_*'
 
 Finds all runs in and below the folders, or in tar files of such folders, puts those of one setting
 together, and writes ``comparison.md``, the same as ``comparison.html``, ``comparison.csv``,
