@@ -41,7 +41,8 @@ def test_a_packed_run_reads_as_its_folder_did(tmp_path: Path) -> None:
     assert run.path == tmp_path / "kept" / "first"
     assert contents(run) == contents(there)
     assert run.read_rounds() == there.read_rounds()
-    assert run.read_summary() == there.read_summary()
+    # As JSON: NaN, the spread over one domain, is no value of its own there.
+    assert run.read_summary().to_json() == there.read_summary().to_json()
     assert run.read_holdings() is None
 
 
