@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 
 from fedpw_flwr.rounds.observers import Observer
 
 logger = logging.getLogger("flwr")
 
-_LOWER_IS_BETTER = ("loss", "std", "angle", "error")
+_LOWER_IS_BETTER = {"loss", "std", "angle", "error", "perplexity"}
 
 
 class EarlyStopping(Observer):
@@ -23,8 +24,9 @@ class EarlyStopping(Observer):
     ----------
     metric : str
         The figure, as `numbers_of` names it: ``evaluate/NAME`` or ``train/NAME`` of what clients
-        report, NAME of what `evaluate_fn` returns. Lower values are better where the name has
-        "loss", "std", "angle" or "error" in it, else higher ones.
+        report, NAME of what `evaluate_fn` returns. Lower values are better where a word of NAME is
+        "loss", "std", "angle", "error" or "perplexity", else higher ones; of ``accuracy/oslo``
+        "oslo" is no such word.
     target : float | None (default: None)
         Stop when the figure is as good as this. None: no target.
     patience : int | None (default: None)
@@ -49,7 +51,7 @@ class EarlyStopping(Observer):
             raise ValueError(f"patience must be at least 1, or None, got {patience!r}")
         self.metric, self.target, self.patience = metric, target, patience
         self.min_rounds = min_rounds
-        self._sign = -1 if any(word in metric for word in _LOWER_IS_BETTER) else 1
+        self._sign = -1 if _lower_is_better(metric) else 1
         self.on_begin(None)
 
     def on_begin(self, after: int | None) -> None:
@@ -84,3 +86,10 @@ class EarlyStopping(Observer):
     def stop_reason(self) -> str | None:
         """Return by what the run has ended, and what its value is."""
         return self._reason
+
+
+def _lower_is_better(metric: str) -> bool:
+    """Return what the name says; a domain in it, such as "rectangles", says nothing."""
+    family, _, member = metric.partition("/")
+    judged = member if family in ("train", "evaluate", "clients") else family
+    return not _LOWER_IS_BETTER.isdisjoint(re.findall("[a-z]+", judged.lower()))

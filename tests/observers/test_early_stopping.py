@@ -52,6 +52,21 @@ def test_no_run_ends_before_its_fewest_rounds_or_without_its_figure() -> None:
     assert rounds_played([0.5, 0.4, 0.3]) == (2, None)
 
 
+@pytest.mark.parametrize(
+    ("metric", "lower"),
+    [
+        *((name, True) for name in ("train/train_loss", "loss/oslo", "evaluate/perplexity")),
+        *((name, True) for name in ("std_accuracy", "clients/std", "evaluate/val-loss", "Loss")),
+        *((name, False) for name in ("accuracy/rectangle", "accuracy/glossy", "accuracy/loss")),
+        *((name, False) for name in ("evaluate/accuracy", "clients/worst_10", "worst_accuracy")),
+    ],
+)
+def test_whether_lower_is_better_is_said_by_words_and_not_by_a_domains_name(
+    metric: str, lower: bool
+) -> None:
+    assert (rounds_played([0.5, 0.4], metric=metric, target=0.45) == (1, None)) != lower
+
+
 def test_a_figure_that_there_is_not_is_told_with_those_there_are(
     flower_log: pytest.LogCaptureFixture,
 ) -> None:
