@@ -34,7 +34,7 @@ from fedpw_flwr.wire.records import identity_of
 logger = logging.getLogger("flwr")
 
 _MOST_NOTES = 200
-_KEPT = re.compile(r'<script type="application/json">(.*?)</script>', re.DOTALL)
+_KEPT = re.compile(r'<script type="application/json">(\{"evaluated".*?)</script>', re.DOTALL)
 _PHASE_AND_ROUND = re.compile(r"^[a-z]+_([a-z]+): round \d+, ")
 
 
@@ -86,16 +86,22 @@ class HtmlReport(Observer):
 
     def on_begin(self, after: int | None) -> None:
         """Begin, or take from the page of a run that goes on what no observer is told again."""
+        run = self.run
+        self.run = Run(run.title, run.settings, run.versions, run.groups, run.total)
+        self._since, self._after = time.monotonic(), -1 if after is None else after
         self._warnings = _Warnings()
         logger.addHandler(self._warnings)
-        self._since = time.monotonic()
-        if after is None or not self.path.is_file():
-            return
-        self._after = after
-        found = _KEPT.search(self.path.read_text(encoding="utf-8"))
-        kept = json.loads(found[1]) if found else {"evaluated": {}, "notes": []}
-        self.run.evaluated = {int(number): each for number, each in kept["evaluated"].items()}
-        self.run.notes = [(number, text) for number, text in kept["notes"] if number <= after]
+        if after is not None:
+            kept = self._kept()
+            self.run.evaluated = {int(number): each for number, each in kept["evaluated"].items()}
+            self.run.notes = [(number, text) for number, text in kept["notes"] if number <= after]
+
+    def _kept(self) -> Any:
+        """Return what the page keeps for a run that goes on; nothing of a page that is not ours."""
+        found = None
+        if self.path.is_file():
+            found = _KEPT.search(self.path.read_text(encoding="utf-8", errors="replace"))
+        return json.loads(found[1]) if found else {"evaluated": {}, "notes": []}
 
     def on_replies(self, phase: str, server_round: int, replies: Sequence[Message]) -> None:
         """Keep what each client's evaluation gave."""

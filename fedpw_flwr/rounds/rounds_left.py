@@ -60,13 +60,19 @@ class RoundsLeft(ABC):
                 check_checkpoint(newest, self.identity, checkpoints, num_rounds)
                 put_back(newest, self.strategy, self.take)
                 after = newest.round
+            # Who has not begun has nothing to end: a page of earlier rounds stays as it was.
+            begun: list[Observer] = []
             try:
+                for observer in self.observers:
+                    observer.on_plan(num_rounds, self.identity)
+                    observer.on_begin(after)
+                    begun.append(observer)
                 stopped = self._play_after(after, num_rounds)
             except BaseException as error:
-                for observer in self.observers:
+                for observer in begun:
                     observer.on_end(None, error)
                 raise
-            for observer in self.observers:
+            for observer in begun:
                 observer.on_end(stopped, None)
         standstill = getattr(self.strategy, "standstill", None)
         if standstill is not None:
@@ -74,9 +80,6 @@ class RoundsLeft(ABC):
 
     def _play_after(self, after: int | None, num_rounds: int) -> str | None:
         """Play the rounds that are left; return why an observer stopped the run, if one did."""
-        for observer in self.observers:
-            observer.on_plan(num_rounds, self.identity)
-            observer.on_begin(after)
         server_round = after or 0
         if after is None:
             self.play(0)

@@ -115,6 +115,33 @@ def test_a_run_that_goes_on_keeps_what_its_page_had(tmp_path: Path) -> None:
     assert elements.count("script") == 1
 
 
+def test_a_run_that_goes_on_without_its_page_tells_time_by_its_own_rounds(
+    tmp_path: Path,
+) -> None:
+    saved: dict[str, Any] = {"checkpoint_dir": tmp_path / "checkpoints", "resume": True}
+    run(tmp_path, GOOD, rounds=9, **saved)
+    (tmp_path / "report.html").write_text('<script type="application/json">[]</script>')
+    report = HtmlReport(tmp_path)
+    strategy = FedPW(observers=[report], **saved)
+    strategy.start(ClientsGrid(GOOD), array_record(MODEL), num_rounds=10)
+    assert "Ended after round 10" in report.path.read_text(encoding="utf-8")
+    assert len(report.run.seconds) == 1
+
+
+def test_a_page_of_a_second_run_has_nothing_of_the_first(tmp_path: Path) -> None:
+    report, pages = HtmlReport(tmp_path), list[str]()
+
+    class Reader(Observer):
+        def on_round_end(self, server_round: int, numbers: Mapping[str, float]) -> None:
+            pages.append(report.path.read_text(encoding="utf-8"))
+
+    strategy = FedPW(observers=[report, Reader()])
+    for rounds in (3, 1):
+        strategy.start(ClientsGrid(GOOD), array_record(MODEL), num_rounds=rounds)
+    assert 'http-equiv="refresh"' in pages[-1]
+    assert all(max(member) <= 1 for each in report.run.figures.values() for member in each.values())
+
+
 def test_the_page_says_why_a_run_ended_early(tmp_path: Path) -> None:
     class Stop(Observer):
         def stop_reason(self) -> str | None:

@@ -120,6 +120,19 @@ def test_an_observer_that_raises_ends_the_run_before_the_strategy_sees_the_repli
     assert diary.heard[-1] == ("end", None, caught.value)
 
 
+def test_an_observer_that_has_not_begun_hears_of_no_end(tmp_path: Path) -> None:
+    class Refusing(Observer):
+        def on_begin(self, after: int | None) -> None:
+            raise FileNotFoundError("nothing to go on with")
+
+    first, last = Diary(), Diary()
+    grid = ClientsGrid(dict.fromkeys(NODES, good_client))
+    with pytest.raises(FileNotFoundError) as caught:
+        FedPW(observers=[first, Refusing(), last]).start(grid, array_record(MODEL))
+    assert first.heard == [("begin", None), ("end", None, caught.value)]
+    assert last.heard == []
+
+
 class StopAfter(Observer):
     """Stops a run after a round."""
 
