@@ -42,7 +42,7 @@ path { fill: none; stroke: var(--soft); stroke-width: 2; stroke-linecap: round; 
 .scroll { overflow: auto; max-height: 30rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .88rem; }
 th, td { padding: 4px 10px 4px 0; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { position: sticky; top: 0; background: var(--card); color: var(--soft); font-weight: 600; }
+th { white-space: normal; position: sticky; top: 0; background: var(--card); color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .text { text-align: left; } .note { white-space: pre-wrap; overflow-wrap: anywhere; text-align: left; }
 dl { margin: 4px 0 0; columns: 260px; } dl div { display: flex; justify-content: space-between; gap: 10px; break-inside: avoid; }
 dt { overflow-wrap: anywhere; } dd { margin: 0; font-variant-numeric: tabular-nums; }

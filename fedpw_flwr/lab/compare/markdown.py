@@ -202,7 +202,7 @@ def _circumstances(setting: Setting) -> Iterator[str]:
     if versions:
         differ = any(len(found) > 1 for found in versions.values())
         listed = ", ".join(f"{name} {' and '.join(sorted(own))}" for name, own in versions.items())
-        yield f"{'**Runs of different versions**' if differ else 'Versions'}: {listed}."
+        yield f"{'**Runs of different versions**' if differ else 'Versions'}: {_plain(listed)}."
     # Data.
     unknown = sum(run.summary.data_digest is None for run in setting.runs)
     if 0 < unknown < len(setting.runs):
@@ -214,7 +214,17 @@ def _circumstances(setting: Setting) -> Iterator[str]:
     states = Counter(run.summary.package or "not recorded" for run in setting.runs)
     if len(states) > 1:
         listed = ", ".join(f"{state} ({counted(states[state], 'run')})" for state in sorted(states))
-        yield f"**Made by more than one state of the package**: {listed}."
+        yield f"**Made by more than one state of the package**: {_plain(listed)}."
+    # Rounds.
+    early = [
+        f"{method.label}, seed {seed}: after round {run.summary.rounds} of {run.rounds}, "
+        f"{run.summary.stopped}"
+        for method in setting.methods
+        for seed, run in method.runs.items()
+        if run.summary.stopped is not None
+    ]
+    if early:
+        yield f"**Stopped early**, so that last rounds differ: {_plain('; '.join(early))}."
     # Clients.
     lost = [
         f"{method.label}, seed {seed}: {run.summary.quarantined} replies that could not be used, "

@@ -90,6 +90,12 @@ def _contradictions(groups: Mapping[str, Settings], runtime: RuntimeSettings) ->
             f"strategy.upload_dtype={strategy['upload_dtype']} is the type of packed values: add "
             "strategy.upload=packed"
         )
+    # Losses that steer training
+    if strategy.get("loss_source") == "evaluate" and groups["partition"].get("test_share") == 0:
+        yield (
+            "strategy.loss_source=evaluate takes the loss on images that clients keep, and they "
+            "keep none, so training would be steered by the test sets: set partition.test_share=0.2"
+        )
     # Classes and channels of the images
     wanted = groups["partition"].get("classes_per_client", 1)
     of_package = str(dataset["_target_"]).startswith("fedpw_flwr.")

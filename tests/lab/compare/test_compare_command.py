@@ -272,6 +272,11 @@ def test_left_out_runs_are_in_the_page_and_on_the_terminal(
             "**Not all runs recorded which images they stood on**: 1 of 2 runs did not",
         ),
         (
+            [{"strategy": "fedpw", "stopped": "accuracy has reached [its] target"}, {}],
+            "**Stopped early**, so that last rounds differ: fedpw, seed 0: after round 3 of 3, "
+            r"accuracy has reached \[its\] target.",
+        ),
+        (
             [
                 {"strategy": "fedavg", "package": "0.1.0+aaaa"},
                 {"strategy": "fedpw", "package": "0.1.0+aaaa"},

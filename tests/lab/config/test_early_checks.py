@@ -177,6 +177,7 @@ def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
             "+stop.patients=5",
             "stop.patients is no setting of a run: leave it out. There are metric",
         ),
+        ("+strategy.loss_source=evaluate", "training would be steered by the test sets"),
         ("stop.patience=5", "they keep none: set partition.test_share=0.2, or another"),
         ("stop.target=90 stop.metric=worst_accuracy", "is between 0 and 1: 90 % is 0.9"),
         (
