@@ -113,7 +113,8 @@ class Family:
         if unit == "×":
             mean = _mean(values)[:, None]
             values = values / np.where(mean == 0, math.nan, mean)
-        if unit == "%" and np.nanmax(values) <= 1:
+        # Shares or percents: what most members have, for one of them may lie.
+        if unit == "%" and np.median(np.fmax.reduce(values)) <= 1:
             values = 100 * values
         return cls(title, note, unit, np.array(rounds, dtype=np.float64), list(members), values)
 

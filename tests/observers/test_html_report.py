@@ -115,6 +115,14 @@ def test_a_run_that_goes_on_keeps_what_its_page_had(tmp_path: Path) -> None:
     assert elements.count("script") == 1
 
 
+def test_one_liar_does_not_change_the_unit_of_the_others() -> None:
+    told = Run("a run", total=1)
+    told.add(1, {"accuracy/a": 0.54, "accuracy/b": 0.56, "accuracy/liar": 1e308})
+    text, _ = text_and_elements(page(told))
+    assert "a 54 %" in text
+    assert "b 56 %" in text
+
+
 def test_a_run_that_goes_on_without_its_page_tells_time_by_its_own_rounds(
     tmp_path: Path,
 ) -> None:
