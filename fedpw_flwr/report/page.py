@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 _NAMED = 8
+_SERVED = ("acc", "auc", "loss")
 # By family: title, what it says, and its unit: × is what each would have if all had the same.
 _KNOWN = {
     "weight": ("Aggregation weight", "Whom the server listens to; 1 is an equal weight.", "×"),
@@ -83,7 +84,7 @@ def page(run: Run) -> str:
         left=timedelta(seconds=round(typical * max(run.total - run.last, 0))),
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}",
         tiles=[*_tiles(served, scalars)],
-        charts=[*_charts(run, families, served)],
+        charts=[*_charts(run, families, served), *_single(scalars, families, served)],
         clients=_clients(run, families),
         scalars={name: by_round[max(by_round)] for name, by_round in scalars.items()},
         kept={"evaluated": run.evaluated, "notes": run.notes},
@@ -162,7 +163,7 @@ def _served(families: Mapping[str, Family]) -> Family | None:
     """Return the figures that say how well the model serves everyone, if there are such."""
     own = [name for name in families if name not in _KNOWN]
     own.sort(key=lambda name: len(families[name].members) == 1)
-    likely = (name for word in ("acc", "auc", "loss") for name in own if word in name.lower())
+    likely = (name for word in _SERVED for name in own if word in name.lower())
     return families.get(next(likely, ""))
 
 
@@ -203,6 +204,27 @@ def _charts(run: Run, families: Mapping[str, Family], served: Family | None) -> 
     for name in dict.fromkeys((*_KNOWN, *families)):
         if name in families and families[name] is not served:
             yield families[name].chart(_lines(run, families[name], looks))
+
+
+def _single(
+    scalars: Mapping[str, Mapping[int, float]],
+    families: Mapping[str, Family],
+    served: Family | None,
+) -> Iterator[Chart]:
+    """Yield charts of figures that stand alone and say how well the model serves.
+
+    Where the page has them by domain, what is computed of these would only be said twice.
+    """
+    if served is not None and not served.title.startswith("Clients'"):
+        return
+    for name, by_round in scalars.items():
+        kind, _, own = name.rpartition("/")
+        twice = kind in ("train", "clients") or (kind and f"clients' {own}" in families)
+        if not twice and any(word in own.lower() for word in _SERVED):
+            family = Family.of(own, {own: by_round})
+            note = "As the clients' evaluation gave it." if kind else "As evaluated by the server."
+            line = Line(family.values[:, 0], "ink bold", own)
+            yield replace(family, note=note).chart([line])
 
 
 def _lines(run: Run, family: Family, looks: dict[str, str]) -> list[Line]:

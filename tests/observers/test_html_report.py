@@ -123,6 +123,26 @@ def test_one_liar_does_not_change_the_unit_of_the_others() -> None:
     assert "b 56 %" in text
 
 
+def test_figures_of_a_server_that_knows_no_domains_have_charts() -> None:
+    told = Run("a run", total=1)
+    for number in (0, 1):
+        told.add(number, {"accuracy": 0.4 + number / 10, "loss": 2.0, "train/train_loss": 1.0})
+        told.add(number, {"evaluate/accuracy": 0.3, "clients' accuracy/client_3": 0.3})
+    assert shown_charts(told).count("As evaluated by the server.") == 2
+    assert "accuracy 50 %" in shown_charts(told)
+    # The clients' own have a chart already; under the legacy API they have none.
+    assert "accuracy 30 %" not in shown_charts(told)
+    told.figures.pop("clients' accuracy")
+    assert "accuracy 30 %" in shown_charts(told)
+    # What is computed of domains is not said twice.
+    told.add(1, {"accuracy/north": 0.5})
+    assert "As evaluated by the server." not in shown_charts(told)
+
+
+def shown_charts(told: Run) -> str:
+    return text_and_elements(page(told))[0]
+
+
 def test_a_run_that_goes_on_without_its_page_tells_time_by_its_own_rounds(
     tmp_path: Path,
 ) -> None:
