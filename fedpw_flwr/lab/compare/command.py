@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Compare finished runs: Markdown and CSV tables, and plots."
+    description = "Compare finished runs: tables in Markdown, HTML and CSV, and plots."
     parser = argparse.ArgumentParser("fedpw-compare", description=description)
     folder: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
     parser.add_argument(
