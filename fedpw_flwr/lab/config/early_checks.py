@@ -40,6 +40,10 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _DEVICES = re.compile(r"(cpu|cuda|mps|xpu|hpu|xla|mtia)(:\d+)?")
 """PyTorch's names of devices that can train."""
 
+_FIGURES = ("mean_accuracy", "std_accuracy", "worst_accuracy", "pooled_auc")
+_FAMILIES = ("accuracy", "loss", "auc", "clients", "client_accuracy", "train", "evaluate")
+"""What a run may be judged by: figures, and kinds of them by name."""
+
 
 def check_early(configuration: DictConfig) -> None:
     """Check a configuration with absolute folders, without PyTorch, Flower and the data themselves.
@@ -138,6 +142,20 @@ def _end_out_of_reach(configuration: DictConfig) -> Iterator[str]:
     if stop is None:
         return
     metric, target = stop["metric"], stop["target"]
+    family, _, member = metric.partition("/")
+    domains = configuration.dataset.get("domains")
+    if metric not in _FIGURES and not (family in _FAMILIES and member):
+        yield (
+            f"stop.metric={metric} is no figure of a run: choose one of {', '.join(_FIGURES)}, or "
+            f"of the kinds {', '.join(f'{kind}/NAME' for kind in _FAMILIES)}"
+        )
+    elif (
+        family in ("accuracy", "loss", "auc")
+        and domains
+        and member not in domains
+        and not member.startswith("client_")
+    ):
+        yield f"stop.metric={metric}: there is no domain {member}, but {', '.join(domains)}"
     if metric.startswith("clients/") and configuration.partition.get("test_share") == 0:
         yield (
             f"stop.metric={metric} is measured on images that clients keep, and they keep none: "

@@ -179,6 +179,8 @@ def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
         ),
         ("+strategy.loss_source=evaluate", "training would be steered by the test sets"),
         ("stop.patience=5", "they keep none: set partition.test_share=0.2, or another"),
+        ("stop.target=1 stop.metric=acuracy", "is no figure of a run: choose one of mean"),
+        ("stop.target=0.9 stop.metric=accuracy/scan", "there is no domain scan, but scans, textur"),
         ("stop.target=90 stop.metric=worst_accuracy", "is between 0 and 1: 90 % is 0.9"),
         (
             "stop.target=0.1 stop.metric=train/train_loss runtime.evaluate_every=2",
