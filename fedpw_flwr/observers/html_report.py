@@ -18,6 +18,7 @@ import platform
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -104,9 +105,12 @@ class HtmlReport(Observer):
         return json.loads(found[1]) if found else {"evaluated": {}, "notes": []}
 
     def on_replies(self, phase: str, server_round: int, replies: Sequence[Message]) -> None:
-        """Keep what each client's evaluation gave."""
+        """Keep what each client's evaluation gave; of two in one client's name, neither."""
         answers = [reply for reply in replies if phase == "evaluate" and reply.has_content()]
-        self._evaluated = {_client(answer): _numbers(answer) for answer in answers}
+        speak = Counter(map(_client, answers))
+        self._evaluated = {
+            client: _numbers(answer) for answer in answers if speak[client := _client(answer)] == 1
+        }
 
     def on_evaluation(self, server_round: int, metrics: MetricRecord | None) -> None:
         """Choose of each client's figures those that the strategy averaged."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message, MetricRecord
+from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from support.browser import shown, text_and_elements
 from support.grid import Client, ClientsGrid
@@ -113,6 +113,20 @@ def test_a_run_that_goes_on_keeps_what_its_page_had(tmp_path: Path) -> None:
     assert "Ended after round 3" in text
     assert text.count(f"train: node 14 failed: error 2: RuntimeError: {HOSTILE}") == 2
     assert elements.count("script") == 1
+
+
+def test_an_impostor_writes_no_figure_of_another_client(tmp_path: Path) -> None:
+    def impostor(message: Message) -> list[Message]:
+        if message.metadata.message_type != "evaluate":
+            return [train_reply(message, loss=1.0)]
+        reply = evaluate_reply(message, **{"accuracy": 0.01, "num-examples": 5})
+        reply.content["identity"] = ConfigRecord({"client-id": 11})
+        return [reply]
+
+    report = HtmlReport(tmp_path)
+    strategy = FedPW(observers=[report])
+    strategy.start(ClientsGrid({**GOOD, 14: impostor}), array_record(MODEL), num_rounds=1)
+    assert report.run.figures["clients' accuracy"].keys() == {"client_12", "client_13"}
 
 
 def test_one_liar_does_not_change_the_unit_of_the_others() -> None:
