@@ -30,6 +30,7 @@ from peak_memory import peak_memory
 from report import Table
 from run import commit, cores, cpu_model
 
+from fedpw_flwr.lab.data.examples import ImageSet
 from fedpw_flwr.lab.data.named_sets import named_set
 
 FOLDER = Path(__file__).resolve().parent
@@ -131,6 +132,7 @@ def cut(data: Path, archive: Path) -> None:
     (digits,) = named_set(["mnist"], data, archives_folder=own, image_size=28, channels=1).domains
     arrays = {}
     for split, images, count in (("train", digits.train, 4000), ("test", digits.test, 1000)):
+        assert isinstance(images, ImageSet)
         order = np.random.default_rng(0).permutation(len(images))[:count]
         arrays[f"x_{split}"] = images.images.numpy()[order, 0]
         arrays[f"y_{split}"] = images.labels.numpy()[order]

@@ -33,7 +33,7 @@ from torchvision import transforms
 from fedpw_flwr.algorithm import ClientResult, FedPWSettings, WeightingState, server_step
 from fedpw_flwr.engines import engine_for
 from fedpw_flwr.lab.config.configuration import compose_configuration
-from fedpw_flwr.lab.data.examples import ImageSet
+from fedpw_flwr.lab.data.examples import Examples, ImageSet
 from fedpw_flwr.lab.experiment import Experiment, build_experiment
 from fedpw_flwr.lab.models.resnet import BasicBlock, ResNet10
 
@@ -135,7 +135,8 @@ def accuracy_on(
 class Pictures(Dataset[tuple[Tensor, int]]):
     """Pictures as torchvision's own data sets give them: PIL, then the transform."""
 
-    def __init__(self, images: ImageSet, transform: transforms.Compose) -> None:
+    def __init__(self, images: Examples, transform: transforms.Compose) -> None:
+        assert isinstance(images, ImageSet)
         arrays = images.images.permute(0, 2, 3, 1).contiguous().numpy()
         self.images = arrays[..., 0] if arrays.shape[-1] == 1 else arrays
         self.labels = images.labels.tolist()

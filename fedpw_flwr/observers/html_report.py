@@ -115,7 +115,8 @@ class HtmlReport(Observer):
     def on_evaluation(self, server_round: int, metrics: MetricRecord | None) -> None:
         """Choose of each client's figures those that the strategy averaged."""
         self.run.evaluated[server_round] = {
-            f"clients' {name.replace('/', ' ')}/client_{client}": numbers[name]
+            # The page has three digits of them, and each round's stay in it.
+            f"clients' {name.replace('/', ' ')}/client_{client}": float(f"{numbers[name]:.6g}")
             for name in metrics or {}
             for client, numbers in self._evaluated.items()
             if name in numbers

@@ -23,7 +23,7 @@ from fedpw_flwr.report.templates import BASE, RUN
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_NAMED = 8
+_NAMED, _THIN = 8, 60
 _SERVED = ("acc", "auc", "loss")
 # By family: title, what it says, and its unit: × is what each would have if all had the same.
 _KNOWN = {
@@ -231,7 +231,7 @@ def _lines(run: Run, family: Family, looks: dict[str, str]) -> list[Line]:
     """Return a family's lines, labelled as far as labels have room; `looks` are by label.
 
     More than that are thin: with the mean of each group, or else with those labelled that ended
-    highest and lowest.
+    highest and lowest. Of very many the thin lines are a sample.
     """
 
     def line(values: FloatArray, label: str) -> Line:
@@ -245,12 +245,16 @@ def _lines(run: Run, family: Family, looks: dict[str, str]) -> list[Line]:
     names = dict.fromkeys(groups.tolist())
     if 1 < len(names) <= _NAMED:
         means = [line(_mean(last_seen[:, groups == name]), name) for name in names]
-        thin = [Line(columns[m], f"{looks[_group(run, m)]} thin") for m in columns]
+        thin = [Line(columns[m], f"{looks[_group(run, m)]} thin") for m in _sample(family.members)]
         return [*thin, *means]
     order = [family.members[index] for index in np.argsort(last_seen[-1])]
     named = order if len(order) <= _NAMED else [*order[:2], *order[-2:]]
-    others = [Line(values, "thin") for member, values in columns.items() if member not in named]
-    return [*others, *(line(columns[member], member) for member in columns if member in named)]
+    thin = [Line(columns[m], "thin") for m in _sample(family.members) if m not in named]
+    return [*thin, *(line(columns[member], member) for member in columns if member in named)]
+
+
+def _sample(members: Sequence[str]) -> Sequence[str]:
+    return members[:: math.ceil(len(members) / _THIN)]
 
 
 def _group(run: Run, member: str) -> str:
