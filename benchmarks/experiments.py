@@ -22,7 +22,7 @@ class Experiment:
     title: str
     setting: tuple[str, ...]
     """What all its runs have in common; DATA stands for the folder of the archives."""
-    seeds: str
+    seeds: range
     """Of the table."""
     rates: str
     """Learning rates that FedAvg was tried with, for `longest` rounds."""
@@ -56,7 +56,7 @@ class Experiment:
         fixed = (*self.setting, f"client.learning_rate={self.learning_rate}")
         fixed = (*fixed, f"rounds={self.rounds}")
         tuning = (*fixed, f"seed={','.join(map(str, self.tuned_on))}")
-        table = (*fixed, f"seed={self.seeds}")
+        table = (*fixed, f"seed=range({self.seeds.start},{self.seeds.stop})")
         if stage == "rates":
             seeds = f"seed={','.join(map(str, TUNED_ON))}"
             rates = f"client.learning_rate={self.rates}"
@@ -95,7 +95,7 @@ def _label_skew(partition: str, title: str) -> Experiment:
             *(f"partition={partition}", "partition.clients_per_domain=100"),
             *("client.epochs=1", "strategy.fraction_train=0.1"),
         ),
-        seeds="30,31,32,33,34",
+        seeds=range(30, 35),
         rates="0.01,0.02,0.05,0.1",
         longest=100,
         learning_rate=0.02,
@@ -112,7 +112,7 @@ PUBLISHED = (
         "hospitals",
         "Four hospitals: UCI Heart Disease",
         ("experiment=heart_disease", "dataset.folder=DATA/heart"),
-        seeds=",".join(map(str, range(100, 130))),
+        seeds=range(100, 130),
         rates="0.001,0.003,0.01,0.03",
         longest=100,
         learning_rate=0.003,
@@ -131,7 +131,7 @@ PUBLISHED = (
         "default",
         "The default experiment: four domains of digits that come with the package",
         (),
-        seeds=",".join(map(str, range(30, 40))),
+        seeds=range(30, 40),
         rates="0.02,0.05,0.1",
         longest=100,
         learning_rate=0.05,
@@ -143,7 +143,7 @@ PUBLISHED = (
         "four-sources",
         "Four real sources of digits",
         ("experiment=four_domains", "dataset.folder=DATA", "model.width=16"),
-        seeds="30,31,32,33,34",
+        seeds=range(30, 35),
         rates="0.005,0.01,0.02",
         longest=80,
         learning_rate=0.01,

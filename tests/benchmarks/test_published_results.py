@@ -76,7 +76,7 @@ def test_runs_behind_a_table_are_kept(one: Experiment) -> None:
     for folder in folders:
         assert set(PACKED_FILES) - set(kept[Path(folder).name].files) == {FAILURE_FILE}
     methods = table[table["kind"] == "method"]
-    assert set(methods["seeds"]) == {len(one.seeds.split(","))}
+    assert set(methods["seeds"]) == {len(one.seeds)}
     assert len(methods) == len(one.methods.split(",")) + len(one.chosen) + len(one.others)
 
 
@@ -136,9 +136,11 @@ def test_finished_runs_are_kept_rounded_and_without_the_places_of_this_machine(
     shutil.copytree(finished, runs / "unfinished")
     (runs / "unfinished" / "summary.json").unlink()
     published.keep(one, runs, archives)
-    *same, added = published.kept(one)
-    assert [run.files for run in same] == [run.files for run in before]
-    assert added.path.name == "finished"
+    after = {run.path.name: run for run in published.kept(one)}
+    added = after.pop("finished")
+    assert {name: run.files for name, run in after.items()} == {
+        run.path.name: run.files for run in before
+    }
     assert added.files["config.yaml"].decode() == f"{text}somewhere: DATA\nelse: here\n"
     assert json.loads(added.files[METRICS_FILE])["train_loss"] == 0.33333
     file = tmp_path / "results" / "mine" / "runs.tar.xz"
