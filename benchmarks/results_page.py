@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -189,7 +190,7 @@ def page() -> str:
         if not compared(one):
             parts.append("Not run yet, or not to its end.")
             continue
-        commands = "\n".join(" ".join(("fedpw -m", *words)) for words in one.sweeps("table"))
+        commands = "\n".join(shlex.join(("fedpw", "-m", *words)) for words in one.sweeps("table"))
         parts += [_text(RESULTS / one.name / REMARKS), results_table(one), f"```\n{commands}\n```"]
         parts.append(
             f"All figures: [comparison](results/{one.name}/comparison.md), "
