@@ -37,6 +37,7 @@ def test_a_machine_that_runs_experiments_passes_and_is_described(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_what_is_broken_is_told_with_what_to_do(tmp_path: Path) -> None:
     installed(tmp_path, "llvmlite", "0.1")
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -164,7 +164,12 @@ TRACKERS: Mapping[type[Tracker], Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", TRACKERS, ids=lambda kind: kind.library)
+# MLflow takes seconds to make its tables.
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.long] * (kind is MLflowTracker)) for kind in TRACKERS],
+    ids=lambda kind: kind.library,
+)
 @pytest.mark.parametrize("first", ["tracked", "untracked"])
 def test_a_run_that_went_on_is_one_run_of_the_tracker_with_each_round_once(
     kind: type[Tracker], first: str, tmp_path: Path
