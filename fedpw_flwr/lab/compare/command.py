@@ -150,8 +150,7 @@ def compare(
     # Decide what to show of each setting, and draw its plots.
     output = (output or _common_parent(paths) / FOLDER).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    page = output / "comparison.md"
-    earlier = plots_of_page(page)
+    earlier = plots_of_page(page := output / "comparison.md")
     looks = method_looks(labels)
     compared = []
     for setting, reference in zip(settings, references, strict=True):
