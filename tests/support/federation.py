@@ -306,12 +306,12 @@ def with_lists(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weighted_mean(results: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
-    """Average a legacy evaluation's metrics as the Message API does by itself."""
+    """Average a legacy evaluation's metrics, those that all report, as the Message API does."""
     total = sum(count for count, _ in results)
     return {
         name: sum(count * metrics[name] for count, metrics in results) / total
-        for name in results[0][1]
-        if isinstance(results[0][1][name], int | float)
+        for name, value in results[0][1].items()
+        if isinstance(value, int | float) and all(name in metrics for _, metrics in results)
     }
 
 
