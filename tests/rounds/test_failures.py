@@ -58,16 +58,6 @@ def full(node: int) -> Client:
     return client
 
 
-@every_method
-def test_failures_cost_only_themselves(api: Federation) -> None:
-    strategy, without = api.strategy(), api.strategy()
-    rounds = api.train_rounds(strategy, everyone(NODES, {12: full(12), 13: full(13)}), 3)
-    expected = api.train_rounds(without, everyone([11, 14]), 3)
-    assert payloads(rounds[-1].arrays) == payloads(expected[-1].arrays)
-    assert memory(strategy) == memory(without)
-    assert [api.counts(metrics) for _, metrics in rounds] == [(0, 2, 0)] * 3
-
-
 @both_apis
 def test_failures_of_several_clients_are_each_its_own(
     api: Federation, flower_log: pytest.LogCaptureFixture
