@@ -291,11 +291,11 @@ def _write_state(checkpoint: Checkpoint, folder: Path) -> None:
         "round": checkpoint.round,
         "arrays": list(checkpoint.model),
         "files": {name: _digest(folder / name) for name in (MODEL_FILE, TENSORS_FILE)},
-        "fingerprint": checkpoint.fingerprint,
-        "state": checkpoint.state,
+        "fingerprint": _encoded(checkpoint.fingerprint),
+        "state": _encoded(checkpoint.state),
     }
     content["sha256"] = _sha256(content)
-    text = json.dumps(_encoded(content), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     (folder / STATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -303,7 +303,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     text = (folder / STATE_FILE).read_text(encoding="utf-8")
     content = json.loads(text, object_hook=_decoded)
     stated = content.pop("sha256")
-    if stated != _sha256(content):
+    if stated != _sha256(_encoded(content)):
         raise ValueError(f"{STATE_FILE} does not agree with its SHA-256")
     if content["format"] != FORMAT:
         raise _OtherFormatError(
@@ -314,7 +314,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def _sha256(content: Mapping[str, Any]) -> str:
-    canonical = json.dumps(_encoded(content), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
