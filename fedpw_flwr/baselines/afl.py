@@ -78,8 +78,7 @@ class AFL(LossWeightedStrategy):
     def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the weights beside the number of rounds."""
         state, tensors = super().saved_memory()
-        shares = {str(client): weight for client, weight in self.memory.items()}
-        return {**state, "shares": shares}, tensors
+        return {**state, "shares": dict(self.memory)}, tensors
 
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set them to what `saved_memory` returned."""
