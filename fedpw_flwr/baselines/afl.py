@@ -27,10 +27,9 @@ class AFL(LossWeightedStrategy):
         w ← w − Σ_k λ_k Δ_k,     Δ_k = w − w_k
         λ ← Π(λ + γ_λ ℓ),        Π: Euclidean projection onto the simplex
 
-    λ begins with equal weights. ℓ_k is the loss of w, the model that arrives at client k, over its
-    training data, with ``train_loss_key="initial_loss"``, as in conf/strategy; by default it is
-    what every client can report, the mean over its local steps, which end elsewhere than at w. The
-    paper takes one stochastic gradient step a round, here Δ_k is what local training did.
+    λ begins with equal weights. ℓ_k is the loss of w over the client's training data with
+    ``train_loss_key="initial_loss"``, as in conf/strategy; by default the mean over its local
+    steps. The paper takes one stochastic gradient step a round; here Δ_k is what training did.
 
     Where not all clients take part, the formulas hold for the participants' shares of their own
     sum of weights, which stays, as do the weights of those who are absent. Participants whose
