@@ -17,7 +17,8 @@ import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.adjusting_clients import following, memory, silent
+from support.adjusting_clients import following, silent
+from support.federation import memory
 from support.grid import ClientsGrid, ask
 from support.records import (
     NDArrays,
@@ -93,10 +94,6 @@ def assert_sound(arrays: ArrayRecord, metrics: MetricRecord | None = None) -> No
         assert np.isfinite(value).all()
 
 
-def remembered(strategy: FedPW) -> tuple[object, object]:
-    return strategy.state, memory(strategy.method.adjustment_state)
-
-
 @dataclass
 class Federation:
     """A strategy, three honest clients and one whose replies are tampered with."""
@@ -131,7 +128,7 @@ class Federation:
                 expected, expected_metrics = aggregated(as_sent, self.round, [*replies, sent])
                 assert payloads(arrays) == payloads(expected)
                 assert metrics == expected_metrics
-                assert remembered(self.strategy) == remembered(as_sent)
+                assert memory(self.strategy) == memory(as_sent)
         else:
             assert kind != "nothing"
             assert metrics["fedpw-quarantined"] == 1
@@ -140,7 +137,7 @@ class Federation:
             assert re.search(rf"round {self.round}, node {LIAR} quarantined: .*({said})", reason)
             expected, _ = aggregated(without, self.round, replies)
             assert payloads(arrays) == payloads(expected)
-            assert remembered(self.strategy) == remembered(without)
+            assert memory(self.strategy) == memory(without)
         self.arrays = arrays
         return believed
 
