@@ -138,7 +138,10 @@ class HtmlReport(Observer):
         self.run.ending = f"Ended after round {last}"
         if stopped is not None:
             self.run.ending = f"Stopped after round {last}: {stopped}"
-        if error is not None:
+        # Ctrl-C and signals, also where the workers heard them first, are no failures.
+        if error is not None and not isinstance(error.__cause__ or error, Exception):
+            self.run.ending = f"Interrupted after round {last}"
+        elif error is not None:
             self.run.failed = True
             self.run.ending = f"Failed after round {last}, {type(error).__name__}: {error}"
         self._write()
