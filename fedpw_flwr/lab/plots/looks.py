@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedpw_flwr.lab.plots.labels import shortened
+from fedpw_flwr.report.charts import shortened
 
 LineStyle = str | tuple[int, tuple[float, ...]]
 
