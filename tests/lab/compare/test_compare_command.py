@@ -7,7 +7,6 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 from support.browser import shown
+from support.made_runs import write_run
 
 from fedpw_flwr.lab.compare.command import compare, main
 from fedpw_flwr.lab.compare.markdown import plots_of_page, write_markdown
@@ -27,52 +27,7 @@ from fedpw_flwr.lab.compare.tables import ComparedSetting, write_csv_files
 from fedpw_flwr.lab.compare.tensorboard import scalars_of_round, write_events
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
 from fedpw_flwr.lab.runs.packed_runs import pack_runs
-from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary
 from fedpw_flwr.lab.runs.run_folder import RunFolder
-
-DOMAINS = ("mnist", "svhn")
-
-
-def write_run(
-    path: Path,
-    strategy: str = "fedavg",
-    seed: int = 0,
-    percent: float = 70.0,
-    *,
-    domains: Sequence[str] = DOMAINS,
-    tested_clients: bool = False,
-    finished: bool = True,
-    strategy_keys: Mapping[str, float] | None = None,
-    **recorded: str,
-) -> RunFolder:
-    """Write a run of three rounds as the server writes one; the last domain is 20 points worse."""
-    configuration = {
-        "dataset": {"_target_": "some.archives", "folder": "/data", "domains": list(domains)},
-        "model": {"_target_": "some.ResNet10", "width": 16},
-        "strategy": {"name": strategy, **(strategy_keys or {})},
-        "seed": seed,
-        "rounds": 3,
-    }
-    text = OmegaConf.to_yaml(OmegaConf.create(configuration))
-    folder = RunFolder(path)
-    folder.start(text)
-    records = []
-    for number in range(4):
-        level = (percent if number == 3 else 10 + number * percent / 4) / 100
-        accuracy, loss = dict.fromkeys(domains, level), dict.fromkeys(domains, 1.5)
-        if len(domains) > 1 and number == 3:
-            accuracy[domains[-1]] -= 0.2
-        trained = ClientFigures([0, 1], [domains[0], domains[-1]], [0.06, 0.04])
-        told: dict[str, Any] = {"clients": trained} if number else {}
-        told |= {"client_accuracy": [level, level / 2]} if tested_clients else {}
-        records.append(RoundRecord(number, 2.0, accuracy, loss, train_loss=1.0, **told))
-        folder.append_round(records[-1])
-    if finished:
-        summary = RunSummary.of_run(
-            records, config_text=text, strategy=strategy, seed=seed, **recorded
-        )
-        folder.write_summary(summary)
-    return folder
 
 
 def write_runs(folder: Path) -> Path:
