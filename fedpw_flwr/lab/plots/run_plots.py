@@ -9,8 +9,7 @@ Use them after a run, or on an old one, to answer these questions:
 * ``partition.png``: who holds what?
 * ``profile.png``, of a run that was profiled: where does the time go?
 
-A domain keeps its colour in the first three. Clients' figures are relative to an equal share: 1 is
-what each participant would have if all counted the same, so that rounds of any size compare.
+A domain keeps its colour in the first three.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ SHAPES: dict[str, tuple[Sequence[str], dict[str, Any], str]] = {
     "six methods, one domain": (METHODS[:6], TESTED, "fairness curves curves_test_set"),
     "thirteen methods, four domains": (METHODS, {"rounds": 60}, "fairness curves domains"),
     "a hundred clients, ten a round": (METHODS, MANY, "fairness curves curves_test_set"),
-    "long names of nine domains with client tests": (METHODS, NINE, ALL_NINE),
+    "long names of nine domains with client tests": (METHODS[6:], NINE, ALL_NINE),
     "methods that are alike": (METHODS, {"alike": True, "seeds": 1}, "fairness curves domains"),
     "one seed": (METHODS[:6], {"seeds": 1}, "fairness curves domains"),
     "one of each": (METHODS[:1], {"domains": 1, "clients": 1, "rounds": 1, "seeds": 1}, "curves"),
