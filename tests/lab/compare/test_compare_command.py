@@ -85,11 +85,12 @@ def test_runs_are_found_at_any_depth_once_and_not_in_checkpoints(runs: Path) -> 
         ("config.yaml", "dataset: {", "is not a configuration"),
         ("config.yaml", "- a\n", "it has no keys"),
         ("config.yaml", "a: ${nothing.there}\n", "is not a configuration"),
-        ("summary.json", "{}", "is not a run's summary"),
+        ("summary.json", "{}", "summary.json is not a run's summary (no 'last_3_rounds')"),
         ("metrics.jsonl", "nonsense\n", "is not a round's record"),
         ("metrics.jsonl", "", "holds no round"),
         ("metrics.jsonl", None, "metrics.jsonl is missing"),
         ("partition.json", "[]", "partition.json is not a record of what clients hold"),
+        ("partition.json", '{"clients": [{"domain": "a"}]}', "what clients hold (no 'train')"),
     ],
 )
 def test_a_damaged_run_is_left_out_and_named(

@@ -68,18 +68,6 @@ def test_what_tar_made_is_read_without_checkpoints_and_hidden_folders(tmp_path: 
     assert contents(run) == contents(there)
 
 
-def test_a_pack_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    pack_runs(tmp_path / "runs.tar.xz", [write_run(tmp_path / "a" / "one")])
-    before = (tmp_path / "runs.tar.xz").read_bytes()
-    broken = write_run(tmp_path / "a" / "two")
-    (broken.path / "config.yaml").unlink()
-    (broken.path / "config.yaml").mkdir()
-    with pytest.raises(IsADirectoryError):
-        pack_runs(tmp_path / "runs.tar.xz", [*packed_runs(tmp_path / "runs.tar.xz"), broken])
-    assert (tmp_path / "runs.tar.xz").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["runs.tar.xz"]
-
-
 def test_a_file_that_was_not_packed_is_said_to_be_missing(tmp_path: Path) -> None:
     run = PackedRun(tmp_path / "first", {"config.yaml": b""})
     with pytest.raises(RunFolderError, match=r"first/metrics\.jsonl is missing"):
