@@ -123,6 +123,7 @@ def evaluate_run(
 
     from fedpw_flwr.device import available_device
     from fedpw_flwr.lab.experiment import build_data, build_group
+    from fedpw_flwr.lab.training.batches import Normalisation
     from fedpw_flwr.lab.training.evaluation import evaluate
 
     with named_part("--device"):
@@ -132,14 +133,12 @@ def evaluate_run(
         "model", configuration, num_classes=data.num_classes, in_channels=data.in_channels
     )
     _load(model, state, folder.path / name)
+    normalisation = Normalisation(data.mean, data.std, target)
     saved_in = int(metadata["round"]) if metadata.get("round", "").isdecimal() else None
     return RunEvaluation(
         model_file=name,
         round=saved_in,
-        domains={
-            domain.name: evaluate(model, domain.test, mean=data.mean, std=data.std, device=target)
-            for domain in data.domains
-        },
+        domains={one.name: evaluate(model, one.test, normalisation) for one in data.domains},
         recorded=recorded.get(saved_in, {}),
     )
 

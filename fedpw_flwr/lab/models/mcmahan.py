@@ -26,8 +26,6 @@ class McMahanCNN(nn.Module):
         normalisation: Normalisation = "none",
     ) -> None:
         super().__init__()
-        if image_size < 4:
-            raise ValueError(f"image_size must be at least 4 pixels, got {image_size}")
         normalised = normalisation_layer(normalisation)
         self.image_shape = (in_channels, image_size, image_size)
         self.features = nn.Sequential(
@@ -64,9 +62,6 @@ class MLP(nn.Module):
         self, num_classes: int, in_channels: int = 3, image_size: int = 28, width: int = 200
     ) -> None:
         super().__init__()
-        for name, value in (("image_size", image_size), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.image_shape = (in_channels, image_size, image_size)
         self.layers = nn.Sequential(
             nn.Flatten(),
@@ -89,8 +84,6 @@ class Logistic(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 28) -> None:
         super().__init__()
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}")
         self.image_shape = (in_channels, image_size, image_size)
         self.layers = nn.Sequential(
             nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes)
