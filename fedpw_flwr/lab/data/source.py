@@ -23,12 +23,8 @@ class Source(Protocol):
     def read(self, wanted: ImageFormat) -> TrainAndTest:
         """Return training and test images.
 
-        Raises
-        ------
-        FileNotFoundError
-            If the set is missing; the message says what to get and where to put it.
-        ValueError
-            If it is there, but damaged or of another form.
+        FileNotFoundError, with what to get and where to put it, if the set is missing; ValueError
+        if it is damaged or of another form.
         """
 
 

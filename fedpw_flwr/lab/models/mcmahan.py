@@ -52,7 +52,23 @@ class McMahanCNN(nn.Module):
         return logits
 
 
-class MLP(nn.Module):
+class _OfRows(nn.Module):
+    """A network of `layers` that sees an image as one row of numbers."""
+
+    layers: nn.Sequential
+
+    def __init__(self, in_channels: int, image_size: int) -> None:
+        super().__init__()
+        self.image_shape = (in_channels, image_size, image_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, image_size, image_size) or rows (B, in_channels)."""
+        _check_shape(x if x.ndim > 2 else x[..., None, None], self.image_shape)
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+class MLP(_OfRows):
     """Two hidden layers of `width` units with ReLU.
 
     For images of `image_size` pixels a side, or, of size 1, for rows of `in_channels` numbers.
@@ -61,8 +77,7 @@ class MLP(nn.Module):
     def __init__(
         self, num_classes: int, in_channels: int = 3, image_size: int = 28, width: int = 200
     ) -> None:
-        super().__init__()
-        self.image_shape = (in_channels, image_size, image_size)
+        super().__init__(in_channels, image_size)
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Linear(in_channels * image_size**2, width),
@@ -72,28 +87,15 @@ class MLP(nn.Module):
             nn.Linear(width, num_classes),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, in_channels, image_size, image_size) or rows (B, in_channels)."""
-        _check_shape(x if x.ndim > 2 else x[..., None, None], self.image_shape)
-        logits: Tensor = self.layers(x)
-        return logits
 
-
-class Logistic(nn.Module):
+class Logistic(_OfRows):
     """Multinomial logistic regression; forms of its input as :class:`MLP` takes them."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 28) -> None:
-        super().__init__()
-        self.image_shape = (in_channels, image_size, image_size)
+        super().__init__(in_channels, image_size)
         self.layers = nn.Sequential(
             nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes)
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, in_channels, image_size, image_size) or rows (B, in_channels)."""
-        _check_shape(x if x.ndim > 2 else x[..., None, None], self.image_shape)
-        logits: Tensor = self.layers(x)
-        return logits
 
 
 def _check_shape(x: Tensor, wanted: tuple[int, int, int]) -> None:

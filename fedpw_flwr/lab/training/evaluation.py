@@ -79,11 +79,6 @@ class Scores:
 
     def accuracies(self, sizes: Sequence[int]) -> list[float]:
         """Return the accuracy, 0 to 1, of each of the parts that a set is joined from."""
-        if min(sizes, default=0) < 1 or sum(sizes) != len(self.correct):
-            raise ValueError(
-                f"{len(self.correct)} examples cannot be divided into parts of {list(sizes)}, each "
-                "of at least 1"
-            )
         return [int(part.sum()) / len(part) for part in self.correct.split(list(sizes))]
 
 
@@ -102,8 +97,6 @@ def scores(
     the device, and on a CPU the process keeps freed memory from then on, see
     :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
     """
-    if len(examples) == 0:
-        raise ValueError("cannot evaluate on 0 examples")
     device = normalisation.device
     if device.type == "cpu":
         keep_freed_memory()

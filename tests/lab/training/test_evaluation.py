@@ -84,15 +84,6 @@ def test_accuracy_of_parts_is_that_of_each_part_alone(scans: DomainCollection) -
     assert found == expected
 
 
-@pytest.mark.parametrize("sizes", [[100, 99], [0, 200], [], [201]])
-def test_parts_that_are_not_those_of_the_images_are_refused(
-    scans: DomainCollection, sizes: list[int]
-) -> None:
-    found = scores(AlwaysThree(), scans.domains[0].test, _scale(scans))
-    with pytest.raises(ValueError, match="200 examples cannot be divided"):
-        found.accuracies(sizes)
-
-
 def test_batches_that_are_scored_apart_make_the_same_whole(scans: DomainCollection) -> None:
     torch.manual_seed(0)
     model, test = ResNet10(10, width=2), scans.domains[0].test
