@@ -77,19 +77,10 @@ class CheckpointedServer(Server):
             strategy.in_our_server = True
 
     def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
-        """Run the rounds that are left.
+        """Run the rounds that are left; `CheckpointError` as in `run_rounds`.
 
-        Returns
-        -------
-        tuple[History, float]
-            Losses and metrics of all rounds, also those before a resume, and the seconds it took.
-
-        Raises
-        ------
-        CheckpointError
-            If there are checkpoints already and `resume` is False, if all are damaged, if the
-            newest is that of another model or method, if one cannot be written, or if another
-            process writes to the folder.
+        Returns losses and metrics of all rounds, also those before a resume, and the seconds it
+        took.
         """
         begun = timeit.default_timer()
         self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)

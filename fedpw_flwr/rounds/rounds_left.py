@@ -49,11 +49,7 @@ class RoundsLeft(ABC):
         """Set both to what `saved` returned."""
 
     def play_all(self, num_rounds: int, resume: bool) -> None:
-        """Play all rounds, or those after the newest checkpoint.
-
-        CheckpointError if there are checkpoints and `resume` is False, if all are damaged, if the
-        newest is of another run, if one cannot be written, or if another process does.
-        """
+        """Play all rounds, or those after the newest checkpoint; raises as `run_rounds`."""
         checkpoints, after = self.checkpoints, None
         with nullcontext() if checkpoints is None else checkpoints.locked():
             if checkpoints is not None and (newest := newest_checkpoint(checkpoints, resume)):
