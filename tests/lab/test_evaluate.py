@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,17 +114,6 @@ def test_data_that_moved_can_be_named(
     run.write_config(text)
     assert str(tmp_path / "gone") in refused([str(run.path)], capsys)
     assert main([str(run.path), "--json", f"dataset.folder={tmp_path / 'moved'}"]) == 0
-
-
-def test_the_module_is_a_command(run: RunFolder) -> None:
-    command = [sys.executable, "-m", "fedpw_flwr.lab.evaluate"]
-    done = subprocess.run([*command, run.path], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bright" in done.stdout
-    failed = subprocess.run([*command, "missing"], check=False, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "there is no folder missing" in failed.stderr
-    assert "Traceback" not in failed.stderr
 
 
 # -------------------------------------------------------------------------------------- errors

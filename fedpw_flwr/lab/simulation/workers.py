@@ -81,16 +81,9 @@ class ClientWorker:
 class Workers:
     """The workers of a command, started at once in the background.
 
-    Parameters
-    ----------
-    runtime : RuntimeSettings
-        Where they run, and what each may take.
-    at_most : int
-        How many there is work for; fewer are started where there is no room for so many.
-    imports : Sequence[str]
-        Modules that each imports when it starts, so that the first call does not wait.
-    carried : Sequence[str] (default: ())
-        Files and folders of modules that a cluster's machines need.
+    There are `at_most` so many, fewer where there is no room. Each `imports` modules when it
+    starts, so that the first call does not wait; a cluster's machines are `carried` files and
+    folders of modules.
     """
 
     def __init__(
@@ -119,10 +112,7 @@ class Workers:
     def wait(self) -> int:
         """Wait until Ray has room for the workers, and return their number.
 
-        Raises
-        ------
-        WorkersStopped, ConfigurationError
-            If there can be none.
+        WorkersStopped or ConfigurationError if there can be none.
         """
         self._started.wait()
         if self._error is not None:

@@ -102,9 +102,7 @@ def test_a_client_trains_what_it_was_sent_as_the_plain_loop_does_on_its_own_shar
         model,
         built.shares[client].train,
         built.client,
-        mean=built.data.mean,
-        std=built.data.std,
-        device="cpu",
+        built.normalisation,
         generator=client_generator(built.seed, server_round, client),
     )
 
@@ -158,10 +156,7 @@ def initial_losses(overrides: str, arrays: ArrayRecord) -> list[float]:
     built = experiment(overrides)
     model = built.new_model()
     model.load_state_dict(arrays.to_torch_state_dict())
-    return [
-        evaluate(model, share.train, mean=built.data.mean, std=built.data.std, device="cpu").loss
-        for share in built.shares
-    ]
+    return [evaluate(model, share.train, built.normalisation).loss for share in built.shares]
 
 
 @pytest.mark.parametrize("overrides", [OVERRIDES, BATCHNORM, DROPOUT])
@@ -221,7 +216,7 @@ def test_a_client_evaluates_on_the_test_pictures_of_its_domain(client: int) -> N
     model = built.new_model()
     model.load_state_dict(arrays.to_torch_state_dict())
     (domain,) = (domain for domain in built.data.domains if domain.name == DOMAIN_OF_CLIENT[client])
-    expected = evaluate(model, domain.test, mean=built.data.mean, std=built.data.std, device="cpu")
+    expected = evaluate(model, domain.test, built.normalisation)
 
     content = evaluate_reply(client, arrays).content
 

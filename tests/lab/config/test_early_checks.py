@@ -104,7 +104,7 @@ def test_the_command_names_the_key_and_imports_and_starts_nothing(tmp_path: Path
             "+nope=1; +nope=2: nope is no setting of a run: leave it out. There are",
             "no run was started",
         ],
-        "-m strategy=fedpw,fedav": ["strategy=fedav: In 'config': Could not find 'strategy/fedav'"],
+        "-m strategy=fedpw,fedav": ["In 'config': Could not find 'strategy/fedav'"],
         "-m seed=${nope}": ["Interpolation key 'nope' not found", "no run was"],
         "-m strategy.beta=0.4,-2 seed=5,6": [
             "strategy.beta=-2 seed=5; strategy.beta=-2 seed=6: strategy.beta must be a number "

@@ -31,9 +31,7 @@ def _train(
         model,
         data.domains[0].train if images is None else images,
         settings,
-        mean=data.mean,
-        std=data.std,
-        device="cpu",
+        Normalisation(data.mean, data.std, "cpu"),
         generator=client_generator(0, 1, 0),
         proximal_mu=proximal_mu,
     )
@@ -64,7 +62,7 @@ def _plainly(
     losses = []
     for images, labels in training_batches(
         data.domains[0].train,
-        Normalisation(data.mean, data.std, torch.device("cpu")),
+        Normalisation(data.mean, data.std, "cpu"),
         batch_size=settings.batch_size,
         crop_padding=settings.crop_padding,
         epochs=settings.epochs,
@@ -169,8 +167,7 @@ LONGER = replace(SETTINGS, batch_size=16, learning_rate=0.05)
 
 
 def _accuracy(model: torch.nn.Module, data: DomainCollection) -> float:
-    test = data.domains[0].test
-    return evaluate(model, test, mean=data.mean, std=data.std, device="cpu").accuracy
+    return evaluate(model, data.domains[0].test, Normalisation(data.mean, data.std, "cpu")).accuracy
 
 
 def test_a_few_epochs_learn_plain_digits_in_float32_and_bfloat16(scans: DomainCollection) -> None:
