@@ -155,4 +155,19 @@ PUBLISHED = (
     ),
     _label_skew("dirichlet", "Dir(0.1)"),
     _label_skew("pat2", "two classes a client"),
+    Experiment(
+        "paper-digits",
+        "The paper's Digits: 20 clients, at width 16",
+        (
+            *("experiment=paper_digits", "dataset.archives_folder=DATA", "model.width=16"),
+            "partition.train_per_client={mnist:600,usps:73,svhn:147,syn:100}",
+            "partition.share=null",
+        ),
+        seeds=range(30, 33),
+        rates="0.001,0.003,0.01",
+        longest=40,
+        learning_rate=0.003,
+        rounds=40,
+        methods="fedavg,fedavg_equal,fedpw",
+    ),
 )

@@ -35,6 +35,9 @@ from fedpw_flwr.lab.runs.run_folder import METRICS_FILE, SUMMARY_FILE, RunFolder
 BENCHMARKS = Path(__file__).resolve().parent
 RUNS = BENCHMARKS.parent / "multirun" / "published"
 
+DIGITS = {"loss": 3, "train_loss": 3, "seconds": 2, "weight": 4, "p": 4, "q": 4}
+"""Of what no table has."""
+
 
 def main() -> None:
     names = [one.name for one in PUBLISHED]
@@ -132,13 +135,13 @@ def _packed(run: RunFolder, data: Path) -> PackedRun:
     return PackedRun(run.path, files)
 
 
-def _rounded(value: Any) -> Any:
-    """Round to five digits: the others are half of a file, and in no table."""
+def _rounded(value: Any, digits: int = 5) -> Any:
+    """Round to as many digits as a table may need: the others are half of a file."""
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+        return {key: _rounded(each, DIGITS.get(key, digits)) for key, each in value.items()}
+    return [_rounded(each, digits) for each in value] if isinstance(value, list) else value
 
 
 def kept(one: Experiment) -> list[PackedRun]:

@@ -28,13 +28,14 @@ from fedpw_flwr.algorithm.bounds import bounded_weights, floored_losses
 from fedpw_flwr.algorithm.cohort import ClientResult
 from fedpw_flwr.algorithm.memory import ClientSignal, SignalState
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
+from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS
 
 # As the functions of one name hide some of these modules.
 weights: Any = sys.modules["fedpw_flwr.algorithm.weights"]
 server_step: Any = sys.modules["fedpw_flwr.algorithm.server_step"]
 fedpw_method: Any = sys.modules["fedpw_flwr.strategy.fedpw_method"]
 
-VARIANTS = ("visits", "examples", "cosine", "likelihood", "momentum")
+VARIANTS = ("visits", "examples", "cosine", "likelihood", "momentum", "initial_loss")
 
 _active: ContextVar[str] = ContextVar("variant", default="")
 _model: ContextVar[Mapping[str, Tensor]] = ContextVar("model")
@@ -69,18 +70,29 @@ class _Noting(FedPW):
 class FedPWVariant(_Noting):
     """FedPW with one thing changed, see the functions below for what.
 
-    `momentum`: v ← momentum · v − g, and the model moves by v.
+    `momentum`: v ← momentum · v − g, and the model moves by v. `initial_loss`: ℓ_k is the loss of
+    the model that arrived, on all of a client's training data.
     """
 
     def __init__(
         self, *positional: Any, variant: str, momentum: float = 0.0, **options: Any
     ) -> None:
+        if variant == "initial_loss":
+            options["train_loss_key"] = INITIAL_LOSS
         super().__init__(*positional, **options)
         if variant not in VARIANTS:
             raise ValueError(f"variant={variant!r}: choose {' or '.join(VARIANTS)}")
         self.variant, self.momentum = variant, momentum
         self.method.needs_examples |= variant == "examples"
         self.velocity: dict[str, NDArray[np.float64]] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask for the loss of the model that arrives, where the variant needs it."""
+        if self.variant == "initial_loss":
+            config = ConfigRecord({**config, REPORT_INITIAL_LOSS: True})
+        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -80,8 +80,6 @@ class AppliedAdjustment:
         The drop rate r_k it masked with.
     discarded : Mapping[str, float]
         m_k of every tensor: the mean magnitude of the entries it masked, 0 where there are none.
-    consensus_round : int | None
-        The round of the consensus it rescaled with; None where it did not.
     norms : Mapping[str, float]
         ‖Δ̃_k‖ of every tensor when the client had adjusted it: something may have clipped the
         update afterwards. Empty where it is not known.
@@ -89,7 +87,6 @@ class AppliedAdjustment:
 
     rate: float
     discarded: Mapping[str, float]
-    consensus_round: int | None = None
     norms: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -97,8 +97,9 @@ def server_step(
     engine : StartEngine (default: Reference)
         What computes the tensors.
     sent : SentAdjustment | None (default: None)
-        What the clients were asked to do to their updates. Results without `applied` are brought
-        into the same form first; g is then applied as it is. None: the server adjusts.
+        What the clients were asked to do to their updates, and did where a result has `applied`;
+        the others are brought into the same form first. g is then applied as it is. None: the
+        server adjusts.
 
     Returns
     -------
@@ -108,8 +109,7 @@ def server_step(
     Raises
     ------
     ValueError
-        If there is no result, a client appears twice, a loss is missing where it is needed, or a
-        client did something else to its update than it was asked to.
+        If there is no result, a client appears twice, or a loss is missing where it is needed.
     """
     # Who takes part, and with which losses.
     ordered = _in_order(results)
@@ -207,18 +207,9 @@ def _in_sent_form(
     *,
     keep_sign: bool,
 ) -> ClientResult:
-    """Adjust a result that came unadjusted; check that another was adjusted as it was asked."""
+    """Adjust a result that came unadjusted as the client was asked to."""
     rate = None if sent.rates is None else sent.rates[result.client]
-    asked_round = None if sent.consensus is None else sent.consensus.round
-    if result.applied is not None:
-        done = (result.applied.rate, result.applied.consensus_round)
-        if done != (rate or 0.0, asked_round):
-            raise ValueError(
-                f"client {result.client} masked with the rate {done[0]} and the consensus of round "
-                f"{done[1]}; it was sent {rate} and {asked_round}"
-            )
-        return result
-    if rate is None:
+    if result.applied is not None or rate is None:
         return result
     adjusted = AdjustedTensors(
         global_model, result.tensors, rate, sent.consensus, keep_sign=keep_sign

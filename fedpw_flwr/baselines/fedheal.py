@@ -145,9 +145,7 @@ class FedHEAL(ScreenedStrategy):
     def __init__(
         self, *, tau: float = 0.3, beta: float = 0.4, **options: Unpack[BaselineOptions]
     ) -> None:
-        self.tau = number_in("tau", tau, 0.0, 1.0)
-        if self.tau == 1.0:
-            raise ValueError("tau=1 would discard everything after the first round: choose less")
+        self.tau = number_in("tau", tau, 0.0, 1.0, below=True)
         self.beta = number_in("beta", beta, 0.0, 1.0)
         super().__init__(**options)
         self.memory = {}

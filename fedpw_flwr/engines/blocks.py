@@ -7,7 +7,7 @@ a block is ever made, which is used while it is in the cache.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,21 +125,15 @@ NOTHING = Mask(-1.0, sys.maxsize)
 """Masks nothing."""
 
 
-def mask_of(found: Smallest, entries: int, magnitudes: Callable[[slice], Float32s]) -> Mask:
-    """Return the mask of the smallest magnitudes of an update, ties by lower index."""
-    preceding = found.ties
-    # To mask what is 0 changes nothing.
-    for part in parts(entries) if found.further_ties and found.threshold > 0 else ():
-        ties = np.flatnonzero(magnitudes(part) == found.threshold)
-        if preceding < len(ties):
-            return Mask(found.threshold, part.start + int(ties[preceding]))
-        preceding -= len(ties)
-    return Mask(found.threshold, entries)
+def masked(reader: BlockReader, start: Float32s, count: int) -> tuple[Mask, Smallest]:
+    """Find the `count` entries of smallest magnitude of one client's update, ties by lower index.
 
-
-def masked(reader: DenseBlocks, start: Float32s, count: int) -> tuple[Mask, Smallest]:
-    """Find the `count` ≥ 1 entries of smallest magnitude of one client's update of a tensor."""
-    room = np.empty(min(PART, len(start)), dtype=np.float32)
+    The tensor has to lie in memory where `count` is not 0.
+    """
+    if not count:
+        return NOTHING, Smallest(-1.0, 0.0, 0.0, 0, 0)
+    assert isinstance(reader, DenseBlocks)
+    entries, room = len(start), np.empty(min(PART, len(start)), dtype=np.float32)
 
     def trained(part: slice) -> Float32s:
         return reader.read(part.start, part.stop, room[: part.stop - part.start])
@@ -148,9 +142,16 @@ def masked(reader: DenseBlocks, start: Float32s, count: int) -> tuple[Mask, Smal
         lambda part, *bracket: compiled.collect_update(start[part], trained(part), *bracket),
         np.abs(start[::SAMPLED] - reader.sample()),
         count,
-        len(start),
+        entries,
     )
-    return mask_of(found, len(start), lambda part: np.abs(start[part] - trained(part))), found
+    preceding = found.ties
+    # To mask what is 0 changes nothing.
+    for part in parts(entries) if found.further_ties and found.threshold > 0 else ():
+        ties = np.flatnonzero(np.abs(start[part] - trained(part)) == found.threshold)
+        if preceding < len(ties):
+            return Mask(found.threshold, part.start + int(ties[preceding])), found
+        preceding -= len(ties)
+    return Mask(found.threshold, entries), found
 
 
 class AdjustedBlocks:
@@ -163,11 +164,10 @@ class AdjustedBlocks:
         self._reader, self._start = reader, start
         self._members = None if members is None else members.numpy()
         self._factor, self._keep_sign = np.float32(factor), tensors.keeps_sign(name)
-        self._mask, tensors.discarded[name] = NOTHING, 0.0
-        if count := entry_count(len(start), tensors.rate):
-            self._mask, found = masked(reader, start, count)
-            # In the precision in which clients report it.
-            tensors.discarded[name] = float(np.float32(found.total / count))
+        count = entry_count(len(start), tensors.rate)
+        self._mask, found = masked(reader, start, count)
+        # In the precision in which clients report it.
+        tensors.discarded[name] = float(np.float32(found.total / max(count, 1)))
 
     def read(self, begin: int, end: int, room: Float32s) -> Float32s:
         """Write w − Δ̃_k[begin:end] to `room`."""

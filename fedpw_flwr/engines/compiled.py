@@ -179,36 +179,6 @@ def _collect_flagged(
 
 
 @_compiled
-def collect_values(
-    magnitudes: Float32s, low: np.float32, high: np.float32, between: Float32s
-) -> tuple[int, float, float, int]:
-    """Do with numbers that are not negative what `collect_update` does with magnitudes."""
-    below = below_square = 0.0
-    count = collected = 0
-    flags = np.zeros(_BLOCK, np.uint8)
-    for begin in range(0, magnitudes.size, _BLOCK):
-        part = magnitudes[begin : begin + _BLOCK]
-        sums = _sums_below(part, low)
-        count += int(sums[0])
-        below += float(sums[1])
-        below_square += float(sums[2])
-        collected = _collect_flagged(part, low, high, flags, between, collected)
-    return count, below, below_square, collected
-
-
-@_inner_sum
-def _sums_below(magnitudes: Float32s, low: np.float32) -> tuple[np.float32, np.float32, np.float32]:
-    zero, one = np.float32(0), np.float32(1)
-    count = below = below_square = zero
-    for i in range(magnitudes.size):
-        low_one = magnitudes[i] if magnitudes[i] < low else zero
-        count += one if magnitudes[i] < low else zero
-        below += low_one
-        below_square += low_one * low_one
-    return count, below, below_square
-
-
-@_compiled
 def sum_of_smallest(parted: Float32s, taken: int) -> tuple[float, float, int, int]:
     """Sum up the first `taken` ≥ 1 of partitioned magnitudes, the last being their largest.
 
@@ -250,22 +220,6 @@ def average(
         unit = update * inverse_norm
         total[i] += unit
         squares[i] += unit * unit
-
-
-@_compiled
-def choose_above(values: Float32s, threshold: np.float32, room: int, members: Bools) -> None:
-    """Choose what is above the threshold, and the first `room` entries that equal it."""
-    ties = 0
-    for i in range(values.size):
-        members[i] = values[i] > threshold
-        ties += values[i] == threshold
-    left = min(ties, room)
-    i = 0
-    while left > 0:
-        if values[i] == threshold:
-            members[i] = True
-            left -= 1
-        i += 1
 
 
 @_compiled

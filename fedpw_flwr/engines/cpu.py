@@ -12,7 +12,7 @@ in float32 cannot hold, mappings of which only whole tensors can be had.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +34,10 @@ from fedpw_flwr.engines.blocks import (
     Mask,
     block_reader,
     is_plain,
-    mask_of,
     masked,
 )
 from fedpw_flwr.engines.compiled import Bools, Float32s
-from fedpw_flwr.engines.selection import PART, Smallest, parts, smallest_of
+from fedpw_flwr.engines.selection import PART, parts, smallest_of
 
 _SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-16, 1e30
 """Squared norms between which no square of an entry that counts is lost in float32."""
@@ -49,9 +48,6 @@ _LEAST_KEPT = 0.01
 _BLOCK = 1 << 16
 _TOGETHER = 3 << 18
 """Entries of a block, 256 KiB, and of the same block of up to 768 clients, 3 MiB, at most."""
-
-_SORTED = 1 << 12
-"""Up to so many entries, sorting all clients' at once is faster than selecting one by one."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +161,8 @@ def _survey(
         return directions, None
 
     kept, entries = [], len(tensor.start)
-    for (mask, found), square, count in zip(_masks(tensor), squares, tensor.counts, strict=True):
+    for reader, square, count in zip(tensor.readers, squares, tensor.counts, strict=True):
+        mask, found = masked(reader, tensor.start, count)
         left = square - found.squares if count < entries else 0.0
         if count < entries and left < _LEAST_KEPT * square:
             return directions, None
@@ -218,49 +215,6 @@ def _is_moved(reader: BlockReader, start: Float32s) -> bool:
     return False
 
 
-def _masks(tensor: Blocks) -> Iterable[tuple[Mask, Smallest]]:
-    """Find what is masked of each client's update."""
-    readers, counts, entries = tensor.readers, tensor.counts, len(tensor.start)
-    if entries <= _SORTED and any(counts):
-        together = max(1, PART // entries)
-        for first in range(0, len(readers), together):
-            some = slice(first, first + together)
-            yield from _masked_by_sorting(readers[some], tensor.start, counts[some])
-        return
-    for reader, count in zip(readers, counts, strict=True):
-        if count:
-            assert isinstance(reader, DenseBlocks)
-            yield masked(reader, tensor.start, count)
-        else:
-            yield NOTHING, Smallest(-1.0, 0.0, 0.0, 0, 0)
-
-
-def _masked_by_sorting(
-    readers: Sequence[BlockReader], start: Float32s, counts: Sequence[int]
-) -> Iterable[tuple[Mask, Smallest]]:
-    """Find what is masked of some clients' updates of a small tensor at once."""
-    updates = np.empty((len(readers), len(start)), dtype=np.float32)
-    for reader, row in zip(readers, updates, strict=True):
-        np.subtract(start, reader.read(0, len(start), row), out=row)
-    ordered = np.sort(np.abs(updates), axis=1)
-    count = np.asarray(counts)
-    is_masked = np.arange(len(start)) < count[:, None]
-    thresholds = ordered[np.arange(len(readers)), count - 1]
-    magnitudes = np.where(is_masked, ordered, np.float32(0)).astype(np.float64)
-    at_threshold = ordered == thresholds[:, None]
-    columns = (
-        thresholds,
-        magnitudes.sum(axis=1),
-        np.square(magnitudes).sum(axis=1),
-        np.count_nonzero(at_threshold & is_masked, axis=1),
-        np.count_nonzero(at_threshold & ~is_masked, axis=1),
-    )
-    for update, few, *numbers in zip(updates, counts, *(c.tolist() for c in columns), strict=True):
-        found = Smallest(*numbers)
-        mask = mask_of(found, len(start), np.abs(update).__getitem__) if few else NOTHING
-        yield mask, found
-
-
 def _averaged(
     tensor: Blocks, kept: Sequence[Kept], weights: Sequence[float]
 ) -> tuple[Float32s, Float32s]:
@@ -299,10 +253,11 @@ def _averaged(
 def _consensus_set(score: Float32s, count: int) -> Bools:
     """Do what `adjustment.consensus_set` does."""
     left_out = len(score) - count
-    members = np.full(len(score), left_out == 0)
-    if count and left_out:
-        found = smallest_of(score, left_out)
-        compiled.choose_above(score, np.float32(found.threshold), found.further_ties, members)
+    if not (count and left_out):
+        return np.full(len(score), left_out == 0)
+    found = smallest_of(score, left_out)
+    members: Bools = score > found.threshold
+    members[np.flatnonzero(score == found.threshold)[: found.further_ties]] = True
     return members
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ _EVERYTHING = (np.float32(0), np.float32(np.inf))
 _TINY = np.nextafter(np.float32(0), np.float32(1))
 
 Collect = Callable[[slice, np.float32, np.float32, Float32s], tuple[int, float, float, int]]
-"""Collects the magnitudes of a part that lie in a bracket, see `compiled.collect_values`."""
+"""Collects the magnitudes of a part that lie in a bracket, see `compiled.collect_update`."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ def parts(entries: int, together: int = PART) -> Iterator[slice]:
 
 def smallest_of(magnitudes: Float32s, count: int) -> Smallest:
     """Find the `count` ≥ 1 smallest of magnitudes that lie in memory; nothing is reordered."""
-    return smallest(
-        lambda part, *limits: compiled.collect_values(magnitudes[part], *limits),
-        magnitudes[::SAMPLED].copy(),
-        count,
-        len(magnitudes),
-    )
+    zeros = np.zeros(min(PART, len(magnitudes)), dtype=np.float32)
+
+    def collect(part: slice, *bracket: Any) -> tuple[int, float, float, int]:
+        return compiled.collect_update(magnitudes[part], zeros[: part.stop - part.start], *bracket)
+
+    return smallest(collect, magnitudes[::SAMPLED].copy(), count, len(magnitudes))
 
 
 def smallest(collect: Collect, sample: Float32s, count: int, entries: int) -> Smallest:

@@ -11,7 +11,6 @@ from fedpw_flwr.algorithm.adjustment import (
     amplification_factor,
     consensus_score_,
     consensus_set,
-    drop_rates,
     entry_count,
     mask_smallest_,
     unit_normalise_,
@@ -19,14 +18,6 @@ from fedpw_flwr.algorithm.adjustment import (
 
 claim = settings(max_examples=150, deadline=None)
 small_integers = st.integers(-4, 4)
-
-
-def test_drop_rates_are_inverse_losses_around_the_mean_rate() -> None:
-    rates = drop_rates(doubles(1.0, 2.0, 4.0), 0.3)
-    mean_inverse = (1 + 1 / 2 + 1 / 4) / 3
-    expected = [0.3 * 1 / mean_inverse, 0.3 * 0.5 / mean_inverse, 0.3 * 0.25 / mean_inverse]
-    assert rates.tolist() == pytest.approx(expected, abs=1e-12)
-    assert sum(rates.tolist()) / 3 == pytest.approx(0.3, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -119,10 +110,3 @@ def test_nothing_is_amplified_where_the_consensus_does_not_outweigh_what_masking
     chosen = torch.tensor(members)
     factor = amplification_factor(doubles(*update), chosen, sum(members), doubles(discarded)[0])
     assert float(factor) == 1.0
-
-
-def test_a_zero_loss_enters_as_a_thousandth_of_the_mean() -> None:
-    rates = drop_rates(doubles(0.0, 1.0, 1.0, 1.0), 0.3)
-    floor = 1e-3 * 0.75
-    mean_inverse = (1 / floor + 3) / 4
-    assert rates.tolist() == pytest.approx([1.0] + [0.3 / mean_inverse] * 3, abs=1e-12)

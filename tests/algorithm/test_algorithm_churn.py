@@ -3,8 +3,6 @@
 Time counts in rounds: what a client missed is caught up on with what it shows when it is back.
 """
 
-import json
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,21 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.reference import Signal as ReferenceSignal
-from support.rounds import a_round, doubles
+from support.rounds import doubles
 
 from fedpw_flwr.algorithm import (
     ClientSignal,
-    FedPWSettings,
     SignalState,
-    WeightingState,
-    server_step,
 )
 from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.direction import direction_shares, direction_size
 from fedpw_flwr.algorithm.memory import momentum_rate, update_signal
 from fedpw_flwr.algorithm.weights import loss_shares, loss_size, relative_losses
 
-AWA_ALONE = FedPWSettings(adjust_parameters=False)
 BETA = 0.3
 
 
@@ -58,43 +52,6 @@ class Signal:
             self.state.clients[client].share for client in clients if client in self.state.clients
         ]
         return float(np.mean(known))
-
-
-def test_a_return_after_a_missed_round_and_a_newcomer_give_the_hand_computed_weights() -> None:
-    model = {"weight": torch.zeros(1)}
-    first = a_round(model, {0: [3.0], 1: [2.0], 2: [1.0]}, {0: 1.0, 1: 2.0, 2: 3.0})
-    state = server_step(model, first, WeightingState(), AWA_ALONE).state
-    # d = (18, 12, 6): p = (1.5, 1, 0.5) and δp = 0.3·p, with the mass 0.3.
-    for client, p in ((0, 1.5), (1, 1.0), (2, 0.5)):
-        memory = state.direction.clients[client]
-        assert (memory.share, memory.momentum, memory.mass) == pytest.approx((p, 0.3 * p, 0.3))
-    second = a_round(model, {0: [2.0], 1: [2.0]}, {0: 1.0, 1: 2.0})
-    state = server_step(model, second, state, AWA_ALONE).state
-    third = a_round(model, {2: [1.0], 7: [3.0]}, {2: 1.0, 7: 3.0})
-    step = server_step(model, third, state, AWA_ALONE)
-
-    # Every round's size is the squared mean update, 4: the momentum of each is 0.3.
-    # After three rounds 0.7³ of the start is left; client 2 missed one of the two since.
-    mass = [0.3, 1 - 0.7**2, 1 - 0.7**3]
-    brought = 0.5 + 1.0
-    shown = [brought * 1 / 4, brought * 3 / 4]
-    replaced = 1 - 0.7**2
-    momentum = 0.15 + replaced * (shown[0] - 0.15)
-    returned_mass = 0.3 + replaced * (1 - 0.3)
-    target = momentum / returned_mass
-    back = target + (0.5 - target) / ((1 + mass[1]) * (1 + mass[2]))
-    # The newcomer counts what it shows and the average client alike.
-    new = (shown[1] + 1) / 2
-    shares = [back / (back + new), new / (back + new)]
-
-    assert step.clients == (2, 7)
-    assert step.weights.direction_term == pytest.approx(shares, abs=1e-12)
-    returned, arrived = (step.state.direction.clients[client] for client in (2, 7))
-    assert returned.share == pytest.approx(brought * shares[0], abs=1e-12)
-    assert returned.momentum == pytest.approx(momentum, abs=1e-12)
-    assert returned.mass == pytest.approx(returned_mass, abs=1e-12)
-    assert (arrived.momentum, arrived.mass) == pytest.approx((0.3 * (shown[1] + 1), 0.6))
-    assert step.state.direction.log_kept == pytest.approx(3 * math.log(0.7))
 
 
 def test_participants_bring_at_least_a_quarter_of_what_average_clients_would() -> None:
@@ -248,25 +205,3 @@ def test_clients_alike_are_asked_for_the_same_rate_whenever_they_were_last_seen(
         signal.step(there, loss_shares(losses).numpy(), loss_size(losses))
         relative = relative_losses(losses, signal.brought).tolist()
         known |= dict(zip(there.tolist(), relative, strict=True))
-
-
-def test_without_adaptive_weights_losses_are_remembered_for_the_drop_rates() -> None:
-    model = {"weight": torch.zeros(1)}
-    results = a_round(model, {0: [3.0], 1: [1.0]}, {0: 1.0, 1: 3.0})
-    step = server_step(model, results, WeightingState(), FedPWSettings(adapt_weights=False))
-    assert step.relative_losses == pytest.approx([0.5, 1.5])
-    assert step.state.loss.clients[1].share == pytest.approx(1.5)
-    assert step.state.direction.clients == {}
-
-
-def test_the_memory_of_a_client_takes_a_bounded_number_of_bytes() -> None:
-    rng, signal, sizes = np.random.default_rng(4), Signal(), []
-    for server_round in range(2000):
-        there = rng.choice(50, 5, replace=False)
-        signal.step(there, rng.dirichlet(np.ones(5)), float(rng.random()))
-        if server_round % 500 == 499:
-            state = WeightingState(server_round, signal.state, signal.state)
-            sizes.append(len(json.dumps(state.to_dict())))
-    # Two signals of five numbers of up to 24 characters.
-    assert max(sizes) < 50 * 2 * (5 * 26 + 12)
-    assert max(sizes) < 1.02 * min(sizes)

@@ -14,15 +14,6 @@ from fedpw_flwr.algorithm.weights import loss_size, mix_terms
 AWA_ALONE = FedPWSettings(adjust_parameters=False)
 
 
-def test_direction_is_the_inner_product_with_the_sum_of_updates() -> None:
-    start = torch.tensor([1.0, 2.0])
-    updates = [[3.0, 0.0], [1.0, 1.0], [-1.0, 1.0]]
-    directions = [0.0, 0.0, 0.0]
-    add_tensor_directions(directions, start, [start - torch.tensor(u) for u in updates])
-    # The updates sum to (3, 2).
-    assert directions == [3 * 3 + 0 * 2, 1 * 3 + 1 * 2, -1 * 3 + 1 * 2]
-
-
 def test_shape_and_memory_layout_do_not_matter_to_a_direction() -> None:
     start = torch.zeros(2, 3)
     trained = -torch.arange(6.0).reshape(3, 2).T
@@ -30,31 +21,6 @@ def test_shape_and_memory_layout_do_not_matter_to_a_direction() -> None:
     directions = [0.0]
     add_tensor_directions(directions, start, [trained])
     assert directions == [0 + 1 + 4 + 9 + 16 + 25]
-
-
-def test_second_round_moves_p_and_q_by_momentum() -> None:
-    model = {"weight": torch.zeros(2)}
-    first = a_round(model, {1: [3.0, 0.0], 2: [1.0, 0.0]}, {1: 1.0, 2: 4.0})
-    second = a_round(model, {1: [0.0, 2.0], 2: [0.0, 1.0]}, {1: 2.0, 2: 2.0})
-    state = server_step(model, first, WeightingState(), AWA_ALONE).state
-    step = server_step(model, second, state, AWA_ALONE)
-
-    # Size of the direction: (12 + 4) / 2 / 2 = 4 at first, (6 + 3) / 2 / 2 = 2.25 now.
-    beta = 0.3 * 2.25 / 4
-    delta = [(1 - beta) * 0.3 * 12 / 16 + beta * 6 / 9, (1 - beta) * 0.3 * 4 / 16 + beta * 3 / 9]
-    p = [12 / 16 + delta[0], 4 / 16 + delta[1]]
-    p = [p[0] / sum(p), p[1] / sum(p)]
-    # Size of the loss: 2.5 at first, 2 now.
-    beta = 0.3 * 2 / 2.5
-    delta = [(1 - beta) * 0.3 * 1 / 5 + beta * 0.5, (1 - beta) * 0.3 * 4 / 5 + beta * 0.5]
-    q = [1 / 5 + delta[0], 4 / 5 + delta[1]]
-    q = [q[0] / sum(q), q[1] / sum(q)]
-    spread_p, spread_q = abs(p[0] - p[1]), abs(q[0] - q[1])
-    weights = [(spread_p * p[k] + spread_q * q[k]) / (spread_p + spread_q) for k in (0, 1)]
-
-    assert step.weights.direction_term == pytest.approx(p, abs=1e-12)
-    assert step.weights.loss_term == pytest.approx(q, abs=1e-12)
-    assert step.weights.weights == pytest.approx(weights, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -85,27 +51,6 @@ def test_zero_or_cancelling_updates_give_equal_shares_and_no_baseline(
     # The direction does not spread, so the losses decide alone.
     assert step.weights.weights == (0.25, 0.75)
     assert step.state.direction.first_size is None
-
-
-def test_the_baseline_comes_from_the_first_round_with_a_direction() -> None:
-    model = {"weight": torch.zeros(1)}
-    state = WeightingState()
-    for updates in ({0: [1.0], 1: [-1.0]}, {0: [3.0], 1: [1.0]}, {0: [9.0], 1: [9.0]}):
-        state = server_step(model, a_round(model, updates), state, AWA_ALONE).state
-    assert state.direction.first_size == 2.0**2
-
-
-def test_a_round_without_direction_leaves_the_momentum_as_it_was() -> None:
-    model = {"weight": torch.zeros(1)}
-    state = server_step(
-        model, a_round(model, {0: [3.0], 1: [1.0]}), WeightingState(), AWA_ALONE
-    ).state
-    step = server_step(model, a_round(model, {0: [0.0], 1: [0.0]}), state, AWA_ALONE)
-    for client in (0, 1):
-        after, before = step.state.direction.clients[client], state.direction.clients[client]
-        assert after.momentum == before.momentum
-    # p = (0.75, 0.25) and the momentum 0.3·p point the same way, so p stays.
-    assert step.weights.direction_term == pytest.approx([0.75, 0.25], abs=1e-12)
 
 
 def test_all_zero_losses_share_equally_and_set_no_baseline() -> None:

@@ -132,7 +132,9 @@ def test_finished_runs_are_kept_rounded_and_without_the_places_of_this_machine(
     text = config.read_text(encoding="utf-8")
     config.write_text(f"{text}somewhere: {archives}\nelse: {Path.cwd()}/here\n", encoding="utf-8")
     first = json.loads(metrics.read_text(encoding="utf-8").splitlines()[0])
-    metrics.write_text(json.dumps(first | {"train_loss": 1 / 3}) + "\n", encoding="utf-8")
+    metrics.write_text(
+        json.dumps(first | {"train_loss": 1 / 3, "mean_accuracy": 1 / 3}) + "\n", encoding="utf-8"
+    )
     shutil.copytree(finished, runs / "unfinished")
     (runs / "unfinished" / "summary.json").unlink()
     published.keep(one, runs, archives)
@@ -142,7 +144,9 @@ def test_finished_runs_are_kept_rounded_and_without_the_places_of_this_machine(
         run.path.name: run.files for run in before
     }
     assert added.files["config.yaml"].decode() == f"{text}somewhere: DATA\nelse: here\n"
-    assert json.loads(added.files[METRICS_FILE])["train_loss"] == 0.33333
+    rounded = json.loads(added.files[METRICS_FILE])
+    assert rounded["train_loss"] == 0.333
+    assert rounded["mean_accuracy"] == 0.33333
     file = tmp_path / "results" / "mine" / "runs.tar.xz"
     written = file.stat().st_ino
     published.keep(one, runs, archives)

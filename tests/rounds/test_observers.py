@@ -133,6 +133,19 @@ def test_an_observer_that_has_not_begun_hears_of_no_end(tmp_path: Path) -> None:
     assert last.heard == []
 
 
+def test_an_observer_that_fails_at_the_end_fails_the_run_for_those_after_it() -> None:
+    class Failing(Observer):
+        def on_end(self, stopped: str | None, error: BaseException | None) -> None:
+            raise ConnectionError("training diverged")
+
+    first, last = Diary(), Diary()
+    grid = ClientsGrid(dict.fromkeys(NODES, good_client))
+    with pytest.raises(ConnectionError) as caught:
+        FedPW(observers=[first, Failing(), last]).start(grid, array_record(MODEL), 1)
+    assert first.heard[-1] == ("end", None, None)
+    assert last.heard[-1] == ("end", None, caught.value)
+
+
 class StopAfter(Observer):
     """Stops a run after a round."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,17 +163,6 @@ def test_classes_on_top_of_each_other_are_called_in_pythons_order() -> None:
 
     start(Both(), ignoring(torch_client), MODEL, 1)
     assert called == ["filters"]
-
-
-def test_a_subclass_without_an_optimizer_keeps_its_own_attributes() -> None:
-    class Weighs(FedPW):
-        current_weights: ClassVar = [0.25] * 4
-        current_arrays = 0.5
-
-    strategy = Weighs()
-    start(strategy, ignoring(torch_client), MODEL, 1)
-    assert strategy.current_weights == [0.25] * 4
-    assert strategy.current_arrays == 0.5
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

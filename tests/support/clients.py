@@ -43,6 +43,10 @@ def as_list(model: Mapping[str, npt.NDArray[Any]]) -> Arrays:
     return [array.copy() for array in model.values()]
 
 
+def bits(arrays: Arrays) -> list[tuple[Any, ...]]:
+    return [(array.shape, array.dtype, array.tobytes()) for array in arrays]
+
+
 def training_loss(node: int, server_round: int) -> float:
     """As in `federation.train_reply`."""
     return 0.5 + 0.1 * (node % 7) + 0.3 / server_round

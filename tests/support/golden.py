@@ -99,7 +99,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "scale": (40,),
     "opposed": (30,),
     "alike": (50,),
-    # Long enough for the package to search for its smallest entries instead of sorting them.
+    # Long enough for the package to look for its smallest entries in a bracket.
     "fc.weight": (100, 90),
     "fc.bias": (100,),
 }

@@ -78,7 +78,6 @@ def carried_out(
                 update, magnitude = adjust_tensor(start, tensors[name], rate, *agreed)
                 tensors[name] = subtract_update(start, update)
                 discarded[name], norms[name] = float(magnitude), float(update.norm())
-        asked_round = None if sent.consensus is None else sent.consensus.round
-        applied = AppliedAdjustment(rate, discarded, asked_round, norms)
+        applied = AppliedAdjustment(rate, discarded, norms)
         adjusted.append(replace(result, tensors=tensors, applied=applied))
     return adjusted

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
 from fedpw_flwr.rounds.observers import Observer
-from fedpw_flwr.wire.records import identity_of
+from fedpw_flwr.wire.records import client_of
 from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES, TIMINGS_RECORD, ClientTimings
 
 
@@ -105,7 +105,7 @@ class RoundProfiler(Observer):
 
     def _keep(self, replies: Iterable[Message], seconds: float) -> list[ClientTimings]:
         told = [
-            (_client(reply), timings)
+            (client_of(reply), timings)
             for reply in replies
             if (timings := _timings(reply, seconds)) is not None
         ]
@@ -133,15 +133,6 @@ def _timings(reply: Message, exchange: float) -> ClientTimings | None:
     if timings.busy > exchange:
         return None
     return replace(timings, waiting=min(timings.waiting, exchange - timings.busy))
-
-
-def _client(reply: Message) -> int:
-    """Return the client's stable identity where it gives one, else its node's id."""
-    try:
-        stated = identity_of(reply.content)
-    except ValueError:
-        stated = None
-    return reply.metadata.src_node_id if stated is None else stated
 
 
 def _micro(seconds: float) -> float:

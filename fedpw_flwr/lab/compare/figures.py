@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from fedpw_flwr.fairness import fairness_report
 from fedpw_flwr.lab.runs.records import RoundRecord
 
 Basis = Literal["domains", "clients"]
@@ -100,16 +99,14 @@ def _domains(record: RoundRecord) -> dict[str, float]:
 
 
 def _clients(record: RoundRecord) -> dict[str, float]:
-    accuracy = record.client_accuracy
-    if accuracy is None:
+    if record.client_accuracy is None:
         return {}
-    # A client without a figure makes all of them unknown: leaving it out would report a better
-    # worst client than there was.
-    known = accuracy and all(map(math.isfinite, accuracy))
-    report = fairness_report(accuracy).to_dict() if known else {}
+    report = record.client_fairness or {}
     scales = {figure.key: 1 if figure.unit == "°" else 100 for figure in CLIENT_FIGURES}
-    name = len("clients.")
-    return {key: scale * report.get(key[name:], math.nan) for key, scale in scales.items()}
+    return {
+        key: scale * report.get(key.removeprefix("clients."), math.nan)
+        for key, scale in scales.items()
+    }
 
 
 def _weights(record: RoundRecord) -> dict[str, float]:

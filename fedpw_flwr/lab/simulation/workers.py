@@ -166,12 +166,15 @@ class Workers:
         if self._started.is_set():
             self._fill()
 
-    def close(self, reason: str = "it ended") -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """End all workers and, where it is the command's own, Ray.
 
-        What was called and is not done raises WorkersStopped.
+        What was called and is not done raises WorkersStopped, from the error if there is one.
         """
-        self._fail(WorkersStopped(f"the run was stopped: {reason}"))
+        reason = "it ended" if error is None else type(error).__name__
+        stopped = WorkersStopped(f"the run was stopped: {reason}")
+        stopped.__cause__ = error
+        self._fail(stopped)
         self._closing.set()
         self._holder.join()
 

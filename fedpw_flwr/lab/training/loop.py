@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.sgd import sgd
 
 from fedpw_flwr.lab.data.examples import Examples
 from fedpw_flwr.lab.training.batches import Normalisation, training_batches
@@ -66,14 +67,6 @@ def train(
     model.to(device).train()
     network = _compiled(model) if settings.compile else model
     start = [weight.detach().clone() for weight in model.parameters()] if proximal_mu > 0 else []
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        # One kernel for all weights, where there is one; the others loop over them.
-        fused=True if device.type in _FUSED_SGD else None,
-    )
     batches = training_batches(
         examples,
         normalisation,
@@ -87,17 +80,47 @@ def train(
     # Summed where the losses are: reading each one would make the host wait for the device.
     total = torch.zeros((), device=device)
     steps = 0
+    momenta: dict[nn.Parameter, Tensor | None] = {}
     for features, labels in batches:
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
             loss = cross_entropy(network(features).float(), labels)
         loss.backward()
         if proximal_mu > 0:
             _add_proximal_gradient(list(model.parameters()), start, proximal_mu)
-        optimizer.step()
+        _step(model, momenta, settings, device)
         total += loss.detach()
         steps += 1
     return float(total) / steps
+
+
+@torch.no_grad()
+def _step(
+    model: nn.Module,
+    momenta: dict[nn.Parameter, Tensor | None],
+    settings: ClientSettings,
+    device: torch.device,
+) -> None:
+    """Take a step of SGD, and keep each weight's momentum for the next.
+
+    `torch.optim.SGD` would import PyTorch's compiler: 75 MiB and a second in each worker.
+    """
+    weights = [weight for weight in model.parameters() if weight.grad is not None]
+    moving = [momenta.get(weight) for weight in weights]
+    sgd(
+        list(weights),
+        [weight.grad for weight in weights if weight.grad is not None],
+        moving,
+        # One kernel for all weights, where there is one; the others loop over them.
+        fused=True if device.type in _FUSED_SGD else None,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
+    momenta.update(zip(weights, moving, strict=True))
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ SHAPES = {
     "long names": synthetic_run(7, 2, 5, name="a hospital with a $very$ long name indeed, number"),
     "fedavg": synthetic_run(fedavg=True),
     "profiled": profiled_run(),
-    "profiled, everything measured, long": profiled_run(200, 40, 16, 900.0, evaluating=True),
+    "profiled, everything measured, long": profiled_run(60, 40, 16, 900.0, evaluating=True),
     "profiled, no client told": profiled_run(clients=0),
 }
 
