@@ -96,6 +96,7 @@ def test_the_command_names_the_key_and_imports_and_starts_nothing(tmp_path: Path
         "experiment=digits dataset.archives_folder=/nowhere": ["set dataset.archives_folder to"],
         "dataset.folder=~/images": ["""Type 'dataset.folder="~/images"'"""],
         """rounds=0 'hydra.run.dir="run ü"'""": ["rounds must be a whole number of at least 1"],
+        "rounds=0 hydra.run.dir=.": ["rounds must be a whole number of at least 1"],
         "hydra.run.dir=/proc/kept/run": ["no run can be kept in the folder /proc/kept/run (No suc"],
         "strategy._target_=fedpw_flwr.baselines.FedNova": ["this package has no such strategy"],
         "nope=1": ["fedpw: there is no setting nope: correct its name"],
