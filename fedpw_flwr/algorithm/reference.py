@@ -85,9 +85,10 @@ class Reference:
         trained = LazyTensors(cohort.results, name)
         if kind is TensorKind.INTEGER:
             return _weighted_integers(tensor, trained, weights), None
-        trainable, counts = kind is TensorKind.TRAINABLE, cohort.masked_counts(tensor)
+        counts = cohort.masked_counts(tensor)
         start = tensor.reshape(-1).to(self._device, working_dtype(tensor.dtype))
-        agreement = _Agreement(start) if cohort.is_scored(tensor, trainable=trainable) else None
+        is_scored = cohort.is_scored(tensor, trainable=kind is TensorKind.TRAINABLE)
+        agreement = _Agreement(start) if is_scored else None
 
         # Mask each Δ_k, and aggregate g = Σ λ_k Δ̃_k.
         change, update = torch.zeros_like(start), torch.empty_like(start)
@@ -102,42 +103,34 @@ class Reference:
 
         # Find out where the clients agree, and amplify g there, if it is the server that does.
         measured = None
-        if agreement is not None and cohort.sent is not None:
-            measured = Measured(*self._next_consensus(name, agreement, change))
-        elif agreement is not None:
-            factor, members = self._consensus(agreement, change, masked / len(trained))
+        if agreement is not None:
+            factor, members = self._consensus(name, agreement, change, masked / len(trained))
             measured = Measured(factor, members)
-            amplify_(change, members, factor)
-        elif trainable and cohort.rates is not None and cohort.sent is None:
-            measured = Measured(start.new_ones(()))
+            if cohort.sent is None:
+                amplify_(change, members, factor)
         moved = torch.sub(start, change, out=change)
         return saturated(moved, tensor.dtype).reshape(tensor.shape).cpu(), measured
 
     def _consensus(
-        self, agreement: _Agreement, change: Tensor, discarded: Tensor
+        self, name: str, agreement: _Agreement, change: Tensor, discarded: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Find f and C; m is `discarded`, 0-d."""
-        size = entry_count(change.numel(), self._cohort.avg_drop_rate)
+        """Find f and C; m, 0-d, is `discarded`, or what the clients report where they masked.
+
+        For f alone the factor that they multiplied by is divided out of g, else f would feed on
+        itself.
+        """
+        cohort = self._cohort
+        if cohort.sent is not None:
+            norms = torch.stack(agreement.norms).tolist()
+            # Only now: an update that the server adjusted has its m_k when it was read.
+            discarded = change.new_tensor(cohort.mean_discarded(name, norms, change.numel()))
+            sent, factor = rescaled(cohort.sent.consensus, name)
+            if sent is not None:
+                factors = torch.where(sent.to(change.device), change.new_tensor(factor), 1.0)
+                change = change / factors
+        size = entry_count(change.numel(), cohort.avg_drop_rate)
         members = agreement.consensus_set(size)
         return amplification_factor(change, members, size, discarded), members
-
-    def _next_consensus(
-        self, name: str, agreement: _Agreement, change: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Find f and C of the next round, from updates that were rescaled with those of this one.
-
-        For f alone the factor that the clients multiplied by is divided out of g, else f would feed
-        on itself.
-        """
-        sent, unscaled = self._cohort.sent, change
-        members, factor = rescaled(sent.consensus if sent else None, name)
-        if members is not None:
-            factors = torch.where(members.to(change.device), change.new_tensor(factor), 1.0)
-            unscaled = torch.div(change, factors)
-        norms = torch.stack(agreement.norms).tolist()
-        # Asked for last: an update that the server adjusted has its m_k only now.
-        discarded = self._cohort.mean_discarded(name, norms, change.numel())
-        return self._consensus(agreement, unscaled, change.new_tensor(discarded))
 
 
 StartEngine = Callable[[Mapping[str, Tensor], Mapping[str, TensorKind], Cohort], Reference]

@@ -139,13 +139,16 @@ def server_step(
         model, measured = _moved(moved, global_model, kinds, cohort, guarded=guarded)
 
     # What was amplified, and what the clients will rescale with.
-    amplification = {name: float(found.factor) for name, found in measured.items()}
+    amplification: dict[str, float] = {}
     consensus = None
-    if sent is not None and rates is not None:
-        consensus = _next_consensus(next_state.rounds, measured, amplification)
-        applied = {} if sent.consensus is None else sent.consensus.factors
+    if rates is not None:
+        factors: Mapping[str, float]
+        factors = {name: float(found.factor) for name, found in measured.items()}
+        if sent is not None:
+            consensus = _next_consensus(next_state.rounds, measured, factors)
+            factors = {} if sent.consensus is None else sent.consensus.factors
         trainable = [name for name, kind in kinds.items() if kind is TensorKind.TRAINABLE]
-        amplification = {name: applied.get(name, 1.0) for name in trainable}
+        amplification = {name: factors.get(name, 1.0) for name in trainable}
     clients = tuple(result.client for result in ordered)
     within = (losses == reported).tolist()
     each = zip(clients, within, weights.weights, weights.unbounded, strict=True)

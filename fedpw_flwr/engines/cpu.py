@@ -115,8 +115,6 @@ class CpuEngine(Reference):
             del score
             measured = _measured(tensor, kept, cohort, change, members)
             factor = float(measured.factor) if cohort.sent is None else 1.0
-        elif tensor.is_trainable and cohort.rates is not None and cohort.sent is None:
-            measured = Measured(torch.ones(()))
 
         # Take the step, amplified if it is the server that does.
         for part in parts(len(change)):
