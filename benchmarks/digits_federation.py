@@ -16,6 +16,7 @@ from server_step import nodes
 
 from fedpw_flwr.lab.data.examples import DomainCollection, ImageSet
 from fedpw_flwr.lab.models.cnn import SmallCNN
+from fedpw_flwr.lab.training.batches import Normalisation
 from fedpw_flwr.lab.training.evaluation import evaluate
 from fedpw_flwr.lab.training.loop import client_generator, train
 from fedpw_flwr.lab.training.settings import ClientSettings
@@ -47,6 +48,7 @@ def play(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = SmallCNN(data.num_classes, data.in_channels, width)
+    normalisation = Normalisation(data.mean, data.std, "cpu")
     app = ClientApp(mods=mods)
     accuracies: list[list[float]] = []
 
@@ -59,9 +61,7 @@ def play(
             model,
             sets[client],
             TRAINING,
-            mean=data.mean,
-            std=data.std,
-            device="cpu",
+            normalisation,
             generator=client_generator(seed, server_round, client),
         )
         loss = (told or {}).get(client, loss)
@@ -73,10 +73,7 @@ def play(
         if server_round > rounds - LAST:
             model.load_state_dict(arrays.to_torch_state_dict())
             accuracies.append(
-                [
-                    evaluate(model, one.test, mean=data.mean, std=data.std, device="cpu").accuracy
-                    for one in data.domains
-                ]
+                [evaluate(model, one.test, normalisation).accuracy for one in data.domains]
             )
 
     grid, initial = nodes(len(sets), app), ArrayRecord(model.state_dict())

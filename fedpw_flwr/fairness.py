@@ -39,19 +39,11 @@ _logger = logging.getLogger("flwr")
 class FairnessReport:
     """How one value per client, the more the better, is spread over the clients.
 
-    Attributes
-    ----------
-    clients : int
-        n, the number of clients.
-    mean, std : float
-        Mean over clients, and `standard_deviation`.
-    worst, worst_5, worst_10, worst_20, best, best_5, best_10, best_20 : float
-        `worst` and `best` of one client, and of 5, 10 and 20 % of them.
-    jain_index, entropy, angle : float
-        As the functions of these names compute them.
+    Each figure is as the function of its name computes it; ``std`` is `standard_deviation`, and
+    ``worst_5`` is `worst` of 5 % of the clients, where ``worst`` is the one worst client.
     """
 
-    clients: int
+    clients: int  # their number, n
     mean: float
     std: float
     worst: float
@@ -72,14 +64,9 @@ class FairnessReport:
 
 
 def fairness_report(values: ArrayLike, *, ddof: int = 1) -> FairnessReport:
-    """Compute every fairness metric of this module.
+    """Compute every fairness metric of this module; `ddof` is as in `standard_deviation`.
 
-    Parameters
-    ----------
-    values : ArrayLike
-        One finite, non-negative value per client, shape (n,), n ≥ 1; ValueError for anything else.
-    ddof : int (default: 1)
-        As in `standard_deviation`.
+    ValueError where `values` is not one finite, non-negative value per client, shape (n,), n ≥ 1.
     """
     tails = {
         f"{name}_{percent}": tail(values, percent=percent)
@@ -201,14 +188,7 @@ def evaluate_metrics_aggr_fn(metric: str) -> Callable[[list[RecordDict], str], M
     metric : str
         MetricRecord key to judge fairness by, such as "eval_acc".
     """
-    judge = _Judge(metric)
-
-    def averages_and_fairness(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-        # Strategies let no other reply through than one with a single MetricRecord.
-        records = [record for content in contents for record in content.metric_records.values()]
-        return judge(records, weighted_by_key)
-
-    return averages_and_fairness
+    return _Judge(metric).of_messages
 
 
 def evaluate_metrics_aggregation_fn(metric: str) -> Callable[[list[tuple[int, Metrics]]], Metrics]:
@@ -227,14 +207,7 @@ def evaluate_metrics_aggregation_fn(metric: str) -> Callable[[list[tuple[int, Me
             "evaluate_metrics_aggregation_fn takes the name of the metric to judge fairness by: "
             "evaluate_metrics_aggregation_fn=fairness.evaluate_metrics_aggregation_fn('accuracy')"
         )
-    judge = _Judge(metric)
-
-    def averages_and_fairness(metrics: list[tuple[int, Metrics]]) -> Metrics:
-        key = "num-examples"
-        aggregated = judge([_numbers({**one, key: count}) for count, one in metrics], key)
-        return {key: value for key, value in aggregated.items() if not isinstance(value, list)}
-
-    return averages_and_fairness
+    return _Judge(metric).of_legacy
 
 
 @dataclass
@@ -244,7 +217,18 @@ class _Judge:
     metric: str
     judged_before: bool = False
 
-    def __call__(self, replies: list[MetricRecord], weighted_by_key: str) -> MetricRecord:
+    def of_messages(self, contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+        # Strategies let no other reply through than one with a single MetricRecord.
+        records = [record for content in contents for record in content.metric_records.values()]
+        return self.aggregated(records, weighted_by_key)
+
+    def of_legacy(self, metrics: list[tuple[int, Metrics]]) -> Metrics:
+        key = "num-examples"
+        records = [_numbers({**one, key: count}) for count, one in metrics]
+        aggregated = self.aggregated(records, key)
+        return {key: value for key, value in aggregated.items() if not isinstance(value, list)}
+
+    def aggregated(self, replies: list[MetricRecord], weighted_by_key: str) -> MetricRecord:
         # Imported here, because the functions on arrays need no Flower.
         from flwr.app import MetricRecord, RecordDict
         from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords

@@ -40,7 +40,7 @@ from fedpw_flwr.algorithm import FedPWSettings
 from fedpw_flwr.algorithm.bounds import bounded_weights
 from fedpw_flwr.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from fedpw_flwr.lab.data.archives import archives
-from fedpw_flwr.lab.data.prepared import load_prepared
+from fedpw_flwr.lab.data.cache import load_images
 from fedpw_flwr.rounds.faults import Project
 from fedpw_flwr.rounds.identities import Identities
 from fedpw_flwr.rounds.replies import Answer, AskedRound
@@ -373,7 +373,7 @@ def test_a_file_of_prepared_pictures_that_lies_is_not_taken(tmp_path: Path, cont
     file.write_bytes(FILES[content])
 
     found = []
-    assert peak(lambda: found.append(load_prepared(file, {}))) < MEGABYTE
+    assert peak(lambda: found.append(load_images(file))) < MEGABYTE
     assert found == [None]
 
 

@@ -7,7 +7,6 @@ a small step a round, so a client that stays badly served gains weight for as lo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Unpack
 
 import numpy as np
@@ -19,28 +18,6 @@ from fedpw_flwr.baselines.screened import LossWeightedStrategy, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
 
 
-@dataclass(frozen=True)
-class ClientShares:
-    """The weight of every client seen so far, in units where the average client has 1.
-
-    In a round only the participants' weights are moved, among themselves: their sum stays, and so
-    do the weights of those who are absent. A client that is seen first comes in with 1. Where all
-    take part these are the weights λ of the paper, times the number of clients.
-    """
-
-    weights: Mapping[int, float] = field(default_factory=dict)
-
-    def of(self, clients: Sequence[int]) -> tuple[float, ...]:
-        """Return the participants' shares, summing to 1; equal ones where all weights are 0."""
-        return normalised([self.weights.get(client, 1.0) for client in clients])
-
-    def moved(self, clients: Sequence[int], shares: Sequence[float]) -> ClientShares:
-        """Return the weights with the participants' sum divided anew, by shares that sum to 1."""
-        total = sum(self.weights.get(client, 1.0) for client in clients)
-        moved = {client: total * share for client, share in zip(clients, shares, strict=True)}
-        return ClientShares({**self.weights, **moved})
-
-
 class AFL(LossWeightedStrategy):
     """Agnostic federated learning: min_w max_{λ ∈ simplex} Σ_k λ_k ℓ_k(w).
 
@@ -50,14 +27,13 @@ class AFL(LossWeightedStrategy):
         w ← w − Σ_k λ_k Δ_k,     Δ_k = w − w_k
         λ ← Π(λ + γ_λ ℓ),        Π: Euclidean projection onto the simplex
 
-    λ begins with equal weights. ℓ_k is the loss of w, the model that arrives at client k, over its
-    training data, with ``train_loss_key="initial_loss"``, as in conf/strategy; by default it is
-    what every client can report, the mean over its local steps, which end elsewhere than at w. The
-    paper takes one stochastic gradient step a round, here Δ_k is what local training did.
+    λ begins with equal weights. ℓ_k is the loss of w over the client's training data with
+    ``train_loss_key="initial_loss"``, as in conf/strategy; by default the mean over its local
+    steps. The paper takes one stochastic gradient step a round; here Δ_k is what training did.
 
     Where not all clients take part, the formulas hold for the participants' shares of their own
-    sum of weights, see `ClientShares`. Participants whose weights are all 0 count equally in that
-    round and keep them.
+    sum of weights, which stays, as do the weights of those who are absent. Participants whose
+    weights are all 0 count equally in that round and keep them.
 
     Parameters
     ----------
@@ -74,37 +50,40 @@ class AFL(LossWeightedStrategy):
     """
 
     hyperparameters = ("lambda_step",)
-    memory: ClientShares
+    memory: Mapping[int, float]
+    """λ by client, in units where the average client has 1, as who is seen first does."""
 
     def __init__(self, *, lambda_step: float = 0.1, **options: Unpack[BaselineOptions]) -> None:
         self.lambda_step = number_in("lambda_step", lambda_step, 0.0, above=True)
         super().__init__(**options)
-        self.memory = ClientShares()
+        self.memory = {}
 
     def weigh(
         self, global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
-    ) -> tuple[RoundWeights, ClientShares]:
+    ) -> tuple[RoundWeights, Mapping[int, float]]:
         """Weight by λ, and move λ for the next round."""
-        clients = [result.client for result in results]
-        weights = self.memory.of(clients)
+        before = [self.memory.get(result.client, 1.0) for result in results]
+        weights = normalised(before)
         ascended = [
             weight + self.lambda_step * (result.loss or 0.0)
             for weight, result in zip(weights, results, strict=True)
         ]
-        after = self.memory.moved(clients, project_to_simplex(ascended))
-        return RoundWeights.of_mean(weights), after
+        after = {
+            result.client: sum(before) * share
+            for result, share in zip(results, project_to_simplex(ascended), strict=True)
+        }
+        return RoundWeights.of_mean(weights), {**self.memory, **after}
 
     def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the weights beside the number of rounds."""
         state, tensors = super().saved_memory()
-        shares = {str(client): weight for client, weight in self.memory.weights.items()}
-        return {**state, "shares": shares}, tensors
+        return {**state, "shares": dict(self.memory)}, tensors
 
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set them to what `saved_memory` returned."""
         weights = {int(client): float(weight) for client, weight in state["shares"].items()}
         super().restore_memory(state, tensors)
-        self.memory = ClientShares(weights)
+        self.memory = weights
 
 
 def project_to_simplex(values: Sequence[float]) -> tuple[float, ...]:

@@ -115,15 +115,14 @@ def squared_norms(
     global_model: Mapping[str, Tensor], results: Sequence[ClientResult]
 ) -> list[float]:
     """Return ‖Δ_k‖² over the trainable tensors, one a client."""
-    trainable = trainable_names(global_model)
-    return [
-        sum(_squared(update_of(global_model[name], result.tensors[name])) for name in trainable)
-        for result in results
-    ]
-
-
-def _squared(update: Tensor) -> float:
-    return float(torch.dot(update, update))
+    squares = []
+    for result in results:
+        updates = (
+            update_of(global_model[name], result.tensors[name])
+            for name in trainable_names(global_model)
+        )
+        squares.append(sum(float(torch.dot(update, update)) for update in updates))
+    return squares
 
 
 def inner_products(

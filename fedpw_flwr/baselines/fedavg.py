@@ -112,8 +112,7 @@ class FedAvgM(flower.FedAvgM, FedAvg):
         **options: Unpack[FedAvgOptions],
     ) -> None:
         number_in("server_learning_rate", server_learning_rate, 0.0, above=True)
-        if number_in("server_momentum", server_momentum, 0.0, 1.0) == 1.0:
-            raise ValueError("server_momentum=1 would never forget a step: choose one below 1")
+        number_in("server_momentum", server_momentum, 0.0, 1.0, below=True)
         super().__init__(
             server_learning_rate=server_learning_rate, server_momentum=server_momentum, **options
         )
@@ -155,6 +154,5 @@ class FedAdam(flower.FedAdam, FedAvg):
         number_in("eta", eta, 0.0, above=True)
         number_in("tau", tau, 0.0, above=True)
         for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if number_in(name, beta, 0.0, 1.0) == 1.0:
-                raise ValueError(f"{name}=1 would never learn of a step: choose one below 1")
+            number_in(name, beta, 0.0, 1.0, below=True)
         super().__init__(eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau, **options)

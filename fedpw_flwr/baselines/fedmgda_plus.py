@@ -6,7 +6,6 @@ mixtures near the equal one the shortest is taken, which leans towards those who
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -18,8 +17,6 @@ from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, inner_products
 from fedpw_flwr.baselines.screened import Rescale, ScreenedStrategy, checked_rescale, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
-
-logger = logging.getLogger("flwr")
 
 
 class FedMGDAPlus(ScreenedStrategy):
@@ -103,15 +100,12 @@ class FedMGDAPlus(ScreenedStrategy):
         return RoundWeights(tuple(step.tolist()), tuple(weights.tolist())), None
 
 
-def min_norm_weights(
-    products: npt.NDArray[np.float64], epsilon: float, tolerance: float = 1e-6
-) -> tuple[float, ...]:
+def min_norm_weights(products: npt.NDArray[np.float64], epsilon: float) -> tuple[float, ...]:
     """Return argmin ‖Σ λ_k g_k‖² over {λ ∈ simplex, |λ_k − 1/N| ≤ ε}, as SciPy finds it.
 
     Only `products` are needed, ⟨g_k, g_j⟩, shape (N, N), finite: as many unknowns as clients,
     however large the model. ε in [0, 1]: at 0 the weights are equal, at 1 anywhere in the simplex;
-    equal, too, where that is as good as any others. A warning is logged where ½‖Σ λ_k g_k‖² may be
-    further from the optimum than `tolerance` of the largest ‖g_k‖².
+    equal, too, where that is as good as any others.
     """
     count = len(products)
     equal = np.full(count, 1.0 / count)
@@ -142,33 +136,4 @@ def min_norm_weights(
         weights @ scaled @ weights
     ):
         weights = equal
-    gap = optimality_gap(scaled, weights, epsilon)
-    if gap > tolerance:
-        logger.warning(
-            "the min-norm point is %.1e of the largest squared norm away from the optimum at most "
-            "(%s)",
-            gap,
-            found.message,
-        )
     return tuple(weights.tolist())
-
-
-def optimality_gap(
-    products: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], epsilon: float
-) -> float:
-    """Return a bound on how far ½‖Σ λ_k g_k‖² is above its least value (Frank and Wolfe's gap).
-
-    max ⟨∇, λ − μ⟩ over the allowed μ, which puts as much weight as it may on the smallest entries
-    of the gradient ∇ = Gλ, with `products` G, shape (N, N), and `weights` λ, shape (N,).
-    """
-    count = len(weights)
-    gradient = products @ weights
-    least = np.maximum(1.0 / count - epsilon, 0.0)
-    room = np.minimum(1.0 / count + epsilon, 1.0) - least
-    best = np.full(count, least)
-    left = 1.0 - best.sum()
-    for index in np.argsort(gradient, kind="stable"):
-        taken = min(room, left)
-        best[index] += taken
-        left -= taken
-    return float(gradient @ (weights - best))

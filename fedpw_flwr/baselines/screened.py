@@ -57,18 +57,14 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
     memory: Any = None
     """What `weigh` returned last; None where the method has no memory."""
 
+    rounds_done = 0
+
     def __init__(self, **options: Unpack[BaselineOptions]) -> None:
         train_loss_key = options.pop("train_loss_key", "train_loss")
         if not isinstance(train_loss_key, str) or not train_loss_key:
             raise ValueError(f"train_loss_key must name a metric, got {train_loss_key!r}")
         super().__init__(Driver(self), NodeSampling(), **options)
         self.train_loss_key = train_loss_key
-        self._rounds = 0
-
-    @property
-    def rounds_done(self) -> int:
-        """Rounds that were aggregated so far."""
-        return self._rounds
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -109,15 +105,15 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
     def remember(self, memory: Any) -> None:
         """Take the memory of the next round, and count the round."""
         self.memory = memory
-        self._rounds += 1
+        self.rounds_done += 1
 
     def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what the method carries from round to round: JSON, and tensors by name."""
-        return {"rounds": self._rounds}, {}
+        return {"rounds": self.rounds_done}, {}
 
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set it to what `saved_memory` returned, among other keys."""
-        self._rounds = int(state["rounds"])
+        self.rounds_done = int(state["rounds"])
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""
@@ -175,17 +171,18 @@ def number_in(
     most: float = math.inf,
     *,
     above: bool = False,
+    below: bool = False,
 ) -> float:
-    """Return a setting that is a number from `least` to `most`; `above`: not `least` itself.
+    """Return a setting that is a number from `least` to `most`; `above` and `below`: not these.
 
     TypeError if it is not a number, ValueError if it is not finite, or outside.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
     number = float(value)
-    inside = least < number if above else least <= number
-    if not (math.isfinite(number) and inside and number <= most):
+    at_an_end = (above and number == least) or (below and number == most)
+    if at_an_end or not (math.isfinite(number) and least <= number <= most):
         opening = "(" if above or least == -math.inf else "["
-        closing = ")" if most == math.inf else "]"
+        closing = ")" if below or most == math.inf else "]"
         raise ValueError(f"{name}={value} is outside {opening}{least:g}, {most:g}{closing}")
     return number

@@ -9,7 +9,10 @@ of one's own, ``-m`` for several runs (see `sweep`). The exit status is 0 only i
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -36,7 +40,7 @@ from fedpw_flwr.lab.config.configuration import (
     with_absolute_folders,
     with_changes,
 )
-from fedpw_flwr.lab.config.early_checks import warning_of_slow_arithmetic
+from fedpw_flwr.lab.config.early_checks import check_early, warning_of_slow_arithmetic
 from fedpw_flwr.lab.job import execute, runs_at_a_time
 from fedpw_flwr.lab.runs.records import package_state
 from fedpw_flwr.lab.runs.run_folder import CONFIG_FILE, RunFolder, RunFolderError
@@ -48,6 +52,8 @@ from fedpw_flwr.lab.simulation.terminal import say, write_any_text
 from fedpw_flwr.lab.simulation.workers import WorkersStopped
 from fedpw_flwr.lab.sweep import Ending, Sweep, run_name
 
+_MOST_NAMED = 3
+
 
 def main() -> None:
     """Run the command; exits with status 1 if the configuration or a run failed, or is missing."""
@@ -57,11 +63,18 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         sys.argv[1:] = readable_words(sys.argv[1:])
+        # Hydra composes a sweep's runs one after the other; it would compose all twice, the first
+        # time without a word, and then list what the command itself says of them.
+        BasicSweeper.validate_batch_is_legal = lambda self, batch: None  # type: ignore[method-assign]
+        logging.getLogger("hydra").setLevel(logging.WARNING)
         decorate = hydra.main(str(config_folder()), config_name="config", version_base="1.3")
         with Display() as display, Runs() as runs:
             command = _Command(display, runs)
-            decorate(command.add)()
-            command.play()
+            try:
+                decorate(command.add)()
+                command.play()
+            finally:
+                _remove_if_empty()
     except KeyboardInterrupt:
         say("stopped; no process is left")
         sys.exit(130)
@@ -102,19 +115,18 @@ class _Command:
         self.failed = False
         self._display, self._runs = display, runs
         self._waiting: list[tuple[DictConfig, Callable[[], None]]] = []
+        self._refused: dict[str, list[str]] = {}
         self._sweep: Sweep | None = None
-        self._made: Path | None = None
 
     def add(self, configuration: DictConfig) -> None:
-        """Take what hydra composed, to be played with the others."""
+        """Take what hydra composed, to be played with the others, and see whether it can start."""
         hydra_config, resume = HydraConfig.get(), configuration.get("resume")
         words = [str(word) for word in hydra_config.overrides.task]
         launched_from = Path(hydra_config.runtime.cwd)
         made = Path(hydra_config.runtime.output_dir)
-        if hydra_config.mode != RunMode.MULTIRUN:
-            self._made = made
-        elif self._sweep is None:
-            self._sweep = Sweep(made.resolve(), self._display.console)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            self._sweep = self._sweep or Sweep(made.resolve(), self._display.console)
+            self._display.overall(f"checking run {len(self._waiting) + 1}")
         sweep, folder = self._sweep, RunFolder(made)
         try:
             if resume is not None:
@@ -126,11 +138,9 @@ class _Command:
                 changes = [word for word in words if override_key(word) != "resume"]
                 configuration = with_changes(folder.read_config(), changes)
             job = with_absolute_folders(checked(configuration), launched_from)
+            self._check(job)
         except (ConfigurationError, RunFolderError) as error:
-            say(str(error))
-            self.failed = True
-            if sweep is not None:
-                sweep.ended(Path(" ".join(words)), "failed")
+            self._refused.setdefault(str(error), []).append(shlex.join(words))
             return
         run = (
             partial(self._run_alone, job, folder, resume is not None)
@@ -139,22 +149,39 @@ class _Command:
         )
         self._waiting.append((job, run))
 
+    def _check(self, job: DictConfig) -> None:
+        try:
+            check_early(job)
+        except ConfigurationError:
+            # The data of a run that is done, or the GPU it had, need not be there any more.
+            if self._sweep is None or self._sweep.finished(job) is None:
+                raise
+
     def play(self) -> None:
-        """Let the runs run, and compare those of a sweep."""
+        """Let the runs run, and compare those of a sweep; none of them if one cannot start."""
+        if self._refused:
+            self.failed = True
+            self._tell_refused()
+            return
         if self._sweep is not None:
-            self._sweep.total = len(self._waiting) + len(self._sweep.endings)
+            self._sweep.total = len(self._waiting)
             self._display.overall(self._sweep.standing())
         at_a_time = min((runs_at_a_time(job) for job, _ in self._waiting), default=1)
-        try:
-            self._runs.play((run for _, run in self._waiting), at_a_time)
-        finally:
-            if self._made is not None:
-                _remove_if_empty(self._made)
+        self._runs.play((run for _, run in self._waiting), at_a_time)
         if self._sweep is not None:
             self._sweep.look_again()
             self._sweep.print_endings()
             _compare(self._sweep)
             self.failed |= self._sweep.count("failed", "run by another sweep") > 0
+
+    def _tell_refused(self) -> None:
+        for wrong, where in self._refused.items():
+            more = len(where) - _MOST_NAMED
+            others = f" (and {more} more)" if more > 0 else ""
+            runs = "" if self._sweep is None else f"{'; '.join(where[:_MOST_NAMED])}{others}: "
+            say(f"{runs}{wrong}")
+        if self._sweep is not None:
+            say("no run was started")
 
     def _run_alone(self, job: DictConfig, folder: RunFolder, resume: bool) -> None:
         self.failed |= not self._run(job, folder, "", resume)
@@ -164,7 +191,7 @@ class _Command:
         name = run_name(job)
         try:
             self._run_of_sweep(sweep, job, name)
-        except OSError as error:
+        except (OSError, RunFolderError) as error:
             self._say(f"{name}: {error}")
             sweep.ended(sweep.folder / name, "failed")
         self._display.overall(sweep.standing())
@@ -285,10 +312,15 @@ def _print_results(folder: RunFolder, outcome: RunOutcome, console: Console) -> 
     )
 
 
-def _remove_if_empty(path: Path) -> None:
-    """Remove the folder that hydra made for a run which left nothing, and an empty outputs/."""
+def _remove_if_empty() -> None:
+    """Remove the folder that was made for runs which left nothing, and an empty outputs/."""
+    if not HydraConfig.initialized():
+        return
+    made = HydraConfig.get()
+    path = Path(made.sweep.dir if made.mode == RunMode.MULTIRUN else made.run.dir).resolve()
     for folder in (path, path.parent):
-        if folder.name != path.name and folder.name != "outputs":
+        if folder == Path.cwd() or (folder != path and folder.name != "outputs"):
             return
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        # Hydra itself leaves a file in a sweep's.
+        if folder.is_dir() and {one.name for one in folder.iterdir()} <= {"multirun.yaml"}:
+            shutil.rmtree(folder)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +122,7 @@ def evaluate_run(
 
     from fedpw_flwr.device import available_device
     from fedpw_flwr.lab.experiment import build_data, build_group
+    from fedpw_flwr.lab.training.batches import Normalisation
     from fedpw_flwr.lab.training.evaluation import evaluate
 
     with named_part("--device"):
@@ -132,14 +132,12 @@ def evaluate_run(
         "model", configuration, num_classes=data.num_classes, in_channels=data.in_channels
     )
     _load(model, state, folder.path / name)
+    normalisation = Normalisation(data.mean, data.std, target)
     saved_in = int(metadata["round"]) if metadata.get("round", "").isdecimal() else None
     return RunEvaluation(
         model_file=name,
         round=saved_in,
-        domains={
-            domain.name: evaluate(model, domain.test, mean=data.mean, std=data.std, device=target)
-            for domain in data.domains
-        },
+        domains={one.name: evaluate(model, one.test, normalisation) for one in data.domains},
         recorded=recorded.get(saved_in, {}),
     )
 
@@ -202,7 +200,3 @@ def _table(run: Path, evaluation: RunEvaluation) -> Table:
     add_row("STD (ddof=1)", "", "", now.std, before.std)
     add_row("worst", "", "", now.worst, before.worst)
     return table
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,7 +29,7 @@ from fedpw_flwr.lab.config.configuration import (
     resolved_yaml,
     runtime_settings,
 )
-from fedpw_flwr.lab.data.digest import pictures_digest
+from fedpw_flwr.lab.config.setting_rules import broken_rules
 from fedpw_flwr.lab.data.examples import DomainCollection, Examples, joined
 from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.training.batches import Normalisation
@@ -57,7 +57,12 @@ class Experiment:
     @cached_property
     def data_digest(self) -> str:
         """SHA-256 of the images that were read, before they were divided among clients."""
-        return pictures_digest(self.data)
+        return self.data.digest()
+
+    @cached_property
+    def normalisation(self) -> Normalisation:
+        """What makes of images what the model takes, on this process's device."""
+        return Normalisation(self.data.mean, self.data.std, self.device)
 
     @cached_property
     def test_sets(self) -> tuple[Examples, ...]:
@@ -83,10 +88,10 @@ class Experiment:
 
     def _check_fits(self, model: nn.Module) -> None:
         data = self.data
-        scale = Normalisation(data.mean, data.std, self.device)
+        one = self.normalisation(data.domains[0].test.features[:1])
         try:
             with torch.inference_mode():
-                found = tuple(model(scale(data.domains[0].test.features[:1]).contiguous()).shape)
+                found = tuple(model(one.contiguous()).shape)
         except Exception as error:
             remedy = "" if data.are_images else "; for rows of a table choose mlp or logistic"
             raise ValueError(
@@ -221,5 +226,9 @@ def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:
         raise ConfigurationError(
             f"{group}: the configuration does not say how to build it: {group}._target_ is missing"
         )
+    settings = group_settings(configuration, group)
+    wrong = broken_rules(group, settings)
+    if wrong:
+        raise ConfigurationError("\n".join(wrong))
     with named_part(group):
-        return instantiate(group_settings(configuration, group), **arguments)
+        return instantiate(settings, **arguments)

@@ -8,11 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedpw_flwr.lab.config.configuration import (
-    count_clients,
-    runtime_settings,
-)
-from fedpw_flwr.lab.config.early_checks import check_early, count_gpus
+from fedpw_flwr.lab.config.configuration import count_clients, runtime_settings
+from fedpw_flwr.lab.config.early_checks import count_gpus
 from fedpw_flwr.lab.config.setting_rules import GROUPS
 from fedpw_flwr.lab.runs.records import RoundRecord
 from fedpw_flwr.lab.runs.run_folder import RunFolder
@@ -48,10 +45,9 @@ def execute(
 ) -> RunOutcome:
     """Run an experiment into a folder, from where the folder's run stands if it is to `resume`.
 
-    The configuration is checked, with absolute folders. ConfigurationError or RunFolderError if the
-    run cannot start.
+    The configuration is checked, early, too, with absolute folders. ConfigurationError or
+    RunFolderError if the run cannot start.
     """
-    check_early(configuration)
     runtime, num_clients = runtime_settings(configuration), count_clients(configuration)
     if runtime.ray_address is not None:
         check_cluster_answers(runtime.ray_address)

@@ -117,7 +117,6 @@ class Sweep:
     def _data_digest(self, configuration: DictConfig) -> str | None:
         """Return the digest of a run's images; None where they cannot be read."""
         # Not at the top: PyTorch takes seconds, and the command has to start before it is needed.
-        from fedpw_flwr.lab.data.digest import pictures_digest
         from fedpw_flwr.lab.experiment import build_data
 
         key = resolved_yaml(configuration.dataset)
@@ -128,7 +127,7 @@ class Sweep:
             digest = None
             # What is wrong with them is said where the run is to start.
             with suppress(ConfigurationError):
-                digest = pictures_digest(build_data(configuration))
+                digest = build_data(configuration).digest()
             # Only now: another thread would take what is not known yet for unreadable data.
             self._digests[key] = digest
         return self._digests[key]

@@ -146,13 +146,7 @@ class FedPW(WithFedPW, Driven, FedAvg):
         return f"FedPW(accept_failures={self.accept_failures})"
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
-        """Log the settings, then as FedAvg.
-
-        Raises
-        ------
-        ValueError
-            If the strategy stands inside a wrapper that FedPW cannot work with.
-        """
+        """Log the settings, then as FedAvg; ValueError in a wrapper that cannot work with it."""
         refuse_incompatible()
         self.method.log_settings()
         return super().initialize_parameters(client_manager)
@@ -162,13 +156,8 @@ class FedPW(WithFedPW, Driven, FedAvg):
     ) -> list[tuple[ClientProxy, FitIns]]:
         """Begin a round: send the model to the clients that train, with what each is asked for.
 
-        Raises
-        ------
-        ValueError
-            If the parameters are not those of `array_names`, cannot be decoded or are not finite,
-            or something around the strategy cannot work with it.
-        TypeError
-            If the model holds complex arrays, or `trainable` names one that is not floating.
+        Raises as `Driver.begin`; also a ValueError if the parameters are not those of
+        `array_names`, or something around the strategy cannot work with it.
         """
         if self.observers and not self.in_our_server:
             raise ValueError(
@@ -193,12 +182,11 @@ class FedPW(WithFedPW, Driven, FedAvg):
             return {node: client for node, client in told if client is not None}
 
         named = named_model(parameters, self._names())
-        begun = self.driver.begin(server_round, named, choose, ask)
-        if begun.arrays is not named:
-            parameters = as_parameters(begun.arrays)
+        model, entries = self.driver.begin(server_round, named, choose, ask)
+        if model is not named:
+            parameters = as_parameters(model)
         return [
-            (proxies[node], FitIns(parameters, {**config, **own}))
-            for node, own in begun.entries.items()
+            (proxies[node], FitIns(parameters, {**config, **own})) for node, own in entries.items()
         ]
 
     def aggregate_fit(
@@ -207,22 +195,10 @@ class FedPW(WithFedPW, Driven, FedAvg):
         results: list[tuple[ClientProxy, FitRes]],
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Aggregate the round's results into the next model.
+        """Finish a round, as `fedpw_flwr.FedPW` does; None where failures are not accepted.
 
-        Returns
-        -------
-        tuple[Parameters | None, dict[str, Scalar]]
-            The next model (the current one where no result can be used; None where failures are
-            not accepted), and the aggregated metrics with FedPW's own, as in `fedpw_flwr.FedPW`;
-            lists are JSON texts, because this API takes no lists.
-
-        Raises
-        ------
-        UnusableRepliesError
-            If all results of the first round have the same fault (`MissingLossError`: none reports
-            the training loss), or three rounds from the start had none that can be used.
-        RuntimeError
-            If `configure_fit` was not called before, or the clients are ClientApp functions.
+        Lists among the metrics are JSON texts, because this API takes no lists. Raises as
+        `Driver.finish`; also a RuntimeError if the clients are ClientApp functions.
         """
         if self.state.rounds == 0:
             refuse_client_app_functions(results, failures)
@@ -233,7 +209,7 @@ class FedPW(WithFedPW, Driven, FedAvg):
         finished = self.driver.finish("aggregate_fit", server_round, answers, EXAMPLES_KEY)
         arrays = self.handed_on(finished)
         parameters = None if arrays is None else as_parameters(arrays)
-        if not finished.asked:
+        if not self.driver.asked_nodes:
             return parameters, {}
         metrics: dict[str, Scalar] = {}
         used = {reply.node_id for reply in finished.good}
@@ -265,14 +241,7 @@ class FedPW(WithFedPW, Driven, FedAvg):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Average the evaluation results that can be used, as FedAvg.
-
-        Returns
-        -------
-        tuple[float | None, dict[str, Scalar]]
-            The weighted loss (None where no result can be used), and the aggregated metrics with
-            ``fedpw-quarantined``, ``fedpw-failed`` and ``fedpw-empty``.
-        """
+        """Average the evaluation results that can be used, as FedAvg; no loss where none can."""
         if failures and not self.accept_failures:
             return None, {}
         asked = self._asked_to_evaluate

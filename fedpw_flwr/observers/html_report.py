@@ -30,7 +30,7 @@ from fedpw_flwr import __version__
 from fedpw_flwr.files import atomic_file
 from fedpw_flwr.report.page import Run, page
 from fedpw_flwr.rounds.observers import Observer
-from fedpw_flwr.wire.records import identity_of
+from fedpw_flwr.wire.records import client_of
 
 logger = logging.getLogger("flwr")
 
@@ -107,9 +107,11 @@ class HtmlReport(Observer):
     def on_replies(self, phase: str, server_round: int, replies: Sequence[Message]) -> None:
         """Keep what each client's evaluation gave; of two in one client's name, neither."""
         answers = [reply for reply in replies if phase == "evaluate" and reply.has_content()]
-        speak = Counter(map(_client, answers))
+        speak = Counter(map(client_of, answers))
         self._evaluated = {
-            client: _numbers(answer) for answer in answers if speak[client := _client(answer)] == 1
+            client: _numbers(answer)
+            for answer in answers
+            if speak[client := client_of(answer)] == 1
         }
 
     def on_evaluation(self, server_round: int, metrics: MetricRecord | None) -> None:
@@ -138,7 +140,10 @@ class HtmlReport(Observer):
         self.run.ending = f"Ended after round {last}"
         if stopped is not None:
             self.run.ending = f"Stopped after round {last}: {stopped}"
-        if error is not None:
+        # Ctrl-C and signals, also where the workers heard them first, are no failures.
+        if error is not None and not isinstance(error.__cause__ or error, Exception):
+            self.run.ending = f"Interrupted after round {last}"
+        elif error is not None:
             self.run.failed = True
             self.run.ending = f"Failed after round {last}, {type(error).__name__}: {error}"
         self._write()
@@ -168,16 +173,6 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.thread == self._thread:
             self.heard.append(_PHASE_AND_ROUND.sub(r"\1: ", record.getMessage()))
-
-
-def _client(reply: Message) -> int:
-    """Return the client id that a reply states, else its node's."""
-    node = reply.metadata.src_node_id
-    try:
-        stated = identity_of(reply.content)
-    except ValueError:
-        return node
-    return node if stated is None else stated
 
 
 def _numbers(reply: Message) -> dict[str, float]:

@@ -89,8 +89,11 @@ def line_chart(
 
 
 def shortened(name: str, longest: int = 14) -> str:
-    """Shorten a name in its middle: names often differ in their ends."""
-    return name if len(name) <= longest else f"{name[: longest // 2]}…{name[1 - longest // 2 :]}"
+    """Shorten a name to `longest` characters in its middle: names often differ in their ends."""
+    if len(name) <= longest:
+        return name
+    end = longest // 2
+    return f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def _path(across: FloatArray, heights: FloatArray) -> str:

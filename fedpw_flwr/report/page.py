@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -76,13 +76,16 @@ def page(run: Run) -> str:
     families = {name: Family.of(name, each) for name, each in run.figures.items() if name}
     scalars, served = run.figures.get("", {}), _served(families)
     typical = sum(run.seconds) / max(len(run.seconds), 1)
+    now = datetime.now().astimezone()
     return template("run.html").render(
         title=f"{run.title}: round {run.last}",
         refresh=None if run.ending else math.ceil(max(3, min(60, typical))),
         run=run,
         typical=typical,
         left=timedelta(seconds=round(typical * max(run.total - run.last, 0))),
-        written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}",
+        written=f"{now:%Y-%m-%d %H:%M:%S %Z}",
+        written_at=int(now.timestamp()),
+        patience=math.ceil(max(2, 5 * max(run.seconds, default=120) / 60)),
         tiles=[*_tiles(served, scalars)],
         charts=[*_charts(run, families, served), *_single(scalars, families, served)],
         clients=_clients(run, families),
@@ -179,12 +182,9 @@ def _tiles(
         yield "Worst", f"{worst:.3g} {served.unit}", who.replace("client_", "client ")
         if math.isfinite(spread):
             yield "Spread", f"{spread:.3g}", "standard deviation between them"
-    totals = {
-        fate: int(
-            sum(sum(scalars.get(f"train/{own}{fate}", {}).values()) for own in ("", "fedpw-"))
-        )
-        for fate in ("quarantined", "failed", "empty", "bounded")
-    }
+    totals = dict.fromkeys(("quarantined", "failed", "empty", "bounded"), 0)
+    for fate, phase, own in product(totals, ("train/", "evaluate/"), ("", "fedpw-")):
+        totals[fate] += int(sum(scalars.get(f"{phase}{own}{fate}", {}).values()))
     told = ", ".join(f"{count} {fate}" for fate, count in totals.items() if count)
     yield "Set aside or bounded", str(sum(totals.values())), told or "no reply so far"
 

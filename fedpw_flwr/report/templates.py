@@ -70,6 +70,12 @@ RUN = """\
 {% if run.ending %}<p class="{{ 'bad' if run.failed else 'good' }}">{{ run.ending }}</p>
 {% endif %}
 <p class="soft">Written {{ written }}{% if not run.ending %}, again after each round; this page reloads itself{% endif %}.</p>
+{% if not run.ending %}<p class="bad" id="silence"></p>
+<script>
+const minutes = Math.floor((Date.now() / 1000 - {{ written_at }}) / 60);
+if (minutes >= {{ patience }}) silence.textContent = `Nothing was heard of this run for ${minutes} minutes: see whether it is still alive.`;
+</script>
+{% endif %}
 </header>
 {% if tiles %}
 <section class="grid tiles">

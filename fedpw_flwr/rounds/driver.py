@@ -44,28 +44,14 @@ _CONFIGURED_BY = {"aggregate_train": "configure_train", "aggregate_fit": "config
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A round that is to be sent: the global model, in the dtypes of the first round.
-
-    `entries` are by node what its configuration is to hold beside the user's.
-    """
-
-    arrays: ArrayRecord
-    entries: Mapping[int, Mapping[str, bytes]]
-
-
-@dataclass(frozen=True)
 class Finished:
-    """What became of a round in which so many clients were asked to train.
+    """What became of a round.
 
-    `arrays` are the next global model; the present one where no reply could be used, which
-    `stepped` tells. Replies are `good` that were aggregated, `bad` that were set aside. `metrics`
-    are what the method records of the round.
+    `arrays` are the next global model; the present one where no reply is `good`, which are those
+    that were aggregated. The `bad` ones were set aside. `metrics` are what the method records.
     """
 
     arrays: ArrayRecord
-    asked: int = 0
-    stepped: bool = False
     good: Sequence[TrainReply] = ()
     bad: Sequence[BadReply] = ()
     metrics: MetricRecord = field(default_factory=MetricRecord)
@@ -80,15 +66,11 @@ class Driver:
         self.standstill = Standstill()
         self._global_arrays: ArrayRecord | None = None
         self._dtypes: dict[str, torch.dtype] = {}
-        self._asked: tuple[int, ...] = ()
+        self.asked_nodes: frozenset[int] = frozenset()
+        """Ids of the nodes that were asked to train in this round."""
         self._requests = Requests()
         self._failed: set[int] = set()
         self._restored = False
-
-    @property
-    def asked_nodes(self) -> frozenset[int]:
-        """Ids of the nodes that were asked to train in this round."""
-        return frozenset(self._asked)
 
     @property
     def array_names(self) -> Collection[str]:
@@ -118,11 +100,13 @@ class Driver:
         arrays: ArrayRecord,
         choose_nodes: Callable[[], Sequence[int]],
         ask_clients: Callable[[Sequence[int]], Mapping[int, int]],
-    ) -> Begun:
+    ) -> tuple[ArrayRecord, dict[int, Mapping[str, bytes]]]:
         """Begin a round: who is asked, with what.
 
-        `choose_nodes` waits for nodes and returns those that are to train. `ask_clients` asks nodes
-        which client they are; it returns the client by node for those that tell.
+        Returns the model that is sent, in the dtypes of the first round, and by node what its
+        configuration is to hold beside the user's. `choose_nodes` waits for nodes and returns those
+        that are to train. `ask_clients` asks nodes which client they are; it returns the client by
+        node for those that tell.
 
         Raises
         ------
@@ -133,21 +117,19 @@ class Driver:
             If the model holds complex arrays, or `trainable` names one that is not floating.
         """
         arrays = self._checked_model(server_round, arrays)
-        nodes = tuple(choose_nodes())
+        nodes = list(choose_nodes())
         # What a node only says counts for no more than what it is asked for.
         self.identities.introduced.update(ask_clients(self._strangers(nodes)))
         known = self.identities.by_node()
         requests = self.method.requests(
             list(arrays), {node: known.get(node, node) for node in nodes}
         )
-        self._global_arrays, self._asked, self._requests = arrays, nodes, requests
-        entries = {
-            node: {REQUEST_KEY: requests.by_node[node].encode(), **requests.shared}
-            if node in requests.by_node
-            else {}
-            for node in nodes
-        }
-        return Begun(arrays, entries)
+        self._global_arrays, self._requests = arrays, requests
+        self.asked_nodes = frozenset(nodes)
+        entries: dict[int, Mapping[str, bytes]] = {node: {} for node in nodes}
+        for node, request in requests.by_node.items():
+            entries[node] = {REQUEST_KEY: request.encode(), **requests.shared}
+        return arrays, entries
 
     def finish(
         self, phase: str, server_round: int, answers: Iterable[Answer], examples_key: str
@@ -168,7 +150,7 @@ class Driver:
                 f"{phase} was called before {_CONFIGURED_BY[phase]}: {method.title} needs the "
                 "model that the clients started from"
             )
-        if not self._asked:
+        if not self.asked_nodes:
             return Finished(self._global_arrays.copy())
         # Screen: each answer alone, then against the others.
         project = Project(
@@ -179,7 +161,7 @@ class Driver:
         answers = list(answers)
         asked = AskedRound(
             server_round,
-            {node: self._requests.by_node.get(node) for node in self._asked},
+            {node: self._requests.by_node.get(node) for node in self.asked_nodes},
             ArrayTensors(self._global_arrays),
             project,
             is_first,
@@ -204,7 +186,7 @@ class Driver:
         if step is None:
             why = (bad, len(silent), is_first, project)
             self.standstill.add(phase, server_round, *why)
-            return Finished(self._global_arrays.copy(), len(self._asked), bad=bad)
+            return Finished(self._global_arrays.copy(), bad=bad)
         # Identify and record.
         for warning in step.warnings:
             logger.warning("%s: round %s, %s", phase, server_round, warning)
@@ -212,7 +194,7 @@ class Driver:
         method.remember(step.memory)
         self.standstill = Standstill()
         self.identities.note(phase, server_round, good)
-        return Finished(arrays, len(self._asked), True, good, bad, step.metrics)
+        return Finished(arrays, good, bad, step.metrics)
 
     def screen_evaluation(
         self,

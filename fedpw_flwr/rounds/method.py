@@ -63,30 +63,22 @@ class Method(ABC):
     needs_evaluation = False
     """Whether an evaluation reply without it is broken."""
 
+    needs_loss = False
+    """Whether a reply without the training loss is broken."""
+
+    needs_examples = False
+    """Whether a reply without the number of examples is broken, where others have it."""
+
+    asks_by_client = False
+    """Whether what a node is asked for depends on which client it is."""
+
+    keeps_sign = False
+    """Whether no server optimizer may take an array below 0 that has no negative entry."""
+
     @property
     @abstractmethod
     def rounds_done(self) -> int:
         """Rounds that were aggregated so far."""
-
-    @property
-    def needs_loss(self) -> bool:
-        """Whether a reply without the training loss is broken."""
-        return False
-
-    @property
-    def needs_examples(self) -> bool:
-        """Whether a reply without the number of examples is broken, where others have it."""
-        return False
-
-    @property
-    def asks_by_client(self) -> bool:
-        """Whether what a node is asked for depends on which client it is."""
-        return False
-
-    @property
-    def keeps_sign(self) -> bool:
-        """Whether no server optimizer may take an array below 0 that has no negative entry."""
-        return False
 
     @property
     def trainable(self) -> Sequence[str] | None:

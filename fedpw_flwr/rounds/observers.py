@@ -56,7 +56,11 @@ class Observer:
         """Hear that the state after a round is on disk."""
 
     def on_end(self, stopped: str | None, error: BaseException | None) -> None:
-        """Hear that the run is over: why it was stopped or what it failed with, if it was."""
+        """Hear that the run is over: why it was stopped or what it failed with, if it was.
+
+        Whatever an observer raises here, the others hear of the end, and those after it what it
+        raised, if the run had not failed before.
+        """
 
 
 def numbers_of(

@@ -62,6 +62,8 @@ class RoundsLeft(ABC):
                 after = newest.round
             # Who has not begun has nothing to end: a page of earlier rounds stays as it was.
             begun: list[Observer] = []
+            stopped: str | None = None
+            failure: BaseException | None = None
             try:
                 for observer in self.observers:
                     observer.on_plan(num_rounds, self.identity)
@@ -69,14 +71,15 @@ class RoundsLeft(ABC):
                     begun.append(observer)
                 stopped = self._play_after(after, num_rounds)
             except BaseException as error:
-                for observer in begun:
-                    observer.on_end(None, error)
-                raise
+                failure = error
             for observer in begun:
-                observer.on_end(stopped, None)
-        standstill = getattr(self.strategy, "standstill", None)
-        if standstill is not None:
-            standstill.log_at_end()
+                # What one fails with is the run's failure for those after it.
+                try:
+                    observer.on_end(stopped, failure)
+                except Exception as error:
+                    failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _play_after(self, after: int | None, num_rounds: int) -> str | None:
         """Play the rounds that are left; return why an observer stopped the run, if one did."""
@@ -101,6 +104,9 @@ class RoundsLeft(ABC):
                 self._save(server_round)
         if stopped is not None:
             logger.info("Stopped after round %s of %s: %s", server_round, num_rounds, stopped)
+        standstill = getattr(self.strategy, "standstill", None)
+        if standstill is not None:
+            standstill.log_at_end()
         return stopped
 
     def _tell_end(self, server_round: int) -> str | None:

@@ -150,15 +150,8 @@ class FedPW(WithFedPW, ScreenedFedAvg):
     ) -> Result:
         """Run the rounds as FedAvg does, with the checkpoints and observers that were given.
 
-        Returns
-        -------
-        Result
-            The last model, and the metrics of all rounds, also those before a resume.
-
-        Raises
-        ------
-        CheckpointError
-            If a checkpoint cannot be written, read, or gone on from; see `resume`.
+        The result has the last model, and the metrics of all rounds, also those before a resume.
+        `CheckpointError` if a checkpoint cannot be written, read, or gone on from; see `resume`.
         """
         arguments = (
             *(grid, initial_arrays, num_rounds, timeout),
@@ -174,10 +167,7 @@ class FedPW(WithFedPW, ScreenedFedAvg):
     def summary(self) -> None:
         """Log the method's settings and those of FedAvg.
 
-        Raises
-        ------
-        ValueError
-            If the strategy stands inside a wrapper that FedPW cannot work with.
+        ValueError if the strategy stands inside a wrapper that it cannot work with.
         """
         refuse_incompatible()
         self.method.log_settings()
@@ -188,14 +178,8 @@ class FedPW(WithFedPW, ScreenedFedAvg):
     ) -> Iterable[Message]:
         """Send the model to the nodes that train, with what each is to do to its update.
 
-        Raises
-        ------
-        ValueError
-            If `trainable` names an array the model does not have, no array of the model is
-            floating, one cannot be decoded or is not finite, or something around the strategy or in
-            `config` cannot work with it.
-        TypeError
-            If the model holds complex arrays, or `trainable` names one that is not floating.
+        Raises as `Driver.begin`; also a ValueError if something around the strategy or in `config`
+        cannot work with it.
         """
         refuse_incompatible(self.method.upload, config)
         if (self.checkpoints is not None or self.observers) and not self._in_our_loop:

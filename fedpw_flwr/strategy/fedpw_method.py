@@ -22,15 +22,14 @@ from fedpw_flwr.algorithm import (
 )
 from fedpw_flwr.algorithm.adjustment import requested_rates
 from fedpw_flwr.algorithm.client_step import Consensus
-from fedpw_flwr.algorithm.settings import distinct_names
 from fedpw_flwr.algorithm.tensors import has_names
 from fedpw_flwr.device import available_device
-from fedpw_flwr.engines import engine_for
+from fedpw_flwr.engines import engine_for, why_not_compiled
 from fedpw_flwr.rounds.faults import BadReply, MissingLossError
 from fedpw_flwr.rounds.method import Method, Requests, Step
 from fedpw_flwr.rounds.replies import TrainReply
 from fedpw_flwr.strategy.evaluated_losses import EvaluatedLosses
-from fedpw_flwr.strategy.fedpw_record import loops_on, recorded, warnings_of
+from fedpw_flwr.strategy.fedpw_record import recorded, warnings_of
 from fedpw_flwr.strategy.options import Adjustment, LossSource, MethodOptions
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, AdjustmentRequest, Upload, pack_consensus
 from fedpw_flwr.wire.packing import UPLOAD_DTYPES
@@ -49,19 +48,14 @@ class FedPWMethod(Method):
     """
 
     title = "FedPW"
-    needs_loss = needs_evaluation = needs_examples = keeps_sign = asks_by_client = False
-    """What the options decide."""
 
     def __init__(self, options: MethodOptions) -> None:
         given: dict[str, Any] = dict(options)
-        if given.get("trainable") is not None:
-            given["trainable"] = distinct_names(given["trainable"])
         names = FedPWSettings.__dataclass_fields__.keys() & given.keys()
         self.settings = FedPWSettings(**{name: given[name] for name in names})
         self.train_loss_key: str = given.get("train_loss_key", "train_loss")
         self.loss_source: LossSource = given.get("loss_source", "train")
         self.evaluate_loss_key: str = given.get("evaluate_loss_key", "eval_loss")
-        device = given.get("device")
         self.adjustment: Adjustment = given.get("adjustment", "server")
         self.upload: Upload = given.get("upload", "dense")
         self.upload_dtype = given.get("upload_dtype", "float32")
@@ -72,12 +66,11 @@ class FedPWMethod(Method):
         self.asks_by_client = adjusts and self.adjustment == "client"
         self.keeps_sign = self.settings.clip_weights
         self._check_placement()
-        self.device = available_device("cpu" if device is None else device)
+        self.device = available_device("cpu" if given.get("device") is None else given["device"])
         self._given_trainable = self.settings.trainable
-        self._state = WeightingState()
+        self.state = WeightingState()
         self.adjustment_state = AdjustmentState()
         self.evaluated = EvaluatedLosses()
-        self._names: frozenset[str] | None = None
         self._rates: dict[int, float] = {}
 
     def _check_placement(self) -> None:
@@ -116,16 +109,6 @@ class FedPWMethod(Method):
         """Rounds that were aggregated so far."""
         return self.state.rounds
 
-    @property
-    def state(self) -> WeightingState:
-        """FedPW's memory of the clients. Setting it forgets what clients were asked to do."""
-        return self._state
-
-    @state.setter
-    def state(self, state: WeightingState) -> None:
-        self._state = state
-        self.adjustment_state = AdjustmentState()
-
     # --- A round ----------------------------------------------------------------------------------
 
     def requests(self, names: Sequence[str], clients: Mapping[int, int]) -> Requests:
@@ -140,11 +123,10 @@ class FedPWMethod(Method):
                 'clients evaluate, or report the loss of training, without loss_source="evaluate"'
             )
         consensus = self.adjustment_state.consensus
-        of_another = consensus is not None and not consensus.members.keys() <= set(names)
-        if self._names not in (None, frozenset(names)) or of_another:
+        if consensus is not None and not consensus.members.keys() <= set(names):
             # C is that of another model's arrays.
+            consensus = None
             self.adjustment_state = replace(self.adjustment_state, consensus=None)
-        self._names = frozenset(names)
         if not self.asks_by_client:
             return Requests()
         # In the order of client id: the last bit of a mean depends on the order of its terms.
@@ -163,7 +145,6 @@ class FedPWMethod(Method):
                 self.settings.max_loss_ratio,
             )
         self._rates = dict(zip(nodes, rates, strict=True))
-        consensus = self.adjustment_state.consensus
         agreed = {} if consensus is None else consensus.factors
         factors = {index: agreed[name] for index, name in enumerate(names) if name in agreed}
         shared: dict[str, bytes] = {}
@@ -231,7 +212,6 @@ class FedPWMethod(Method):
 
     def leave_out(self, private: Collection[str]) -> None:
         """Forget arrays that clients keep to themselves; ValueError if none is left to train."""
-        self._names = (self._names or frozenset()) - frozenset(private)
         if self.settings.trainable is None:
             return
         trainable = tuple(name for name in self.settings.trainable if name not in private)
@@ -278,7 +258,7 @@ class FedPWMethod(Method):
 
     def remember(self, memory: tuple[WeightingState, AdjustmentState]) -> None:
         """Take the memory of the next round."""
-        self._state, self.adjustment_state = memory
+        self.state, self.adjustment_state = memory
 
     def note_evaluation(self, losses: Mapping[int, float]) -> None:
         """Take the losses by which clients count in the next round."""
@@ -292,9 +272,7 @@ class FedPWMethod(Method):
         consensus = adjustment.consensus
         state = {
             "weighting": self.state.to_dict(),
-            "relative_losses": {
-                str(client): loss for client, loss in adjustment.relative_losses.items()
-            },
+            "relative_losses": dict(adjustment.relative_losses),
             "consensus": None
             if consensus is None
             else {"round": consensus.round, "factors": dict(consensus.factors)},
@@ -317,7 +295,7 @@ class FedPWMethod(Method):
         trainable = None if state["trainable"] is None else tuple(state["trainable"])
         # Earlier versions saved none.
         evaluated = state.get("evaluated_losses", EvaluatedLosses().to_dict())
-        self._state, self.evaluated = weighting, EvaluatedLosses.from_dict(evaluated)
+        self.state, self.evaluated = weighting, EvaluatedLosses.from_dict(evaluated)
         self.adjustment_state = AdjustmentState(relative_losses=losses, consensus=consensus)
         self.settings = replace(self.settings, trainable=trainable)
 
@@ -342,6 +320,11 @@ class FedPWMethod(Method):
         where = f"on the {'clients' if self.asks_by_client else 'server'}"
         if self.upload == "packed":
             where += f", packed uploads of {self.upload_dtype} values"
+        slow, on = why_not_compiled(), f"{self.device}"
+        if self.device.type == "cpu" and slow:
+            on += f"; slower than it could be for large models: {slow}"
+        elif self.device.type == "cpu":
+            on += ", loops of large models compiled by Numba"
         for line in (
             "├──> FedPW settings:",
             f"│\t├── Adaptive weights: {'on' if settings.adapt_weights else 'off'}"
@@ -352,7 +335,7 @@ class FedPWMethod(Method):
             f" | from: {self.loss_source}",
             "│\t├── Trainable arrays: "
             + ("known in round 1" if trainable is None else f"{len(trainable)} named"),
-            f"│\t└── Server step on: {self.device}{loops_on(self.device)}",
+            f"│\t└── Server step on: {on}",
         ):
             logger.info("\t%s", line)
 
@@ -379,10 +362,6 @@ class WithFedPW(ABC):
     def state(self) -> WeightingState:
         """The method's memory of the clients."""
         return self.method.state
-
-    @state.setter
-    def state(self, state: WeightingState) -> None:
-        self.method.state = state
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""

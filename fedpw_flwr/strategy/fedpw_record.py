@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from flwr.app import MetricRecord
 
 from fedpw_flwr.algorithm import ServerStep
-from fedpw_flwr.engines import why_not_compiled
 
 
 def recorded(step: ServerStep, reported: Mapping[int, float | None]) -> MetricRecord:
@@ -50,13 +48,3 @@ def warnings_of(step: ServerStep, reported: Mapping[int, float | None]) -> list[
                 "(max_weight)"
             )
     return found
-
-
-def loops_on(device: torch.device) -> str:
-    """Return which loops compute the server step, as the summary has it."""
-    if device.type != "cpu":
-        return ""
-    reason = why_not_compiled()
-    if reason:
-        return f"; slower than it could be for large models: {reason}"
-    return ", loops of large models compiled by Numba"

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -109,21 +109,9 @@ class ScreenedFedAvg(Driven, SampledFedAvg):
         super().restore_state(state, tensors)
         self.sampling.restore_state(state)
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
+    def start(self, *arguments: Any, **named: Any) -> Result:
         """Run the rounds as FedAvg does, and say at the end if the last ones changed nothing."""
-        result = super().start(
-            *(grid, initial_arrays, num_rounds, timeout),
-            *(train_config, evaluate_config, evaluate_fn),
-        )
+        result = super().start(*arguments, **named)
         self.standstill.log_at_end()
         return result
 
@@ -134,37 +122,23 @@ class ScreenedFedAvg(Driven, SampledFedAvg):
 
         Raises as `Driver.begin`.
         """
-        begun = self.driver.begin(
+        model, entries = self.driver.begin(
             server_round,
             arrays,
             lambda: self.choose_nodes("train", server_round, grid),
             lambda nodes: self.sampling.clients_at(grid, nodes),
         )
-        self._asked_to_train = self._messages(
-            "train", server_round, begun.arrays, config, begun.entries
-        )
+        self._asked_to_train = self._messages("train", server_round, model, config, entries)
         return self._asked_to_train
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Finish a round: aggregate its training replies into the next model.
+        """Finish a round; raises as `Driver.finish`.
 
-        Returns
-        -------
-        tuple[ArrayRecord | None, MetricRecord | None]
-            The next model (the current one where no reply can be used), and the clients' averaged
-            metrics, what the method records, and the counts ``quarantined``, ``failed`` and
-            ``empty``. In the first round the next model is without the arrays that no client
-            returned: see docs/projects/index.md, "Parts of a model that stay private".
-
-        Raises
-        ------
-        UnusableRepliesError
-            If all replies of the first round have the same fault (`MissingLossError`: none reports
-            the training loss), or three rounds from the start had none that can be used.
-        RuntimeError
-            If `configure_train` was not called before.
+        Returns the next model (the current one where no reply can be used; in the first round
+        without the arrays that no client returned), and the clients' averaged metrics, what the
+        method records, and the counts ``quarantined``, ``failed`` and ``empty``.
         """
         finished = self.driver.finish(
             "aggregate_train",
@@ -173,7 +147,7 @@ class ScreenedFedAvg(Driven, SampledFedAvg):
             self.weighted_by_key,
         )
         arrays = self.handed_on(finished)
-        if not finished.asked:
+        if not self.driver.asked_nodes:
             return arrays, None
         self.sampling.note_replies({reply.node_id: reply.content for reply in finished.good})
         alike = alike_metrics([reply.content for reply in finished.good], self.weighted_by_key)
@@ -195,19 +169,9 @@ class ScreenedFedAvg(Driven, SampledFedAvg):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Average the round's evaluation metrics over the replies that can be used.
+        """Average the metrics of the evaluation replies that can be used; add the same counts.
 
-        Returns
-        -------
-        MetricRecord | None
-            The averaged metrics with the counts ``quarantined``, ``failed`` and ``empty`` (FedPW's
-            names begin with ``fedpw-``); None where nobody was asked.
-
-        Raises
-        ------
-        UnusableRepliesError
-            If the method needs the evaluation's loss, and all replies of the first have the same
-            fault.
+        None where nobody was asked. Raises as `Driver.screen_evaluation`.
         """
         asked = self._asked_to_evaluate
         if asked is not None and not asked:

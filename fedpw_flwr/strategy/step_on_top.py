@@ -54,7 +54,7 @@ class StepOnTop(Driven):
     def handed_on(self, finished: Finished) -> ArrayRecord | None:
         """Return what the optimizer is to step on, and tell it where from."""
         self._aggregate = finished.arrays
-        if not finished.stepped:
+        if not finished.good:
             return None
         self._step_from(self.driver.trained())
         return self.driver.trained(finished.arrays)

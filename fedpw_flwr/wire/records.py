@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, MetricRecord, MetricRecordValues, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, MetricRecordValues, RecordDict
 
 from fedpw_flwr.wire.adjustment import REPORT_KEY
 
@@ -51,6 +51,15 @@ def identity_of(content: RecordDict) -> int | None:
     if type(identity) is not int or identity < 0:
         raise ValueError(f"its {IDENTITY_KEY!r} is {identity!r}, not a non-negative integer")
     return identity
+
+
+def client_of(reply: Message) -> int:
+    """Return the client id that a reply states, or its node where it states none."""
+    try:
+        stated = identity_of(reply.content)
+    except ValueError:
+        stated = None
+    return reply.metadata.src_node_id if stated is None else stated
 
 
 def _identity(content: RecordDict) -> ConfigRecord:

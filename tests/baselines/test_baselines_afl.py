@@ -19,8 +19,9 @@ from support.baselines_federation import (
 from support.grid import ClientsGrid, train_round
 from support.records import array_record, ndarrays
 
+from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines import AFL
-from fedpw_flwr.baselines.afl import ClientShares, project_to_simplex
+from fedpw_flwr.baselines.afl import project_to_simplex
 
 UPDATES = [local([1, 0, 0, 0]), local([0, 1, 0, 0]), local([0, 0, 1, 0])]
 
@@ -62,10 +63,10 @@ def test_an_absent_client_keeps_its_weight() -> None:
         for one in range(3)
     }
     arrays, _ = train_round(strategy, ClientsGrid(clients), arrays)
-    before = dict(strategy.memory.weights)
+    before = dict(strategy.memory)
     present = ClientsGrid({node: clients[node] for node in (100, 102)})
     _, metrics = train_round(strategy, present, arrays, 2)
-    after = strategy.memory.weights
+    after = strategy.memory
     assert after[1] == before[1]
     assert after[0] + after[2] == pytest.approx(before[0] + before[2])
     total = before[0] + before[2]
@@ -114,11 +115,15 @@ def test_no_point_of_the_simplex_is_nearer(values: list[float], seed: int) -> No
 
 
 def test_a_newcomer_has_the_average_weight() -> None:
-    shares = ClientShares().moved([1, 2], [0.75, 0.25])
-    assert shares.of([1, 2, 3]) == pytest.approx((1.5 / 3, 0.5 / 3, 1 / 3))
+    strategy = AFL()
+    strategy.memory = {1: 1.5, 2: 0.5}
+    weights, _ = strategy.weigh({}, [ClientResult(client, {}, 1.0) for client in (1, 2, 3)])
+    assert weights.mean == pytest.approx((1.5 / 3, 0.5 / 3, 1 / 3))
 
 
 def test_participants_without_any_weight_count_the_same_and_keep_it() -> None:
-    shares = ClientShares().moved([1, 2, 3], [1.0, 0.0, 0.0])
-    assert shares.of([2, 3]) == (0.5, 0.5)
-    assert shares.moved([2, 3], [0.9, 0.1]).weights == shares.weights
+    strategy = AFL()
+    strategy.memory = {1: 3.0, 2: 0.0, 3: 0.0}
+    weights, after = strategy.weigh({}, [ClientResult(2, {}, 0.9), ClientResult(3, {}, 0.1)])
+    assert weights.mean == (0.5, 0.5)
+    assert after == strategy.memory

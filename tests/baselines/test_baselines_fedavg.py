@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
 from flwr.serverapp import strategy as flower
 from support.baselines_federation import (
     MODEL,
     TRAINED,
-    after_rounds,
     client_of,
     drawn,
     flat,
@@ -63,16 +61,6 @@ def test_fedprox_tells_the_clients_and_averages_as_fedavg() -> None:
     assert FedProx(proximal_mu=0.25).fingerprint()["proximal_mu"] == 0.25
 
 
-def test_nobody_is_asked_where_training_is_switched_off() -> None:
-    strategy, grid = FedAvg(fraction_train=0.0), grid_of([drawn(0, 1)] * 3)
-    arrays = array_record(MODEL)
-    assert strategy.configure_train(1, arrays, ConfigRecord(), grid) == ()
-    after, metrics = strategy.aggregate_train(1, [])
-    assert after is not None
-    assert payloads(after) == payloads(arrays)
-    assert metrics is None
-
-
 # --- FedAvgM and FedAdam ------------------------------------------------------------------------
 
 FLOATS = {name: MODEL[name] for name in TRAINED}
@@ -99,18 +87,3 @@ def test_trained_arrays_move_as_flowers_own_moves_them(
         np.testing.assert_allclose(
             flat(ndarrays(arrays)), flat(ndarrays(expected)), rtol=1e-4, atol=1e-6
         )
-
-
-def test_two_steps_of_momentum_worked_out_by_hand() -> None:
-    """Δ = 1, then 1: v = 1, then 0.5 + 1; w falls by 0.1·1 and 0.1·1.5."""
-    strategy = FedAvgM(server_learning_rate=0.1, server_momentum=0.5)
-    models, _ = after_rounds(strategy, dict.fromkeys((1, 2), [local([1, 0, 0, 0])] * 2))
-    assert [flat(model)[0] for model in models] == pytest.approx([1, 1 - 0.1, 1 - 0.25])
-
-
-def test_a_step_of_adam_worked_out_by_hand() -> None:
-    """Round 1 of Δ = −1: m = −0.1, v = 0.01, η_t = 0.1 √(1 − 0.99²) / (1 − 0.9²) in Flower's
-    counting, and w falls by η_t · 0.1 / (0.1 + τ)."""
-    arrays, _ = train_round(FedAdam(), grid_of([local([1, 0, 0, 0])] * 2), array_record(MODEL))
-    eta = 0.1 * np.sqrt(1 - 0.99**2) / (1 - 0.9**2)
-    assert flat(ndarrays(arrays))[0] == pytest.approx(1 - eta * 0.1 / (0.1 + 1e-3), abs=1e-6)

@@ -115,15 +115,6 @@ def test_equal_clients_make_it_fedavg(name: str) -> None:
         np.testing.assert_allclose(ndarrays(arrays)[key], ndarrays(expected)[key], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [one for one in EQUALISED if one != "fedmgda_plus"])
-def test_weights_are_on_the_simplex(name: str) -> None:
-    _, records = rounds_of(BUILDS[name](), honest(), count=6)
-    for record in records:
-        weights = record["client-weight"]
-        assert min(weights) >= 0
-        assert sum(weights) == pytest.approx(1.0)
-
-
 @every_strategy
 def test_the_round_is_recorded_client_by_client(build: Build) -> None:
     """The lists run over the participants in the order of identity, also beside the app's own."""
@@ -134,14 +125,6 @@ def test_the_round_is_recorded_client_by_client(build: Build) -> None:
         assert record["client-loss"] == [drawn(one, server_round).loss for one in CLIENTS]
         assert len(record["client-weight"]) == len(CLIENTS)
         assert record["train_loss"] > 0
-
-
-@every_strategy
-def test_a_single_client_is_enough(build: Build) -> None:
-    strategy = build(min_train_nodes=1, min_available_nodes=1)
-    arrays, metrics = train_round(strategy, grid_of([drawn(0, 1)]), array_record(MODEL))
-    assert metrics["client-id"] == [0]
-    assert all(np.isfinite(array).all() for array in ndarrays(arrays).values())
 
 
 @pytest.mark.parametrize("name", ["fedavg", "term", "fedadam"])

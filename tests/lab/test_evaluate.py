@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,17 +116,6 @@ def test_data_that_moved_can_be_named(
     assert main([str(run.path), "--json", f"dataset.folder={tmp_path / 'moved'}"]) == 0
 
 
-def test_the_module_is_a_command(run: RunFolder) -> None:
-    command = [sys.executable, "-m", "fedpw_flwr.lab.evaluate"]
-    done = subprocess.run([*command, run.path], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "bright" in done.stdout
-    failed = subprocess.run([*command, "missing"], check=False, capture_output=True, text=True)
-    assert failed.returncode == 1
-    assert "there is no folder missing" in failed.stderr
-    assert "Traceback" not in failed.stderr
-
-
 # -------------------------------------------------------------------------------------- errors
 
 
@@ -161,6 +148,7 @@ def test_a_missing_truncated_or_ill_fitting_model_is_named(
     [
         (["dataset.domains=[bright,sketches]"], ["dataset", "sketches"]),
         (["dataset.fodler=here"], ["no key 'dataset.fodler' to override"]),
+        (["model.width=0"], ["model.width must be a whole number of at least 1, got 0"]),
         (["folder"], ["is no override"]),
         (["=3"], ["is no override"]),
         (["--device", "abacus"], ["device='abacus' cannot be used"]),

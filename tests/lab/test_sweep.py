@@ -5,20 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fedpw_flwr.lab.config.checked_jobs import CheckedJobs
-from fedpw_flwr.lab.config.configuration import (
-    compose_configuration,
-    config_folder,
-    resolved_yaml,
-)
-from fedpw_flwr.lab.data.digest import pictures_digest
-from fedpw_flwr.lab.experiment import build_group
+from fedpw_flwr.lab.command import main
+from fedpw_flwr.lab.config.configuration import compose_configuration, resolved_yaml
+from fedpw_flwr.lab.experiment import build_data
 from fedpw_flwr.lab.runs.holdings import Holdings
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 from fedpw_flwr.lab.sweep import Sweep, results_fingerprint, run_name
@@ -126,34 +118,23 @@ def test_one_run_is_claimed_by_one_sweep_at_a_time(tmp_path: Path) -> None:
         assert again is not None
 
 
-def _checked_early(folder: Path, *words: str) -> None:
-    """Check a sweep's runs as hydra does before the first of them."""
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        words = (*words, "hydra.mode=MULTIRUN", f"hydra.sweep.dir='{folder}'")
-        CheckedJobs().on_multirun_start(
-            hydra.compose_config("config", list(words), RunMode.MULTIRUN, False, False)
-        )
-
-
 def test_a_run_that_is_done_need_not_be_able_to_start_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    on_gpu = ("rounds=2", "runtime.gpus_per_client=0.25")
-    done = _configuration("seed=4 rounds=2")
-    _finish(tmp_path / run_name(done), done)
-    _checked_early(tmp_path, "seed=4", *on_gpu)
+    monkeypatch.chdir(tmp_path)
+    for name in ("fedpw", "fedpw_server"):
+        done = _configuration(f"strategy={name} seed=4 rounds=2")
+        _finish(tmp_path / run_name(done), done)
+    on_gpu = ["rounds=2", "runtime.gpus_per_client=0.25", "hydra.sweep.dir=."]
+    words = ["-m", "strategy=glob([fedpw,fedpw_s*])", "seed=4,9", *on_gpu]
+    monkeypatch.setattr("sys.argv", ["fedpw", *words])
     with pytest.raises(SystemExit):
-        _checked_early(tmp_path, "seed=4,9", *on_gpu)
+        main()
     said = capsys.readouterr().err
-    assert "seed=9 rounds=2 runtime.gpus_per_client=0.25: runtime.gpus_per_client=0.25, but" in said
+    last = "seed=9 rounds=2 runtime.gpus_per_client=0.25"
+    assert f"strategy=fedpw {last}; strategy=fedpw_server {last}: runtime.gpus_per_client" in said
     assert "seed=4" not in said
-
-
-def test_the_choices_of_a_group_can_be_swept_by_a_pattern(tmp_path: Path) -> None:
-    _checked_early(tmp_path, "strategy=glob(fedpw*)", "seed=1")
 
 
 def test_a_sweep_says_how_far_it_is_and_what_failed(tmp_path: Path) -> None:
@@ -184,7 +165,7 @@ def test_a_run_on_other_pictures_is_another_and_keeps_its_folder(tmp_path: Path)
     with sweep.claim(configuration) as folder:
         assert folder is not None
         assert folder.path == tmp_path / f"{run_name(configuration)}_2"
-    same = pictures_digest(build_group("dataset", configuration))
+    same = build_data(configuration).digest()
     RunFolder(place).write_holdings(Holdings([], data_digest=same))
     assert sweep.finished(configuration) == place
 

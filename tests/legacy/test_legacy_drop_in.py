@@ -18,8 +18,6 @@ from flwr.common import (
     NDArrays,
     Parameters,
     Scalar,
-    ndarrays_to_parameters,
-    parameters_to_ndarrays,
 )
 from flwr.server import Server, SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
@@ -27,7 +25,6 @@ from flwr.server.strategy import FedAvg
 from support.legacy_federation import (
     INITIAL,
     NAMES,
-    OK,
     Metrics,
     NoiseClient,
     PlainClient,
@@ -224,26 +221,3 @@ def test_users_metrics_are_not_asked_for_where_no_result_can_be_used() -> None:
 def test_an_option_that_it_does_not_have_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="FedPW has no option 'betta'; did you mean beta"):
         FedPW(betta=0.3)  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize("inplace", [True, False])
-@pytest.mark.parametrize("examples", [(1, 5), (7, 2, 4), (3,)])
-def test_without_its_two_parts_it_is_the_weighted_mean_and_needs_no_loss(
-    inplace: bool, examples: tuple[int, ...]
-) -> None:
-    rng = np.random.default_rng(len(examples))
-    shapes = [(100, 64), (31, 62, 3)]
-    models = [[rng.standard_normal(shape) for shape in shapes] for _ in examples]
-
-    def fit(node: int, ins: FitIns) -> FitRes:
-        return FitRes(OK, ndarrays_to_parameters(models[node]), examples[node], {})
-
-    parts: dict[str, Any] = {"adapt_weights": False, "adjust_parameters": False}
-    strategy = FedPW(**parts, inplace=inplace, min_fit_clients=1, min_available_clients=1)
-    clients = [PlainClient(node, fit) for node in range(len(examples))]
-    parameters, metrics = fit_round(strategy, clients, ndarrays_to_parameters(models[0]))
-    assert metrics["fedpw-quarantined"] == 0
-    for index, array in enumerate(parameters_to_ndarrays(parameters)):
-        by_hand = np.average([model[index] for model in models], 0, list(examples))
-        assert array.dtype == np.float64
-        np.testing.assert_allclose(array, by_hand, rtol=1e-9, atol=1e-12)

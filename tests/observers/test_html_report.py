@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def test_the_page_of_a_run_has_the_figures_of_its_last_round_and_no_markup_of_a_
     for title in ("Aggregation weight", "Direction term p", "Loss term q", "Clients' accuracy"):
         assert title in text
     # Who, and why.
-    assert "2 quarantined, 3 failed" in text
+    assert "5 quarantined, 6 failed" in text
     assert f"train: node 14 failed: error 2: RuntimeError: {HOSTILE}" in text
     assert "node 15 quarantined: " in text
     assert "node 16 has no reply here: it did not answer" in text
@@ -190,8 +192,10 @@ def test_the_page_says_why_a_run_ended_early(tmp_path: Path) -> None:
             return f"enough {HOSTILE}"
 
     class Fail(Observer):
+        error: BaseException = ConnectionError(HOSTILE)
+
         def on_round(self, server_round: int) -> None:
-            raise ConnectionError(HOSTILE)
+            raise self.error
 
     text, _ = text_and_elements(run(tmp_path, GOOD, observers=lambda report: [Stop(), report]))
     assert f"Stopped after round 0: enough {HOSTILE}" in text
@@ -199,6 +203,12 @@ def test_the_page_says_why_a_run_ended_early(tmp_path: Path) -> None:
         run(tmp_path, GOOD, observers=lambda report: [Fail(), report])
     text, _ = text_and_elements((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert f"Failed after round 0, ConnectionError: {HOSTILE}" in text
+    Fail.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, GOOD, observers=lambda report: [Fail(), report])
+    text, _ = text_and_elements((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Interrupted after round 0" in text
+    assert "Failed" not in text
 
 
 def test_a_page_that_cannot_be_written_costs_no_run(
@@ -269,6 +279,13 @@ def test_the_page_opens_in_a_browser_without_a_complaint(tmp_path: Path) -> None
     assert "Round 3 of 3" in opened.text
     assert "Mean 39 % accuracy, round 3" in opened.text
     assert "img" not in opened.elements
-    # It would be heard.
-    (tmp_path / "bad.html").write_text("<script>nothing()</script>")
-    assert "nothing is not defined" in shown(tmp_path / "bad.html").console[0]
+    # Of one that goes on the browser says how long nothing was heard.
+    alive = page(Run("mine", total=9))
+    silent = re.sub(r"(Date.now[^-]*- )\d+", rf"\g<1>{time.time() - 3700}", alive)
+    (tmp_path / "silent.html").write_text(silent)
+    assert "Nothing was heard of this run for 61 minutes" in shown(tmp_path / "silent.html").text
+    # A complaint would be heard.
+    (tmp_path / "bad.html").write_text(alive + "<script>nothing()</script>")
+    bad = shown(tmp_path / "bad.html")
+    assert "nothing is not defined" in bad.console[0]
+    assert "Nothing was heard" not in bad.text

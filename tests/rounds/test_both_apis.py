@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pytest
-from flwr.app import Context, Message
+from flwr.app import Context
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from support.adjusting_clients import ignoring, model_of
 from support.federation import (
     LEGACY,
     MESSAGE,
-    Federation,
-    both_apis,
-    known_reply,
     memory,
     with_lists,
 )
 from support.legacy_federation import INITIAL, NAMES, NoiseClient, app_clients, app_grid, fit_round
 from support.legacy_federation import ask as ask_legacy
-from support.records import NDArrays, array_record, ndarrays, payloads, train_content
+from support.records import array_record
 from support.small_model import MODEL as SMALL_MODEL
 
 from fedpw_flwr import FedPWClient, numpy_client_app
@@ -86,38 +80,3 @@ def test_packed_updates_are_what_travels_under_the_legacy_api() -> None:
     for _, result in results:
         assert len(result.parameters.tensors[0]) < len(parameters.tensors[0])
         assert b"FPW1" in result.parameters.tensors[0]
-
-
-def replied(message: Message, changes: Mapping[str, Any], **content: Any) -> Message:
-    model: NDArrays = {**model_of(message), **changes}
-    return Message(train_content(model, **content), reply_to=message)
-
-
-@both_apis
-def test_int64_counters_stay_int64_and_follow_the_clients(api: Federation) -> None:
-    """Flower's own in-place average gives 0 here."""
-    name = "norm.num_batches_tracked"
-
-    def counted(count: int) -> Any:
-        return ignoring(lambda message: replied(message, {name: np.array(count)}))
-
-    arrays, metrics = api.train_round(api.strategy(), {11: counted(20), 12: counted(40)})
-    # Nobody moved and the losses are equal, so the weights are.
-    assert metrics["fedpw-weight"] == [0.5, 0.5]
-    assert (arrays[name].dtype, arrays[name].shape) == ("int64", ())
-    assert arrays[name].numpy() == 30
-
-
-@both_apis
-def test_column_major_replies_give_the_same_model(api: Federation) -> None:
-    def column_major(message: Message) -> Message:
-        reply = known_reply(message)
-        model = ndarrays(reply.content.array_records["arrays"])
-        turned = {name: np.array(array, order="F") for name, array in model.items()}
-        reply.content["arrays"] = array_record(turned)
-        return reply
-
-    nodes = [11, 12, 13]
-    expected, _ = api.train_round(api.strategy(), dict.fromkeys(nodes, ignoring(known_reply)))
-    arrays, _ = api.train_round(api.strategy(), dict.fromkeys(nodes, ignoring(column_major)))
-    assert payloads(arrays) == payloads(expected)

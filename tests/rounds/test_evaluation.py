@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.common import Code, EvaluateIns, EvaluateRes, Status
+from flwr.common import EvaluateIns
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
@@ -31,7 +31,7 @@ from support.federation import (
     weighted_mean,
 )
 from support.grid import Client
-from support.legacy_federation import PlainClient, evaluate_round, good_fit, manager_of
+from support.legacy_federation import manager_of
 from support.records import array_record, payloads
 from support.small_model import evaluate_reply, stray
 
@@ -258,20 +258,6 @@ def test_result_of_a_client_that_was_not_asked_is_set_aside() -> None:
     _, metrics = strategy.aggregate_evaluate(1, results, [])
     assert metrics["accuracy"] == pytest.approx(asked.node_id / 100)
     assert metrics["fedpw-quarantined"] == len(NODES) - 1
-
-
-def test_result_that_is_not_implemented_is_a_failure_of_its_client(
-    flower_log: pytest.LogCaptureFixture,
-) -> None:
-    def refusing(node: int, ins: EvaluateIns) -> EvaluateRes:
-        status = Status(Code.EVALUATE_NOT_IMPLEMENTED, "Client does not implement `evaluate`")
-        return EvaluateRes(status, 0.0, 0, {})
-
-    evaluations = {BAD: refusing}
-    proxies = [PlainClient(node, good_fit, evaluations.get(node)) for node in NODES]
-    _, metrics = evaluate_round(LEGACY.strategy(), proxies)
-    assert LEGACY.counts(metrics) == (0, 1, 0)
-    assert f"node {BAD} failed: Client does not implement `evaluate`" in flower_log.text
 
 
 def test_failures_that_are_not_accepted_give_nothing() -> None:

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message
-from flwr.client import Client as LegacyClient
-from flwr.clientapp import ClientApp
+from flwr.app import Message
 from flwr.common import Code, FitIns, FitRes, Parameters, Status
 from support.adjusting_clients import ignoring, round_of
 from support.federation import (
@@ -35,13 +33,8 @@ from support.federation import (
 )
 from support.grid import Client
 from support.legacy_federation import (
-    INITIAL,
-    NoiseClient,
-    app_clients,
     fit_round,
     plain_clients,
-    run_server,
-    with_server_round,
 )
 from support.records import array_record, payloads, train_content
 from support.small_model import evaluate_reply, good_client, train_reply
@@ -56,16 +49,6 @@ def full(node: int) -> Client:
         raise OSError(f"disk {node} is full")
 
     return client
-
-
-@every_method
-def test_failures_cost_only_themselves(api: Federation) -> None:
-    strategy, without = api.strategy(), api.strategy()
-    rounds = api.train_rounds(strategy, everyone(NODES, {12: full(12), 13: full(13)}), 3)
-    expected = api.train_rounds(without, everyone([11, 14]), 3)
-    assert payloads(rounds[-1].arrays) == payloads(expected[-1].arrays)
-    assert memory(strategy) == memory(without)
-    assert [api.counts(metrics) for _, metrics in rounds] == [(0, 2, 0)] * 3
 
 
 @both_apis
@@ -122,38 +105,6 @@ def test_exceptions_without_a_trace_name_those_they_may_belong_to(
     told = warnings(flower_log)
     assert len(told) == 2
     assert all("one of the nodes [12, 13]: RuntimeError: lost" in line for line in told)
-
-
-def test_a_run_of_flowers_server_names_the_clients_that_fail_in_it(
-    flower_log: pytest.LogCaptureFixture,
-) -> None:
-    """Through Flower's own proxies, in training and in evaluation."""
-
-    class FailsNowAndThen(NoiseClient):
-        def fit(self, parameters: Any, config: Any) -> Any:
-            if self.number in (12, 14) and config["server-round"] == 2:
-                raise OSError(f"disk {self.number} is full")
-            return super().fit(parameters, config)
-
-        def evaluate(self, parameters: Any, config: Any) -> Any:
-            if self.number in (11, 13):
-                raise KeyError(f"label {self.number}")
-            return super().evaluate(parameters, config)
-
-    def client_fn(context: Context) -> LegacyClient:
-        return FailsNowAndThen(int(context.node_config["partition-id"])).to_client()
-
-    strategy = legacy.FedPW(initial_parameters=INITIAL, on_fit_config_fn=with_server_round)
-    run_server(strategy, app_clients(ClientApp(client_fn=client_fn), NODES), 2)
-    told = "\n".join(warnings(flower_log))
-    for node in (12, 14):
-        assert re.search(f"aggregate_fit: round 2, node {node} failed: .*disk {node} is full", told)
-        assert f"round 1, node {node}" not in told
-    for now in (1, 2):
-        for node in (11, 13):
-            pattern = f"aggregate_evaluate: round {now}, node {node} failed: .*label {node}"
-            assert re.search(pattern, told)
-    assert "one of the nodes" not in told
 
 
 def test_failures_that_are_not_accepted_give_no_model_and_leave_the_state_alone() -> None:

@@ -27,7 +27,7 @@ from support.federation import (
 )
 from support.grid import Client
 from support.records import array_record, payloads, train_content
-from support.small_model import evaluate_reply, train_reply, trained
+from support.small_model import evaluate_reply, trained
 
 from fedpw_flwr.wire.adjustment import REQUEST_KEY, AdjustmentRequest
 from fedpw_flwr.wire.records import IDENTITY_QUERY, identity_record
@@ -65,22 +65,6 @@ def thief_of(node: int) -> Client:
 def after_two_rounds(api: Federation) -> tuple[Any, ArrayRecord]:
     strategy = api.strategy()
     return strategy, api.train_rounds(strategy, everyone(NODES), 2)[-1].arrays
-
-
-@both_apis
-def test_state_and_metrics_are_keyed_by_the_identity(api: Federation) -> None:
-    strategy = api.strategy()
-    _, metrics = api.train_round(strategy, at({7: 101, 3: 102, 5: 103}))
-    assert metrics["fedpw-client-id"] == [3, 5, 7]
-    assert sorted(strategy.state.direction.clients) == [3, 5, 7]
-    assert sorted(strategy.state.loss.clients) == [3, 5, 7]
-
-
-@both_apis
-def test_without_an_identity_a_client_is_its_node(api: Federation) -> None:
-    strategy = api.strategy()
-    api.train_round(strategy, dict.fromkeys((11, 12), following(train_reply)))
-    assert sorted(strategy.state.loss.clients) == [11, 12]
 
 
 @every_method

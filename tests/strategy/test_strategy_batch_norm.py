@@ -98,7 +98,6 @@ def wrapped(context: Context) -> NumPyClient:
     return FedPWClient(Trains(context.node_id), device="cpu")
 
 
-CLIENT = {"adjustment": "client"}
 PACKED = {"adjustment": "client", "upload": "packed", "upload_dtype": "float16"}
 
 
@@ -135,9 +134,7 @@ LEGACY = ClientApp(client_fn=lambda context: wrapped(context).to_client())
     ("run", "app", "options"),
     [
         pytest.param(after_rounds, train_app([]), {}, id="server"),
-        pytest.param(after_rounds, train_app([fedpw_mod]), CLIENT, id="mod"),
         pytest.param(after_rounds, numpy_client_app(wrapped), PACKED, id="client, packed"),
-        pytest.param(after_legacy_rounds, LEGACY, {}, id="legacy, server"),
         pytest.param(after_legacy_rounds, LEGACY, PACKED, id="legacy, client, packed"),
     ],
 )
@@ -153,13 +150,8 @@ def test_a_model_with_batch_norm_stays_usable_without_names(
     assert "model.state_dict()" in said[0]
 
 
-@pytest.mark.parametrize(
-    ("app", "options"),
-    [(train_app([]), {}), (train_app([fedpw_mod]), PACKED)],
-    ids=["server", "mod, packed"],
-)
 def test_a_variance_that_nothing_tells_from_a_weight_stays_one(
-    app: ClientApp, options: dict[str, Any], flower_log: pytest.LogCaptureFixture
+    flower_log: pytest.LogCaptureFixture,
 ) -> None:
-    assert_usable(after_rounds(app, options, counter=False))
+    assert_usable(after_rounds(train_app([fedpw_mod]), PACKED, counter=False))
     assert "no names" not in flower_log.text

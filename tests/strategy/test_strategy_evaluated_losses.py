@@ -7,14 +7,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.client import Client as FlowerClient
-from flwr.client import NumPyClient
-from flwr.clientapp import ClientApp
-from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.adjusting_clients import failing, silent
@@ -30,11 +25,10 @@ from support.federation import (
     memory,
 )
 from support.grid import Client
-from support.legacy_federation import app_clients, app_grid, run_server
 from support.records import payloads
 from support.small_model import evaluate_reply
 
-from fedpw_flwr import FedPW, MissingLossError, legacy
+from fedpw_flwr import FedPW, MissingLossError
 from fedpw_flwr.algorithm.adjustment import drop_rates
 from fedpw_flwr.rounds.faults import UnusableRepliesError
 from fedpw_flwr.strategy.evaluated_losses import EvaluatedLosses
@@ -290,89 +284,3 @@ def test_whatever_was_told_the_losses_that_count_are_finite(told: list[dict[int,
         assert all(losses.counted(client, 99) == loss for client, loss in evaluation.items())
         assert all(0.0 <= losses.counted(client, 99) < math.inf for client in range(5))
     assert EvaluatedLosses.from_dict(losses.to_dict()) == losses
-
-
-# A project whose training reports no loss, as several of Flower's own quickstarts are
-
-
-def _line(client: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a line; the last client's has another slope."""
-    x = np.linspace(-1.0, 1.0, 40)
-    return x, (1.0 if client < 24 else 3.0) * x
-
-
-def _fitted(weight: np.ndarray, client: int) -> np.ndarray:
-    x, y = _line(client)
-    for _ in range(20):
-        weight = weight - 0.05 * float(np.mean((weight[0] * x - y) * x))
-    return weight
-
-
-def _error(weight: np.ndarray, client: int) -> float:
-    x, y = _line(client)
-    return float(np.mean((weight[0] * x - y) ** 2))
-
-
-START = np.zeros(1, dtype=np.float64)
-
-
-def _function_app() -> ClientApp:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        (weight,) = message.content["arrays"].to_numpy_ndarrays()
-        fitted = _fitted(weight, int(context.node_config["partition-id"]))
-        metrics = MetricRecord({"num-examples": 40})
-        content = RecordDict({"arrays": ArrayRecord([fitted]), "metrics": metrics})
-        return Message(content, reply_to=message)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        (weight,) = message.content["arrays"].to_numpy_ndarrays()
-        loss = _error(weight, int(context.node_config["partition-id"]))
-        metrics = MetricRecord({"eval_loss": loss, "num-examples": 40})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-    return app
-
-
-class _NumPyLine(NumPyClient):
-    def __init__(self, client: int) -> None:
-        self.client = client
-
-    def fit(self, parameters: list[np.ndarray], config: dict[str, Any]) -> Any:
-        return [_fitted(parameters[0], self.client)], 40, {}
-
-    def evaluate(self, parameters: list[np.ndarray], config: dict[str, Any]) -> Any:
-        return _error(parameters[0], self.client), 40, {}
-
-
-def _numpy_app() -> ClientApp:
-    def client_fn(context: Context) -> FlowerClient:
-        return _NumPyLine(int(context.node_config["partition-id"])).to_client()
-
-    return ClientApp(client_fn=client_fn)
-
-
-def _weight_under_message_api(**options: Any) -> float:
-    grid = app_grid(_function_app(), NODES)
-    result = FedPW(**options).start(grid, ArrayRecord([START]), num_rounds=12)
-    (weight,) = result.arrays.to_numpy_ndarrays()
-    return float(weight[0])
-
-
-def _weight_under_legacy_api(**options: Any) -> float:
-    strategy = legacy.FedPW(initial_parameters=ndarrays_to_parameters([START]), **options)
-    _, parameters = run_server(strategy, app_clients(_numpy_app(), NODES), 12)
-    return float(parameters_to_ndarrays(parameters)[0][0])
-
-
-@pytest.mark.parametrize("weight", [_weight_under_message_api, _weight_under_legacy_api])
-def test_one_argument_is_all_that_such_a_project_needs(weight: Any) -> None:
-    with pytest.raises(MissingLossError, match="loss_source"):
-        weight()
-    plain = weight(adapt_weights=False, adjust_parameters=False)
-    assert plain == pytest.approx(1.5, abs=0.05)
-    # The client that is served worst gets more weight.
-    assert weight(loss_source="evaluate") > plain + 0.1

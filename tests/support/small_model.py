@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 
-from fedpw_flwr import FedPW
-from support.grid import Client, ClientsGrid
-from support.records import NDArrays, array_record, ndarrays, train_content
+from support.grid import Client
+from support.records import NDArrays, ndarrays, train_content
 
 MODEL: NDArrays = {
     "body.weight": np.linspace(-1.0, 1.0, 24, dtype=np.float32).reshape(6, 4),
@@ -67,10 +66,3 @@ def stray(reply: Message, node_id: int) -> Message:
     """The same reply, from a node that nobody asked."""
     question = Message(RecordDict(), dst_node_id=node_id, message_type=reply.metadata.message_type)
     return Message(reply.content, reply_to=question)
-
-
-def evaluate_round(strategy: FedPW, grid: ClientsGrid, server_round: int = 1) -> MetricRecord:
-    messages = strategy.configure_evaluate(server_round, array_record(MODEL), ConfigRecord(), grid)
-    metrics = strategy.aggregate_evaluate(server_round, grid.send_and_receive(messages))
-    assert metrics is not None
-    return metrics

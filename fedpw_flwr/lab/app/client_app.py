@@ -42,8 +42,6 @@ class DomainClient(NumPyClient):
 
     def __init__(self, experiment: Experiment, model: nn.Module, share: ClientShare) -> None:
         self.experiment, self.model, self.share = experiment, model, share
-        data, device = experiment.data, experiment.device
-        self._how: dict[str, Any] = {"mean": data.mean, "std": data.std, "device": device}
 
     def fit(
         self, parameters: NDArrays, config: dict[str, Scalar]
@@ -57,7 +55,8 @@ class DomainClient(NumPyClient):
         overwrite_model(self.model, parameters)
         metrics: dict[str, Scalar] = {}
         if config.get(REPORT_INITIAL_LOSS):
-            metrics[INITIAL_LOSS] = evaluate_model(self.model, share.train, **self._how).loss
+            initial = evaluate_model(self.model, share.train, experiment.normalisation)
+            metrics[INITIAL_LOSS] = initial.loss
         generator = client_generator(experiment.seed, int(config["server-round"]), share.client_id)
         # A model with dropout draws from the global source.
         torch.manual_seed(generator.initial_seed())
@@ -65,10 +64,10 @@ class DomainClient(NumPyClient):
             self.model,
             share.train,
             experiment.client,
+            experiment.normalisation,
             generator=generator,
             # Flower's FedProx sends it.
             proximal_mu=float(config.get("proximal-mu", 0.0)),
-            **self._how,
         )
         return read_model(self.model), len(share.train), {**metrics, "train_loss": loss}
 
@@ -76,11 +75,11 @@ class DomainClient(NumPyClient):
         self, parameters: NDArrays, config: dict[str, Scalar]
     ) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global model on the client's own test images, else on its domain's."""
-        domains = self.experiment.data.domains
+        experiment, share = self.experiment, self.share
         overwrite_model(self.model, parameters)
-        own = self.share.test
-        domain = next(domain for domain in domains if domain.name == self.share.domain)
-        result = evaluate_model(self.model, domain.test if own is None else own, **self._how)
+        domains = {domain.name: domain for domain in experiment.data.domains}
+        test = domains[share.domain].test if share.test is None else share.test
+        result = evaluate_model(self.model, test, experiment.normalisation)
         return result.loss, result.num_examples, {"eval_acc": result.accuracy}
 
 

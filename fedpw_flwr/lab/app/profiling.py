@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedpw_flwr.lab.runs.round_profile import MessageTimes, RoundProfile
 from fedpw_flwr.rounds.observers import Observer
-from fedpw_flwr.wire.records import identity_of
+from fedpw_flwr.wire.records import client_of
 from fedpw_flwr.wire.timings import CLIENT_PHASES, SERVER_PHASES, TIMINGS_RECORD, ClientTimings
 
 
@@ -104,13 +104,13 @@ class RoundProfiler(Observer):
         )
 
     def _keep(self, replies: Iterable[Message], seconds: float) -> list[ClientTimings]:
-        told: dict[int, tuple[int, ClientTimings]] = {}
-        for reply in replies:
-            timings = _timings(reply, seconds)
-            if timings is not None:
-                told.setdefault(reply.metadata.src_node_id, (_client(reply), timings))
-        self._told += told.values()
-        return [timings for _, timings in told.values()]
+        told = [
+            (client_of(reply), timings)
+            for reply in replies
+            if (timings := _timings(reply, seconds)) is not None
+        ]
+        self._told += told
+        return [timings for _, timings in told]
 
 
 def _divide(exchange: float, told: Sequence[ClientTimings]) -> dict[str, float]:
@@ -133,15 +133,6 @@ def _timings(reply: Message, exchange: float) -> ClientTimings | None:
     if timings.busy > exchange:
         return None
     return replace(timings, waiting=min(timings.waiting, exchange - timings.busy))
-
-
-def _client(reply: Message) -> int:
-    """Return the client's stable identity where it gives one, else its node's id."""
-    try:
-        stated = identity_of(reply.content)
-    except ValueError:
-        stated = None
-    return reply.metadata.src_node_id if stated is None else stated
 
 
 def _micro(seconds: float) -> float:

@@ -79,7 +79,6 @@ class RunRecorder(Observer):
         self._records: list[RoundRecord] = []
         self._metrics = MetricRecord()
         self._since: float | None = None
-        self._stopped: str | None = None
 
     def on_begin(self, after: int | None) -> None:
         """Start the folder, or go on with the rounds that it has up to the checkpoint's."""
@@ -148,11 +147,12 @@ class RunRecorder(Observer):
         return MetricRecord({**record.figures()})
 
     def on_end(self, stopped: str | None, error: BaseException | None) -> None:
-        """Keep for the summary why the run was stopped."""
-        self._stopped = stopped
+        """Write the summary of a run that did not fail."""
+        if error is None:
+            self.finish(stopped)
 
-    def finish(self) -> None:
-        """Write the summary of the run.
+    def finish(self, stopped: str | None = None) -> None:
+        """Write the summary of the run, and in it why it was stopped.
 
         RuntimeError if no round had a reply that could be used, so the model is still the initial
         one, or training diverged: the last model's test loss is not finite.
@@ -179,7 +179,7 @@ class RunRecorder(Observer):
                 seed=self._experiment.seed,
                 data_digest=self._experiment.data_digest,
                 package=package_state(),
-                stopped=self._stopped,
+                stopped=stopped,
             )
         )
 

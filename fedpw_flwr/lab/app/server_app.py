@@ -99,11 +99,6 @@ def main(grid: Grid, context: Context) -> None:
             *_watches(experiment, folder),
         ],
     )
-    try:
-        recorder.finish()
-    except RuntimeError as error:
-        report.on_end(None, error)
-        raise
     # Not at the top: matplotlib and SciPy would keep the first round waiting for a second.
     from fedpw_flwr.lab.plots.run_plots import write_plots
 

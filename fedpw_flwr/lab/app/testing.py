@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from threading import Lock
@@ -139,6 +138,7 @@ def _score(
 ) -> list[Scores]:
     """Classify parts of the test images with a model that `arrays` are loaded into."""
     model.load_state_dict(arrays.to_torch_state_dict())
-    data, device = experiment.data, experiment.device
-    score = partial(scores, model, mean=data.mean, std=data.std, device=device)
-    return [score(experiment.test_sets[index], batches=batches) for index, batches in parts]
+    return [
+        scores(model, experiment.test_sets[index], experiment.normalisation, batches=batches)
+        for index, batches in parts
+    ]

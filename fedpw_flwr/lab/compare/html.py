@@ -20,8 +20,8 @@ def write_html(markdown: Path) -> Path:
     for token in tokens:
         for part in token.children or ():
             if part.type == "image":
-                plot = markdown.parent / unquote(str(part.attrs["src"]))
-                part.attrs["src"] = f"data:image/png;base64,{_base64(plot)}"
+                plot = (markdown.parent / unquote(str(part.attrs["src"]))).read_bytes()
+                part.attrs["src"] = f"data:image/png;base64,{base64.b64encode(plot).decode()}"
     body = reader.renderer.render(tokens, reader.options, {})
     # On a phone, a wide table scrolls within its frame.
     body = body.replace("<table>", '<div class="scroll"><table>').replace(
@@ -34,7 +34,3 @@ def write_html(markdown: Path) -> Path:
     with atomic_file(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
-
-
-def _base64(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode()

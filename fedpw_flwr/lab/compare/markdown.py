@@ -187,6 +187,11 @@ def _setting(folder: Path, each: ComparedSetting) -> Iterator[str]:
 
 def _circumstances(setting: Setting) -> Iterator[str]:
     """Write what could make the methods' figures differ beside the methods."""
+    named = {
+        f"{method.label}, seed {seed}": run
+        for method in setting.methods
+        for seed, run in method.runs.items()
+    }
     # Seeds.
     seeds = {method.label: ", ".join(map(str, method.runs)) for method in setting.methods}
     if len(set(seeds.values())) == 1:
@@ -217,20 +222,17 @@ def _circumstances(setting: Setting) -> Iterator[str]:
         yield f"**Made by more than one state of the package**: {_plain(listed)}."
     # Rounds.
     early = [
-        f"{method.label}, seed {seed}: after round {run.summary.rounds} of {run.rounds}, "
-        f"{run.summary.stopped}"
-        for method in setting.methods
-        for seed, run in method.runs.items()
+        f"{name}: after round {run.summary.rounds} of {run.rounds}, {run.summary.stopped}"
+        for name, run in named.items()
         if run.summary.stopped is not None
     ]
     if early:
         yield f"**Stopped early**, so that last rounds differ: {_plain('; '.join(early))}."
     # Clients.
     lost = [
-        f"{method.label}, seed {seed}: {run.summary.quarantined} replies that could not be used, "
+        f"{name}: {run.summary.quarantined} replies that could not be used, "
         f"{run.summary.failed} failed clients"
-        for method in setting.methods
-        for seed, run in method.runs.items()
+        for name, run in named.items()
         if run.summary.quarantined or run.summary.failed
     ]
     if lost:

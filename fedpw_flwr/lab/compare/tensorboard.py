@@ -12,10 +12,12 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedpw_flwr.lab.compare.runs import FinishedRun
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.runs.records import RoundRecord
+from fedpw_flwr.rounds.observers import numbers_of
 
 
 def write_events(folder: Path, settings: Sequence[Setting]) -> None:
@@ -38,13 +40,10 @@ def scalars_of_round(record: RoundRecord) -> dict[str, float]:
     They are those of the test, ``train/train_loss``, and ``weight/client_3``, the client's share of
     the round's aggregation weights.
     """
-    scalars = record.figures()
-    if record.train_loss is not None:
-        scalars["train/train_loss"] = record.train_loss
+    train: dict[str, Any] = {} if record.train_loss is None else {"train_loss": record.train_loss}
     if record.clients is not None:
-        shares = zip(record.clients.id, record.clients.weight_shares, strict=True)
-        scalars |= {f"weight/client_{client}": share for client, share in shares}
-    return {tag: value for tag, value in scalars.items() if math.isfinite(value)}
+        train |= {"client-id": record.clients.id, "client-weight": record.clients.weight_shares}
+    return numbers_of(train, None, record.figures())
 
 
 def _write_run(folder: Path, run: FinishedRun) -> None:

@@ -32,6 +32,7 @@ from fedpw_flwr.lab.config.setting_rules import (
     RUN,
     RUNTIME,
     STOP,
+    broken_rules,
     trackers_named,
     wrong_settings,
 )
@@ -159,6 +160,10 @@ def checked(configuration: DictConfig) -> DictConfig:
     wrong = wrong or wrong_settings(plain.get("stop") or {}, STOP, "stop.")
     if wrong:
         raise ConfigurationError("\n".join(wrong))
+    present = _with_modules(
+        OmegaConf.to_container(configuration), r"fedpw_flwr\.", "fedpw_flwr.lab."
+    )
+    configuration = OmegaConf.create(present)
     for group in GROUPS:
         if "_target_" not in plain[group]:
             choices = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
@@ -169,10 +174,9 @@ def checked(configuration: DictConfig) -> DictConfig:
     if "name" not in configuration.strategy:
         raise ConfigurationError("strategy has no name: it labels the run in tables and plots")
     runtime_settings(configuration)
-    present = _with_modules(
-        OmegaConf.to_container(configuration), r"fedpw_flwr\.", "fedpw_flwr.lab."
-    )
-    configuration = OmegaConf.create(present)
+    wrong = [line for group in GROUPS for line in broken_rules(group, _plain(configuration[group]))]
+    if wrong:
+        raise ConfigurationError("\n".join(wrong))
     OmegaConf.set_readonly(configuration, True)
     return configuration
 

@@ -28,7 +28,7 @@ from fedpw_flwr.lab.config.configuration import (
     stop_settings,
     trackers_of,
 )
-from fedpw_flwr.lab.config.setting_rules import GROUPS, broken_rules
+from fedpw_flwr.lab.config.setting_rules import GROUPS
 from fedpw_flwr.lab.data.locations import check_archives, check_heart_disease, check_named_set
 
 Settings = Mapping[str, Any]
@@ -53,8 +53,7 @@ def check_early(configuration: DictConfig) -> None:
     """
     groups = {group: group_settings(configuration, group) for group in GROUPS}
     runtime = runtime_settings(configuration)
-    wrong = [line for group in GROUPS for line in broken_rules(group, groups[group])]
-    wrong = wrong or [*_contradictions(groups, runtime), *_end_out_of_reach(configuration)]
+    wrong = [*_contradictions(groups, runtime), *_end_out_of_reach(configuration)]
     wrong = wrong or [*_trackers_missing(configuration)]
     wrong = wrong or [*_minima_out_of_reach(groups["strategy"], count_clients(configuration))]
     if wrong:

@@ -1,9 +1,9 @@
 """What each setting of a run may be, as data: the one definition that every check reads.
 
-The run, its runtime and its clients are checked with these rules alone. Strategies, models and data
-sets also check themselves, but they need PyTorch, which takes seconds to import: the rules refuse
-``strategy.beta=7`` at once, by its key. ``tests/lab/config/test_setting_rules.py`` holds them
-against the classes. An object that is not of this package has no rules here.
+Every configuration is checked with them when it is composed, at once and without PyTorch, which
+takes seconds to import; what it describes does not check again what a rule says. Strategies do, for
+they are there without the laboratory: ``tests/lab/config/test_setting_rules.py`` holds the rules
+against them. An object that is not of this package has no rules here.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def broken_rules(group: str, settings: Mapping[str, Any]) -> list[str]:
             f"{group}._target_={module}.{target}: this package has no such {group}: choose one of "
             f"conf/{group}/ by its file name, or one of {', '.join(OWN[group])} in its module"
         ]
-    given = {key: value for key, value in settings.items() if not key.startswith("_")}
+    given = {key: value for key, value in settings.items() if key[0] != "_" and key != "name"}
     return wrong_settings(given, SHARED[group] | own, f"{group}.", of=target)
 
 

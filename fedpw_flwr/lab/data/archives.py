@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fedpw_flwr.lab.data.conversion import to_uint8_images
 from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet
 from fedpw_flwr.lab.data.locations import check_archives
-from fedpw_flwr.lab.data.source import read_collection
+from fedpw_flwr.lab.data.source import ImageOptions, read_collection
 
 _FORM = (
     "an archive holds x_train and x_test (uint8, (N, H, W) or (N, H, W, 3)) "
@@ -39,15 +39,7 @@ _MOST_BYTES = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
 
 def archives(
-    folder: str | Path,
-    domains: Sequence[str],
-    *,
-    image_size: int = 32,
-    channels: int = 3,
-    num_classes: int = 10,
-    max_test_per_domain: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    folder: str | Path, domains: Sequence[str], **images: Unpack[ImageOptions]
 ) -> DomainCollection:
     """Read one ``.npz`` archive a domain, decoded once a machine.
 
@@ -57,16 +49,8 @@ def archives(
         Where the archives lie.
     domains : sequence of str
         Names of the domains, which are the archives' names without ``.npz``, in client order.
-    image_size : int (default: 32)
-        Height and width every image is brought to, in pixels.
-    channels : int (default: 3)
-        1 or 3; grey images become RGB by repetition.
-    num_classes : int (default: 10)
-        Labels must lie in ``range(num_classes)``.
-    max_test_per_domain : int or None (default: None)
-        Keep at most so many test images of a domain: the same random ones in every run.
-    mean, std : sequence of float, optional (default: ImageNet's, as in the paper)
-        Normalisation, one number a channel in the 0-1 scale.
+    **images
+        As of :func:`fedpw_flwr.lab.data.source.read_collection`.
 
     Raises
     ------
@@ -77,13 +61,7 @@ def archives(
         labels; the message names it.
     """
     check_archives(domains, folder)
-    return read_collection(
-        [(name, Archive(Path(folder), name)) for name in domains],
-        ImageFormat(image_size, channels, num_classes),
-        max_test_per_domain=max_test_per_domain,
-        mean=mean,
-        std=std,
-    )
+    return read_collection([(name, Archive(Path(folder), name)) for name in domains], **images)
 
 
 @dataclass(frozen=True)
@@ -163,11 +141,6 @@ def _image_set(
         )
     if len(labels) == 0:
         raise ValueError(f"{x} in {file} is empty: a domain needs at least one image")
-    if labels.min() < 0 or labels.max() >= wanted.num_classes:
-        raise ValueError(
-            f"{y} in {file} has labels from {labels.min()} to {labels.max()}, but "
-            f"dataset.num_classes={wanted.num_classes} allows 0 to {wanted.num_classes - 1}"
-        )
     try:
         images = to_uint8_images(pixels, wanted)
     except ValueError as error:

@@ -43,17 +43,7 @@ def embedded_digits(domains: Sequence[str] = DOMAINS, *, image_size: int = 16) -
         Names among ``scans``, ``textured``, ``blurred`` and ``fonts``, in client order.
     image_size : int (default: 16)
         Height and width, in pixels, at least 8.
-
-    Raises
-    ------
-    ValueError
-        If a name is not one of the four, or `image_size` is below 8.
     """
-    unknown = [name for name in domains if name not in DOMAINS]
-    if unknown:
-        raise ValueError(f"dataset.domains has {unknown}, allowed are {list(DOMAINS)}")
-    if image_size < 8:
-        raise ValueError(f"dataset.image_size must be at least 8 pixels, got {image_size}")
     wanted = ImageFormat(image_size, channels=3, num_classes=10)
     drawn = RenderedDigits(_TRAIN, _TEST, seed=_DATA_SEED)
     return DomainCollection(

@@ -5,6 +5,7 @@ They are tensors of any form: rows of a table, or images, the one kind that trai
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,12 +119,32 @@ def at_most(examples: AnyExamples, limit: int | None) -> AnyExamples:
     They are drawn at random without replacement and stay in order. The draw is a constant of the
     data: runs with other seeds test on the same examples.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"a limit on the number of examples must be at least 1, got {limit}")
     if limit is None or len(examples) <= limit:
         return examples
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(_SUBSET_SEED))
     return examples.select(order[:limit].sort().values)
+
+
+def stratified(labels: Tensor, test_share: float, seed: int, where: str) -> tuple[Tensor, Tensor]:
+    """Return indices, in order, to train and to test on: of each class the same share.
+
+    Raises ValueError, which names `where`, if a class has too few examples.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        parts = train_test_split(
+            torch.arange(len(labels)).numpy(),
+            test_size=test_share,
+            stratify=labels.numpy(),
+            random_state=seed,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"{where} cannot be divided with dataset.test_share={test_share}: {error}"
+        ) from error
+    train, test = (torch.from_numpy(part).sort().values for part in parts)
+    return train, test
 
 
 @dataclass(frozen=True)
@@ -224,8 +245,22 @@ class DomainCollection:
         if low < 0 or high >= self.num_classes:
             raise ValueError(
                 f"labels must lie in 0..{self.num_classes - 1}: {where} have labels from {low} to "
-                f"{high}"
+                f"{high}. Set dataset.num_classes to the number of classes"
             )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all features and labels and of how they are scaled.
+
+        A name in a configuration stands for whatever files lie there today: this tells which.
+        """
+        digest = hashlib.sha256(repr((self.num_classes, self.mean, self.std)).encode())
+        for domain in self.domains:
+            digest.update(f"\n{domain.name}".encode())
+            for _, examples in domain.splits():
+                digest.update(repr(tuple(examples.features.shape)).encode())
+                digest.update(examples.features.contiguous().numpy().data)
+                digest.update(examples.labels.contiguous().numpy().data)
+        return digest.hexdigest()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from fedpw_flwr.lab.data.examples import Domain, DomainCollection, Examples
+from fedpw_flwr.lab.data.examples import Domain, DomainCollection, Examples, stratified
 from fedpw_flwr.lab.data.locations import HEART_DISEASE, check_heart_disease
 
 logger = logging.getLogger("flwr")
@@ -83,15 +83,9 @@ def heart_disease(
     FileNotFoundError
         If a file is missing and cannot be fetched; the message says where to get it.
     ValueError
-        If a hospital is unknown, or a file is of another form or has too few patients of a class.
+        If a file is of another form or has too few patients of a class.
     """
     folder = Path(folder)
-    unknown = [name for name in domains if name not in _SHA256]
-    if unknown or not 0 < test_share < 1:
-        raise ValueError(
-            f"dataset.domains must be of {', '.join(_SHA256)} and test_share above 0 and below 1, "
-            f"got {', '.join(domains)} and {test_share}"
-        )
     check_heart_disease(domains, folder, download=download)
     hospitals = []
     for name in domains:
@@ -99,13 +93,9 @@ def heart_disease(
         if not file.exists():
             _fetch(f"{url}/{file.name}", file, _SHA256[name])
         table, labels = _read(file)
-        is_test = _drawn(labels, test_share, seed, file)
-        features = _features(table, ~is_test)
-        train, test = (
-            Examples(torch.from_numpy(features[rows]), torch.from_numpy(labels[rows]))
-            for rows in (~is_test, is_test)
-        )
-        hospitals.append(Domain(name, train, test))
+        train, test = stratified(labels, test_share, seed, f"the patients in {file}")
+        everyone = Examples(torch.from_numpy(_features(table, train)), labels)
+        hospitals.append(Domain(name, everyone.select(train), everyone.select(test)))
     return DomainCollection(tuple(hospitals), num_classes=2)
 
 
@@ -132,7 +122,7 @@ def _fetch(url: str, file: Path, digest: str) -> None:
         whole.replace(file)
 
 
-def _read(file: Path) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+def _read(file: Path) -> tuple[pd.DataFrame, torch.Tensor]:
     """Return a hospital's attributes, NaN where missing, and classes."""
     columns = [*_ATTRIBUTES, "num"]
     try:
@@ -147,30 +137,16 @@ def _read(file: Path) -> tuple[pd.DataFrame, NDArray[np.int64]]:
             f"{file} is not of the form of UCI's processed files, {len(columns)} numbers a line "
             f"divided by commas, ? where one is missing: {error}"
         ) from error
-    labels = (table.pop("num") > 0).to_numpy(np.int64)
+    labels = torch.from_numpy((table.pop("num") > 0).to_numpy(np.int64))
     for name in _NEVER_ZERO:
         table[name] = table[name].where(table[name] != 0)
     return table, labels
 
 
-def _drawn(labels: NDArray[np.int64], share: float, seed: int, file: Path) -> NDArray[np.bool_]:
-    """Return which patients are for testing: of each class the same share."""
-    from sklearn.model_selection import train_test_split
-
-    patients = np.arange(len(labels))
-    try:
-        _, tested = train_test_split(patients, test_size=share, stratify=labels, random_state=seed)
-    except ValueError as error:
-        raise ValueError(
-            f"the patients in {file} cannot be divided with dataset.test_share={share}: {error}"
-        ) from error
-    return np.isin(patients, tested)
-
-
-def _features(table: pd.DataFrame, is_train: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _features(table: pd.DataFrame, train: torch.Tensor) -> NDArray[np.float32]:
     """Return what a network takes, scaled by a hospital's own training patients."""
     numbers = table[list(_NUMBERS)]
-    own = numbers[is_train]
+    own = numbers.iloc[train.numpy()]
     # A number that nobody has, or all alike, says nothing: 0.
     spread = own.std(ddof=0).replace(0.0, np.nan)
     scaled = ((numbers - own.mean()) / spread).fillna(0.0)

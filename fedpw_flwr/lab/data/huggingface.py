@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
 
 from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet
 from fedpw_flwr.lab.data.image_folders import divided, squared
-from fedpw_flwr.lab.data.source import read_collection
+from fedpw_flwr.lab.data.source import ImageOptions, read_collection
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,12 +36,7 @@ def huggingface(
     train_split: str = "train",
     test_split: str | None = "test",
     test_share: float = 0.2,
-    image_size: int = 32,
-    channels: int = 3,
-    num_classes: int = 10,
-    max_test_per_domain: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    **images: Unpack[ImageOptions],
 ) -> DomainCollection:
     """Read a set of labelled images, downloaded once and decoded once a machine.
 
@@ -68,8 +63,8 @@ def huggingface(
         kept for testing: the same images in every run.
     test_share : float (default: 0.2)
         See `test_split`.
-    image_size, channels, num_classes, max_test_per_domain, mean, std
-        As in :func:`fedpw_flwr.lab.data.archives.archives`.
+    **images
+        As of :func:`fedpw_flwr.lab.data.source.read_collection`.
 
     Raises
     ------
@@ -89,13 +84,8 @@ def huggingface(
         )
     options = (where, revision, subset, image_column, label_column, domain_column)
     splits = (train_split, test_split, test_share)
-    return read_collection(
-        [(name, HuggingFaceSet(name, *options, *splits)) for name in domains],
-        ImageFormat(image_size, channels, num_classes),
-        max_test_per_domain=max_test_per_domain,
-        mean=mean,
-        std=std,
-    )
+    sources = [(name, HuggingFaceSet(name, *options, *splits)) for name in domains]
+    return read_collection(sources, **images)
 
 
 @dataclass(frozen=True)
@@ -138,10 +128,6 @@ class HuggingFaceSet:
         if self.domain_column is not None:
             table = self._of_domain(table)
         labels = self._labels(table)
-        if labels.max() >= wanted.num_classes:
-            raise ValueError(
-                f"{self.path} has {int(labels.max()) + 1} classes: set dataset.num_classes to it"
-            )
         if not hasattr(table.features[self.image_column], "decode_example"):
             raise ValueError(
                 f"column {self.image_column} of {self.path} holds no images: set "

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet, stratified
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,12 +34,6 @@ class ImageFolderSet:
 
     folder: Path
     test_share: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.test_share < 1:
-            raise ValueError(
-                f"dataset.test_share must be above 0 and below 1, got {self.test_share}"
-            )
 
     def files(self) -> list[Path]:
         """Return all that is in the folder, whether images or not."""
@@ -95,24 +89,8 @@ class ImageFolderSet:
 
 
 def divided(whole: ImageSet, test_share: float, where: str) -> tuple[ImageSet, ImageSet]:
-    """Return images to train and to test on, of each class the same share in every run.
-
-    Raises ValueError, which names `where`, if a class has too few.
-    """
-    from sklearn.model_selection import train_test_split
-
-    try:
-        train, test = train_test_split(
-            torch.arange(len(whole)).numpy(),
-            test_size=test_share,
-            stratify=whole.labels.numpy(),
-            random_state=_SPLIT_SEED,
-        )
-    except ValueError as error:
-        raise ValueError(
-            f"the images in {where} cannot be divided with dataset.test_share={test_share}: {error}"
-        ) from error
-    train, test = (torch.from_numpy(np.sort(indices)) for indices in (train, test))
+    """Return images to train and to test on, the same in every run; raises as `stratified`."""
+    train, test = stratified(whole.labels, test_share, _SPLIT_SEED, f"the images in {where}")
     return whole.select(train), whole.select(test)
 
 

@@ -43,20 +43,14 @@ def image_folder(folder: Path, name: str) -> Path:
 
 
 def check_archives(domains: Sequence[str], folder: str | Path, key: str = "folder") -> None:
-    """Check that every domain has its archive in `folder`, which ``dataset.KEY`` names.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder or an archive is missing; the message lists what is there.
-    """
+    """Raise FileNotFoundError if an archive is not in `folder`, which ``dataset.KEY`` names."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {folder}: set dataset.{key} to the folder which holds "
+            f"{domains[0]}.npz"
+        )
     for name in domains:
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"there is no folder {folder}: set dataset.{key} to the folder which holds "
-                f"{name}.npz"
-            )
         if not (folder / f"{name}.npz").is_file():
             there = ", ".join(sorted(path.stem for path in folder.glob("*.npz")))
             raise FileNotFoundError(
@@ -68,13 +62,7 @@ def check_archives(domains: Sequence[str], folder: str | Path, key: str = "folde
 def check_heart_disease(
     domains: Sequence[str], folder: str | Path, *, download: bool = False
 ) -> None:
-    """Check that every hospital has its file in `folder`, or is to be downloaded.
-
-    Raises
-    ------
-    FileNotFoundError
-        If files are missing; the message says where they can be had.
-    """
+    """Raise FileNotFoundError if a hospital's file is not in `folder`, nor to be downloaded."""
     files = [Path(folder, HEART_DISEASE.format(name)) for name in domains]
     missing = [file.name for file in files if not file.is_file()]
     if missing and not download:
@@ -96,13 +84,8 @@ def check_named_set(
     """Check that there is something to read of every domain, in whatever state.
 
     The parameters are those of :func:`fedpw_flwr.lab.data.named_sets.named_set`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is nothing of one or more domains; the message says what to get for all of them.
-    ValueError
-        If the name of a domain is unknown.
+    FileNotFoundError, with what to get for all domains, if there is nothing of some; ValueError if
+    the name of one is unknown.
     """
     on_disk = [name for name in domains if name != "syn" or syn == "folder"]
     if archives_folder is not None:

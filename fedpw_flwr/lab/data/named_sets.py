@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 from fedpw_flwr.lab.data.archives import Archive
-from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat
+from fedpw_flwr.lab.data.examples import DomainCollection
 from fedpw_flwr.lab.data.image_folders import ImageFolderSet
 from fedpw_flwr.lab.data.locations import TORCHVISION_FILES, check_named_set, image_folder
 from fedpw_flwr.lab.data.rendered_digits import RenderedDigits
-from fedpw_flwr.lab.data.source import Source, read_collection
+from fedpw_flwr.lab.data.source import ImageOptions, Source, read_collection
 from fedpw_flwr.lab.data.torchvision_sets import TorchvisionSet
 
 
@@ -27,16 +27,11 @@ def named_set(
     *,
     archives_folder: str | Path | None = None,
     download: bool = False,
-    image_size: int = 32,
-    channels: int = 3,
-    num_classes: int = 10,
-    max_test_per_domain: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     test_share: float = 0.2,
     syn: Literal["rendered", "folder"] = "rendered",
     syn_train: int = 10_000,
     syn_test: int = 2_000,
+    **images: Unpack[ImageOptions],
 ) -> DomainCollection:
     """Read domains by their names, mapped from the cache where they were read before.
 
@@ -54,25 +49,22 @@ def named_set(
         `syn` is "rendered".
     download : bool (default: False)
         Let torchvision fetch what is missing.
-    image_size, channels, num_classes, max_test_per_domain, mean, std
-        As of :func:`fedpw_flwr.lab.data.archives.archives`.
     test_share : float (default: 0.2)
         Part of a folder of images that is kept for testing, if it comes undivided.
     syn : "rendered" | "folder" (default: "rendered")
         Whether SYN's digits are drawn from fonts, or read from ``folder/syn``.
     syn_train, syn_test : int (default: 10000 and 2000)
         Number of digits drawn.
+    **images
+        As of :func:`fedpw_flwr.lab.data.source.read_collection`.
 
     Raises
     ------
     FileNotFoundError
         If sets are missing; the message says for all of them what to get and where to put it.
     ValueError
-        If a name or an option is unknown, or a file is damaged or of another form; the message
-        names it.
+        If a name is unknown, or a file is damaged or of another form; the message names it.
     """
-    if syn not in ("rendered", "folder"):
-        raise ValueError(f"dataset.syn must be rendered or folder, got {syn!r}")
     check_named_set(domains, folder, archives_folder=archives_folder, download=download, syn=syn)
 
     def source(name: str) -> Source:
@@ -86,13 +78,7 @@ def named_set(
 
     sources = [(name, source(name)) for name in domains]
     _check_classes([one for _, one in sources if isinstance(one, ImageFolderSet)])
-    return read_collection(
-        sources,
-        ImageFormat(image_size, channels, num_classes),
-        max_test_per_domain=max_test_per_domain,
-        mean=mean,
-        std=std,
-    )
+    return read_collection(sources, **images)
 
 
 def _check_classes(sets: Sequence[ImageFolderSet]) -> None:

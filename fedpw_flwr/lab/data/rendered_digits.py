@@ -54,11 +54,6 @@ class RenderedDigits:
     test: int
     seed: int = 20252
 
-    def __post_init__(self) -> None:
-        for name, count in (("syn_train", self.train), ("syn_test", self.test)):
-            if count < 1:
-                raise ValueError(f"dataset.{name} must be at least 1 image, got {count}")
-
     def files(self) -> list[Path]:
         """Return the files of the fonts."""
         return _font_files((*TRAINING_FONTS, *TEST_FONTS))

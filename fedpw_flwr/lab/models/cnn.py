@@ -22,8 +22,6 @@ class SmallCNN(nn.Module):
         normalisation: Normalisation = "none",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
         normalised = normalisation_layer(normalisation)
         layers = [
             nn.Conv2d(in_channels, width, 3, padding=1),

@@ -26,8 +26,6 @@ class McMahanCNN(nn.Module):
         normalisation: Normalisation = "none",
     ) -> None:
         super().__init__()
-        if image_size < 4:
-            raise ValueError(f"image_size must be at least 4 pixels, got {image_size}")
         normalised = normalisation_layer(normalisation)
         self.image_shape = (in_channels, image_size, image_size)
         self.features = nn.Sequential(
@@ -54,7 +52,23 @@ class McMahanCNN(nn.Module):
         return logits
 
 
-class MLP(nn.Module):
+class _OfRows(nn.Module):
+    """A network of `layers` that sees an image as one row of numbers."""
+
+    layers: nn.Sequential
+
+    def __init__(self, in_channels: int, image_size: int) -> None:
+        super().__init__()
+        self.image_shape = (in_channels, image_size, image_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, in_channels, image_size, image_size) or rows (B, in_channels)."""
+        _check_shape(x if x.ndim > 2 else x[..., None, None], self.image_shape)
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+class MLP(_OfRows):
     """Two hidden layers of `width` units with ReLU.
 
     For images of `image_size` pixels a side, or, of size 1, for rows of `in_channels` numbers.
@@ -63,11 +77,7 @@ class MLP(nn.Module):
     def __init__(
         self, num_classes: int, in_channels: int = 3, image_size: int = 28, width: int = 200
     ) -> None:
-        super().__init__()
-        for name, value in (("image_size", image_size), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.image_shape = (in_channels, image_size, image_size)
+        super().__init__(in_channels, image_size)
         self.layers = nn.Sequential(
             nn.Flatten(),
             nn.Linear(in_channels * image_size**2, width),
@@ -77,30 +87,15 @@ class MLP(nn.Module):
             nn.Linear(width, num_classes),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, in_channels, image_size, image_size) or rows (B, in_channels)."""
-        _check_shape(x if x.ndim > 2 else x[..., None, None], self.image_shape)
-        logits: Tensor = self.layers(x)
-        return logits
 
-
-class Logistic(nn.Module):
+class Logistic(_OfRows):
     """Multinomial logistic regression; forms of its input as :class:`MLP` takes them."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, image_size: int = 28) -> None:
-        super().__init__()
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1, got {image_size}")
-        self.image_shape = (in_channels, image_size, image_size)
+        super().__init__(in_channels, image_size)
         self.layers = nn.Sequential(
             nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes)
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (B, in_channels, image_size, image_size) or rows (B, in_channels)."""
-        _check_shape(x if x.ndim > 2 else x[..., None, None], self.image_shape)
-        logits: Tensor = self.layers(x)
-        return logits
 
 
 def _check_shape(x: Tensor, wanted: tuple[int, int, int]) -> None:

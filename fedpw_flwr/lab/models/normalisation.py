@@ -34,8 +34,4 @@ _LAYERS: dict[str, Callable[[int], nn.Module]] = {
 
 def normalisation_layer(normalisation: Normalisation) -> Callable[[int], nn.Module]:
     """Return what builds BatchNorm, GroupNorm, or nothing, for a number of channels."""
-    if normalisation not in _LAYERS:
-        raise ValueError(
-            f"model.normalisation must be one of {', '.join(_LAYERS)}, got {normalisation!r}"
-        )
     return _LAYERS[normalisation]

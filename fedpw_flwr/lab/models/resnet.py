@@ -84,10 +84,6 @@ class ResNet(nn.Module):
         normalisation: Normalisation = "batch",
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        if depth not in BLOCKS:
-            raise ValueError(f"depth must be one of {', '.join(map(str, BLOCKS))}, got {depth!r}")
         normalised = normalisation_layer(normalisation)
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=normalisation == "none")
         self.bn = normalised(width)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -88,9 +89,8 @@ def _draw_clients(
         # By the last figure each client had: a mean over the participants alone would mostly show
         # who happened to be drawn.
         means = figures.ffill().T.groupby(homes).mean().T
-        known = [domain for domain in looks if domain in means]
-        lines = [looks[domain].line(means[domain].to_numpy(), 2.4) for domain in known]
-        draw_lines(axes, figures.index.to_numpy(dtype=float), lines, unit=f" {TIMES}", digits=2)
+        thick = {name: replace(look, width=2.4) for name, look in looks.items() if name in means}
+        draw_lines(axes, means[list(thick)], thick, unit=f" {TIMES}", digits=2)
 
 
 def _draw_lead(axes: Axes, lead: pd.Series) -> None:
@@ -106,7 +106,7 @@ def _draw_lead(axes: Axes, lead: pd.Series) -> None:
         write_label(axes, height, f"{text}: {percent(share, 0)}", color=color)
     axes.set(ylim=(0, 100), yticks=[0, 50, 100], ylabel="lead (%)")
     axes.set_title("Which of the two leads the weights")
-    set_round_axis(axes, lead.index.to_numpy(dtype=float))
+    set_round_axis(axes, lead.index)
 
 
 def _how_to_read(clients: pd.DataFrame, what: str) -> str:

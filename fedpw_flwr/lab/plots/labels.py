@@ -18,17 +18,11 @@ from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from fedpw_flwr.report.charts import shortened
+
 LABEL_SIZE = 9.0  # points
 LABEL_PITCH = 1.3 * LABEL_SIZE / 72  # inches from one label's middle to the next one's
 LEADER = 0.52  # inches from the axes to a label's text
-
-
-def shortened(name: str, longest: int) -> str:
-    """Shorten a name to `longest` characters in its middle: names often differ in their ends."""
-    if len(name) <= longest:
-        return name
-    end = longest // 2
-    return f"{name[: longest - 1 - end]}…{name[-end:]}"
 
 
 def fitted(label: str, width: float) -> str:

@@ -10,12 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from fedpw_flwr.report.charts import shortened
 
-from fedpw_flwr.lab.plots.labels import shortened
-
-FloatArray = NDArray[np.float64]
 LineStyle = str | tuple[int, tuple[float, ...]]
 
 # Okabe-Ito, for colour-blind people too, without black (the mean's) and yellow (lost on white).
@@ -32,33 +28,19 @@ LINE_STYLES: tuple[LineStyle, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line that ends in a label of its own."""
-
-    values: FloatArray
-    label: str
-    color: str
-    style: LineStyle = "-"
-    width: float = 1.8
-
-    @property
-    def look(self) -> dict[str, Any]:
-        """Matplotlib's properties of it."""
-        return {"color": self.color, "linestyle": self.style, "linewidth": self.width}
-
-
-@dataclass(frozen=True)
 class Look:
     """How one domain or method is drawn."""
 
     label: str  # its name, shortened
     color: str
     style: LineStyle
-    marker: str
+    marker: str = ""
+    width: float = 1.6
 
-    def line(self, values: FloatArray, width: float) -> Line:
-        """Return its line."""
-        return Line(values, self.label, self.color, self.style, width)
+    @property
+    def line(self) -> dict[str, Any]:
+        """Matplotlib's properties of its line."""
+        return {"color": self.color, "linestyle": self.style, "linewidth": self.width}
 
     def points(self, size: float, edge: float = 0.0) -> dict[str, Any]:
         """Return matplotlib's properties of its points; `size` is as large for every marker."""

@@ -5,18 +5,21 @@ Whatever draws does so in `STYLE`, by ``@matplotlib.rc_context(STYLE)``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.plots.labels import LABEL_SIZE, LEADER, label_points, wrapped
-from fedpw_flwr.lab.plots.looks import FAINT, INK, FloatArray, Line
+from fedpw_flwr.lab.plots.looks import FAINT, INK, Look
 from fedpw_flwr.lab.runs.written import number
 
 BESIDE_LABELS = 0.8 + 6.2 + LEADER  # inches: a panel with its numbers, as far as to its labels
@@ -86,7 +89,7 @@ def new_page(
     return figure, list(figure.axes)
 
 
-def set_round_axis(axes: Axes, rounds: FloatArray, **ticks: Any) -> None:
+def set_round_axis(axes: Axes, rounds: pd.Index, **ticks: Any) -> None:
     """Let the horizontal axis span the rounds, with ticks at whole ones."""
     first, last = float(rounds[0]), float(rounds[-1])
     axes.set_xlim(*((first, last) if last > first else (first - 0.5, last + 0.5)))
@@ -95,32 +98,32 @@ def set_round_axis(axes: Axes, rounds: FloatArray, **ticks: Any) -> None:
 
 
 def draw_lines(
-    axes: Axes, rounds: FloatArray, lines: Sequence[Line], *, unit: str, digits: int
+    axes: Axes, values: pd.DataFrame, looks: Mapping[str, Look], *, unit: str, digits: int
 ) -> None:
-    """Draw lines over all rounds, each with its name and last value at its end."""
-    for line in lines:
-        draw_line(axes, rounds, line.values, markersize=2.2 * line.width, **line.look)
-    set_round_axis(axes, rounds)
-    label_ends(axes, rounds, lines, unit, digits)
-
-
-def draw_line(axes: Axes, rounds: FloatArray, values: FloatArray, **look: Any) -> None:
-    """Draw a line, with a mark at each point that has no neighbour to draw a line to."""
-    known = np.pad(np.isfinite(values), 1)
-    lone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
-    marked = lone.tolist()
-    axes.plot(rounds, values, "o", markevery=marked, markeredgewidth=0, zorder=3, **look)
-
-
-def label_ends(
-    axes: Axes, rounds: FloatArray, lines: Sequence[Line], unit: str, digits: int
-) -> None:
-    """Write right of the axes each line's name and its last value."""
+    """Draw a line a column over the rounds, each with its name and last value at its end."""
     ends = []
-    for line in lines:
-        known = np.flatnonzero(np.isfinite(line.values))
-        if known.size:
-            last, value = rounds[known[-1]], line.values[known[-1]]
-            text = f"{line.label}: {number(value, digits)}{unit}"
-            ends.append((last, value, text, line.look))
+    for name, column in values.items():
+        look = looks[str(name)]
+        draw_line(axes, column, markersize=2.2 * look.width, **look.line)
+        known = column.dropna()
+        if len(known):
+            text = f"{look.label}: {number(known.iloc[-1], digits)}{unit}"
+            ends.append((known.index[-1], known.iloc[-1], text, look.line))
+    set_round_axis(axes, values.index)
     label_points(axes, ends)
+
+
+def draw_line(axes: Axes, values: pd.Series, **look: Any) -> None:
+    """Draw a line over rounds, with a mark at each point that has no neighbour to go on to."""
+    known = values.notna().to_numpy()
+    beside = np.pad(known, 1)
+    lone = np.flatnonzero(known & ~beside[:-2] & ~beside[2:]).tolist()
+    axes.plot(values, "o", markevery=lone, markeredgewidth=0, zorder=3, **look)
+
+
+def save_plots(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
+    """Write figures as PNG files under their names, each whole or not at all."""
+    for name, figure in figures.items():
+        with atomic_file(folder / name) as partial:
+            figure.savefig(partial, format="png")
+    return [folder / name for name in figures]

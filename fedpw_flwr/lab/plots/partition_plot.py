@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedpw_flwr.lab.plots.labels import LABEL_PITCH, shortened, widest
+from fedpw_flwr.lab.plots.labels import LABEL_PITCH, widest
 from fedpw_flwr.lab.plots.looks import INK
 from fedpw_flwr.lab.plots.panels import STYLE, new_page
 from fedpw_flwr.lab.runs.holdings import Holdings
+from fedpw_flwr.report.charts import shortened
 
 MOST_WRITTEN = 400  # cells of classes and clients that have their counts written in them
 

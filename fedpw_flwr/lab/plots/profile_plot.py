@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -88,7 +87,7 @@ def _draw_layers(
     axes: Axes, heights: pd.DataFrame, mean: Mapping[str, float], looks: _Looks
 ) -> None:
     """Draw a row of heights as a bar a round, with a layer a phase named beside the axes."""
-    rounds = heights.index.to_numpy(dtype=np.float64)
+    rounds = heights.index
     # Gaps between many bars would read as a grid, and so would seams between pixels.
     crowded = len(rounds) > 40
     width = 1.05 if crowded else 0.86

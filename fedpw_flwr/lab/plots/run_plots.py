@@ -9,8 +9,7 @@ Use them after a run, or on an old one, to answer these questions:
 * ``partition.png``: who holds what?
 * ``profile.png``, of a run that was profiled: where does the time go?
 
-A domain keeps its colour in the first three. Clients' figures are relative to an equal share: 1 is
-what each participant would have if all counted the same, so that rounds of any size compare.
+A domain keeps its colour in the first three.
 """
 
 from __future__ import annotations
@@ -21,11 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.plots.client_plots import (
     client_shares,
     homes_of,
@@ -33,8 +30,8 @@ from fedpw_flwr.lab.plots.client_plots import (
     weights_figure,
 )
 from fedpw_flwr.lab.plots.labels import panel_height
-from fedpw_flwr.lab.plots.looks import INK, Line, Look, give_looks
-from fedpw_flwr.lab.plots.panels import STYLE, draw_lines, new_page
+from fedpw_flwr.lab.plots.looks import INK, Look, give_looks
+from fedpw_flwr.lab.plots.panels import STYLE, draw_lines, new_page, save_plots
 from fedpw_flwr.lab.plots.partition_plot import partition_figure
 from fedpw_flwr.lab.plots.profile_plot import profile_figure
 from fedpw_flwr.lab.runs.records import RoundRecord
@@ -66,10 +63,7 @@ def write_plots(run_folder: RunFolder) -> list[Path]:
     ):
         if name not in figures:
             logger.info("No %s in %s: %s", name, run_folder.path, reason)
-    for name, figure in figures.items():
-        with atomic_file(run_folder.path / name) as partial:
-            figure.savefig(partial, format="png")
-    return [run_folder.path / name for name in figures]
+    return save_plots(run_folder.path, figures)
 
 
 @matplotlib.rc_context(STYLE)
@@ -92,24 +86,27 @@ def draw_plots(records: Sequence[RoundRecord]) -> dict[str, Figure]:
 
 
 def _accuracy_figure(records: Sequence[RoundRecord], looks: Mapping[str, Look]) -> Figure:
-    rounds = np.array([record.round for record in records], dtype=np.float64)
-    accuracy = 100 * pd.DataFrame([record.accuracy for record in records])
-    spread = 100 * pd.DataFrame([vars(record.spread) for record in records])
-    lines = [looks[domain].line(found.to_numpy(), 1.8) for domain, found in accuracy.items()]
-    if len(lines) > 1:
-        worst, mean = spread["worst"].to_numpy(), spread["mean"].to_numpy()
-        lines.append(Line(worst, "worst domain", INK, (0, (1, 1.4)), 1.3))
-        lines.append(Line(mean, "mean of domains", INK, "-", 2.6))
+    tested = [record for record in records if record.accuracy] or records
+    rounds = [record.round for record in tested]
+    accuracy = 100 * pd.DataFrame([record.accuracy for record in tested], rounds)
+    spread = 100 * pd.DataFrame([vars(record.spread) for record in tested], rounds)
+    if accuracy.shape[1] > 1:
+        summaries = {
+            "worst domain": Look("worst domain", INK, (0, (1, 1.4)), width=1.3),
+            "mean of domains": Look("mean of domains", INK, "-", width=2.6),
+        }
+        looks = {**looks, **summaries}
+        accuracy[list(summaries)] = spread[["worst", "mean"]]
     last = spread.iloc[-1]
     said = percent(last["mean"])
     if math.isfinite(last["std"]):
         said = f"mean {said}, STD {number(last['std'], 1)} points, worst {percent(last['worst'])}"
     figure, (axes,) = new_page(
         "Accuracy per domain",
-        f"After round {records[-1].round}: {said}",
-        [panel_height(len(lines), least=3.3)],
+        f"After round {rounds[-1]}: {said}",
+        [panel_height(accuracy.shape[1], least=3.3)],
         labels=("round (0 is the initial model)" if rounds[0] == 0 else "round", ""),
     )
     axes.set(ylabel="test accuracy (%)", ylim=(0, 100))
-    draw_lines(axes, rounds, lines, unit=" %", digits=1)
+    draw_lines(axes, accuracy, looks, unit=" %", digits=1)
     return figure

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.runs.run_folder import (
@@ -79,6 +80,11 @@ def packed_runs(path: Path) -> list[PackedRun]:
                 files.setdefault(folder, {})[file.name] = content.read()
                 if file.name == SUMMARY_FILE:
                     modified[folder] = float(member.mtime)
+            # At a header that is cut or damaged, the loop ends as at the end of the file.
+            raw: Any = stream.fileobj
+            raw.seek(stream.offset)
+            if raw.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("it ends early")
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise RunFolderError(
             f"{path} cannot be read as a tar file of runs ({error}): give a folder of runs, or a "

@@ -123,6 +123,18 @@ class RoundRecord(StrictJson):
         """Mean, STD (ddof = 1) and worst accuracy over domains."""
         return Spread.over_domains(self.accuracy)
 
+    @property
+    def client_fairness(self) -> dict[str, float] | None:
+        """The figures of the `FairnessReport` over the clients' own test images.
+
+        None without those, and where one is unknown: leaving that client out would report a better
+        worst client than there was.
+        """
+        accuracy = self.client_accuracy
+        if not accuracy or not all(map(math.isfinite, accuracy)):
+            return None
+        return {name: float(value) for name, value in fairness_report(accuracy).to_dict().items()}
+
     def figures(self) -> dict[str, float]:
         """Return the figures of the test by name, where finite, named and scaled as in the files.
 
@@ -130,10 +142,12 @@ class RoundRecord(StrictJson):
         ``worst_accuracy``; of two classes ``auc/DOMAIN`` and ``pooled_auc``; and on the clients'
         own test images ``client_accuracy/client_3``, and over them ``clients/worst_10`` and so on.
         """
-        by_name = {"accuracy": self.accuracy, "loss": self.loss, "auc": self.auc}
         own = enumerate(self.client_accuracy or [])
-        by_name["client_accuracy"] = {f"client_{client}": each for client, each in own}
-        by_name["clients"] = _client_fairness(self)
+        by_name = {
+            **{"accuracy": self.accuracy, "loss": self.loss, "auc": self.auc},
+            "client_accuracy": {f"client_{client}": each for client, each in own},
+            "clients": self.client_fairness,
+        }
         found = {**self.spread.to_json(), "pooled_auc": self.pooled_auc}
         for name, values in by_name.items():
             found |= {f"{name}/{key}": value for key, value in (values or {}).items()}
@@ -214,7 +228,7 @@ class RunSummary(StrictJson):
             empty=sum(record.empty or 0 for record in records),
             auc=last.auc,
             pooled_auc=last.pooled_auc,
-            clients=_client_fairness(last),
+            clients=last.client_fairness,
             versions=installed_versions(),
             data_digest=data_digest,
             package=package,
@@ -251,13 +265,6 @@ def best_round(records: Sequence[RoundRecord]) -> RoundRecord | None:
         if math.isfinite(record.spread.worst) and all(map(math.isfinite, record.loss.values()))
     ]
     return max(usable, key=lambda record: record.spread.worst, default=None)
-
-
-def _client_fairness(record: RoundRecord) -> dict[str, float] | None:
-    accuracy = record.client_accuracy
-    if not accuracy or not all(map(math.isfinite, accuracy)):
-        return None
-    return {name: float(value) for name, value in fairness_report(accuracy).to_dict().items()}
 
 
 def installed_versions() -> dict[str, str | None]:

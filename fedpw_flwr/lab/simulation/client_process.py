@@ -26,22 +26,9 @@ def load_app(reference: str) -> Any:
 def answer(
     app: str, given: list[Any], message: Message, context: Context
 ) -> tuple[Message, Context, str]:
-    """Let a ClientApp answer a message.
+    """Let the ClientApp ``module:name`` answer a message, after it was `given` what it needs.
 
-    Parameters
-    ----------
-    app : str
-        The ClientApp, as ``module:name``.
-    given : list
-        References to functions in Ray's store, each called once a process before its first message;
-        what it returns is called by `give_back`.
-    message, context : Message, Context
-        As Flower hands them to the app.
-
-    Returns
-    -------
-    tuple
-        The reply, an error where the app raised one; the client's context; what was written.
+    Returns the reply, an error where the app raised one; the client's context; what was written.
     """
     take(given)
     with _written() as text:
@@ -61,7 +48,7 @@ _taken: dict[str, Callable[[], None]] = {}
 
 
 def take(given: list[Any]) -> None:
-    """Call what is referred to, each once a process."""
+    """Call functions in Ray's store, each once a process; `give_back` calls what they return."""
     import ray
 
     for reference in given:

@@ -31,18 +31,8 @@ _RUN, _SERVER = secrets.randbits(62), 1
 class WorkersGrid(Grid):
     """The clients of one run, which take turns on the workers of a command.
 
-    Parameters
-    ----------
-    workers : Workers
-        Who does the clients' work.
-    client_app : str
-        The ClientApp, as ``module:name``.
-    num_clients : int
-        How many nodes there are.
-    run_config : Mapping
-        What the ClientApp finds in ``context.run_config``.
-    given : Sequence (default: ())
-        References in Ray's store to functions that a worker calls before its first message.
+    The ClientApp, ``module:name``, finds `run_config` in its context. `given` are references in
+    Ray's store to functions that a worker calls before its first message.
     """
 
     def __init__(

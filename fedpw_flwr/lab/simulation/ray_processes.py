@@ -83,10 +83,7 @@ def usable_cpus(runtime: RuntimeSettings) -> int:
 def room_for_clients(runtime: RuntimeSettings) -> int:
     """Return for how many clients at a time the machines of the started Ray have room.
 
-    Raises
-    ------
-    ConfigurationError
-        If no machine has room for one.
+    ConfigurationError if no machine has room for one.
     """
     import ray
 
@@ -109,13 +106,7 @@ def room_for_clients(runtime: RuntimeSettings) -> int:
 
 
 def check_cluster_answers(address: str) -> None:
-    """Check that something listens where the cluster should be: Ray itself would wait for ever.
-
-    Raises
-    ------
-    ConfigurationError
-        If nothing does.
-    """
+    """Raise ConfigurationError if no cluster listens there: Ray itself would wait for ever."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()

@@ -46,10 +46,10 @@ class Runs:
         self._handlers.enter_context(_signals_as_exceptions())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_exception: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         with self._handlers:
-            if kind is not None:
-                self._stop(kind.__name__)
+            if error is not None:
+                self._stop(error)
             elif self._workers is not None:
                 self._workers.close()
 
@@ -118,7 +118,7 @@ class Runs:
                     with self._free:
                         self._running -= 1
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, error: BaseException) -> None:
         """End what runs; a second Ctrl-C meanwhile ends the process where it stands."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
@@ -127,9 +127,9 @@ class Runs:
             while True:
                 self._waiting.get_nowait()
         if self._using:
-            logging.getLogger("flwr").error("fedpw: stopped: %s", reason)
+            logging.getLogger("flwr").error("fedpw: stopped: %s", type(error).__name__)
         if self._workers is not None:
-            self._workers.close(reason)
+            self._workers.close(error)
         for thread in self._threads:
             thread.join(_GRACE_SECONDS / len(self._threads))
 

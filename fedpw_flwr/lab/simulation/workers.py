@@ -81,16 +81,9 @@ class ClientWorker:
 class Workers:
     """The workers of a command, started at once in the background.
 
-    Parameters
-    ----------
-    runtime : RuntimeSettings
-        Where they run, and what each may take.
-    at_most : int
-        How many there is work for; fewer are started where there is no room for so many.
-    imports : Sequence[str]
-        Modules that each imports when it starts, so that the first call does not wait.
-    carried : Sequence[str] (default: ())
-        Files and folders of modules that a cluster's machines need.
+    There are `at_most` so many, fewer where there is no room. Each `imports` modules when it
+    starts, so that the first call does not wait; a cluster's machines are `carried` files and
+    folders of modules.
     """
 
     def __init__(
@@ -119,10 +112,7 @@ class Workers:
     def wait(self) -> int:
         """Wait until Ray has room for the workers, and return their number.
 
-        Raises
-        ------
-        WorkersStopped, ConfigurationError
-            If there can be none.
+        WorkersStopped or ConfigurationError if there can be none.
         """
         self._started.wait()
         if self._error is not None:
@@ -176,12 +166,15 @@ class Workers:
         if self._started.is_set():
             self._fill()
 
-    def close(self, reason: str = "it ended") -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """End all workers and, where it is the command's own, Ray.
 
-        What was called and is not done raises WorkersStopped.
+        What was called and is not done raises WorkersStopped, from the error if there is one.
         """
-        self._fail(WorkersStopped(f"the run was stopped: {reason}"))
+        reason = "it ended" if error is None else type(error).__name__
+        stopped = WorkersStopped(f"the run was stopped: {reason}")
+        stopped.__cause__ = error
+        self._fail(stopped)
         self._closing.set()
         self._holder.join()
 

@@ -27,7 +27,10 @@ class Normalisation:
     kind stay as they are.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str
+    ) -> None:
+        self.device = torch.device(device)
         self._is_needed = len(std) > 0
         deviation = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         shift = -torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / deviation
@@ -49,7 +52,6 @@ def training_batches(
     crop_padding: int,
     epochs: int,
     generator: torch.Generator,
-    device: torch.device | None = None,
     horizontal_flip: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield shuffled batches of `epochs` passes: features, float32 (B, ...), and labels (B,).
@@ -58,11 +60,10 @@ def training_batches(
     is cropped to its size, and with `horizontal_flip` mirrored with probability 1/2. A last batch
     of one example is joined to the one before: BatchNorm needs two values a channel.
 
-    `generator`, on the CPU, is the only source of randomness, so the batches are the same on every
-    device. `device` is where to train and where `normalisation` is; default: where examples are.
+    They are where `normalisation` is. `generator`, on the CPU, is the only source of randomness, so
+    the batches are the same on every device.
     """
-    device = examples.features.device if device is None else device
-    count, are_images = len(examples), isinstance(examples, ImageSet)
+    device, count, are_images = normalisation.device, len(examples), isinstance(examples, ImageSet)
     features, classes = padded_on_device(examples, device, crop_padding)
     if are_images:
         height, width = examples.features.shape[2:]

@@ -79,38 +79,28 @@ class Scores:
 
     def accuracies(self, sizes: Sequence[int]) -> list[float]:
         """Return the accuracy, 0 to 1, of each of the parts that a set is joined from."""
-        if min(sizes, default=0) < 1 or sum(sizes) != len(self.correct):
-            raise ValueError(
-                f"{len(self.correct)} examples cannot be divided into parts of {list(sizes)}, each "
-                "of at least 1"
-            )
         return [int(part.sum()) / len(part) for part in self.correct.split(list(sizes))]
 
 
 def scores(
     model: nn.Module,
     examples: Examples,
+    normalisation: Normalisation,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device | str,
     batch_size: int = BATCH_SIZE,
     batches: slice = slice(None),
 ) -> Scores:
-    """Classify at least one example with `model`, and leave it on `device` in evaluation mode.
+    """Classify at least one example with `model`, and leave it in evaluation mode.
 
-    `mean` and `std` are those of training. `batch_size` changes memory and time, not the result;
-    `batches` says which of the batches to take. The sets used last stay on the device, and on a CPU
-    the process keeps freed memory from then on, see
+    `normalisation` is that of training, and says on which device. `batch_size` changes memory and
+    time, not the result; `batches` says which of the batches to take. The sets used last stay on
+    the device, and on a CPU the process keeps freed memory from then on, see
     :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
     """
-    if len(examples) == 0:
-        raise ValueError("cannot evaluate on 0 examples")
-    device = torch.device(device)
+    device = normalisation.device
     if device.type == "cpu":
         keep_freed_memory()
     model.to(device).eval()
-    normalisation = Normalisation(mean, std, device)
     features, labels = (one.split(batch_size)[batches] for one in _on_device(examples, device))
     losses, correct, margins = [], [], []
     with torch.inference_mode():
@@ -128,18 +118,9 @@ def scores(
         )
 
 
-def evaluate(
-    model: nn.Module,
-    examples: Examples,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device | str,
-    batch_size: int = BATCH_SIZE,
-) -> Evaluation:
+def evaluate(model: nn.Module, examples: Examples, normalisation: Normalisation) -> Evaluation:
     """Return how a model does on a set of examples, as `scores` finds it."""
-    found = scores(model, examples, mean=mean, std=std, device=device, batch_size=batch_size)
-    return found.evaluation()
+    return scores(model, examples, normalisation).evaluation()
 
 
 @lru_cache(maxsize=_TEST_SETS_KEPT)

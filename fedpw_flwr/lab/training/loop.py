@@ -39,17 +39,16 @@ def train(
     model: nn.Module,
     examples: Examples,
     settings: ClientSettings,
+    normalisation: Normalisation,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    device: torch.device | str,
     generator: torch.Generator,
     proximal_mu: float = 0.0,
 ) -> float:
-    """Train `model` in place on at least one example, and leave it on `device` in training mode.
+    """Train `model` in place on at least one example, and leave it in training mode.
 
-    `generator`, on the CPU, decides orders and crops. On a CPU the process keeps freed memory from
-    then on, see :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
+    It is trained, and left, on the device of `normalisation`. `generator`, on the CPU, decides
+    orders and crops. On a CPU the process keeps freed memory from then on, see
+    :func:`fedpw_flwr.lab.training.memory.keep_freed_memory`.
 
     `proximal_mu` is μ of FedProx (Li et al., MLSys 2020), whose clients minimise
     ℓ(w) + μ/2 ‖w − w_start‖² over the parameters w, which arrive as w_start. 0 is plain SGD, bit by
@@ -62,7 +61,7 @@ def train(
         raise ValueError("cannot train on 0 examples: give this client some, or leave it out")
     if not 0 <= proximal_mu < math.inf:
         raise ValueError(f"proximal_mu must be at least 0 and finite, got {proximal_mu}")
-    device = torch.device(device)
+    device = normalisation.device
     if device.type == "cpu":
         keep_freed_memory()
     model.to(device).train()
@@ -70,12 +69,11 @@ def train(
     start = [weight.detach().clone() for weight in model.parameters()] if proximal_mu > 0 else []
     batches = training_batches(
         examples,
-        Normalisation(mean, std, device),
+        normalisation,
         batch_size=settings.batch_size,
         crop_padding=settings.crop_padding,
         epochs=settings.epochs,
         generator=generator,
-        device=device,
         horizontal_flip=settings.horizontal_flip,
     )
     mixed = settings.precision == "bfloat16"

@@ -1,11 +1,9 @@
-"""How a client trains, checked before any training starts, and before PyTorch is imported."""
+"""How a client trains; importable without PyTorch. `CLIENT` in `setting_rules` has the ranges."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-from fedpw_flwr.lab.config.setting_rules import CLIENT, wrong_settings
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -38,12 +36,6 @@ class ClientSettings:
         of seconds in each worker. On a CPU it needs a C++ compiler.
     horizontal_flip : bool (default: False)
         Mirror each training image with probability 1/2: right for photographs, wrong for digits.
-
-    Raises
-    ------
-    ValueError
-        If a setting is outside its range or of another type; the message names the setting and
-        what it may be.
     """
 
     epochs: int = 10
@@ -55,8 +47,3 @@ class ClientSettings:
     precision: Precision = "float32"
     compile: bool = False
     horizontal_flip: bool = False
-
-    def __post_init__(self) -> None:
-        wrong = wrong_settings(vars(self), CLIENT, "client.")
-        if wrong:
-            raise ValueError("\n".join(wrong))

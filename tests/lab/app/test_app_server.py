@@ -240,26 +240,25 @@ def test_broken_clients_cost_only_their_replies_and_are_counted(tmp_path: Path) 
     assert re.search(r"train: client 1 \(node \d+\) quarantined", page)
 
 
-@pytest.mark.parametrize("strategy", ["fedpw", "fedavg"])
-def test_a_run_in_which_every_client_raises_fails_and_says_so(
-    strategy: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("strategy", "client", "error", "said"),
+    [
+        ("fedpw", raising, RuntimeError, "nothing was trained"),
+        ("fedavg", raising, RuntimeError, "nothing was trained"),
+        ("fedpw", diverging, UnusableRepliesError, r"round 1 have .* not finite.*learning rate"),
+    ],
+)
+def test_a_run_in_which_every_client_fails_says_so(
+    strategy: str, client: ClientApp, error: type[Exception], said: str, tmp_path: Path
 ) -> None:
     overrides = f"{OVERRIDES} strategy={strategy}"
-    grid = AppGrid(apps=dict.fromkeys(range(NUM_CLIENTS), raising), overrides=overrides)
+    grid = AppGrid(apps=dict.fromkeys(range(NUM_CLIENTS), client), overrides=overrides)
 
-    with pytest.raises(RuntimeError, match="nothing was trained"):
+    with pytest.raises(error, match=said):
         app(grid, server_context(tmp_path / "run", overrides))
 
-    assert "nothing was trained" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert not (tmp_path / "run" / "summary.json").exists()
-
-
-def test_a_run_in_which_every_client_diverges_fails_and_says_so(tmp_path: Path) -> None:
-    grid = AppGrid(apps=dict.fromkeys(range(NUM_CLIENTS), diverging))
-
-    with pytest.raises(UnusableRepliesError, match=r"round 1 have .* not finite.*learning rate"):
-        app(grid, server_context(tmp_path / "run"))
-
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert re.search(said, page)
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
@@ -280,50 +279,39 @@ def test_a_federation_of_another_size_is_refused_before_anything_is_sent(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_server_waits_for_clients_that_connect_late(tmp_path: Path) -> None:
+def test_the_server_waits_for_late_clients_and_names_a_folder_after_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     overrides = f"{OVERRIDES} rounds=1 runtime.connect_timeout=30"
     grid = AppGrid(overrides=overrides, connected=[0, 3, NUM_CLIENTS - 1])
 
-    app(grid, server_context(tmp_path / "run", overrides))
+    app(grid, server_context("", overrides))
 
-    record = RunFolder(tmp_path / "run").read_rounds()[-1]
+    record = RunFolder(tmp_path / "outputs" / f"run-{RUN_ID}").read_rounds()[-1]
     assert record.clients is not None
     assert record.clients.id == list(range(NUM_CLIENTS))
 
 
-def test_without_an_output_folder_the_run_gets_one_named_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("output", "override", "said"),
+    [
+        ("runs/mine", "", "output-folder='runs/mine' is relative"),
+        ("{here}/run", "rounds=0", "rounds must be a whole number"),
+        ("{here}/run", "strategy=fedwp", "fedwp"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_it_leaves_anything(
+    output: str, override: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    overrides = f"{OVERRIDES} rounds=1"
+    grid, overrides = AppGrid(), f"{OVERRIDES} {override}".rstrip()
 
-    app(AppGrid(overrides=overrides), server_context("", overrides))
-
-    assert RunFolder(tmp_path / "outputs" / f"run-{RUN_ID}").read_summary().rounds == 1
-
-
-def test_a_relative_output_folder_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    with pytest.raises(ConfigurationError, match="output-folder='runs/mine' is relative"):
-        app(AppGrid(), server_context("runs/mine"))
-
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("override", ["rounds=0", "round=5", "strategy=fedwp"])
-def test_a_wrong_override_ends_the_run_before_it_leaves_anything(
-    override: str, tmp_path: Path
-) -> None:
-    grid = AppGrid()
-
-    with pytest.raises(ConfigurationError, match=override.split("=")[-1]):
-        app(grid, server_context(tmp_path / "run", f"{OVERRIDES} {override}"))
+    with pytest.raises(ConfigurationError, match=said):
+        app(grid, server_context(output.format(here=tmp_path), overrides))
 
     assert grid.sent == []
-    assert not (tmp_path / "run").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_slow_arithmetic_is_told_once_in_the_log_of_a_run_without_the_command(

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,59 +16,18 @@ import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 from support.browser import shown
+from support.made_runs import write_run
 
 from fedpw_flwr.lab.compare.command import compare, main
-from fedpw_flwr.lab.compare.markdown import plots_of_page
+from fedpw_flwr.lab.compare.markdown import plots_of_page, write_markdown
 from fedpw_flwr.lab.compare.runs import find_runs
-from fedpw_flwr.lab.compare.tensorboard import scalars_of_round
+from fedpw_flwr.lab.compare.settings import group_runs
+from fedpw_flwr.lab.compare.statistics import windows_of
+from fedpw_flwr.lab.compare.tables import ComparedSetting, write_csv_files
+from fedpw_flwr.lab.compare.tensorboard import scalars_of_round, write_events
 from fedpw_flwr.lab.runs.holdings import ClientHolding, Holdings
 from fedpw_flwr.lab.runs.packed_runs import pack_runs
-from fedpw_flwr.lab.runs.records import ClientFigures, RoundRecord, RunSummary
 from fedpw_flwr.lab.runs.run_folder import RunFolder
-
-DOMAINS = ("mnist", "svhn")
-
-
-def write_run(
-    path: Path,
-    strategy: str = "fedavg",
-    seed: int = 0,
-    percent: float = 70.0,
-    *,
-    domains: Sequence[str] = DOMAINS,
-    tested_clients: bool = False,
-    finished: bool = True,
-    strategy_keys: Mapping[str, float] | None = None,
-    **recorded: str,
-) -> RunFolder:
-    """Write a run of three rounds as the server writes one; the last domain is 20 points worse."""
-    configuration = {
-        "dataset": {"_target_": "some.archives", "folder": "/data", "domains": list(domains)},
-        "model": {"_target_": "some.ResNet10", "width": 16},
-        "strategy": {"name": strategy, **(strategy_keys or {})},
-        "seed": seed,
-        "rounds": 3,
-    }
-    text = OmegaConf.to_yaml(OmegaConf.create(configuration))
-    folder = RunFolder(path)
-    folder.start(text)
-    records = []
-    for number in range(4):
-        level = (percent if number == 3 else 10 + number * percent / 4) / 100
-        accuracy, loss = dict.fromkeys(domains, level), dict.fromkeys(domains, 1.5)
-        if len(domains) > 1 and number == 3:
-            accuracy[domains[-1]] -= 0.2
-        trained = ClientFigures([0, 1], [domains[0], domains[-1]], [0.06, 0.04])
-        told: dict[str, Any] = {"clients": trained} if number else {}
-        told |= {"client_accuracy": [level, level / 2]} if tested_clients else {}
-        records.append(RoundRecord(number, 2.0, accuracy, loss, train_loss=1.0, **told))
-        folder.append_round(records[-1])
-    if finished:
-        summary = RunSummary.of_run(
-            records, config_text=text, strategy=strategy, seed=seed, **recorded
-        )
-        folder.write_summary(summary)
-    return folder
 
 
 def write_runs(folder: Path) -> Path:
@@ -90,6 +48,19 @@ def runs(tmp_path: Path) -> Path:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The comparison of unchanged runs."""
     return compare([write_runs(tmp_path_factory.mktemp("compared") / "runs")])
+
+
+def tables_of(folder: Path) -> Path:
+    """The page of a comparison, and its CSV files beside it, without plots."""
+    runs, left_out = find_runs([folder])
+    settings, _ = group_runs(runs)
+    compared = [
+        ComparedSetting(one, windows_of(one, 5), one.reference(None), math.nan, "", {})
+        for one in settings
+    ]
+    write_markdown(folder / "comparison.md", compared, left_out)
+    write_csv_files(folder, compared)
+    return folder / "comparison.md"
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -114,11 +85,12 @@ def test_runs_are_found_at_any_depth_once_and_not_in_checkpoints(runs: Path) -> 
         ("config.yaml", "dataset: {", "is not a configuration"),
         ("config.yaml", "- a\n", "it has no keys"),
         ("config.yaml", "a: ${nothing.there}\n", "is not a configuration"),
-        ("summary.json", "{}", "is not a run's summary"),
+        ("summary.json", "{}", "summary.json is not a run's summary (no 'last_3_rounds')"),
         ("metrics.jsonl", "nonsense\n", "is not a round's record"),
         ("metrics.jsonl", "", "holds no round"),
         ("metrics.jsonl", None, "metrics.jsonl is missing"),
         ("partition.json", "[]", "partition.json is not a record of what clients hold"),
+        ("partition.json", '{"clients": [{"domain": "a"}]}', "what clients hold (no 'train')"),
     ],
 )
 def test_a_damaged_run_is_left_out_and_named(
@@ -149,20 +121,19 @@ def test_packed_runs_are_compared_as_the_folders_they_were(
     said = capsys.readouterr().out
     pack_runs(tmp_path / "runs.tar.xz", map(RunFolder, runs.iterdir()))
     runs.rename(tmp_path / "moved away")
-    compare([tmp_path / "runs.tar.xz"], output=tmp_path / "packed")
-    assert capsys.readouterr().out == said.replace(f"{tmp_path}/before", f"{tmp_path}/packed")
+    packed = compare([tmp_path / "runs.tar.xz"]).parent
+    assert packed == tmp_path / "comparison"
+    assert capsys.readouterr().out == said.replace(f"{tmp_path}/before", str(packed))
     made = sorted(path.name for path in (tmp_path / "before").iterdir())
-    assert made == sorted(path.name for path in (tmp_path / "packed").iterdir())
+    assert made == sorted(path.name for path in packed.iterdir())
     for name in made:
-        before, packed = (tmp_path / folder / name for folder in ("before", "packed"))
-        assert packed.read_bytes() == before.read_bytes(), name
+        assert (packed / name).read_bytes() == (tmp_path / "before" / name).read_bytes(), name
 
 
 def test_runs_can_be_chosen_by_the_names_of_their_folders(runs: Path) -> None:
-    assert main([str(runs), "--only", "a*", "--only", "b1"]) == 0
-    found = rows(runs / "comparison" / "comparison.csv")
-    folders = [Path(row["folder"]).name for row in found if row["kind"] == "run"]
-    assert folders == ["a0", "a1", "b1"]
+    finished, left_out = find_runs([runs], ["a*", "b1"])
+    assert [run.path.name for run in finished] == ["a0", "a1", "b1"]
+    assert left_out == []
 
 
 def test_the_csv_has_a_row_a_run_and_a_row_a_method(runs: Path) -> None:
@@ -299,7 +270,7 @@ def test_circumstances_in_which_runs_differ_are_pointed_out(
         write_run(tmp_path / str(index), **options)
     summary = tmp_path / "0" / "summary.json"
     summary.write_text(re.sub(r'"torch": "[^"]+"', '"torch": "0.1"', summary.read_text()))
-    text = compare([tmp_path]).read_text(encoding="utf-8")
+    text = tables_of(tmp_path).read_text(encoding="utf-8")
     assert told in text
     assert told.partition(":")[0] not in page.read_text(encoding="utf-8")
     assert re.search(r"\*\*Runs of different versions\*\*: .*torch 0\.1 and ", text)
@@ -328,7 +299,7 @@ def test_the_page_says_chance_who_is_near_it_and_how_clients_train(
 def test_clients_own_tests_have_tables_of_their_own(tmp_path: Path) -> None:
     for name in ("fedavg", "fedpw"):
         write_run(tmp_path / name, name, domains=["cifar10"], tested_clients=True)
-    page = compare([tmp_path])
+    page = tables_of(tmp_path)
     text = page.read_text(encoding="utf-8")
     assert "### Global model on the test set, last round" in text
     # The runs have three rounds, fewer than the five that are averaged by default.
@@ -352,8 +323,6 @@ def test_one_run_s_comparison_lies_beside_it_and_can_be_made_again(tmp_path: Pat
     before = {path: path.read_bytes() for path in page.parent.iterdir()}
     compare([run.path])
     assert {path: path.read_bytes() for path in page.parent.iterdir()} == before
-    pack_runs(tmp_path / "kept.tar.xz", [run])
-    assert compare([tmp_path / "kept.tar.xz"]) == tmp_path / "comparison" / "comparison.md"
 
 
 def test_plots_that_only_an_earlier_comparison_had_are_removed_and_no_others(
@@ -455,10 +424,11 @@ def test_events_hold_every_round_of_every_run(runs: Path, tmp_path: Path) -> Non
         event_accumulator,
     )
 
+    # Twice, and packed: old events must be replaced, or TensorBoard would draw both.
+    compare([runs], tensorboard=tmp_path / "events")
     pack_runs(tmp_path / "kept.tar.xz", [run.folder for run in find_runs([runs])[0]])
-    # Twice: old events must be replaced, or TensorBoard would draw both.
-    for path in (runs, tmp_path / "kept.tar.xz"):
-        compare([path], tensorboard=tmp_path / "events")
+    settings, _ = group_runs(find_runs([tmp_path / "kept.tar.xz"])[0])
+    write_events(tmp_path / "events", settings)
     folders = sorted(path.name for path in (tmp_path / "events").iterdir())
     assert folders == ["fedavg_seed0", "fedavg_seed1", "fedpw_seed0", "fedpw_seed1"]
     events = event_accumulator.EventAccumulator(str(tmp_path / "events" / "fedpw_seed1"))

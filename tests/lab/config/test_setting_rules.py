@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from fedpw_flwr.lab.config.configuration import (
     group_settings,
 )
 from fedpw_flwr.lab.config.setting_rules import GROUPS, OWN, RUNTIME, SHARED, broken_rules
+from fedpw_flwr.lab.data.source import ImageOptions
 from fedpw_flwr.strategy.options import FedAvgOptions, FedPWOptions
 
 STRATEGIES = sorted(path.stem for path in (config_folder() / "strategy").glob("*.yaml"))
@@ -40,11 +42,13 @@ def _refused_when_built(settings: dict[str, Any], **arguments: Any) -> bool:
 
 def _parameters(target: str) -> set[str]:
     parameters = inspect.signature(get_object(target)).parameters.values()
-    names = {one.name for one in parameters if one.kind is not one.VAR_KEYWORD}
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+    names = {one.name for one in parameters}
+    if "images" in names:
+        names |= ImageOptions.__annotations__.keys()
+    elif any(one.kind is one.VAR_KEYWORD for one in parameters):
         options = FedPWOptions if "positional" in names else FedAvgOptions
         names |= options.__annotations__.keys() | {"train_loss_key"}
-    return names - {"positional"}
+    return names - {"positional", "options", "images"}
 
 
 @pytest.mark.parametrize(
@@ -86,15 +90,22 @@ def test_what_a_rule_refuses_of_a_strategy_the_strategy_refuses(choice: str) -> 
 
 
 @pytest.mark.parametrize(
-    "choice", ["cnn", "mlp", "logistic", "cnn_mcmahan", "resnet10", "resnet18"]
+    ("key", "values"),
+    [
+        ("epochs", [0, 1.5, True]),
+        ("crop_padding", [-1]),
+        ("learning_rate", [0.0, math.nan, "fast"]),
+        ("momentum", [1.0, -0.1]),
+        ("weight_decay", [-1e-5, math.inf]),
+        ("precision", ["float16", 32]),
+        ("compile", ["yes", 1]),
+    ],
 )
-def test_what_a_rule_refuses_of_a_model_the_model_refuses(choice: str) -> None:
-    settings = _configured("model", choice)
-    for key in settings.keys() - {"_target_"}:
-        for value in (-3, 0, 17.5, "word", None):
-            changed = {**settings, key: value}
-            assert broken_rules("model", changed), f"{key}={value}"
-            assert _refused_when_built(changed, num_classes=10, in_channels=3), f"{key}={value}"
+def test_what_a_client_cannot_do_is_refused_by_its_key(key: str, values: list[object]) -> None:
+    settings = _configured("client", "sgd")
+    for value in values:
+        (wrong,) = broken_rules("client", {**settings, key: value})
+        assert re.match(rf"client\.{key} must be .*, got {re.escape(repr(value))}$", wrong)
 
 
 def test_what_is_not_of_this_package_has_no_rules() -> None:

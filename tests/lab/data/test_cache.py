@@ -10,32 +10,41 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.images import are_same, random_domain
+from support.images import are_same, random_images
 
 from fedpw_flwr.lab.data import cache
-from fedpw_flwr.lab.data.cache import cache_folder, cached, collection_key
-from fedpw_flwr.lab.data.examples import DomainCollection
-from fedpw_flwr.lab.data.prepared import load_prepared, save_prepared
+from fedpw_flwr.lab.data.cache import (
+    TrainAndTest,
+    cache_folder,
+    cached,
+    load_images,
+    save_images,
+    source_key,
+)
 
 DAY = 86_400
 
 
-def _collection(seed: int = 0, count: int = 20) -> DomainCollection:
-    return DomainCollection((random_domain("a", seed, count, count),), num_classes=10)
+def _images(count: int = 20) -> TrainAndTest:
+    return random_images(count, 0), random_images(count, 1)
+
+
+def _are_those(found: TrainAndTest, count: int = 20) -> bool:
+    return all(map(are_same, found, _images(count)))
 
 
 class Counted:
-    """Builds a collection, and counts how often."""
+    """Makes images, and counts how often."""
 
     calls = 0
 
-    def __call__(self) -> DomainCollection:
+    def __call__(self) -> TrainAndTest:
         self.calls += 1
-        return _collection()
+        return _images()
 
 
 def _named(name: str, *files: Path) -> Callable[[], str]:
-    return lambda: collection_key(name, files)
+    return lambda: source_key(name, files)
 
 
 def _files() -> list[Path]:
@@ -52,15 +61,15 @@ def test_images_are_built_once_and_come_back_as_they_were_mapped_from_their_file
     assert build.calls == 1
     (file,) = _files()
     assert str(file) in Path("/proc/self/maps").read_text()
-    assert are_same(first, _collection())
-    assert are_same(again, _collection())
+    assert _are_those(first)
+    assert _are_those(again)
 
 
 def test_a_source_that_changed_or_was_downloaded_while_building_is_another(tmp_path: Path) -> None:
     source = tmp_path / "images.npz"
     build = Counted()
 
-    def download() -> DomainCollection:
+    def download() -> TrainAndTest:
         if not source.exists():
             source.write_bytes(b"one")
         return build()
@@ -85,13 +94,13 @@ def test_key_tells_calls_paths_and_code_apart_and_not_the_order_of_files(
         file.write_bytes(b"same")
         os.utime(file, ns=(1, 1))
     files = [[first], [second], [first, second], []]
-    keys = [collection_key("b", [first]), *(collection_key("a", some) for some in files)]
-    assert collection_key("a", [second, first]) == keys[3]
-    assert collection_key("a", [tmp_path, tmp_path / "missing"]) == keys[4]
+    keys = [source_key("b", [first]), *(source_key("a", some) for some in files)]
+    assert source_key("a", [second, first]) == keys[3]
+    assert source_key("a", [tmp_path, tmp_path / "missing"]) == keys[4]
     monkeypatch.setattr("fedpw_flwr.__version__", "99")
-    keys.append(collection_key("a", []))
+    keys.append(source_key("a", []))
     monkeypatch.setattr(cache, "_code_digest", lambda: "other code")
-    keys.append(collection_key("a", []))
+    keys.append(source_key("a", []))
     assert len(set(keys)) == 7
 
 
@@ -104,7 +113,7 @@ def test_a_damaged_file_is_built_again_and_replaced(damage: str) -> None:
     damaged = {
         "empty": b"",
         "cut short": content[:-10],
-        "other header": content.replace(b"layout", b"kinds_"),
+        "other header": content.replace(b"labels", b"values"),
         "other content": b"no such file" * 50,
     }[damage]
     assert damaged != content
@@ -112,7 +121,7 @@ def test_a_damaged_file_is_built_again_and_replaced(damage: str) -> None:
     file.unlink()
     file.write_bytes(damaged)
     for _ in range(2):
-        assert are_same(cached(_named("a"), build), _collection())
+        assert _are_those(cached(_named("a"), build))
         assert build.calls == 2
 
 
@@ -123,14 +132,14 @@ def test_a_folder_that_cannot_be_written_only_means_no_cache(
     monkeypatch.setenv("FEDPW_CACHE_DIR", str(tmp_path / "file" / "cache"))
     build = Counted()
     for calls in (1, 2):
-        assert are_same(cached(_named("a"), build), _collection())
+        assert _are_those(cached(_named("a"), build))
         assert build.calls == calls
     assert flower_log.records[0].levelno == logging.WARNING
     assert "Images are not cached" in flower_log.text
 
 
 def test_an_error_while_building_passes_and_leaves_no_file() -> None:
-    def fails() -> DomainCollection:
+    def fails() -> TrainAndTest:
         raise FileNotFoundError("nothing there")
 
     with pytest.raises(FileNotFoundError, match="nothing there"):
@@ -141,11 +150,11 @@ def test_an_error_while_building_passes_and_leaves_no_file() -> None:
 def _build_at_once(
     barrier: multiprocessing.synchronize.Barrier, answers: multiprocessing.Queue[bool]
 ) -> None:
-    def build() -> DomainCollection:
+    def build() -> TrainAndTest:
         barrier.wait(120)
-        return _collection(count=2000)
+        return _images(2000)
 
-    answers.put(are_same(cached(_named("together"), build), _collection(count=2000)))
+    answers.put(_are_those(cached(_named("together"), build), 2000))
 
 
 def test_processes_that_build_at_once_do_not_hurt_each_other() -> None:
@@ -188,41 +197,14 @@ def test_variables_say_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_folder() == Path("/home/somebody/.cache/fedpw")
 
 
-NOTES = {"key": "a"}
-COLLECTION = DomainCollection(
-    (random_domain("a", 0), random_domain("b", 1)), 10, mean=(0.1, 0.2, 0.3), std=(1, 2, 3)
-)
-
-
-def _saved_and_loaded(folder: Path) -> DomainCollection:
-    file = folder / "prepared"
-    save_prepared(file, COLLECTION, NOTES)
-    assert list(file.parent.iterdir()) == [file]
-    loaded = load_prepared(file, NOTES)
-    assert loaded is not None
-    return loaded
-
-
-def test_names_classes_and_normalisation_come_back_as_they_were(tmp_path: Path) -> None:
-    data = _saved_and_loaded(tmp_path)
-    assert are_same(data, COLLECTION)
-    assert data.num_classes == COLLECTION.num_classes
-    assert (data.mean, data.std) == (COLLECTION.mean, COLLECTION.std)
-
-
 def test_loaded_images_outlive_the_file_and_do_not_change_it(tmp_path: Path) -> None:
-    first, second = _saved_and_loaded(tmp_path).domains
-    file = tmp_path / "prepared"
-    before = file.read_bytes()
-    first.train.features.zero_()
+    file = tmp_path / "saved"
+    assert load_images(file) is None
+    save_images(file, _images())
+    assert list(tmp_path.iterdir()) == [file]
+    loaded, before = load_images(file), file.read_bytes()
+    assert loaded is not None
+    loaded[0].features.zero_()
     assert file.read_bytes() == before
     file.unlink()
-    assert are_same(second.train, COLLECTION.domains[1].train)
-
-
-def test_a_file_of_other_images_is_not_taken(tmp_path: Path) -> None:
-    file = tmp_path / "prepared"
-    assert load_prepared(file, NOTES) is None
-    save_prepared(file, COLLECTION, NOTES)
-    assert load_prepared(file, {"key": "b"}) is None
-    assert load_prepared(file, {**NOTES, "more": "c"}) is None
+    assert are_same(loaded[1], _images()[1])

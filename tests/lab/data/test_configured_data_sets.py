@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedpw_flwr.lab.config.configuration import compose_configuration, count_clients
 from fedpw_flwr.lab.data.named_sets import named_set
+from fedpw_flwr.lab.data.source import ImageOptions
 from fedpw_flwr.lab.training.settings import ClientSettings
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -29,7 +30,9 @@ def node_of(name: str) -> DictConfig:
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_keys_of_a_data_set_are_arguments_of_its_function(name: str) -> None:
     node = node_of(name)
-    arguments = set(inspect.signature(get_method(node["_target_"])).parameters)
+    arguments = {*inspect.signature(get_method(node["_target_"])).parameters}
+    if "images" in arguments:
+        arguments |= ImageOptions.__annotations__.keys()
     assert set(node) - {"name", "_target_", "_convert_"} <= arguments
 
 

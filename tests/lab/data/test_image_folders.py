@@ -122,9 +122,3 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
     (folder / "mug" / "003.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"003\.png is no image, or damaged"):
         _read(folder)
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
-def test_impossible_share_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match="test_share must be above 0 and below 1"):
-        ImageFolderSet(Path(), share)

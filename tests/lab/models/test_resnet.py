@@ -105,10 +105,3 @@ def test_gradients_keep_the_memory_format_of_the_activations() -> None:
     block(x).square().sum().backward()
     assert x.grad is not None
     assert x.grad.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_impossible_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        ResNet10(num_classes=10, width=0)
-    with pytest.raises(ValueError, match="depth must be one of 10, 12, 18, 20, 34, got 50"):
-        ResNet(num_classes=10, depth=50)

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from fedpw_flwr.lab.models.cnn import SmallCNN
 from fedpw_flwr.lab.models.mcmahan import MLP, McMahanCNN
-from fedpw_flwr.lab.models.normalisation import groups_of, normalisation_layer
+from fedpw_flwr.lab.models.normalisation import groups_of
 from fedpw_flwr.lab.models.torchvision_resnet import torchvision_resnet18
 
 
@@ -63,22 +63,6 @@ def test_images_of_the_size_built_for_become_logits_and_others_are_refused(
         network(10)(torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize(
-    ("network", "sizes", "message"),
-    [
-        (SmallCNN, {"width": 0}, "at least 1, got 0"),
-        (McMahanCNN, {"image_size": 3}, "image_size must be at least 4 pixels, got 3"),
-        (MLP, {"image_size": 0}, "image_size must be at least 1, got 0"),
-        (MLP, {"width": 0}, "width must be at least 1, got 0"),
-    ],
-)
-def test_impossible_sizes_are_refused(
-    network: type[nn.Module], sizes: dict[str, int], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        network(10, **sizes)
-
-
 @pytest.mark.parametrize(("classes", "channels"), [(1000, 3), (10, 1), (100, 4)])
 def test_of_torchvisions_network_only_the_first_and_the_last_layer_are_adapted(
     classes: int, channels: int
@@ -108,8 +92,3 @@ def test_groups_divide_the_channels_and_hold_two_or_more(channels: int) -> None:
     assert groups <= 32
     assert channels % groups == 0
     assert channels // groups >= 2
-
-
-def test_an_unknown_layer_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="normalisation must be one of batch, group, none, got"):
-        normalisation_layer("layer")

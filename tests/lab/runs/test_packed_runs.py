@@ -9,25 +9,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from support.made_runs import write_run
 
 from fedpw_flwr.lab.runs.packed_runs import PackedRun, pack_runs, packed_runs
-from fedpw_flwr.lab.runs.records import RoundRecord, RunSummary
 from fedpw_flwr.lab.runs.run_folder import RunFolder, RunFolderError
 
 FIGURES = ("config.yaml", "metrics.jsonl", "summary.json")
-
-
-def write_run(path: Path, accuracy: float = 0.5) -> RunFolder:
-    folder = RunFolder(path)
-    folder.start()
-    folder.write_config("seed: 3\n")
-    records = [
-        RoundRecord(number, 1.5, {"é": accuracy / (3 - number)}, {"é": 2.0}) for number in (0, 1)
-    ]
-    for record in records:
-        folder.append_round(record)
-    folder.write_summary(RunSummary.of_run(records, config_text="seed: 3\n", strategy="x", seed=3))
-    return folder
 
 
 def contents(run: RunFolder) -> dict[str, bytes]:
@@ -35,7 +22,7 @@ def contents(run: RunFolder) -> dict[str, bytes]:
 
 
 def test_a_packed_run_reads_as_its_folder_did(tmp_path: Path) -> None:
-    there = write_run(tmp_path / "elsewhere" / "first", 0.3)
+    there = write_run(tmp_path / "elsewhere" / "first", domains=["é"])
     pack_runs(tmp_path / "kept.tar.xz", [there])
     (run,) = packed_runs(tmp_path / "kept.tar.xz")
     assert run.path == tmp_path / "kept" / "first"
@@ -49,7 +36,7 @@ def test_a_packed_run_reads_as_its_folder_did(tmp_path: Path) -> None:
 def test_the_same_runs_give_the_same_bytes_whatever_their_order_date_and_folder(
     tmp_path: Path,
 ) -> None:
-    one, two = write_run(tmp_path / "a" / "one"), write_run(tmp_path / "a" / "two", 0.7)
+    one, two = write_run(tmp_path / "a" / "one"), write_run(tmp_path / "a" / "two", percent=30)
     pack_runs(tmp_path / "runs.tar.xz", [one, two])
     first = (tmp_path / "runs.tar.xz").read_bytes()
     moved = shutil.copytree(two.path, tmp_path / "b" / "two", copy_function=shutil.copyfile)
@@ -81,18 +68,6 @@ def test_what_tar_made_is_read_without_checkpoints_and_hidden_folders(tmp_path: 
     assert contents(run) == contents(there)
 
 
-def test_a_pack_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    pack_runs(tmp_path / "runs.tar.xz", [write_run(tmp_path / "a" / "one")])
-    before = (tmp_path / "runs.tar.xz").read_bytes()
-    broken = write_run(tmp_path / "a" / "two")
-    (broken.path / "config.yaml").unlink()
-    (broken.path / "config.yaml").mkdir()
-    with pytest.raises(IsADirectoryError):
-        pack_runs(tmp_path / "runs.tar.xz", [*packed_runs(tmp_path / "runs.tar.xz"), broken])
-    assert (tmp_path / "runs.tar.xz").read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["runs.tar.xz"]
-
-
 def test_a_file_that_was_not_packed_is_said_to_be_missing(tmp_path: Path) -> None:
     run = PackedRun(tmp_path / "first", {"config.yaml": b""})
     with pytest.raises(RunFolderError, match=r"first/metrics\.jsonl is missing"):
@@ -100,13 +75,13 @@ def test_a_file_that_was_not_packed_is_said_to_be_missing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("compression", ["xz", ""])
-@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5])
-def test_a_truncated_file_is_refused_by_name(tmp_path: Path, compression: str, kept: float) -> None:
+def test_a_file_cut_anywhere_is_refused_by_name(tmp_path: Path, compression: str) -> None:
     write_run(tmp_path / "a" / "one")
     file = tmp_path / "runs.tar"
     with tarfile.open(file, f"w:{compression}") as stream:  # type: ignore[call-overload]
         stream.add(tmp_path / "a", "a")
     members = file.read_bytes().rstrip(b"\0")
-    file.write_bytes(members[: int(kept * len(members))])
-    with pytest.raises(RunFolderError, match=r"runs\.tar cannot be read as a tar file of runs"):
-        packed_runs(file)
+    for kept in range(0, len(members), 256):
+        file.write_bytes(members[:kept])
+        with pytest.raises(RunFolderError, match=r"runs\.tar cannot be read as a tar file of ru"):
+            packed_runs(file)

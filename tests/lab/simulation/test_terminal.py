@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fedpw_flwr.lab.command import main as fedpw
+from fedpw_flwr.lab.compare.command import main as compare
+from fedpw_flwr.lab.evaluate import main as evaluate
+from fedpw_flwr.lab.models.cnn import SmallCNN
 from fedpw_flwr.lab.runs.records import RoundRecord, RunSummary
 from fedpw_flwr.lab.runs.run_folder import RunFolder
-
-COMMANDS = Path(sys.executable).parent
-OTHER_TERMINALS = [
-    {"PYTHONIOENCODING": "ascii"},
-    {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-]
 
 CONFIGURATION = """
 seed: 4
@@ -36,8 +33,6 @@ strategy:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with signs outside ASCII in its folder and in its method's name."""
-    from fedpw_flwr.lab.models.cnn import SmallCNN
-
     folder = RunFolder(tmp_path_factory.mktemp("terminal") / "läufe → 1")
     folder.start()
     folder.write_config(CONFIGURATION)
@@ -54,34 +49,38 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.path
 
 
-def _typed(words: list[str], terminal: dict[str, str]) -> tuple[str, str]:
-    done = subprocess.run(
-        [COMMANDS / words[0], *words[1:]],
-        env=os.environ | terminal,
-        capture_output=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.decode("latin-1"), done.stderr.decode("latin-1")
+def _printed(
+    monkeypatch: pytest.MonkeyPatch, main: Callable[[], object], *words: str
+) -> tuple[str, str]:
+    """Return what a command writes to a terminal that knows ASCII alone."""
+    output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    errors.reconfigure(errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr("sys.stderr", errors)
+    monkeypatch.setattr("sys.argv", ["command", *words])
+    main()
+    written = []
+    for stream in (output, errors):
+        stream.flush()
+        written.append(stream.buffer.getvalue().decode("ascii"))
+    return written[0], written[1]
 
 
-@pytest.mark.parametrize("terminal", OTHER_TERMINALS, ids=str)
 def test_tables_and_configurations_are_printed_to_any_terminal(
-    run: Path, terminal: dict[str, str]
+    run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    printed, said = _typed(["fedpw-compare", str(run), "--output", str(run / "c")], terminal)
+    printed, said = _printed(monkeypatch, compare, str(run), "--output", str(run / "c"))
     assert "fairer" in printed
     assert "comparison.md" in printed
     assert "UnicodeEncodeError" not in said
     assert "größer→fairer" in (run / "c" / "comparison.md").read_text(encoding="utf-8")
-    printed, _ = _typed(["fedpw-evaluate", str(run)], terminal)
+    printed, _ = _printed(monkeypatch, evaluate, str(run))
     assert "75.00" in printed
-    printed, _ = _typed(["fedpw", 'strategy.name="größer→fairer"', "--cfg", "job"], terminal)
+    printed, _ = _printed(monkeypatch, fedpw, 'strategy.name="größer→fairer"', "--cfg", "job")
     assert "fairer" in printed
     assert "rounds: 30" in printed
 
 
-def test_json_is_whole_on_any_terminal(run: Path) -> None:
-    printed, _ = _typed(["fedpw-evaluate", str(run), "--json"], OTHER_TERMINALS[0])
+def test_json_is_whole_on_any_terminal(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed, _ = _printed(monkeypatch, evaluate, str(run), "--json")
     assert json.loads(printed)["recorded_accuracy"] == {"scans": 0.75, "fonts": 0.5}

@@ -31,9 +31,7 @@ def _train(
         model,
         data.domains[0].train if images is None else images,
         settings,
-        mean=data.mean,
-        std=data.std,
-        device="cpu",
+        Normalisation(data.mean, data.std, "cpu"),
         generator=client_generator(0, 1, 0),
         proximal_mu=proximal_mu,
     )
@@ -64,7 +62,7 @@ def _plainly(
     losses = []
     for images, labels in training_batches(
         data.domains[0].train,
-        Normalisation(data.mean, data.std, torch.device("cpu")),
+        Normalisation(data.mean, data.std, "cpu"),
         batch_size=settings.batch_size,
         crop_padding=settings.crop_padding,
         epochs=settings.epochs,
@@ -89,16 +87,6 @@ def test_training_is_sgd_on_the_objective_and_its_loss_the_mean_over_all_batches
     loss = _train(ours, scans, settings, proximal_mu=mu)
     assert loss == pytest.approx(_plainly(theirs, scans, settings, mu), rel=1e-5)
     assert torch.allclose(_weights(ours), _weights(theirs), atol=1e-5)
-
-
-def test_a_larger_proximal_mu_holds_the_model_nearer_to_its_start(scans: DomainCollection) -> None:
-    settings = replace(SETTINGS, epochs=2, batch_size=32, learning_rate=0.02)
-    distances = []
-    for mu in (0.0, 0.3, 3.0):
-        model = _small()
-        _train(model, scans, settings, proximal_mu=mu)
-        distances.append(float((_weights(model) - _weights(_small())).norm()))
-    assert distances[0] > distances[1] > 2 * distances[2]
 
 
 def test_proximal_term_leaves_frozen_weights_and_running_statistics_alone(
@@ -169,8 +157,7 @@ LONGER = replace(SETTINGS, batch_size=16, learning_rate=0.05)
 
 
 def _accuracy(model: torch.nn.Module, data: DomainCollection) -> float:
-    test = data.domains[0].test
-    return evaluate(model, test, mean=data.mean, std=data.std, device="cpu").accuracy
+    return evaluate(model, data.domains[0].test, Normalisation(data.mean, data.std, "cpu")).accuracy
 
 
 def test_a_few_epochs_learn_plain_digits_in_float32_and_bfloat16(scans: DomainCollection) -> None:

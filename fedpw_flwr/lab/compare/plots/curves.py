@@ -16,12 +16,7 @@ from fedpw_flwr.lab.compare.figures import Basis
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.plots.labels import LABEL_SIZE, fitted, panel_height, widest
 from fedpw_flwr.lab.plots.looks import LineStyle, Look
-from fedpw_flwr.lab.plots.panels import (
-    BESIDE_LABELS,
-    draw_lines,
-    new_page,
-    set_round_axis,
-)
+from fedpw_flwr.lab.plots.panels import BESIDE_LABELS, draw_lines, new_page, set_round_axis
 from fedpw_flwr.lab.runs.written import number
 
 MOST_IN_ONE_PANEL = 6
@@ -66,7 +61,7 @@ def bands_over_seeds(setting: Setting, key: str) -> dict[str, pd.DataFrame]:
     if key not in setting.rounds_of_runs:
         return {}
     bands = {}
-    for label, rounds in setting.rounds_of_runs[key].groupby("method", sort=False):
+    for label, rounds in setting.tested_rounds[key].groupby("method", sort=False):
         seeds = rounds.droplevel("method").unstack("seed")
         over = ("mean", "min", "max")
         band = pd.DataFrame({name: getattr(seeds, name)(axis=1, skipna=False) for name in over})
@@ -93,8 +88,7 @@ def _by_figure(setting: Setting, looks: Mapping[str, Look], bands: Bands, drawn:
             _draw_band(axes, band, looks[label].color)
         _stay_in_percent(axes)
         means = pd.DataFrame({label: band["mean"] for label, band in of_panel.items()}).sort_index()
-        lines = [looks[label].line(mean.to_numpy(), 1.6) for label, mean in means.items()]
-        draw_lines(axes, means.index.to_numpy(dtype=float), lines, unit=" %", digits=1)
+        draw_lines(axes, means, looks, unit=" %", digits=1)
     return figure
 
 

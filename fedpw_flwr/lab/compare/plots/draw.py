@@ -8,18 +8,14 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from fedpw_flwr.files import atomic_file
 from fedpw_flwr.lab.compare.plots.curves import curves_figure
 from fedpw_flwr.lab.compare.plots.fairness import fairness_figure
-from fedpw_flwr.lab.compare.plots.finals import (
-    domains_figure,
-    rounds_to_target_figure,
-)
+from fedpw_flwr.lab.compare.plots.finals import domains_figure, rounds_to_target_figure
 from fedpw_flwr.lab.compare.plots.weights import weights_figure
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.compare.statistics import Window
 from fedpw_flwr.lab.plots.looks import Look
-from fedpw_flwr.lab.plots.panels import STYLE
+from fedpw_flwr.lab.plots.panels import STYLE, save_plots
 from fedpw_flwr.lab.runs.written import percent
 
 
@@ -28,12 +24,9 @@ def write_plots(
 ) -> dict[Path, str]:
     """Draw a setting's plots as PNG files and return their captions by path."""
     folder.mkdir(parents=True, exist_ok=True)
-    captions = {}
-    for name, (figure, caption) in draw_setting(setting, looks, window, target).items():
-        with atomic_file(folder / name) as partial:
-            figure.savefig(partial, format="png")
-        captions[folder / name] = caption
-    return captions
+    drawn = draw_setting(setting, looks, window, target)
+    paths = save_plots(folder, {name: figure for name, (figure, _) in drawn.items()})
+    return dict(zip(paths, (caption for _, caption in drawn.values()), strict=True))
 
 
 @matplotlib.rc_context(STYLE)

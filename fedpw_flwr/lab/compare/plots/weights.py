@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,11 +19,7 @@ from fedpw_flwr.lab.compare.figures import CLIENT_WEIGHT, DOMAIN_WEIGHT
 from fedpw_flwr.lab.compare.settings import Setting
 from fedpw_flwr.lab.plots.labels import LABEL_SIZE, fitted, widest
 from fedpw_flwr.lab.plots.looks import INK, PALETTE, give_looks
-from fedpw_flwr.lab.plots.panels import (
-    draw_line,
-    new_page,
-    set_round_axis,
-)
+from fedpw_flwr.lab.plots.panels import draw_line, new_page, set_round_axis
 
 # Of one method's panel, in inches.
 WIDTH, HEIGHT = 2.35, 1.4
@@ -61,18 +57,16 @@ def weights_figure(setting: Setting) -> Figure | None:
     )
     for axes, (label, weights) in zip(panels, drawn.items(), strict=True):
         axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2)
-        rounds = weights.index.to_numpy(dtype=np.float64)
         for name, values in weights.items():
             # Where few clients take part in a round, most domains have only points of their own.
-            line = looks[name].line(values.to_numpy(), 1.6)
-            draw_line(axes, rounds, line.values, clip_on=False, markersize=5, **line.look)
-        set_round_axis(axes, rounds, nbins=4)
+            draw_line(axes, values, clip_on=False, markersize=5, **looks[name].line)
+        set_round_axis(axes, weights.index, nbins=4)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
         axes.set_title(fitted(label, WIDTH), fontsize=LABEL_SIZE)
     lowest = min(weights.min(axis=None) for weights in drawn.values())
     axes.set_ylim(bottom=max(min(0.0, lowest), axes.get_ylim()[0]))
-    lines = [look.line(np.empty(0), 2.2) for look in looks.values()]
-    handles = [Line2D([], [], label=line.label, **line.look) for line in lines]
+    bold = (replace(look, width=2.2) for look in looks.values())
+    handles = [Line2D([], [], label=look.label, **look.line) for look in bold]
     bare = {"frameon": False, "borderaxespad": 0.0}
     beside = (1.03, 1.0)
     panels[columns - 1].legend(handles=handles, loc="upper left", bbox_to_anchor=beside, **bare)
