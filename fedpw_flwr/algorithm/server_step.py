@@ -19,10 +19,14 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import drop_rates, keep_nonnegative_
 from fedpw_flwr.algorithm.bounds import bounded_losses
-from fedpw_flwr.algorithm.client_step import AdjustedTensors, Consensus, SentAdjustment
-from fedpw_flwr.algorithm.cohort import ClientResult, Cohort
+from fedpw_flwr.algorithm.client_step import (
+    AdjustedTensors,
+    ClientResult,
+    Consensus,
+    SentAdjustment,
+)
 from fedpw_flwr.algorithm.memory import WeightingState
-from fedpw_flwr.algorithm.reference import LazyTensors, Measured, Reference, StartEngine
+from fedpw_flwr.algorithm.reference import Cohort, LazyTensors, Measured, Reference, StartEngine
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
 from fedpw_flwr.algorithm.weights import RoundWeights, weigh

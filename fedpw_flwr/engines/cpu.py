@@ -22,9 +22,8 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import consensus_score_, entry_count, factor_of_magnitudes
 from fedpw_flwr.algorithm.client_step import rescaled
-from fedpw_flwr.algorithm.cohort import Cohort
 from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
-from fedpw_flwr.algorithm.reference import Measured, Reference
+from fedpw_flwr.algorithm.reference import Cohort, Measured, Reference
 from fedpw_flwr.algorithm.tensors import TensorKind
 from fedpw_flwr.engines import compiled
 from fedpw_flwr.engines.blocks import (
