@@ -317,9 +317,9 @@ def _remove_if_empty() -> None:
     if not HydraConfig.initialized():
         return
     made = HydraConfig.get()
-    path = Path(made.sweep.dir if made.mode == RunMode.MULTIRUN else made.run.dir)
+    path = Path(made.sweep.dir if made.mode == RunMode.MULTIRUN else made.run.dir).resolve()
     for folder in (path, path.parent):
-        if folder.name != path.name and folder.name != "outputs":
+        if folder == Path.cwd() or (folder != path and folder.name != "outputs"):
             return
         # Hydra itself leaves a file in a sweep's.
         if folder.is_dir() and {one.name for one in folder.iterdir()} <= {"multirun.yaml"}:
