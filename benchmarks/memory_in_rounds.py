@@ -18,17 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from fedpw_flwr.algorithm.memory import SignalState, update_signal
-from fedpw_flwr.lab.plots.looks import FAINT, INK, PALETTE, FloatArray, Line
-from fedpw_flwr.lab.plots.panels import label_ends, new_page, set_round_axis
+from fedpw_flwr.lab.plots.looks import FAINT, INK, PALETTE, Look
+from fedpw_flwr.lab.plots.panels import draw_lines, new_page
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BETA = 0.3
 CLIENTS, DRAWN, WEAK, RATIO = 1000, 10, 200, 3.0
 ROUNDS, SWAP, FALL, EVERY = 3000, 1000, 300, 10
 
+FloatArray = NDArray[np.float64]
 Step = Callable[[Sequence[int], FloatArray, float], Mapping[int, float]]
 """Takes the participants, their shares E of the round and ℓ̄; returns every client's q."""
 
@@ -115,12 +118,13 @@ def draw(
     rounds = np.arange(EVERY, ROUNDS + 1, EVERY, dtype=np.float64)
     first, later = f"weak until {SWAP}", f"weak from {SWAP}"
     before = (0, (4.0, 1.5))
-    lines = [
-        Line(as_it_is[0], first, PALETTE[0], width=2.4),
-        Line(as_it_is[1], later, PALETTE[1], width=2.4),
-        Line(as_it_was[0], f"{first}, as it was", PALETTE[0], before, 1.6),
-        Line(as_it_was[1], f"{later}, as it was", PALETTE[1], before, 1.6),
-    ]
+    looks = {
+        "first": Look(first, PALETTE[0], "-", width=2.4),
+        "later": Look(later, PALETTE[1], "-", width=2.4),
+        "first before": Look(f"{first}, as it was", PALETTE[0], before),
+        "later before": Look(f"{later}, as it was", PALETTE[1], before),
+    }
+    values = pd.DataFrame(dict(zip(looks, (*as_it_is, *as_it_was), strict=True)), rounds)
     figure, (axes,) = new_page(
         "How fast q finds the weak clients",
         f"{CLIENTS} clients, {DRAWN} a round, {WEAK} of them weak; all losses fall tenfold in "
@@ -128,10 +132,6 @@ def draw(
         "visits.",
         [2.95],
     )
-    for line in lines:
-        axes.plot(rounds, line.values, color=line.color, linestyle=line.style, linewidth=line.width)
-    set_round_axis(axes, rounds)
-    axes.set_xlim(0, ROUNDS)
     axes.set_ylim(0.8, 3.4)
     for level in (1.0, RATIO):
         axes.axhline(level, color=INK, linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
@@ -140,7 +140,8 @@ def draw(
     axes.text(SWAP + 40, RATIO + 0.24, "others become weak", fontsize=9, color=INK)
     axes.set_xlabel("round")
     axes.set_ylabel("loss term q (others = 1)")
-    label_ends(axes, rounds, lines, "", 2)
+    draw_lines(axes, values, looks, unit="", digits=2)
+    axes.set_xlim(0, ROUNDS)
     figure.savefig(out, dpi=150)
 
 
