@@ -186,11 +186,9 @@ class AdjustedTensors(Mapping[str, Tensor]):
         return subtract_update(start, update)
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names."""
         return iter(self.trained)
 
     def __len__(self) -> int:
-        """Return the number of tensors."""
         return len(self.trained)
 
     def discarded_magnitude(self, name: str) -> float:

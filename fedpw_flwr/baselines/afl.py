@@ -27,10 +27,9 @@ class AFL(LossWeightedStrategy):
         w ← w − Σ_k λ_k Δ_k,     Δ_k = w − w_k
         λ ← Π(λ + γ_λ ℓ),        Π: Euclidean projection onto the simplex
 
-    λ begins with equal weights. ℓ_k is the loss of w, the model that arrives at client k, over its
-    training data, with ``train_loss_key="initial_loss"``, as in conf/strategy; by default it is
-    what every client can report, the mean over its local steps, which end elsewhere than at w. The
-    paper takes one stochastic gradient step a round, here Δ_k is what local training did.
+    λ begins with equal weights. ℓ_k is the loss of w over the client's training data with
+    ``train_loss_key="initial_loss"``, as in conf/strategy; by default the mean over its local
+    steps. The paper takes one stochastic gradient step a round; here Δ_k is what training did.
 
     Where not all clients take part, the formulas hold for the participants' shares of their own
     sum of weights, which stays, as do the weights of those who are absent. Participants whose
@@ -78,8 +77,7 @@ class AFL(LossWeightedStrategy):
     def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return the weights beside the number of rounds."""
         state, tensors = super().saved_memory()
-        shares = {str(client): weight for client, weight in self.memory.items()}
-        return {**state, "shares": shares}, tensors
+        return {**state, "shares": dict(self.memory)}, tensors
 
     def restore_memory(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Set them to what `saved_memory` returned."""

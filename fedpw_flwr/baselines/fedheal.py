@@ -175,16 +175,15 @@ class FedHEAL(ScreenedStrategy):
     def saved_memory(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return weights, momenta and counts beside the number of rounds."""
         state, tensors = super().saved_memory()
-        memory = {str(client): one for client, one in self.memory.items()}
         counts = {
             f"rose/{client}/{name}": count
-            for client, one in memory.items()
+            for client, one in self.memory.items()
             for name, count in one.rose.items()
         }
         nested = {
-            "weights": {client: one.weight for client, one in memory.items()},
-            "momenta": {client: one.momentum for client, one in memory.items()},
-            "client_rounds": {client: one.rounds for client, one in memory.items()},
+            "weights": {client: one.weight for client, one in self.memory.items()},
+            "momenta": {client: one.momentum for client, one in self.memory.items()},
+            "client_rounds": {client: one.rounds for client, one in self.memory.items()},
         }
         return {**state, **nested}, {**tensors, **counts}
 

@@ -32,9 +32,8 @@ class QFedAvg(LossWeightedStrategy):
         h_k = q F_k^{q−1} ‖Δw_k‖² + L F_k^q
         w ← w − Σ_k Δ_k / Σ_k h_k
 
-    F_k is the loss of w, the model that arrives at client k, over its training data, with
-    ``train_loss_key="initial_loss"``, as in conf/strategy; by default it is what every client can
-    report, the mean over its local steps, which end elsewhere than at w.
+    F_k is the loss of w over the client's training data with ``train_loss_key="initial_loss"``, as
+    in conf/strategy; by default the mean over its local steps.
 
     Running statistics and counters are no part of Δw_k or its norm: they are averaged with the
     weights F_k^q / Σ_j F_j^q, in proportion to what the clients' updates count. The weights

@@ -26,10 +26,8 @@ class TERM(LossWeightedStrategy):
 
         λ_k ∝ n_k exp(t ℓ_k),     w ← w − Σ_k λ_k Δ_k,     Δ_k = w − w_k.
 
-    ℓ_k is f_k(w), the loss of the model that arrives at client k over its training data, with
-    ``train_loss_key="initial_loss"``, as in conf/strategy; by default it is what every client can
-    report, the mean over its local steps, which end elsewhere than at w. Equal n_k where no client
-    reports them. At t = 0 this is FedAvg.
+    ℓ_k is f_k(w) with ``train_loss_key="initial_loss"``, as in conf/strategy; by default the mean
+    over the client's local steps. Equal n_k where no client reports them. At t = 0 this is FedAvg.
 
     Parameters
     ----------

@@ -28,10 +28,7 @@ class Identities:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what replies have shown, as JSON can hold it."""
-        return {
-            name: {str(client): node for client, node in nodes.items()}
-            for name, nodes in (("owners", self.owners), ("homes", self.homes))
-        }
+        return {"owners": dict(self.owners), "homes": dict(self.homes)}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:

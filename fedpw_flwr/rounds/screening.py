@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from flwr.app import MetricRecord, RecordDict
@@ -52,14 +53,11 @@ def screen_train_replies(
     """
     answers = list(answers)
     client_of = identities.by_node()
-
-    def read(node_id: int, content: RecordDict, metrics: MetricRecord) -> TrainReply:
-        return read_train_reply(node_id, content, metrics, asked, identities.owners)
-
+    read = partial(read_train_reply, asked=asked, owners=identities.owners)
     good, bad = _judged(answers, client_of, asked.asked, "train", asked.project.examples_key, read)
     private = _private_arrays(good, asked.model) if asked.is_first else frozenset()
-    complete, partial = _complete_replies(good, [n for n in asked.model if n not in private])
-    bad += partial
+    complete, lacking = _complete_replies(good, [n for n in asked.model if n not in private])
+    bad += lacking
     unique, duplicates = _one_reply_per_client(complete, identities, client_of)
     if asked.is_first:
         # Two of many may be one client that was restarted at another node.

@@ -49,8 +49,7 @@ class EvaluatedLosses:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the losses as JSON can hold them."""
-        last = {str(client): list(pair) for client, pair in self.last.items()}
-        return {"last": last, "median": self.median}
+        return {"last": dict(self.last), "median": self.median}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Self:

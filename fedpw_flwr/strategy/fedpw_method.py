@@ -272,9 +272,7 @@ class FedPWMethod(Method):
         consensus = adjustment.consensus
         state = {
             "weighting": self.state.to_dict(),
-            "relative_losses": {
-                str(client): loss for client, loss in adjustment.relative_losses.items()
-            },
+            "relative_losses": dict(adjustment.relative_losses),
             "consensus": None
             if consensus is None
             else {"round": consensus.round, "factors": dict(consensus.factors)},

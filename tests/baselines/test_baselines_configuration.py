@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 
 import pytest
 from flwr.app import ConfigRecord
@@ -22,8 +23,11 @@ SET_OTHERWISE = {"qfedavg": {"q": 1.0, "rescale": "mean"}}
 ALL = sorted(path.stem for path in (config_folder() / "strategy").glob("*.yaml"))
 
 
+composed = cache(compose_configuration)
+
+
 def settings_of(name: str, overrides: str = "") -> dict[str, object]:
-    configuration = compose_configuration("config", f"strategy={name} {overrides}".strip())
+    configuration = composed("config", f"strategy={name} {overrides}".strip())
     settings = OmegaConf.to_container(configuration.strategy, resolve=True)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}

@@ -22,6 +22,7 @@ from support.federation import (
     Federation,
     answering,
     assert_sound,
+    assert_sound_metrics,
     both_apis,
     everyone,
     honest,
@@ -52,11 +53,6 @@ HOSTILE_METRICS: dict[str, dict[str, Any]] = {
 }
 
 
-def assert_finite(metrics: dict[str, Any]) -> None:
-    for key, value in metrics.items():
-        assert np.isfinite(value).all(), key
-
-
 def own(metrics: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metrics.items() if key.startswith("fedpw-")}
 
@@ -75,7 +71,7 @@ def test_what_a_client_says_beside_its_loss_moves_no_model(
     expected = api.train_rounds(other, others, 2)
     assert payloads(rounds[-1].arrays) == payloads(expected[-1].arrays)
     assert memory(strategy) == memory(other)
-    assert_finite(rounds[-1].metrics)
+    assert_sound_metrics(rounds[-1].metrics)
     assert own(rounds[-1].metrics) == own(expected[-1].metrics)
 
 
@@ -109,7 +105,7 @@ def with_a_liar(placement: str, loss: float | None, bounded: bool = True) -> lis
     rounds = MESSAGE.train_rounds(strategy, clients, 4)
     for arrays, metrics in rounds:
         assert_sound(arrays)
-        assert_finite(metrics)
+        assert_sound_metrics(metrics)
     return [metrics for _, metrics in rounds]
 
 
@@ -247,12 +243,9 @@ def test_whatever_some_clients_send_the_honest_ones_take_part_and_the_model_is_f
     strategy = api.strategy(**PLACEMENTS[placement])
     for arrays, metrics in api.train_rounds(strategy, clients, 3):
         assert_sound(arrays)
-        assert_finite(metrics)
-        MetricRecord.inflate(MetricRecord(metrics).deflate())
+        assert_sound_metrics(metrics)
         assert {node - 10 for node in NODES[:4]} <= set(metrics["fedpw-client-id"])
         weights = metrics["fedpw-weight"]
-        assert math.fsum(weights) == pytest.approx(1.0)
-        assert min(weights) >= 0
         assert max(weights) <= 5 / len(weights) + 1e-12
 
 
@@ -273,5 +266,5 @@ def test_whatever_some_clients_report_of_an_evaluation_it_ends_with_finite_metri
         attackers = dict(zip(HOSTILE, map(reporting, hostile), strict=False))
         clients = {**dict.fromkeys(NODES, usual), **attackers}
         metrics = api.evaluate_round(strategy, clients, server_round)
-        assert_finite(metrics)
+        assert_sound_metrics(metrics)
         assert {"accuracy", "loss"} <= set(metrics)

@@ -12,7 +12,7 @@ from flwr.server import Server
 from flwr.serverapp.strategy import FedAvg, Strategy
 from support.federation import LEGACY, Federation, both_apis, parameters_of, proxies_of
 from support.grid import ClientsGrid
-from support.legacy_federation import manager_of, with_server_round
+from support.legacy_federation import manager_of, run_server, with_server_round
 from support.records import array_record
 from support.small_model import MODEL, good_client
 
@@ -193,21 +193,17 @@ def play(
             evaluate_fn=lambda now, arrays: MetricRecord({"now": now}),
         )
         return list(result.train_metrics_clientapp)
-    server = legacy.CheckpointedServer(
-        client_manager=manager_of(proxies_of(clients, list(MODEL))),
-        strategy=legacy.FedPW(
-            **options,
-            initial_parameters=parameters_of(array_record(MODEL)),
-            array_names=list(MODEL),
-            on_fit_config_fn=with_server_round,
-            evaluate_fn=lambda now, arrays, config: (0.5, {"now": now}),
-            fit_metrics_aggregation_fn=averaged,
-            evaluate_metrics_aggregation_fn=averaged,
-        ),
-        checkpoint_dir=folder,
-        resume=resume,
+    ours = legacy.FedPW(
+        **options,
+        initial_parameters=parameters_of(array_record(MODEL)),
+        array_names=list(MODEL),
+        on_fit_config_fn=with_server_round,
+        evaluate_fn=lambda now, arrays, config: (0.5, {"now": now}),
+        fit_metrics_aggregation_fn=averaged,
+        evaluate_metrics_aggregation_fn=averaged,
     )
-    history, _ = server.fit(5, timeout=None)
+    proxies = proxies_of(clients, list(MODEL))
+    history, _ = run_server(ours, proxies, 5, checkpoint_dir=folder, resume=resume)
     return [now for now, _ in history.metrics_distributed_fit["fedpw-weight"]]
 
 

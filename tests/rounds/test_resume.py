@@ -32,7 +32,7 @@ from support.federation import (
     proxies_of,
 )
 from support.grid import Client, ClientsGrid
-from support.legacy_federation import manager_of, with_server_round
+from support.legacy_federation import run_server, with_server_round
 from support.records import array_record, ndarrays, payloads, train_content
 from support.small_model import MODEL as SMALL_MODEL
 from support.small_model import evaluate_reply, trained
@@ -295,12 +295,9 @@ def test_flowers_legacy_server_optimizers_keep_their_moments(flowers: Any, tmp_p
     def model_after(folder: Path, rounds: int, resume: bool = False) -> list[np.ndarray]:
         initial, on_fit = parameters_of(array_record(MODEL)), with_server_round
         strategy = flowers(initial_parameters=initial, on_fit_config_fn=on_fit)
-        clients = manager_of(proxies_of(sites_at(FIRST), list(MODEL)))
-        server = CheckpointedServer(
-            client_manager=clients, strategy=strategy, checkpoint_dir=folder, resume=resume
-        )
-        server.fit(rounds, timeout=None)
-        return parameters_to_ndarrays(server.parameters)
+        proxies = proxies_of(sites_at(FIRST), list(MODEL))
+        _, last = run_server(strategy, proxies, rounds, checkpoint_dir=folder, resume=resume)
+        return parameters_to_ndarrays(last)
 
     expected = model_after(tmp_path / "whole", ROUNDS)
     model_after(tmp_path / "cut", 2)

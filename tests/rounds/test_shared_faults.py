@@ -195,10 +195,10 @@ def test_one_good_reply_is_enough_to_go_on(api: Federation, kind: str) -> None:
     assert api.counts(metrics) == (2, 0, 0)
 
 
-@all_kinds
-def test_one_reply_alone_shares_its_fault_with_nobody(api: Federation, kind: str) -> None:
+@both_apis
+def test_one_reply_alone_shares_its_fault_with_nobody(api: Federation) -> None:
     strategy = api.strategy(min_train_nodes=1, min_available_nodes=1)
-    _, metrics = api.train_round(strategy, {21: replying(SHARED[kind][0])})
+    _, metrics = api.train_round(strategy, {21: replying(SHARED["negative"][0])})
     assert api.counts(metrics) == (1, 0, 0)
 
 

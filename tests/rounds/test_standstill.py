@@ -23,12 +23,11 @@ from support.federation import (
     warnings,
 )
 from support.grid import Client, ClientsGrid
-from support.legacy_federation import manager_of
+from support.legacy_federation import run_server
 from support.records import array_record, ndarrays, payloads
 from support.small_model import evaluate_reply, good_client, train_reply
 
 from fedpw_flwr.checkpoint import CheckpointStore
-from fedpw_flwr.legacy import CheckpointedServer
 from fedpw_flwr.rounds.faults import UnusableRepliesError
 from fedpw_flwr.rounds.loop import run_rounds
 
@@ -106,11 +105,8 @@ def with_checkpoints(api: Federation, folder: Path) -> None:
         grid, store = ClientsGrid(clients), CheckpointStore(folder)
         run_rounds(api.strategy(), store, grid, arrays, num_rounds=4)
         return
-    CheckpointedServer(
-        client_manager=manager_of(proxies_of(clients, list(MODEL))),
-        strategy=api.strategy(initial_parameters=parameters_of(arrays)),
-        checkpoint_dir=folder,
-    ).fit(4, timeout=None)
+    strategy = api.strategy(initial_parameters=parameters_of(arrays))
+    run_server(strategy, proxies_of(clients, list(MODEL)), 4, checkpoint_dir=folder)
 
 
 ENDS: list[tuple[Federation, Callable[..., None]]] = [

@@ -12,7 +12,6 @@ from support.adjusting_clients import (
     failing,
     following,
     ignoring,
-    memory,
     play,
     play_round,
     silent,
@@ -140,10 +139,10 @@ def test_after_a_round_without_usable_replies_the_same_is_asked_again(
     arrays = array_record(MODEL)
     if skipped > 1:
         arrays = play(strategy, [STEADY] * (skipped - 1), arrays)[-1].arrays
-    before = memory(strategy.method.adjustment_state), strategy.state
+    before, _ = strategy.method.saved_memory()
     empty = play_round(strategy, dict.fromkeys(STEADY, lost), arrays, skipped)
     assert payloads(empty.arrays) == payloads(arrays)
-    assert (memory(strategy.method.adjustment_state), strategy.state) == before
+    assert strategy.method.saved_memory()[0] == before
     again = play_round(strategy, STEADY, arrays, skipped + 1)
     for node in STEADY:
         first = empty.messages[node].content.config_records["config"]

@@ -7,6 +7,7 @@ on one device every mixture gives the same bytes.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,17 +19,17 @@ from hypothesis import strategies as st
 from support.adjusting_clients import (
     Train,
     altered,
-    assert_quarantined,
     following,
     ignoring,
-    memory,
     model_of,
     play,
     play_round,
     report_of,
     round_of,
+    silent,
     with_report,
 )
+from support.federation import memory, warnings
 from support.grid import Client
 from support.records import NDArrays, array_record, payloads, train_content
 from support.small_model import MODEL, train_reply
@@ -60,8 +61,7 @@ def outcome(
         [payloads(each.arrays) for each in rounds],
         [dict(each.metrics) for each in rounds],
         [each.requests for each in rounds],
-        strategy.state,
-        memory(strategy.method.adjustment_state),
+        memory(strategy),
     )
 
 
@@ -170,11 +170,21 @@ def costs_only_itself(
     arrays: ArrayRecord,
     liar: Client,
     reason: str,
-    flower_log: pytest.LogCaptureFixture,
+    log: pytest.LogCaptureFixture,
     server_round: int = 3,
 ) -> None:
-    clients = {**clients_at({11: True, 12: False, 14: True}), LIAR: liar}
-    assert_quarantined(strategy, arrays, clients, LIAR, reason, flower_log, server_round)
+    """The round is that in which the liar is silent, but for the count and a line in the log."""
+    honest = clients_at({11: True, 12: False, 14: True})
+    strategy, without = copy.deepcopy(strategy), copy.deepcopy(strategy)
+    expected = play_round(without, {**honest, LIAR: silent}, arrays, server_round)
+    log.clear()
+    each = play_round(strategy, {**honest, LIAR: liar}, arrays, server_round)
+    assert each.metrics["fedpw-client-id"] == sorted(honest)
+    assert each.metrics["fedpw-quarantined"] == 1
+    assert payloads(each.arrays) == payloads(expected.arrays)
+    assert memory(strategy) == memory(without)
+    [told] = warnings(log)
+    assert re.search(rf"round {server_round}, node {LIAR} quarantined: .*({reason})", told)
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -17,11 +17,11 @@ from support.adjusting_clients import (
     Train,
     following,
     ignoring,
-    memory,
     model_of,
     play,
     report_of,
 )
+from support.federation import memory
 from support.grid import Client
 from support.records import NDArrays, array_record, payloads
 from support.small_model import train_reply, trained
@@ -67,8 +67,7 @@ def large_run(upload: str, dtype: str = "float32") -> tuple[list[Round], FedPW]:
 def outcome(rounds: list[Round], strategy: FedPW) -> tuple[object, ...]:
     return (
         [(payloads(each.arrays), dict(each.metrics)) for each in rounds],
-        strategy.state,
-        memory(strategy.method.adjustment_state),
+        memory(strategy),
     )
 
 

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from flwr.server import strategy as legacy_strategies
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from support.adjusting_clients import following, ignoring, play
+from support.federation import LEGACY, MESSAGE, Federation, Run, parameters_of
 from support.grid import Client, ClientsGrid
+from support.legacy_federation import with_server_round
 from support.records import NDArrays, array_record, ndarrays, payloads, train_content
 from support.small_model import MODEL, evaluating
 
-from fedpw_flwr import FedPW
+from fedpw_flwr import FedPW, legacy
 
 NODES = [1, 2, 3, 4]
 
@@ -49,19 +52,26 @@ def on_top(flowers: type, ours: type) -> Any:
 
 
 OPTIMIZERS = [FedPWAdam, *(on_top(kind, FedPW) for kind in (FedAdagrad, FedYogi, Momentum))]
+OF_LEGACY = [
+    on_top(kind, legacy.FedPW)
+    for kind in (legacy_strategies.FedAdam, legacy_strategies.FedAdagrad, legacy_strategies.FedYogi)
+]
+ON_TOP = [
+    *((MESSAGE, optimizer) for optimizer in OPTIMIZERS),
+    *((LEGACY, optimizer) for optimizer in OF_LEGACY),
+]
 BY_CLIENTS = [on_top(Momentum, ClientSideFedPW), on_top(FedYogi, PackedFedPW)]
 
 
 def torch_client(message: Message) -> Message:
-    """As every PyTorch client: what arrives is loaded into the model's own dtypes, then trained."""
+    """As every PyTorch client, which trains in the model's own dtypes: it gets them."""
     node, sent = message.metadata.dst_node_id, ndarrays(message.content["arrays"])
     rng = np.random.default_rng(node)
-    model = {
-        name: (array + (1 if array.dtype.kind == "i" else 0.1 * rng.random(array.shape))).astype(
-            MODEL[name].dtype
-        )
-        for name, array in sent.items()
-    }
+    model = {}
+    for name, array in sent.items():
+        assert array.dtype == MODEL[name].dtype
+        step = 1 if array.dtype.kind == "i" else 0.1 * rng.random(array.shape)
+        model[name] = (array + step).astype(array.dtype)
     return Message(train_content(model, 0.3 * node), reply_to=message)
 
 
@@ -70,11 +80,24 @@ def start(strategy: FedPW, client: Client, model: NDArrays, num_rounds: int, **o
     return strategy.start(grid, array_record(model), num_rounds=num_rounds, **options)
 
 
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *BY_CLIENTS])
-def test_server_optimizer_on_top_trains_every_round(optimizer: type[FedPW]) -> None:
-    strategy = optimizer()
-    result = start(strategy, following(torch_client), MODEL, 4)
-    for metrics in result.train_metrics_clientapp.values():
+def run(api: Federation, optimizer: Any, client: Client, model: NDArrays, rounds: int) -> Run:
+    """Play rounds under either API."""
+    clients, arrays = dict.fromkeys(NODES, evaluating(client)), array_record(model)
+    if api is MESSAGE:
+        return api.run(optimizer(), clients, rounds, arrays)
+    initial = parameters_of(arrays)
+    strategy = optimizer(initial_parameters=initial, on_fit_config_fn=with_server_round)
+    # Flower's optimizers pass on no options but their own.
+    strategy.array_names = tuple(model)
+    return api.run(strategy, clients, rounds, arrays)
+
+
+@pytest.mark.parametrize(
+    ("api", "optimizer"), [*ON_TOP, *((MESSAGE, optimizer) for optimizer in BY_CLIENTS)]
+)
+def test_server_optimizer_on_top_trains_every_round(api: Federation, optimizer: Any) -> None:
+    result = run(api, optimizer, following(torch_client), MODEL, 4)
+    for metrics in result.train.values():
         assert metrics["fedpw-quarantined"] == 0
         assert metrics["fedpw-client-id"] == NODES
     assert all(rate > 0 for rate in metrics["fedpw-drop-rate"])
@@ -119,9 +142,9 @@ def client_with_a_key(message: Message) -> list[Message]:
     return [Message(train_content(model, 0.3 * node), reply_to=message)]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_server_optimizer_steps_on_what_is_trained_alone(optimizer: type[FedPW]) -> None:
-    arrays = ndarrays(start(optimizer(), client_with_a_key, WITH_A_KEY, 6).arrays)
+@pytest.mark.parametrize(("api", "optimizer"), ON_TOP)
+def test_a_server_optimizer_steps_on_what_is_trained_alone(api: Federation, optimizer: Any) -> None:
+    arrays = ndarrays(run(api, optimizer, client_with_a_key, WITH_A_KEY, 6).arrays)
     assert arrays["key"].dtype == np.uint64
     assert arrays["key"].tolist() == KEY.tolist()
     assert (arrays["bn.running_var"] > 0).all()

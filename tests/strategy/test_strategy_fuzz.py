@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-import pytest
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.federation import assert_sound, assert_sound_metrics
 from support.grid import ClientsGrid, train_round
 from support.records import array_record, ndarrays, train_content
 
@@ -16,24 +14,6 @@ from fedpw_flwr import FedPW
 
 NODES = [51, 52, 53, 54, 55]
 FUZZ = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def assert_sound(arrays: ArrayRecord, model: dict[str, np.ndarray]) -> None:
-    assert list(arrays) == list(model)
-    for name, array in ndarrays(arrays).items():
-        assert array.shape == model[name].shape
-        assert array.dtype == model[name].dtype
-        assert np.isfinite(array).all()
-
-
-def assert_sound_metrics(metrics: MetricRecord) -> None:
-    MetricRecord.inflate(metrics.deflate())
-    for value in metrics.values():
-        entries = value if isinstance(value, list) else [value]
-        assert all(math.isfinite(entry) for entry in entries)
-    if "fedpw-weight" in metrics:
-        assert math.fsum(metrics["fedpw-weight"]) == pytest.approx(1.0, abs=1e-9)
-        assert min(metrics["fedpw-weight"]) >= 0
 
 
 @FUZZ

@@ -47,16 +47,6 @@ def test_lists_run_in_parallel_over_the_participants_and_hold_what_their_names_s
             assert 1.0 <= metrics["fedpw-amplification"] < 2.0
 
 
-def test_weight_is_the_mix_of_the_terms_by_the_loss_terms_share() -> None:
-    for metrics in rounds_of(clip_weights=False):
-        share = metrics["fedpw-loss-term-share"]
-        mixed = [
-            (1 - share) * p + share * q
-            for p, q in zip(metrics["fedpw-p"], metrics["fedpw-q"], strict=True)
-        ]
-        assert metrics["fedpw-weight"] == pytest.approx(mixed, abs=1e-12)
-
-
 def test_record_survives_flowers_serialization() -> None:
     huge = 2**64 - 5
     grid = ClientsGrid(dict.fromkeys([3, huge, 2**63, 17], good_client))

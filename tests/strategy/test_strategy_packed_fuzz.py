@@ -17,7 +17,8 @@ import pytest
 from flwr.app import ArrayRecord, Message, MetricRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.adjusting_clients import following, memory, silent
+from support.adjusting_clients import following, silent
+from support.federation import assert_sound, assert_sound_metrics, memory
 from support.grid import ClientsGrid, ask
 from support.records import (
     NDArrays,
@@ -84,19 +85,6 @@ def aggregated(
     return arrays, metrics
 
 
-def assert_sound(arrays: ArrayRecord, metrics: MetricRecord | None = None) -> None:
-    assert list(arrays) == list(MODEL)
-    for name, array in ndarrays(arrays).items():
-        assert (array.shape, array.dtype) == (MODEL[name].shape, MODEL[name].dtype)
-        assert np.isfinite(array).all()
-    for value in (metrics or {}).values():
-        assert np.isfinite(value).all()
-
-
-def remembered(strategy: FedPW) -> tuple[object, object]:
-    return strategy.state, memory(strategy.method.adjustment_state)
-
-
 @dataclass
 class Federation:
     """A strategy, three honest clients and one whose replies are tampered with."""
@@ -122,7 +110,8 @@ class Federation:
 
         self.log.clear()
         arrays, metrics = aggregated(self.strategy, self.round, [*replies, arrives])
-        assert_sound(arrays, metrics)
+        assert_sound(arrays, MODEL)
+        assert_sound_metrics(metrics)
         believed = LIAR in clients_of(metrics)
         if believed:
             assert fate is not Fate.REFUSED, f"{kind}, seed {seed}: believed in round {self.round}"
@@ -131,7 +120,7 @@ class Federation:
                 expected, expected_metrics = aggregated(as_sent, self.round, [*replies, sent])
                 assert payloads(arrays) == payloads(expected)
                 assert metrics == expected_metrics
-                assert remembered(self.strategy) == remembered(as_sent)
+                assert memory(self.strategy) == memory(as_sent)
         else:
             assert kind != "nothing"
             assert metrics["fedpw-quarantined"] == 1
@@ -140,7 +129,7 @@ class Federation:
             assert re.search(rf"round {self.round}, node {LIAR} quarantined: .*({said})", reason)
             expected, _ = aggregated(without, self.round, replies)
             assert payloads(arrays) == payloads(expected)
-            assert remembered(self.strategy) == remembered(without)
+            assert memory(self.strategy) == memory(without)
         self.arrays = arrays
         return believed
 
@@ -202,4 +191,4 @@ def test_a_client_that_sends_the_largest_values_let_through_does_not_end_the_run
     grid = ClientsGrid({**dict.fromkeys(HONEST_NODES, honest_client), LIAR: liar})
     strategy = FedPW(fraction_evaluate=0.0, adjustment=adjustment, device="cpu")
     result = strategy.start(grid=grid, initial_arrays=array_record(MODEL), num_rounds=12)
-    assert_sound(result.arrays)
+    assert_sound(result.arrays, MODEL)

@@ -15,12 +15,11 @@ from flwr.client import Client as LegacyClient
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import Scalar, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.server import Server
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from support.adjusting_clients import WHERE, ignoring, model_of, round_of
 from support.baselines_federation import BUILDS
 from support.grid import Client, ClientsGrid, train_round
-from support.legacy_federation import app_clients, fit_round, manager_of, with_server_round
+from support.legacy_federation import app_clients, fit_round, run_server, with_server_round
 from support.records import (
     NDArrays,
     array_record,
@@ -289,12 +288,9 @@ def test_the_legacy_server_goes_on_from_a_checkpoint_with_what_is_shared(
             array_names=array_names,
             initial_parameters=ndarrays_to_parameters(list(MODEL.values())),
         )
-        manager = manager_of(app_clients(ClientApp(client_fn=plain), NODES))
-        server: Server = legacy.CheckpointedServer(
-            client_manager=manager, strategy=strategy, checkpoint_dir=folder, resume=resume
-        )
-        server.fit(rounds, timeout=None)
-        return server.parameters.tensors
+        clients = app_clients(ClientApp(client_fn=plain), NODES)
+        _, last = run_server(strategy, clients, rounds, checkpoint_dir=folder, resume=resume)
+        return last.tensors
 
     expected = after(4, False, tmp_path / "whole")
     after(2, False, tmp_path / "parts")

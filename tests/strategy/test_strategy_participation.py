@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from support.grid import ClientsGrid, running, train_round
+from support.grid import ClientsGrid, running
 from support.legacy_federation import app_grid
-from support.records import array_record, clients_of, payloads
+from support.records import array_record, payloads
 from support.small_model import MODEL, good_client
 
 from fedpw_flwr import FedPW, FedPWClient, fedpw_mod, numpy_client_app
@@ -31,31 +30,6 @@ def test_training_can_be_switched_off() -> None:
     assert payloads(result.arrays) == payloads(array_record(MODEL))
     assert "accuracy" in result.evaluate_metrics_clientapp[2]
     assert strategy.state == FedPW().state
-
-
-def test_absent_clients_keep_their_state() -> None:
-    random.seed(5)
-    strategy, arrays = FedPW(fraction_train=0.5), array_record(MODEL)
-    grid = ClientsGrid(dict.fromkeys(NODES, good_client))
-    present_in = dict.fromkeys(NODES, 0)
-    for server_round in range(1, 9):
-        before = strategy.state
-        arrays, metrics = train_round(strategy, grid, arrays, server_round)
-        participants = clients_of(metrics)
-        assert len(participants) == 4
-        assert sum(metrics["fedpw-weight"]) == pytest.approx(1.0)
-        for signal_before, signal in (
-            (before.direction, strategy.state.direction),
-            (before.loss, strategy.state.loss),
-        ):
-            for client, memory in signal_before.clients.items():
-                if client not in participants:
-                    assert signal.clients[client] == memory
-            assert set(signal.clients) == set(signal_before.clients) | set(participants)
-        for client in participants:
-            present_in[client] += 1
-    assert all(present_in.values())
-    assert strategy.state.rounds == 8
 
 
 def app_of_functions(**options: Any) -> ClientApp:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fedpw_flwr import FedPW, FedPWMod
-from fedpw_flwr.algorithm import AdjustmentState
 from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REPORT_KEY, REQUEST_KEY
 from support.grid import Client, ClientsGrid
-from support.records import NDArrays, ndarrays, payloads, train_content
+from support.records import NDArrays, ndarrays, train_content
 from support.small_model import train_reply
 
 Train = Callable[[Message], Message]
@@ -218,36 +215,3 @@ def play(
         rounds.append(play_round(strategy, clients, arrays, server_round, arrange))
         arrays = rounds[-1].arrays
     return rounds
-
-
-def assert_quarantined(
-    strategy: FedPW,
-    arrays: ArrayRecord,
-    clients: Mapping[int, Client],
-    liar: int,
-    reason: str,
-    log: pytest.LogCaptureFixture,
-    server_round: int,
-) -> None:
-    """The round is that in which the liar is silent, but for the count and a line in the log."""
-    strategy, without = copy.deepcopy(strategy), copy.deepcopy(strategy)
-    expected = play_round(without, {**clients, liar: silent}, arrays, server_round)
-    log.clear()
-    each = play_round(strategy, clients, arrays, server_round)
-    assert each.metrics["fedpw-client-id"] == sorted(set(clients) - {liar})
-    assert each.metrics["fedpw-quarantined"] == 1
-    assert payloads(each.arrays) == payloads(expected.arrays)
-    assert strategy.state == without.state
-    assert memory(strategy.method.adjustment_state) == memory(without.method.adjustment_state)
-    told = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
-    assert len(told) == 1
-    assert re.search(rf"round {server_round}, node {liar} quarantined: .*({reason})", told[0])
-
-
-def memory(state: AdjustmentState) -> dict[str, Any]:
-    """What the server carries over for the next request, in a form that compares by value."""
-    told = asdict(state)
-    if told["consensus"] is not None:
-        members = told["consensus"]["members"]
-        told["consensus"]["members"] = {name: each.tolist() for name, each in members.items()}
-    return told

@@ -8,13 +8,14 @@ that message, and its reply into a FitRes. Servers, strategies and client manage
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import (
     EvaluateIns,
     EvaluateRes,
@@ -371,10 +372,20 @@ def warnings(log: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in log.records if record.levelname == "WARNING"]
 
 
-def assert_sound(arrays: ArrayRecord) -> None:
+def assert_sound(arrays: ArrayRecord, start: NDArrays = MODEL) -> None:
     """The model is finite, and has the names, shapes and dtypes it began with."""
     model = ndarrays(arrays)
-    assert list(model) == list(MODEL)
+    assert list(model) == list(start)
     for name, array in model.items():
-        assert (array.shape, array.dtype) == (MODEL[name].shape, MODEL[name].dtype), name
+        assert (array.shape, array.dtype) == (start[name].shape, start[name].dtype), name
         assert np.isfinite(array).all(), name
+
+
+def assert_sound_metrics(metrics: Mapping[str, Any]) -> None:
+    """A round's metrics are finite, and its weights are on the simplex."""
+    MetricRecord.inflate(MetricRecord(dict(metrics)).deflate())
+    for key, value in metrics.items():
+        assert np.isfinite(value).all(), key
+    weights = metrics.get("fedpw-weight", [1.0])
+    assert math.fsum(weights) == pytest.approx(1.0, abs=1e-9)
+    assert min(weights) >= 0

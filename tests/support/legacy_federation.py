@@ -8,6 +8,8 @@ whole ClientApp behind Flower's own proxy, so its records are made and read by F
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from flwr.app import Context, RecordDict
@@ -38,6 +40,7 @@ from flwr.server.history import History
 from flwr.server.server import FitResultsAndFailures, evaluate_clients, fit_clients
 from flwr.server.strategy import Strategy
 
+from fedpw_flwr.legacy import CheckpointedServer
 from support.grid import ONE_AT_A_TIME, ClientsGrid, running
 from support.small_model import MODEL, trained
 
@@ -173,10 +176,11 @@ def evaluate_round(
 
 
 def run_server(
-    strategy: Strategy, clients: Iterable[ClientProxy], num_rounds: int
+    strategy: Strategy, clients: Iterable[ClientProxy], num_rounds: int, **checkpoints: Any
 ) -> tuple[History, Parameters]:
-    """A whole run of Flower's legacy server: its history and the last model."""
-    server = Server(client_manager=manager_of(clients), strategy=strategy)
+    """A whole run of Flower's legacy server, or of ours with checkpoints: history, last model."""
+    kind = partial(CheckpointedServer, **checkpoints) if checkpoints else Server
+    server = kind(client_manager=manager_of(clients), strategy=strategy)
     history, _ = server.fit(num_rounds, timeout=None)
     return history, server.parameters
 

@@ -156,7 +156,10 @@ def test_rounds_without_a_figure_are_drawn_without_it() -> None:
     figures = records[5].clients
     assert figures is not None
     figures.weight[0] = math.nan
-    assert draw_plots(records).keys() == {"accuracy.png", "weights.png", "signals.png"}
+    drawn = draw_plots(records)
+    assert drawn.keys() == {"accuracy.png", "weights.png", "signals.png"}
+    # Lines go on over the round that was not tested.
+    assert drawn["accuracy.png"].axes[0].lines[0].get_xdata().tolist() == [0, 1, 2, 3, 5, 6]
     records[-1].accuracy["domain 0"] = math.nan
     last = draw_plots(records)["accuracy.png"]
     assert last.texts[1].get_text() == "After round 6: unknown"
