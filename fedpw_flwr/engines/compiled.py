@@ -28,51 +28,38 @@ if getattr(numba.config, "DISABLE_JIT", 0):
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 _EXACT = {"contract", "nsz"}
-_ANY_ORDER = {"contract", "nsz", "reassoc"}
-"""Liberties of the compiler: to add in any order, so that vector instructions can do it."""
+_HOW: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": _EXACT}
+
+_inner: Callable[[Loop], Loop] = numba.njit(**_HOW, forceinline=True)
+"""Compiles a loop that only compiled ones call, as a part of them.
+
+As a function of its own it could be one code where it was just compiled and another where that was
+kept, and the last bit of a sum would depend on it.
+"""
+
+_inner_sum: Callable[[Loop], Loop] = numba.njit(
+    **{**_HOW, "fastmath": {*_EXACT, "reassoc"}}, forceinline=True
+)
+"""Does what `_inner` does; sums may be taken in any order, so that vector instructions can."""
 
 
 def _compiled(loop: Loop) -> Loop:
     """Compile a loop on its first call, every operation as it is written, and keep the result."""
     try:
-        kept = _with_numba(loop, _EXACT, cache=True)
+        usable = [numba.njit(loop, **_HOW, cache=True)]
     except RuntimeError:
         # There is no folder in which compiled code could be kept.
-        return _with_numba(loop, _EXACT)
-    usable = [kept]
+        return cast(Loop, numba.njit(loop, **_HOW))
 
     def call(*arguments: Any) -> Any:
         try:
             return usable[0](*arguments)
         except OSError:
             # It could not be kept after all, the disk is full; nothing was computed yet.
-            usable[0] = _with_numba(loop, _EXACT)
+            usable[0] = numba.njit(loop, **_HOW)
             return usable[0](*arguments)
 
     return cast(Loop, call)
-
-
-def _inner(loop: Loop) -> Loop:
-    """Compile a loop that only compiled ones call, as a part of them.
-
-    As a function of its own it could be one code where it was just compiled and another where that
-    was kept, and the last bit of a sum would depend on it.
-    """
-    return _with_numba(loop, _EXACT, forceinline=True)
-
-
-def _inner_sum(loop: Loop) -> Loop:
-    """Do what `_inner` does; sums may be taken in any order."""
-    return _with_numba(loop, _ANY_ORDER, forceinline=True)
-
-
-def _with_numba(
-    loop: Loop, liberties: set[str], *, cache: bool = False, forceinline: bool = False
-) -> Loop:
-    how = numba.njit(
-        nogil=True, error_model="numpy", fastmath=liberties, cache=cache, forceinline=forceinline
-    )
-    return cast(Loop, how(loop))
 
 
 @_compiled

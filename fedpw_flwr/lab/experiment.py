@@ -29,6 +29,7 @@ from fedpw_flwr.lab.config.configuration import (
     resolved_yaml,
     runtime_settings,
 )
+from fedpw_flwr.lab.config.setting_rules import broken_rules
 from fedpw_flwr.lab.data.examples import DomainCollection, Examples, joined
 from fedpw_flwr.lab.data.partition import ClientShare
 from fedpw_flwr.lab.training.batches import Normalisation
@@ -225,5 +226,9 @@ def build_group(group: str, configuration: DictConfig, **arguments: Any) -> Any:
         raise ConfigurationError(
             f"{group}: the configuration does not say how to build it: {group}._target_ is missing"
         )
+    settings = group_settings(configuration, group)
+    wrong = broken_rules(group, settings)
+    if wrong:
+        raise ConfigurationError("\n".join(wrong))
     with named_part(group):
-        return instantiate(group_settings(configuration, group), **arguments)
+        return instantiate(settings, **arguments)

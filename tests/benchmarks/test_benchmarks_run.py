@@ -37,7 +37,15 @@ def test_every_script_with_tables_is_on_the_runners_list() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in WRITTEN if name != "client_accuracy"])
 def test_a_benchmark_prints_tables_with_figures(name: str) -> None:
-    process = _run(f"{name}.py", "--tiny")
+    process = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), "--tiny"],
+        cwd=FOLDER.parent,
+        env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=300,
+    )
     assert process.returncode == 0, process.stderr
     titles = re.findall(r"^### .+$", process.stdout, flags=re.MULTILINE)
     rules = re.findall(r"^\|(?:---|--:)(?:\|(?:---|--:))*\|$", process.stdout, flags=re.MULTILINE)
@@ -61,41 +69,44 @@ def test_the_runner_replaces_one_section_and_keeps_the_others(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["RESULTS.md"]
 
 
-def test_the_runner_writes_what_the_benchmark_printed(tmp_path: Path) -> None:
-    results = tmp_path / "RESULTS.md"
-    process = _run("run.py", "message_sizes", "--tiny", f"--output={results}")
-    assert process.returncode == 0, process.stderr
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runner's file, in a folder where benchmarks may be written."""
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    return tmp_path / "RESULTS.md"
+
+
+def run_benchmark(monkeypatch: pytest.MonkeyPatch, name: str, results: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", name, "--tiny", f"--output={results}"])
+    run.main()
+
+
+def test_the_runner_writes_what_the_benchmark_printed(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = results.with_name("message_sizes.py")
+    script.write_text("import sys; print('### sizes', *sys.argv[1:])")
+    run_benchmark(monkeypatch, "message_sizes", results)
     section = run.read_sections(results)["message_sizes"]
     assert section.startswith("## message_sizes\n\nMeasured 2")
-    assert "| FedPW | packed float16 |" in section
+    assert section.endswith("\n\n### sizes --tiny")
 
 
-def test_an_unknown_benchmark_is_refused_with_the_names_there_are(tmp_path: Path) -> None:
-    process = _run("run.py", "serverstep", f"--output={tmp_path / 'RESULTS.md'}")
-    assert process.returncode == 2
-    assert "no benchmark 'serverstep'; choose among server_step, client_loop" in process.stderr
+def test_an_unknown_benchmark_is_refused_with_the_names_there_are(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_benchmark(monkeypatch, "serverstep", results)
+    assert "no benchmark 'serverstep'; choose among server_step, client_loop" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_benchmark_that_fails_keeps_its_old_section(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = tmp_path / "RESULTS.md"
     run.write_section(results, "attacks", "### as it was", 1.0)
-    (tmp_path / "attacks.py").write_text("raise SystemExit(3)")
-    monkeypatch.setattr(run, "FOLDER", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py", "attacks", f"--output={results}"])
+    results.with_name("attacks.py").write_text("raise SystemExit(3)")
     with pytest.raises(SystemExit, match="failed, with their sections as they were: attacks"):
-        run.main()
+        run_benchmark(monkeypatch, "attacks", results)
     assert "### as it was" in results.read_text()
-
-
-def _run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(FOLDER / script), *arguments],
-        cwd=FOLDER.parent,
-        env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        timeout=300,
-    )

@@ -88,14 +88,29 @@ def test_fedpws_rounds_are_those_after_the_initial_model(tmp_path: Path) -> None
     assert peers.accuracies(peers.OURS, tmp_path) == [0.2]
 
 
-def test_a_peer_is_measured_from_its_command_to_its_exit(archive: Path) -> None:
+def test_a_peer_is_measured_from_its_command_to_its_exit(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import time\nfor n in 1, 2: time.sleep(0.5 / n); print(f'round {n} accuracy 0.5')"
+    monkeypatch.setattr(peers, "words", lambda *_: ["-u", "-c", code])
+    run = peers.measure("plain_loop", sys.executable, archive, 2)
+    assert 0.2 < run.each < 0.5 < run.first < run.total
+    assert run.total == pytest.approx(run.first + run.each + run.end)
+    assert run.accuracy == 50
+
+
+@pytest.mark.long
+def test_a_real_peer_is_measured(archive: Path) -> None:
     run = peers.measure("plain_loop", sys.executable, archive, 2)
     assert 0 < run.each < run.first < run.total
-    assert run.total == pytest.approx(run.first + run.each + run.end)
     assert run.memory > 50
 
 
-def test_a_peer_that_fails_says_its_last_line(tmp_path: Path) -> None:
+def test_a_peer_that_fails_says_its_last_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = ["-c", "print('round 1 accuracy 0.5'); open('none.npz')"]
+    monkeypatch.setattr(peers, "words", lambda *_: fails)
     with pytest.raises(peers.NotMeasured, match=r"failed: FileNotFoundError: .*none\.npz"):
         peers.measure("plain_loop", sys.executable, tmp_path / "none.npz", 2)
 

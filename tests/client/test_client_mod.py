@@ -293,32 +293,24 @@ def with_weight(change: Callable[[Any], Any]) -> Callable[[Message], ArrayRecord
     return arrays
 
 
-OTHER_MODELS: dict[str, Callable[[Message], ArrayRecord]] = {
-    "other names": renamed,
-    "too few": too_few,
-    "none": lambda message: ArrayRecord({}),
-    "transposed": with_weight(lambda array: array.T.copy()),
+OTHER_MODELS: dict[str, Callable[[Message], list[ArrayRecord]]] = {
+    "other names": lambda message: [renamed(message)],
+    "too few": lambda message: [too_few(message)],
+    "without arrays": lambda message: [ArrayRecord({})],
+    "transposed": lambda message: [with_weight(lambda array: array.T.copy())(message)],
+    "none": lambda message: [],
+    "two": lambda message: [trained_record(message)] * 2,
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_MODELS)
 def test_another_model_than_was_sent_goes_to_the_server_as_trained(kind: str) -> None:
-    train = replying(lambda message: RecordDict({"arrays": OTHER_MODELS[kind](message)}))
-    message = train_message(MODEL, REQUESTS["mask"])
-    assert (
-        answer(mod_app(train), message).content == answer(functions_app([], train), message).content
-    )
+    def content(message: Message) -> RecordDict:
+        return RecordDict({str(i): model for i, model in enumerate(OTHER_MODELS[kind](message))})
 
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_none_or_two_models_go_to_the_server_as_trained(count: int) -> None:
-    train = replying(
-        lambda message: RecordDict({str(i): trained_record(message) for i in range(count)})
-    )
     message = train_message(MODEL, REQUESTS["mask"])
-    reply = answer(mod_app(train), message)
-    assert len(reply.content.array_records) == count
-    assert reply.content == answer(functions_app([], train), message).content
+    with_mod, without = mod_app(replying(content)), functions_app([], replying(content))
+    assert answer(with_mod, message).content == answer(without, message).content
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.float64, ">f4"])

@@ -148,6 +148,7 @@ def test_a_missing_truncated_or_ill_fitting_model_is_named(
     [
         (["dataset.domains=[bright,sketches]"], ["dataset", "sketches"]),
         (["dataset.fodler=here"], ["no key 'dataset.fodler' to override"]),
+        (["model.width=0"], ["model.width must be a whole number of at least 1, got 0"]),
         (["folder"], ["is no override"]),
         (["=3"], ["is no override"]),
         (["--device", "abacus"], ["device='abacus' cannot be used"]),

@@ -6,7 +6,7 @@ Packed replies are read as the trained model they stand for.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from flwr.app import Array, ArrayRecord
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.broken_replies import npy
+from support.records import array_record
+from support.small_model import trained
 
 from fedpw_flwr.algorithm.adjustment import entry_count
 from fedpw_flwr.client.masking import adjust_reply
@@ -195,21 +197,8 @@ def a_model(seed: int, precision: str = "float32") -> dict[str, NDArray]:
     return {**model, "steps": np.array(seed)}
 
 
-def moved(model: Mapping[str, NDArray], seed: int) -> dict[str, NDArray]:
-    rng = np.random.default_rng([seed, 1])
-    return {
-        name: np.asarray(array + 0.01 * rng.standard_normal(array.shape)).astype(array.dtype)
-        for name, array in model.items()
-    }
-
-
 def tensors(model: Mapping[str, NDArray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in model.items()}
-
-
-def record(names: Iterable[str], arrays: Iterable[NDArray]) -> ArrayRecord:
-    named = zip(names, arrays, strict=True)
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in named})
 
 
 def reply_of(
@@ -224,7 +213,7 @@ def reply_of(
     sent, report = adjust_reply(list(start.values()), list(end.values()), received, "cpu")
     packed = AdjustmentReport.decode(report, len(names)).packed
     assert {names[index] for index in packed} == (PACKABLE if upload == "packed" else set())
-    return record(names, sent)
+    return array_record(dict(zip(names, sent, strict=True)))
 
 
 def read(arrays: ArrayRecord, start: Mapping[str, NDArray]) -> PackedTensors:
@@ -237,7 +226,7 @@ def test_packed_float32_is_the_dense_upload_to_the_last_bit(
     seed: int, precision: str, rescaled: bool
 ) -> None:
     start = a_model(seed, precision)
-    end = moved(start, seed)
+    end = trained(start, (seed, 1), 0.01)
     dense = ArrayTensors(reply_of(start, end, "dense", rescaled))
     model = read(reply_of(start, end, "packed", rescaled), start)
     assert list(model) == list(start)
@@ -252,7 +241,7 @@ def test_packed_float32_is_the_dense_upload_to_the_last_bit(
 
 
 START = a_model(5)
-PACKED = reply_of(START, moved(START, 5), "packed")
+PACKED = reply_of(START, trained(START, (5, 1), 0.01), "packed")
 
 
 SENT = PACKED["conv"].numpy()
@@ -289,7 +278,7 @@ def test_a_mask_that_keeps_more_than_the_rate_leaves_is_refused(more: int) -> No
     kept = START["conv"].size - entry_count(START["conv"].size, RATE)
     update = torch.zeros(START["conv"].size)
     update[: kept + more] = 1e-3
-    arrays = record(["conv"], [pack_update(update, "float32")])
+    arrays = array_record({"conv": pack_update(update, "float32")})
     model = read(arrays, {"conv": START["conv"]})
     if not more:
         expected = START["conv"] - update.numpy().reshape(3, 4, 5)

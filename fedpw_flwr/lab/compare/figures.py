@@ -77,6 +77,7 @@ def history_of(records: Sequence[RoundRecord]) -> pd.DataFrame:
     Accuracies are in percent, standard deviations in points, angles in degrees. Weights are in
     units of the equal share 1/N of the round's N participants: ``domain_weight.DOMAIN``, the mean
     share of the domain's participants, and ``client_weight.largest``, ``median`` and ``smallest``.
+    ``tested`` is 1 or, where ``runtime.evaluate_every`` passed a round over, 0.
     NaN where a round has no such figure. A column is missing where no round can have it: those over
     clients where none has test images, weights where no round recorded its clients, and all over
     domains but the mean where there is one domain.
@@ -95,7 +96,8 @@ def _domains(record: RoundRecord) -> dict[str, float]:
         shares |= {auc_of(domain).key: value for domain, value in record.auc.items()}
         shares[MEAN_AUC.key] = float(np.mean(list(record.auc.values())))
         shares[POOLED_AUC.key] = record.pooled_auc
-    return {key: 100 * value for key, value in shares.items()}
+    tested = float(bool(record.accuracy))
+    return {"tested": tested, **{key: 100 * value for key, value in shares.items()}}
 
 
 def _clients(record: RoundRecord) -> dict[str, float]:

@@ -83,6 +83,11 @@ class Setting:
         return pd.concat(histories, names=["method", "seed", "round"])
 
     @property
+    def tested_rounds(self) -> pd.DataFrame:
+        """Those rounds after which the model was tested."""
+        return self.rounds_of_runs[self.rounds_of_runs["tested"] > 0]
+
+    @property
     def classes(self) -> int | None:
         """Number of classes of the data; None where no run tells."""
         for run in self.runs:

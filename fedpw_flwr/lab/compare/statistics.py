@@ -35,7 +35,7 @@ nothing."""
 
 @dataclass(frozen=True)
 class Window:
-    """Which rounds of a run a table is about: the last one as it is, or the mean of some."""
+    """Which tested rounds of a run a table is about: the last one as it is, or a mean of some."""
 
     last: int
 
@@ -55,10 +55,12 @@ class Window:
         The initial model (round 0) is no trained round, and a mean is unknown if one of its rounds
         is. Runs of fewer trained rounds than the window count with those they have.
         """
-        rounds = setting.rounds_of_runs
+        rounds = setting.tested_rounds
         number = rounds.index.get_level_values("round")
         trained = rounds if self.last == 1 or not number.any() else rounds[number > 0]
-        return _over(_by_run(_by_run(trained).tail(self.last)), "mean")
+        found = _over(_by_run(_by_run(trained).tail(self.last)), "mean")
+        # A run that was never tested has no figure.
+        return found.reindex(_by_run(setting.rounds_of_runs).size().index)
 
 
 LAST_ROUND = Window(1)

@@ -21,10 +21,6 @@ def to_uint8_images(pixels: NDArray[np.uint8], wanted: ImageFormat) -> Tensor:
     Grey becomes RGB by repetition. Raises ValueError for another shape, and for RGB as grey.
     """
     image_size, channels = wanted.image_size, wanted.channels
-    if image_size < 1 or channels not in (1, 3):
-        raise ValueError(
-            f"image_size must be at least 1 and channels 1 or 3, got {image_size} and {channels}"
-        )
     if pixels.ndim != 3 and pixels.shape[3:] != (3,):
         raise ValueError(f"expected shape (N, H, W) or (N, H, W, 3), got {pixels.shape}")
     if pixels.ndim == 4 and channels == 1:

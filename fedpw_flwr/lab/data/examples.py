@@ -245,7 +245,7 @@ class DomainCollection:
         if low < 0 or high >= self.num_classes:
             raise ValueError(
                 f"labels must lie in 0..{self.num_classes - 1}: {where} have labels from {low} to "
-                f"{high}"
+                f"{high}. Set dataset.num_classes to the number of classes"
             )
 
     def digest(self) -> str:

@@ -56,16 +56,11 @@ class TorchvisionSet:
                 f"{self.name} is not complete in {self.folder} ({reason}): {advice}, or set "
                 f"dataset.archives_folder to a folder with {self.name}.npz"
             ) from error
-        labels = np.asarray(labels, dtype=np.int64)
-        if labels.max() >= wanted.num_classes:
-            raise ValueError(
-                f"{self.name} has {labels.max() + 1} classes: set dataset.num_classes to it"
-            )
         try:
             images = to_uint8_images(np.asarray(pixels), wanted)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
-        return ImageSet(images, torch.from_numpy(labels))
+        return ImageSet(images, torch.as_tensor(labels, dtype=torch.int64))
 
     def _read_split(self, is_train: bool) -> tuple[Any, Any]:
         # Takes seconds to import: only a process that reads these sets pays for it.

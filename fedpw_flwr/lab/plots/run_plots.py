@@ -86,9 +86,10 @@ def draw_plots(records: Sequence[RoundRecord]) -> dict[str, Figure]:
 
 
 def _accuracy_figure(records: Sequence[RoundRecord], looks: Mapping[str, Look]) -> Figure:
-    rounds = [record.round for record in records]
-    accuracy = 100 * pd.DataFrame([record.accuracy for record in records], rounds)
-    spread = 100 * pd.DataFrame([vars(record.spread) for record in records], rounds)
+    tested = [record for record in records if record.accuracy] or records
+    rounds = [record.round for record in tested]
+    accuracy = 100 * pd.DataFrame([record.accuracy for record in tested], rounds)
+    spread = 100 * pd.DataFrame([vars(record.spread) for record in tested], rounds)
     if accuracy.shape[1] > 1:
         summaries = {
             "worst domain": Look("worst domain", INK, (0, (1, 1.4)), width=1.3),

@@ -80,7 +80,7 @@ class RunProgress:
         self._prefix = f"{name}: " if name else ""
         self._folder = folder
         self._first: tuple[int, float] | None = None
-        self._latest: tuple[int, float] | None = None
+        """The first round that was shown, and when."""
         self._most_empty = 0
         self._profiles: dict[int, RoundProfile] = {}
 
@@ -103,16 +103,19 @@ class RunProgress:
 
     def show(self, record: RoundRecord) -> None:
         """Show a round that has ended."""
-        which = f"round {record.round}"
+        which, now = f"round {record.round}", time.monotonic()
         if self._first is None:
+            self._first = record.round, now
             self._warn_of_scarce_data()
             if not self._name:
                 self._print(f"in a browser: {self._folder.path / REPORT_FILE}")
-        self._latest = (record.round, time.monotonic())
-        self._first = self._first or self._latest
 
         # The round's figures
-        done, figures, left = f"{which}/{self.rounds}", _figures(record), self._time_left()
+        done, figures, left = f"{which}/{self.rounds}", _figures(record), ""
+        if record.round > self._first[0]:
+            each = (now - self._first[1]) / (record.round - self._first[0])
+            seconds = max(0, round(each * (self.rounds - record.round)))
+            left = f"{timedelta(seconds=seconds)} left"
         if self._bars is not None:
             self._bars.update(
                 self._task,
@@ -162,13 +165,6 @@ class RunProgress:
                 "or a larger data set gives each more",
                 style="yellow",
             )
-
-    def _time_left(self) -> str:
-        if self._first is None or self._latest is None or self._latest[0] == self._first[0]:
-            return ""
-        done = self._latest[0] - self._first[0]
-        seconds = (self._latest[1] - self._first[1]) / done * (self.rounds - self._latest[0])
-        return f"{timedelta(seconds=max(0, round(seconds)))} left"
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._display.print(f"{self._prefix}{text}", style)

@@ -279,26 +279,18 @@ def test_a_federation_of_another_size_is_refused_before_anything_is_sent(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_server_waits_for_clients_that_connect_late(tmp_path: Path) -> None:
-    overrides = f"{OVERRIDES} rounds=1 runtime.connect_timeout=30"
-    grid = AppGrid(overrides=overrides, connected=[0, 3, NUM_CLIENTS - 1])
-
-    app(grid, server_context(tmp_path / "run", overrides))
-
-    record = RunFolder(tmp_path / "run").read_rounds()[-1]
-    assert record.clients is not None
-    assert record.clients.id == list(range(NUM_CLIENTS))
-
-
-def test_without_an_output_folder_the_run_gets_one_named_after_it(
+def test_the_server_waits_for_late_clients_and_names_a_folder_after_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    overrides = f"{OVERRIDES} rounds=1"
+    overrides = f"{OVERRIDES} rounds=1 runtime.connect_timeout=30"
+    grid = AppGrid(overrides=overrides, connected=[0, 3, NUM_CLIENTS - 1])
 
-    app(AppGrid(overrides=overrides), server_context("", overrides))
+    app(grid, server_context("", overrides))
 
-    assert RunFolder(tmp_path / "outputs" / f"run-{RUN_ID}").read_summary().rounds == 1
+    record = RunFolder(tmp_path / "outputs" / f"run-{RUN_ID}").read_rounds()[-1]
+    assert record.clients is not None
+    assert record.clients.id == list(range(NUM_CLIENTS))
 
 
 @pytest.mark.parametrize(

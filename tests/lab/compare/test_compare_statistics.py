@@ -31,17 +31,20 @@ MEAN = "domains.mean"
 
 def method(
     label: str,
-    percents: Mapping[int, Sequence[float]],
+    percents: Mapping[int, Sequence[float | None]],
     classes: int | None = None,
     **dataset: float | None,
 ) -> Method:
-    """A method whose runs had these accuracies (%) on one test set in rounds 0, 1, 2, ..."""
+    """A method whose runs had these accuracies (%) on one test set in rounds 0, 1, 2, ...
+
+    None is a round that was not tested.
+    """
     known = {} if classes is None else {"num_classes": classes}
     configuration = {"dataset": {**known, **dataset}}
     runs = {}
     for seed, accuracies in percents.items():
         records = [
-            RoundRecord(number, 1.0, {"only": percent / 100}, {"only": 1.0})
+            RoundRecord(number, 1.0, {} if percent is None else {"only": percent / 100}, {})
             for number, percent in enumerate(accuracies)
         ]
         runs[seed] = made_run(records, configuration, strategy=label, seed=seed)
@@ -92,10 +95,13 @@ def test_a_method_is_mean_and_standard_deviation_over_seeds() -> None:
         # One round that is unknown makes the mean unknown.
         ([10, math.nan, 70], 5, math.nan),
         ([10, math.nan, 70], 1, 70),
+        # One that was not tested is passed over.
+        ([10, 50, None, 60, None, 70], 2, 65),
+        ([None, None, None], 2, math.nan),
     ],
 )
 def test_a_window_averages_the_last_trained_rounds_of_each_run(
-    accuracies: list[float], last: int, mean: float
+    accuracies: list[float | None], last: int, mean: float
 ) -> None:
     found, _ = of_seeds(method("fedpw", {0: accuracies}), Window(last))
     assert found == pytest.approx(mean, nan_ok=True)

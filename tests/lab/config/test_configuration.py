@@ -56,6 +56,8 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         ("+foo=1", "^foo is no setting of a run: leave it out. There are seed, rounds, resume"),
         ("client.epoch=3", "there is no setting client.epoch"),
         ("+runtime.cpus=1", "^runtime.cpus is no setting"),
+        ("runtime.device=gpu", "runtime.device must be auto, or a device such as cpu, cuda or cud"),
+        ("+strategy.device=gpu", "strategy.device must be a device such as cpu, cuda or cuda:0, o"),
         ("runtime.cpus_per_client=abc", "cpus_per_client must be a whole number"),
         ("runtime.cpus_per_client=0", "cpus_per_client must be a whole number of at least 1"),
         ("runtime.gpus_per_client=-1", "gpus_per_client must be a number of at least 0"),
@@ -66,6 +68,23 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         ("client.momentum=2", "client.momentum must be a number of at least 0 and below 1"),
         ("model=resnet18 model.depth=50", "model.depth must be one of 10, 12, 18, 20, 34, got 50"),
         ("model.normalisation=layer", "model.normalisation must be one of batch, group, none"),
+        ("strategy=term strategy.t=inf", "strategy.t must be a number that is finite, got inf"),
+        ("dataset=digits dataset.domains=[mnist,mnist]", "dataset.domains must be a list with at"),
+        (
+            "dataset=cifar10 dataset.std=[0.2,0.0,0.3]",
+            "above 0, and no name twice, or null, got [0.2, 0.0, 0.3",
+        ),
+        ("strategy._target_=fedpw_flwr.baselins.FedAvg", "one of FedPW, FedAvg, EqualFedAvg"),
+        ("strategy._target_=fedpw_flwr.lab.models.cnn.SmallCNN", "package has no such strategy"),
+        ("dataset._target_=fedpw_flwr.lab.data.embedded_digits.digits", "no such dataset"),
+        ("partition._target_=fedpw_flwr.lab.data.partition.Dirichlets", "no such partition"),
+        ("model._target_=my_nets.Net", "there is no module my_nets: correct the name, or add"),
+        ("stop.patience=0", "stop.patience must be a whole number of at least 1, or null"),
+        (
+            "+stop.patients=5",
+            "stop.patients is no setting of a run: leave it out. There are me",
+        ),
+        ("tracking=[tensorboard,comet]", "tracking must be tensorboard, mlflow, wandb, a list of"),
         ("partition.clients_per_domain=0", "clients_per_domain must be a whole number of at least"),
         ("partition=dirichlet partition.alpha=nan", "partition.alpha must be a number above 0"),
         ("partition.test_share=1.0", "test_share must be a number of at least 0 and below 1"),
@@ -106,7 +125,7 @@ def test_a_number_of_the_runtime_may_come_from_the_environment(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("runtime.device=tpu9", "runtime: device='tpu9'"),
+        ("runtime.device=cuda:999 runtime.gpus_per_client=1", "runtime: device='cuda:999'"),
         ("experiment=four_domains dataset.folder=/nowhere", "dataset: .*/nowhere"),
     ],
 )

@@ -221,8 +221,3 @@ def test_a_download_that_was_changed_on_the_way_is_refused(tmp_path: Path, mirro
     wanted = TorchvisionSet("fashion_mnist", tmp_path / "data", download=True)
     with pytest.raises(FileNotFoundError, match=r"is not complete .*check the connection"):
         wanted.read(ImageFormat(16, 1, 10))
-
-
-def test_too_few_classes_are_refused_with_how_many_there_are(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"mnist has 10 classes: set dataset\.num_classes"):
-        _read("mnist", folder, num_classes=5)

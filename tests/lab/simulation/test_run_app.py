@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.commands import MARK, left_of
 
 from fedpw_flwr.lab.config.configuration import ConfigurationError, RuntimeSettings
 from fedpw_flwr.lab.simulation.run import App, RunOutcome, run_app
@@ -83,10 +83,10 @@ class Command:
     """A run in a process of its own, with a Ray; none of its processes outlives the test."""
 
     def __init__(self, app: Path, output: Path, overrides: str, hang_up: str = "SIG_DFL") -> None:
-        self.mark = uuid.uuid4().hex
+        self.mark = {MARK: uuid.uuid4().hex}
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(output), overrides, hang_up],
-            env={**os.environ, "PYTHONPATH": f"{app}:{app.parent}", "STARTED_BY_TEST": self.mark},
+            env=os.environ | self.mark | {"PYTHONPATH": f"{app}:{app.parent}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -106,15 +106,12 @@ class Command:
         """Wait for its end, and return what it wrote."""
         return self.process.communicate(timeout=seconds)[0]
 
-    def left(self) -> list[psutil.Process]:
-        """Return its processes that are alive."""
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                marked = process.environ().get("STARTED_BY_TEST") == self.mark
-                if marked and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+    def left(self, seconds: float = 0.0) -> list[psutil.Process]:
+        """Return its processes that are alive, after so many seconds in which they may end."""
+        deadline = time.monotonic() + seconds
+        while (left := left_of(self.mark)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture
@@ -262,10 +259,7 @@ def test_a_command_that_is_ended_leaves_no_process(
     waiting.ended()
     assert waiting.process.returncode in statuses
     # Who was killed cannot wait until the others have ended.
-    deadline = time.monotonic() + (20 if number == signal.SIGKILL else 0)
-    while waiting.left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert waiting.left() == []
+    assert waiting.left(20 if number == signal.SIGKILL else 0) == []
     log = (tmp_path / "out" / "flower.log").read_text()
     assert ("fedpw: stopped: KeyboardInterrupt" in log) is (number == signal.SIGINT)
 
@@ -287,10 +281,7 @@ def test_a_second_ctrl_c_does_not_wait(waiting: Command) -> None:
     waiting.process.send_signal(signal.SIGINT)
     waiting.ended()
     assert time.monotonic() - started < 2
-    deadline = time.monotonic() + 20
-    while waiting.left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert waiting.left() == []
+    assert waiting.left(20) == []
 
 
 @pytest.mark.long
@@ -301,10 +292,7 @@ def test_a_killed_ray_ends_the_command(tiny_app: Path, tmp_path: Path, victim: s
     next(process for process in command.left() if process.name() == victim).kill()
     command.ended(120)
     assert command.process.returncode != 0
-    deadline = time.monotonic() + 20
-    while command.left() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert command.left() == []
+    assert command.left(20) == []
 
 
 @pytest.mark.long

@@ -61,7 +61,7 @@ def bands_over_seeds(setting: Setting, key: str) -> dict[str, pd.DataFrame]:
     if key not in setting.rounds_of_runs:
         return {}
     bands = {}
-    for label, rounds in setting.rounds_of_runs[key].groupby("method", sort=False):
+    for label, rounds in setting.tested_rounds[key].groupby("method", sort=False):
         seeds = rounds.droplevel("method").unstack("seed")
         over = ("mean", "min", "max")
         band = pd.DataFrame({name: getattr(seeds, name)(axis=1, skipna=False) for name in over})
