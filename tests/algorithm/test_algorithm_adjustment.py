@@ -13,6 +13,7 @@ from fedpw_flwr.algorithm.adjustment import (
     consensus_set,
     entry_count,
     mask_smallest_,
+    requested_rates,
     unit_normalise_,
 )
 
@@ -106,3 +107,18 @@ def test_nothing_is_amplified_where_the_consensus_does_not_outweigh_what_masking
     chosen = torch.tensor(members)
     factor = amplification_factor(doubles(*update), chosen, sum(members), doubles(discarded)[0])
     assert float(factor) == 1.0
+
+
+def test_requested_rates_by_hand() -> None:
+    assert requested_rates([], 0.3, 10.0) == []
+    assert requested_rates([None, None], 0.3, 10.0) == [0.3, 0.3]
+    assert requested_rates([1.0, None, 3.0], 0.3, 10.0) == pytest.approx([0.45, 0.3, 0.15])
+    assert requested_rates([0.0, 0.0], 0.3, 10.0) == pytest.approx([0.3, 0.3])
+    # A loss of 0 counts as a thousandth of the mean, here 0.0005.
+    assert requested_rates([0.0, 1.0], 0.3, None) == pytest.approx(
+        [0.3 * 2000 / 1000.5, 0.3 / 1000.5]
+    )
+    assert requested_rates([0.001, 1.0, 1.0, 1.0], 0.3, None)[0] == 1.0
+    # Within a factor of 2 of the median: 1/2, 1, 1 and 2, with inverses 2, 1, 1 and 1/2.
+    bounded = requested_rates([0.001, 1.0, 1.0, 9.0], 0.3, 2.0)
+    assert bounded == pytest.approx([0.3 * value / 1.125 for value in (2.0, 1.0, 1.0, 0.5)])
