@@ -142,11 +142,10 @@ class _Command:
         except (ConfigurationError, RunFolderError) as error:
             self._refused.setdefault(str(error), []).append(shlex.join(words))
             return
-        run = (
-            partial(self._run_alone, job, folder, resume is not None)
-            if sweep is None
-            else partial(self._turn_of, sweep, job)
-        )
+        if sweep is None:
+            run = partial(self._run_alone, job, folder, resume is not None)
+        else:
+            run = partial(self._turn_of, sweep, job)
         self._waiting.append((job, run))
 
     def _check(self, job: DictConfig) -> None:
@@ -179,9 +178,9 @@ class _Command:
             more = len(where) - _MOST_NAMED
             others = f" (and {more} more)" if more > 0 else ""
             runs = "" if self._sweep is None else f"{'; '.join(where[:_MOST_NAMED])}{others}: "
-            say(f"{runs}{wrong}")
+            self._say(f"{runs}{wrong}")
         if self._sweep is not None:
-            say("no run was started")
+            self._say("no run was started")
 
     def _run_alone(self, job: DictConfig, folder: RunFolder, resume: bool) -> None:
         self.failed |= not self._run(job, folder, "", resume)

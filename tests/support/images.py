@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from fedpw_flwr.lab.data.examples import Domain, DomainCollection, ImageSet
+from fedpw_flwr.lab.data.examples import DomainCollection, ImageSet
 
 
 def random_images(count: int, seed: int, size: int = 4) -> ImageSet:
@@ -19,10 +19,6 @@ def random_images(count: int, seed: int, size: int = 4) -> ImageSet:
     shape = (count, 3, size, size)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     return ImageSet(images, torch.randint(0, 10, (count,), generator=generator))
-
-
-def random_domain(name: str, seed: int, train: int = 20, test: int = 5) -> Domain:
-    return Domain(name, random_images(train, seed), random_images(test, seed + 1000))
 
 
 def are_same(first: ImageSet | DomainCollection, second: ImageSet | DomainCollection) -> bool:

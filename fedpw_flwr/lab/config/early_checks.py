@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -36,9 +35,6 @@ Settings = Mapping[str, Any]
 _CPUINFO = Path("/proc/cpuinfo")
 _AMD_DRIVER = Path("/dev/kfd")
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-
-_DEVICES = re.compile(r"(cpu|cuda|mps|xpu|hpu|xla|mtia)(:\d+)?")
-"""PyTorch's names of devices that can train."""
 
 _FIGURES = ("mean_accuracy", "std_accuracy", "worst_accuracy", "pooled_auc")
 _FAMILIES = ("accuracy", "loss", "auc", "clients", "client_accuracy", "train", "evaluate")
@@ -125,12 +121,6 @@ def _contradictions(groups: Mapping[str, Settings], runtime: RuntimeSettings) ->
         )
     # Devices
     device = strategy.get("device")
-    for key, value, automatic in (
-        ("runtime.device", runtime.device, "auto"),
-        ("strategy.device", "null" if device is None else device, "null"),
-    ):
-        if value != automatic and not _DEVICES.fullmatch(value):
-            yield f"{key}={value} is no device: choose {automatic}, cpu, cuda or cuda:0"
     if str(device).startswith("cuda") and count_gpus() == 0:
         yield f"strategy.device={device}, but there is no GPU: set it to null or cpu"
 

@@ -9,6 +9,7 @@ against them. An object that is not of this package has no rules here.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -103,6 +104,10 @@ def _one_of(*choices: str | int) -> Rule:
     )
 
 
+def _or_auto(rule: Rule) -> Rule:
+    return Rule(f"auto, or {rule.words}", lambda value: value == "auto" or rule.allows(value))
+
+
 def _or_null(rule: Rule) -> Rule:
     return Rule(f"{rule.words}, or null", lambda value: value is None or rule.allows(value))
 
@@ -134,6 +139,10 @@ def trackers_named(tracking: Any) -> list[Any]:
 _ANYTHING = Rule("anything", lambda value: True)
 _SWITCH = Rule("true or false", lambda value: isinstance(value, bool))
 _TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")
+_DEVICE = Rule(
+    "a device such as cpu, cuda or cuda:0",
+    lambda value: re.fullmatch(r"(cpu|cuda|mps|xpu|hpu|xla|mtia)(:\d+)?", str(value)) is not None,
+)
 _COUNT = _number(1, whole=True)
 _FROM_ZERO = _number(0, whole=True)
 _SHARE = _number(0, 1)
@@ -178,15 +187,13 @@ STOP: dict[str, Rule] = {
 """Rules of when a run ends early."""
 
 RUNTIME: dict[str, Rule] = {
-    "device": _TEXT,
+    "device": _or_auto(_DEVICE),
     "cpus_per_client": _COUNT,
     "gpus_per_client": _NOT_NEGATIVE,
     "total_cpus": _or_null(_COUNT),
     "ray_address": _or_null(_TEXT),
     "niceness": _number(0, 19, whole=True),
-    "runs_at_a_time": Rule(
-        f"auto, or {_COUNT.words}", lambda value: value == "auto" or _COUNT.allows(value)
-    ),
+    "runs_at_a_time": _or_auto(_COUNT),
     "connect_timeout": _number(0, above=True, infinite=True),
     "round_timeout": _number(0, above=True, infinite=True),
     "profile": _SWITCH,
@@ -249,7 +256,7 @@ OWN: dict[str, dict[str, dict[str, Rule]]] = {
             "max_weight": _BOUND,
             "max_loss_ratio": _BOUND,
             "trainable": _or_null(_list_of(_TEXT)),
-            "device": _or_null(_TEXT),
+            "device": _or_null(_DEVICE),
             "adjustment": _one_of("server", "client"),
             "upload": _one_of("dense", "packed"),
             "upload_dtype": _one_of("float32", "float16", "bfloat16"),

@@ -110,11 +110,15 @@ class Partition(ABC):
         self, domain: Domain, seed: int, partitioner: Callable[..., Partitioner], **options: Any
     ) -> list[NDArray[np.int64]]:
         """Divide by one of the partitioners that look at labels, with its own options."""
+        # flwr-datasets takes seconds to import: only a process that divides examples pays for it,
+        # the command counts clients without.
         import numpy as np
+        from datasets import Dataset
 
         source = np.random.SeedSequence([seed, *domain.name.encode()])
         shuffling, dividing = source.spawn(2)
         shuffled = np.random.default_rng(shuffling).permutation(len(domain.train))
+        labels = domain.train.labels.numpy()[shuffled]
         failure: ValueError | None = None
         # What the partitioners refuse is mostly bad luck, and they give up soon.
         for draw in dividing.generate_state(_DRAWS):
@@ -126,7 +130,11 @@ class Partition(ABC):
                         seed=int(draw),
                         **options,
                     )
-                    return _divided(built, shuffled, domain)
+                    built.dataset = Dataset.from_dict({"index": shuffled, "label": labels})
+                    return [
+                        np.asarray(built.load_partition(client)["index"][:], dtype=np.int64)
+                        for client in range(self.clients_per_domain)
+                    ]
             except ValueError as error:
                 failure = error
         raise ValueError(
@@ -308,20 +316,3 @@ class Shards(Partition):
         return self._divide_by_label(
             domain, seed, ShardPartitioner, num_shards_per_partition=self.shards_per_client
         )
-
-
-def _divided(
-    partitioner: Partitioner, indices: NDArray[np.int64], domain: Domain
-) -> list[NDArray[np.int64]]:
-    """Divide indices of a domain's training examples, in the order given, by a partitioner."""
-    # flwr-datasets takes seconds to import: only a process that divides examples pays for it, the
-    # command counts clients without.
-    import numpy as np
-    from datasets import Dataset
-
-    labels = domain.train.labels.numpy()[indices]
-    partitioner.dataset = Dataset.from_dict({"index": indices, "label": labels})
-    return [
-        np.asarray(partitioner.load_partition(client)["index"][:], dtype=np.int64)
-        for client in range(partitioner.num_partitions)
-    ]

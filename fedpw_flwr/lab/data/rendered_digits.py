@@ -76,7 +76,7 @@ def rendered_digits(count: int, fonts: Sequence[str], *, image_size: int, seed: 
     """Draw digits in RGB, each in a random font, size, position, rotation and pair of colours.
 
     The ten classes occur equally often, up to one. `fonts` are names of matplotlib's bundled files,
-    without ``.ttf``; those without digits are left out.
+    without ``.ttf``.
     """
     random = np.random.default_rng(seed)
     files = _font_files(fonts)
@@ -97,20 +97,12 @@ def _font_files(names: Sequence[str]) -> list[Path]:
     # Found without importing matplotlib, which takes half a second.
     folder = Path(str(distribution("matplotlib").locate_file("matplotlib/mpl-data/fonts/ttf")))
     files = [folder / f"{name}.ttf" for name in names]
-    usable = [file for file in files if file.is_file() and _has_digits(file)]
+    usable = [file for file in files if file.is_file()]
     if not usable:
         raise FileNotFoundError(
-            f"none of the fonts {list(names)} with digits is in {folder}: reinstall matplotlib"
+            f"none of the fonts {list(names)} is in {folder}: reinstall matplotlib"
         )
     return usable
-
-
-def _has_digits(file: Path) -> bool:
-    """Return whether the ten digits differ: what a font lacks, it draws as one and the same box."""
-    from PIL import ImageFont
-
-    font = ImageFont.truetype(str(file), 32)
-    return len({bytes(font.getmask(digit)) for digit in "0123456789"}) == 10
 
 
 def _draw(

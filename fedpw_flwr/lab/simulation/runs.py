@@ -27,8 +27,8 @@ _GRACE_SECONDS = 3.0
 class Runs:
     """Runs that a command starts, so many at a time; a context manager.
 
-    Leaving it stops what still runs. In the block a SIGTERM or SIGHUP is a SystemExit, with status
-    128 + the signal's number.
+    Leaving it stops what still runs. In the block, which belongs to the main thread, a SIGTERM or
+    SIGHUP is a SystemExit, with status 128 + the signal's number.
     """
 
     def __init__(self) -> None:
@@ -120,8 +120,7 @@ class Runs:
 
     def _stop(self, error: BaseException) -> None:
         """End what runs; a second Ctrl-C meanwhile ends the process where it stands."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
         self.stopped = True
         with contextlib.suppress(Empty):
             while True:
@@ -141,10 +140,6 @@ def _signals_as_exceptions() -> Iterator[None]:
     def unwind(signal_number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + signal_number)
 
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may set handlers.
-        yield
-        return
     previous = {
         number: signal.getsignal(number)
         for number in (signal.SIGTERM, signal.SIGHUP)

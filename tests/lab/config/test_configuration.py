@@ -56,6 +56,8 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         ("+foo=1", "^foo is no setting of a run: leave it out. There are seed, rounds, resume"),
         ("client.epoch=3", "there is no setting client.epoch"),
         ("+runtime.cpus=1", "^runtime.cpus is no setting"),
+        ("runtime.device=gpu", "runtime.device must be auto, or a device such as cpu, cuda or cud"),
+        ("+strategy.device=gpu", "strategy.device must be a device such as cpu, cuda or cuda:0, o"),
         ("runtime.cpus_per_client=abc", "cpus_per_client must be a whole number"),
         ("runtime.cpus_per_client=0", "cpus_per_client must be a whole number of at least 1"),
         ("runtime.gpus_per_client=-1", "gpus_per_client must be a number of at least 0"),
@@ -123,7 +125,7 @@ def test_a_number_of_the_runtime_may_come_from_the_environment(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("runtime.device=tpu9", "runtime: device='tpu9'"),
+        ("runtime.device=cuda:999 runtime.gpus_per_client=1", "runtime: device='cuda:999'"),
         ("experiment=four_domains dataset.folder=/nowhere", "dataset: .*/nowhere"),
     ],
 )

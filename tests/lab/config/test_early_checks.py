@@ -137,7 +137,6 @@ def test_what_can_start_goes_on_to_flower(tmp_path: Path) -> None:
     [
         ("strategy.upload=packed strategy.adjustment=server", "strategy.adjustment=client"),
         ("runtime.gpus_per_client=1.5", "runtime.gpus_per_client=1.5: above 1 it must be a whole"),
-        ("runtime.device=gpu", "runtime.device=gpu is no device: choose auto, cpu, cuda or cuda:0"),
         ("partition=by_domain partition.share=0.7", "partition: share is the part of a domain"),
         (
             "partition=pat2 dataset=cifar10 partition.classes_per_client=11",

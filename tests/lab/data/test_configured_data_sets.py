@@ -73,7 +73,10 @@ def test_the_papers_digits_is_the_papers() -> None:
     }
     for group, values in expected.items():
         assert {key: configured[group][key] for key in values} == values
-    assert instantiate(configured.client) == ClientSettings()
+    assert set(configured.client) - {"_target_"} == set(ClientSettings.__dataclass_fields__)
+    assert instantiate(configured.client) == ClientSettings(
+        10, 64, 0.001, 0.9, 1e-5, 4, precision="float32", compile=False, horizontal_flip=False
+    )
 
 
 def test_experiments_have_clients_in_every_domain() -> None:

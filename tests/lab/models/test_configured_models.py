@@ -41,11 +41,6 @@ def test_normalisation_of_a_configured_model_can_be_chosen(name: str) -> None:
         assert found & {*layers.values()} == {*filter(None, [layers.get(normalisation)])}
 
 
-def test_the_field_s_networks_are_there() -> None:
-    resnets = {f"resnet{depth}" for depth in (10, 12, 18, 20, 34)}
-    assert {*NAMES} == {"cnn", "cnn_mcmahan", "logistic", "mlp", "torchvision_resnet18", *resnets}
-
-
 @pytest.mark.parametrize("name", ["mlp", "logistic", "cnn_mcmahan"])
 def test_networks_for_one_size_of_image_get_it_from_the_data_set(name: str) -> None:
     configured = compose_configuration("config", f"experiment=fashion_mnist model={name}")
