@@ -13,6 +13,7 @@ from fedpw_flwr.algorithm.adjustment import (
     consensus_set,
     entry_count,
     mask_smallest_,
+    requested_rates,
     unit_normalise_,
 )
 
@@ -78,15 +79,11 @@ def test_score_decreases_with_the_papers_standard_deviation(data: st.DataObject)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.data())
 def test_the_consensus_set_is_that_of_a_stable_sort(score: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(0, len(score)))
-    members = consensus_set(torch.tensor(score).double(), count)
+    scores = torch.tensor(score).double()
+    members = consensus_set(scores, count)
+    assert scores.tolist() == score
     largest = sorted(range(len(score)), key=lambda j: (-score[j], j))[:count]
     assert members.tolist() == [j in largest for j in range(len(score))]
-
-
-def test_selection_leaves_the_scores_as_they_were() -> None:
-    score = doubles(3.0, 1.0, 2.0)
-    consensus_set(score, 1)
-    assert score.tolist() == [3.0, 1.0, 2.0]
 
 
 def test_amplification_makes_up_for_what_masking_took() -> None:
@@ -110,3 +107,18 @@ def test_nothing_is_amplified_where_the_consensus_does_not_outweigh_what_masking
     chosen = torch.tensor(members)
     factor = amplification_factor(doubles(*update), chosen, sum(members), doubles(discarded)[0])
     assert float(factor) == 1.0
+
+
+def test_requested_rates_by_hand() -> None:
+    assert requested_rates([], 0.3, 10.0) == []
+    assert requested_rates([None, None], 0.3, 10.0) == [0.3, 0.3]
+    assert requested_rates([1.0, None, 3.0], 0.3, 10.0) == pytest.approx([0.45, 0.3, 0.15])
+    assert requested_rates([0.0, 0.0], 0.3, 10.0) == pytest.approx([0.3, 0.3])
+    # A loss of 0 counts as a thousandth of the mean, here 0.0005.
+    assert requested_rates([0.0, 1.0], 0.3, None) == pytest.approx(
+        [0.3 * 2000 / 1000.5, 0.3 / 1000.5]
+    )
+    assert requested_rates([0.001, 1.0, 1.0, 1.0], 0.3, None)[0] == 1.0
+    # Within a factor of 2 of the median: 1/2, 1, 1 and 2, with inverses 2, 1, 1 and 1/2.
+    bounded = requested_rates([0.001, 1.0, 1.0, 9.0], 0.3, 2.0)
+    assert bounded == pytest.approx([0.3 * value / 1.125 for value in (2.0, 1.0, 1.0, 0.5)])

@@ -24,6 +24,7 @@ from fedpw_flwr.algorithm import (
     WeightingState,
     server_step,
 )
+from fedpw_flwr.algorithm.client_step import AdjustedTensors
 
 THIRD_ROUND = WeightingState(rounds=2)
 PA_ALONE = FedPWSettings(avg_drop_rate=0.5, adapt_weights=False)
@@ -79,6 +80,17 @@ def test_counters_and_single_numbers_are_only_averaged() -> None:
     assert step.model["steps"].tolist() == [6, 8]
     assert step.model["bn.num_batches_tracked"].item() == 5
     assert_same_step(step, server_step(model, results, THIRD_ROUND, PA_ALONE, sent=sent))
+
+
+def test_discarded_magnitude_may_be_asked_before_or_after_the_tensor() -> None:
+    model = {"weight": torch.zeros(4), "scale": torch.tensor(1.0), "count": torch.tensor(3)}
+    trained = {**model, "weight": -torch.tensor([4.0, 3.0, 2.0, 1.0])}
+    before, after = (AdjustedTensors(model, trained, 0.5, None) for _ in range(2))
+    assert before.discarded_magnitude("weight") == 1.5
+    assert after["weight"].tolist() == [-4.0, -3.0, 0.0, 0.0]
+    assert after.discarded_magnitude("weight") == 1.5
+    assert before.discarded_magnitude("scale") == 0.0
+    assert before.discarded_magnitude("count") == 0.0
 
 
 # --- Mixed replies ------------------------------------------------------------------------------

@@ -84,12 +84,6 @@ def test_one_client_with_a_negative_entry_shows_that_they_are_allowed(dtype: tor
     assert not is_nonnegative(step(model, results, FedPWSettings()).model["x"])
 
 
-def test_the_papers_formula_is_left_as_it_is() -> None:
-    model, results = falling(torch.float32)
-    paper = FedPWSettings(clip_weights=False, max_weight=None)
-    assert not is_nonnegative(step(model, results, paper).model["x"])
-
-
 def test_counted_clients_are_looked_at_only_where_an_entry_fell_below() -> None:
     asked: list[int] = []
 

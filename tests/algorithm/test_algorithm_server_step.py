@@ -13,21 +13,6 @@ PA_ALONE = FedPWSettings(avg_drop_rate=0.5, adapt_weights=False, max_loss_ratio=
 """Equal weights, since no client reports its number of examples; half of each update is masked."""
 
 
-def test_consensus_is_amplified_by_what_masking_took() -> None:
-    model = {"weight": torch.ones(4)}
-    results = a_round(model, {0: [4.0, 3.0, 0.5, 1.0], 1: [4.0, 1.0, -3.0, 0.5]})
-    step = server_step(model, results, SECOND_ROUND, PA_ALONE)
-    # Masked: (4, 3, 0, 0) and (4, 0, -3, 0), each losing a mean of 0.75; both have length 5.
-    # Scores: 1.6²/1.28 = 2, then 1 and 1 (the lower index wins), 0. C = {0, 1}.
-    g = [(4 + 4) / 2, (3 + 0) / 2, (0 - 3) / 2, 0.0]
-    factor = 1 + 0.75 / ((g[0] + g[1]) / 2)
-    assert step.drop_rates == (0.5, 0.5)
-    assert step.amplification == {"weight": pytest.approx(factor)}
-    assert step.model["weight"].tolist() == pytest.approx(
-        [1 - factor * g[0], 1 - factor * g[1], 1 - g[2], 1 - g[3]]
-    )
-
-
 def test_without_parameter_adjustment_updates_are_averaged_as_they_are() -> None:
     model = {"weight": torch.zeros(4)}
     results = a_round(model, {0: [4.0, 3.0, 0.5, 1.0], 1: [4.0, 1.0, -3.0, 0.5]}, losses=None)
@@ -47,15 +32,6 @@ def test_zero_and_cancelling_updates_leave_the_model_alone(
     step = server_step(model, results, SECOND_ROUND, settings)
     assert torch.equal(step.model["weight"], model["weight"])
     assert sum(step.weights.weights) == pytest.approx(1.0)
-
-
-def test_a_tensor_too_small_to_mask_for_one_client_is_not_amplified() -> None:
-    model = {"weight": torch.zeros(4)}
-    results = a_round(model, {0: [4.0, 3.0, 2.0, 1.0], 1: [4.0, 3.0, 2.0, 1.0]}, {0: 1.0, 1: 9.0})
-    step = server_step(model, results, SECOND_ROUND, PA_ALONE)
-    # r = (0.9, 0.1): client 0 loses 3 entries, client 1 none.
-    assert step.amplification == {"weight": 1.0}
-    assert step.model["weight"].tolist() == [-4.0, -1.5, -1.0, -0.5]
 
 
 def test_named_tensors_alone_decide_direction_and_consensus() -> None:

@@ -100,19 +100,3 @@ def test_without_adaptive_weights_clients_count_by_their_examples(
     assert step.weights.direction_term is None
     assert step.weights.loss_term is None
     assert step.weights.loss_term_share is None
-
-
-@pytest.mark.parametrize(("clip", "weights"), [(True, (1.0, 0.0)), (False, (2.0, -1.0))])
-def test_only_the_papers_formula_trains_against_an_opposing_update(
-    clip: bool, weights: tuple[float, float]
-) -> None:
-    model = {"weight": torch.zeros(1)}
-    results = a_round(model, {0: [2.0], 1: [-1.0]})
-    settings = FedPWSettings(adjust_parameters=False, clip_weights=clip, max_weight=None)
-    step = server_step(model, results, WeightingState(), settings)
-    # Updates sum to 1, so d = (2, -1) = D, and equal losses leave the direction term alone.
-    assert step.weights.weights == weights
-    assert step.model["weight"].item() == -(2.0 * weights[0] - weights[1])
-    # Clipping leaves what is remembered as it is.
-    assert step.weights.direction_term == (2.0, -1.0)
-    assert step.state.direction.clients[1].share == -2.0

@@ -283,12 +283,6 @@ def test_a_server_that_asks_for_nothing_gets_from_wrapped_clients_what_plain_one
     assert payloads(start) != payloads(end)
 
 
-def test_fedprox_sends_its_term_to_the_inner_client() -> None:
-    inner = Told()
-    run(FedProx(proximal_mu=0.25), numpy_client_app(lambda context: FedPWClient(inner)), MODEL, 1)
-    assert {config["proximal-mu"] for kind, _, config in inner.calls if kind == "fit"} == {0.25}
-
-
 @pytest.mark.parametrize("new_strategy", [FedAvg, FedPW], ids=["FedAvg", "FedPW"])
 @pytest.mark.parametrize("wrap", [FedPWClient, unwrapped], ids=["wrapped", "plain"])
 def test_clients_that_cannot_evaluate_do_not_end_a_run(

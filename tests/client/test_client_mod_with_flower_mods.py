@@ -179,13 +179,6 @@ def test_mods_that_only_measure_change_nothing(mod: Mod, upload: str) -> None:
 
 
 @clipping
-def test_a_norm_above_every_update_changes_nothing_but_roundings(mod: Mod) -> None:
-    result = run([mod, fedpw_mod], FAR)
-    assert result.failed == [0] * 4
-    assert_close(result.final, run([fedpw_mod]).final)
-
-
-@clipping
 def test_clipping_scales_the_adjusted_update_and_leaves_masked_entries_masked(mod: Mod) -> None:
     members = np.arange(24) % 3 == 0
     entries = {**request_entries(0.3, {0: (members, 1.5)}), "clipping_norm": TIGHT}

@@ -93,7 +93,7 @@ def assert_near(found: object, expected: object, tolerance: float, what: str) ->
 @pytest.mark.parametrize("engine", ["tensor by tensor", "cpu", pytest.param("cuda", marks=NO_CUDA)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*RUNS, *ON_CLIENTS, "bounded"])
-def test_weights_rates_and_models_are_those_of_the_reference(
+def test_weights_rates_factors_and_models_are_those_of_the_reference(
     name: str, dtype: str, engine: str
 ) -> None:
     for number, (golden, step) in enumerate(replay(name, dtype, engine)):
@@ -116,13 +116,8 @@ def test_weights_rates_and_models_are_those_of_the_reference(
             tolerance = TENSORS[dtype] if tensor.is_floating_point() else 0.0
             assert_near(tensor.numpy(), expected.model[key], tolerance, f"{key}, {where}")
             assert tensor.numpy().dtype == golden.start[key].dtype
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", RUNS)
-def test_the_server_amplifies_by_the_references_factors(name: str, dtype: str) -> None:
-    for golden, step in replay(name, dtype):
-        assert step.amplification == pytest.approx(golden.expected.factors, rel=TENSORS[dtype])
+        if golden.asked is None:
+            assert step.amplification == pytest.approx(expected.factors, rel=TENSORS[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

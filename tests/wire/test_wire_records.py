@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from fedpw_flwr.wire.adjustment import REPORT_KEY
 from fedpw_flwr.wire.records import (
     IDENTITY_KEY,
-    IDENTITY_RECORD,
     METRICS_RECORD,
     OTHER_METRICS_RECORD,
     records_of_metrics,
@@ -82,18 +81,6 @@ def test_there_is_one_metric_record_even_without_metrics() -> None:
     content = records_of_metrics({})
     assert list(content) == [METRICS_RECORD]
     assert dict(content.metric_records[METRICS_RECORD]) == {}
-
-
-@pytest.mark.parametrize("client_id", [3, np.int64(3)], ids=repr)
-def test_report_and_client_id_have_records_of_their_own(client_id: Any) -> None:
-    content = records_of_metrics(
-        {REPORT_KEY: b"report", IDENTITY_KEY: client_id, "train_loss": 0.5}
-    )
-    assert inflated(content) == {
-        REPORT_KEY: {REPORT_KEY: b"report"},
-        IDENTITY_RECORD: {IDENTITY_KEY: 3},
-        METRICS_RECORD: {"train_loss": 0.5},
-    }
 
 
 @pytest.mark.parametrize("value", [1, 0.5, "text", True])
