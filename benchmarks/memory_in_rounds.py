@@ -18,17 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from fedpw_flwr.algorithm.memory import SignalState, update_signal
-from fedpw_flwr.lab.plots.looks import FAINT, INK, PALETTE, FloatArray, Line
-from fedpw_flwr.lab.plots.panels import label_ends, new_page, set_round_axis
+from fedpw_flwr.lab.plots.looks import FAINT, INK, PALETTE, Look
+from fedpw_flwr.lab.plots.panels import draw_lines, new_page
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BETA = 0.3
 CLIENTS, DRAWN, WEAK, RATIO = 1000, 10, 200, 3.0
 ROUNDS, SWAP, FALL, EVERY = 3000, 1000, 300, 10
 
+FloatArray = NDArray[np.float64]
 Step = Callable[[Sequence[int], FloatArray, float], Mapping[int, float]]
 """Takes the participants, their shares E of the round and ℓ̄; returns every client's q."""
 
@@ -112,35 +115,30 @@ def draw(
     as_it_is: tuple[FloatArray, FloatArray], as_it_was: tuple[FloatArray, FloatArray], out: Path
 ) -> None:
     """Draw both rules' shares of both groups."""
-    rounds = np.arange(EVERY, ROUNDS + 1, EVERY, dtype=np.float64)
     first, later = f"weak until {SWAP}", f"weak from {SWAP}"
-    before = (0, (4.0, 1.5))
-    lines = [
-        Line(as_it_is[0], first, PALETTE[0], width=2.4),
-        Line(as_it_is[1], later, PALETTE[1], width=2.4),
-        Line(as_it_was[0], f"{first}, as it was", PALETTE[0], before, 1.6),
-        Line(as_it_was[1], f"{later}, as it was", PALETTE[1], before, 1.6),
-    ]
     figure, (axes,) = new_page(
         "How fast q finds the weak clients",
         f"{CLIENTS} clients, {DRAWN} a round, {WEAK} of them weak; all losses fall tenfold in "
         f"{FALL} rounds.\nSolid: the memory counts rounds. Dashed: the earlier rule, which counted "
         "visits.",
         [2.95],
+        labels=("round", "loss term q (others = 1)"),
     )
-    for line in lines:
-        axes.plot(rounds, line.values, color=line.color, linestyle=line.style, linewidth=line.width)
-    set_round_axis(axes, rounds)
-    axes.set_xlim(0, ROUNDS)
     axes.set_ylim(0.8, 3.4)
     for level in (1.0, RATIO):
         axes.axhline(level, color=INK, linestyle=(0, (1, 2)), linewidth=1.0, zorder=1)
     axes.axvline(SWAP, color=FAINT, linewidth=1.0, zorder=1)
     axes.text(40, RATIO + 0.06, "three times the others' loss", fontsize=9, color=INK)
     axes.text(SWAP + 40, RATIO + 0.24, "others become weak", fontsize=9, color=INK)
-    axes.set_xlabel("round")
-    axes.set_ylabel("loss term q (others = 1)")
-    label_ends(axes, rounds, lines, "", 2)
+    names = [first, later, f"{first}, as it was", f"{later}, as it was"]
+    styles = [("-", 2.4)] * 2 + [((0, (4.0, 1.5)), 1.6)] * 2
+    looks = {
+        name: Look(name, color, style, width=width)
+        for name, color, (style, width) in zip(names, PALETTE[:2] * 2, styles, strict=True)
+    }
+    rounds = range(EVERY, ROUNDS + 1, EVERY)
+    values = pd.DataFrame(dict(zip(names, (*as_it_is, *as_it_was), strict=True)), index=rounds)
+    draw_lines(axes, values, looks, unit="", digits=2)
     figure.savefig(out, dpi=150)
 
 

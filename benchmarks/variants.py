@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedpw_flwr import FedPW
 from fedpw_flwr.algorithm.bounds import bounded_weights, floored_losses
-from fedpw_flwr.algorithm.cohort import ClientResult
+from fedpw_flwr.algorithm.client_step import ClientResult
 from fedpw_flwr.algorithm.memory import ClientSignal, SignalState
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
 from fedpw_flwr.wire.records import INITIAL_LOSS, REPORT_INITIAL_LOSS

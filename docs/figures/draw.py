@@ -9,15 +9,16 @@ all clients took part in: all of this is drawn from its `metrics.jsonl`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
-from fedpw_flwr.lab.plots.looks import INK, Line, Look, give_looks
+from fedpw_flwr.lab.plots.looks import INK, Look, give_looks
 from fedpw_flwr.lab.plots.panels import STYLE, draw_lines, new_page
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 
@@ -29,12 +30,12 @@ RUN = FOLDER / "run"
 def draw(run: Path, folder: Path) -> list[Path]:
     """Draw a run's figures into a folder, and return their files."""
     rounds = [record for record in RunFolder(run).read_rounds() if record.clients is not None]
-    numbers = np.array([record.round for record in rounds], dtype=np.float64)
+    numbers = [record.round for record in rounds]
     clients = pd.concat(
         [pd.DataFrame(vars(record.clients)).assign(round=record.round) for record in rounds]
     )
     count = clients["id"].nunique()
-    looks = give_looks(clients["domain"])
+    looks = {name: replace(look, width=2.4) for name, look in give_looks(clients["domain"]).items()}
 
     def by_client(column: str) -> pd.DataFrame:
         return clients.pivot(index="round", columns=["domain", "id"], values=column).astype(float)
@@ -44,7 +45,12 @@ def draw(run: Path, folder: Path) -> list[Path]:
         for (domain, _), line in figures.items():
             axes.plot(numbers, line, color=looks[domain].color, linewidth=0.9, alpha=0.7)
         means = figures.T.groupby(level="domain").mean().T
-        draw_lines(axes, numbers, _thick(looks, means), unit=unit, digits=digits)
+        draw_lines(axes, means[list(looks)], looks, unit=unit, digits=digits)
+
+    def of_all(axes: Axes, name: str, figures: NDArray[np.float64], unit: str, digits: int) -> None:
+        """Draw one thick line."""
+        values = pd.DataFrame({name: figures}, numbers, dtype=np.float64)
+        draw_lines(axes, values, {name: Look(name, INK, "-", width=2.4)}, unit=unit, digits=digits)
 
     shares = {column: count * by_client(column) for column in ("p", "q", "weight")}
     drawn = []
@@ -59,10 +65,9 @@ def draw(run: Path, folder: Path) -> list[Path]:
         panels[0].axhline(1.0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
         panels[0].set_ylabel("× equal share")
         if name == "weights":
-            loss = 100 * np.array([record.loss_term_share for record in rounds], dtype=np.float64)
             panels[1].set(ylim=(0, 100), ylabel="share (%)")
-            line = [Line(loss, "loss term", INK, width=2.4)]
-            draw_lines(panels[1], numbers, line, unit=" %", digits=0)
+            loss = 100 * np.array([record.loss_term_share for record in rounds], dtype=np.float64)
+            of_all(panels[1], "loss term", loss, " %", 0)
         drawn.append((name, figure))
 
     figure, panels = new_page("Step 4: what is masked", "Share of each update's entries.", [2.3])
@@ -70,11 +75,10 @@ def draw(run: Path, folder: Path) -> list[Path]:
     panels[0].set_ylabel("drop rate (%)")
     drawn.append(("masks", figure))
 
-    amplification = np.array([record.amplification for record in rounds], dtype=np.float64)
     text = "f on the entries where the clients agree, mean over the trained arrays."
     figure, panels = new_page("Step 5: what is amplified", text, [1.6])
-    line = [Line(amplification, "amplification", INK, width=2.4)]
-    draw_lines(panels[0], numbers, line, unit="", digits=2)
+    amplification = np.array([record.amplification for record in rounds], dtype=np.float64)
+    of_all(panels[0], "amplification", amplification, "", 2)
     panels[0].set_ylabel("factor")
     drawn.append(("amplification", figure))
 
@@ -83,10 +87,6 @@ def draw(run: Path, folder: Path) -> list[Path]:
         files.append(folder / f"{name}.svg")
         figure.savefig(files[-1], metadata={"Date": None})
     return files
-
-
-def _thick(looks: dict[str, Look], means: pd.DataFrame) -> Sequence[Line]:
-    return [looks[domain].line(means[domain].to_numpy(), 2.4) for domain in looks]
 
 
 def main() -> None:

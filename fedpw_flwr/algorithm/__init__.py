@@ -9,10 +9,10 @@ Parameter Adjustment in `adjustment`; `server_step` puts both together with an `
 from fedpw_flwr.algorithm.client_step import (
     AdjustmentState,
     AppliedAdjustment,
+    ClientResult,
     Consensus,
     SentAdjustment,
 )
-from fedpw_flwr.algorithm.cohort import ClientResult
 from fedpw_flwr.algorithm.memory import ClientSignal, SignalState, WeightingState
 from fedpw_flwr.algorithm.server_step import ServerStep, server_step
 from fedpw_flwr.algorithm.settings import FedPWSettings

@@ -90,6 +90,32 @@ class AppliedAdjustment:
     norms: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ClientResult:
+    """What one client brings to a round.
+
+    Attributes
+    ----------
+    client : int
+        Client id, the same in every round.
+    tensors : Mapping[str, Tensor]
+        w_k, the client's model after training; may decode on access.
+    loss : float | None
+        ℓ_k, mean training loss over all local batches. Needed unless both parts of the method are
+        switched off.
+    num_examples : float | None
+        Number of training examples; only used where `adapt_weights` is off.
+    applied : AppliedAdjustment | None
+        What the client did to its update before sending; None where w_k is as trained.
+    """
+
+    client: int
+    tensors: Mapping[str, Tensor]
+    loss: float | None = None
+    num_examples: float | None = None
+    applied: AppliedAdjustment | None = None
+
+
 def rescaled(consensus: Consensus | None, name: str) -> tuple[Tensor | None, float]:
     """Return C, bool, shape (n,), and f of a tensor; None and 1 where it is not rescaled."""
     if consensus is None or name not in consensus.members:

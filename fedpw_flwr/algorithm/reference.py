@@ -28,10 +28,21 @@ from fedpw_flwr.algorithm.adjustment import (
     mask_smallest_,
     unit_normalise_,
 )
-from fedpw_flwr.algorithm.client_step import rescaled
-from fedpw_flwr.algorithm.cohort import ClientResult, Cohort
+from fedpw_flwr.algorithm.client_step import (
+    AdjustedTensors,
+    ClientResult,
+    SentAdjustment,
+    is_adjustable,
+    rescaled,
+)
 from fedpw_flwr.algorithm.direction import add_tensor_directions
 from fedpw_flwr.algorithm.tensors import TensorKind, saturated, working_dtype
+
+CLIPPED = 0.99
+"""An update that comes with less than this share of its reported norm was clipped on the way."""
+
+ROUNDING = 1.01
+"""What rounding may add to a magnitude before it is called too large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +51,60 @@ class Measured:
 
     factor: Tensor
     members: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """The participants of a round, with what was decided for all tensors alike."""
+
+    results: Sequence[ClientResult]
+    rates: Sequence[float] | None
+    sent: SentAdjustment | None
+    avg_drop_rate: float
+
+    def masked_counts(self, tensor: Tensor) -> list[int]:
+        """Return how many entries of each client's update of a tensor the server masks."""
+        if self.sent is not None:
+            return [0] * len(self.results)
+        return self._rate_counts(tensor)
+
+    def is_scored(self, tensor: Tensor, *, trainable: bool) -> bool:
+        """Return whether the agreement on a tensor is measured: every client masked an entry."""
+        adjusted = self.sent is None or is_adjustable(tensor)
+        return trainable and adjusted and all(self._rate_counts(tensor))
+
+    def _rate_counts(self, tensor: Tensor) -> list[int]:
+        rates = self.rates or (0.0,) * len(self.results)
+        return [entry_count(tensor.numel(), rate) for rate in rates]
+
+    def mean_discarded(self, name: str, norms: Sequence[float], entries: int) -> float:
+        """Return m = mean_k m_k of a tensor that clients adjusted, given the norms it came with."""
+        discarded = [
+            _discarded(result, name, norm, entries)
+            for result, norm in zip(self.results, norms, strict=True)
+        ]
+        return sum(discarded) / len(discarded)
+
+
+def _discarded(result: ClientResult, name: str, norm: float, entries: int) -> float:
+    """Return m_k of one tensor in the scale of the update as it came, whose norm is given.
+
+    A client reports m_k of the update before a clipping mod scaled it, and may report anything. No
+    masked entry is larger than one that was kept, so m_k is at most their root mean square.
+    """
+    if isinstance(result.tensors, AdjustedTensors):
+        return result.tensors.discarded_magnitude(name)
+    if result.applied is None:
+        return 0.0
+    reported = result.applied.discarded[name]
+    norm_before = result.applied.norms.get(name, norm)
+    if norm < CLIPPED * norm_before:
+        reported *= norm / norm_before
+    kept = entries - entry_count(entries, result.applied.rate)
+    if kept == 0:
+        return reported
+    most = ROUNDING * norm / math.sqrt(kept)
+    return min(reported, most)
 
 
 class Reference:
@@ -85,9 +150,10 @@ class Reference:
         trained = LazyTensors(cohort.results, name)
         if kind is TensorKind.INTEGER:
             return _weighted_integers(tensor, trained, weights), None
-        trainable, counts = kind is TensorKind.TRAINABLE, cohort.masked_counts(tensor)
+        counts = cohort.masked_counts(tensor)
         start = tensor.reshape(-1).to(self._device, working_dtype(tensor.dtype))
-        agreement = _Agreement(start) if cohort.is_scored(tensor, trainable=trainable) else None
+        is_scored = cohort.is_scored(tensor, trainable=kind is TensorKind.TRAINABLE)
+        agreement = _Agreement(start) if is_scored else None
 
         # Mask each Δ_k, and aggregate g = Σ λ_k Δ̃_k.
         change, update = torch.zeros_like(start), torch.empty_like(start)
@@ -102,42 +168,34 @@ class Reference:
 
         # Find out where the clients agree, and amplify g there, if it is the server that does.
         measured = None
-        if agreement is not None and cohort.sent is not None:
-            measured = Measured(*self._next_consensus(name, agreement, change))
-        elif agreement is not None:
-            factor, members = self._consensus(agreement, change, masked / len(trained))
+        if agreement is not None:
+            factor, members = self._consensus(name, agreement, change, masked / len(trained))
             measured = Measured(factor, members)
-            amplify_(change, members, factor)
-        elif trainable and cohort.rates is not None and cohort.sent is None:
-            measured = Measured(start.new_ones(()))
+            if cohort.sent is None:
+                amplify_(change, members, factor)
         moved = torch.sub(start, change, out=change)
         return saturated(moved, tensor.dtype).reshape(tensor.shape).cpu(), measured
 
     def _consensus(
-        self, agreement: _Agreement, change: Tensor, discarded: Tensor
+        self, name: str, agreement: _Agreement, change: Tensor, discarded: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Find f and C; m is `discarded`, 0-d."""
-        size = entry_count(change.numel(), self._cohort.avg_drop_rate)
+        """Find f and C; m, 0-d, is `discarded`, or what the clients report where they masked.
+
+        For f alone the factor that they multiplied by is divided out of g, else f would feed on
+        itself.
+        """
+        cohort = self._cohort
+        if cohort.sent is not None:
+            norms = torch.stack(agreement.norms).tolist()
+            # Only now: an update that the server adjusted has its m_k when it was read.
+            discarded = change.new_tensor(cohort.mean_discarded(name, norms, change.numel()))
+            sent, factor = rescaled(cohort.sent.consensus, name)
+            if sent is not None:
+                factors = torch.where(sent.to(change.device), change.new_tensor(factor), 1.0)
+                change = change / factors
+        size = entry_count(change.numel(), cohort.avg_drop_rate)
         members = agreement.consensus_set(size)
         return amplification_factor(change, members, size, discarded), members
-
-    def _next_consensus(
-        self, name: str, agreement: _Agreement, change: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Find f and C of the next round, from updates that were rescaled with those of this one.
-
-        For f alone the factor that the clients multiplied by is divided out of g, else f would feed
-        on itself.
-        """
-        sent, unscaled = self._cohort.sent, change
-        members, factor = rescaled(sent.consensus if sent else None, name)
-        if members is not None:
-            factors = torch.where(members.to(change.device), change.new_tensor(factor), 1.0)
-            unscaled = torch.div(change, factors)
-        norms = torch.stack(agreement.norms).tolist()
-        # Asked for last: an update that the server adjusted has its m_k only now.
-        discarded = self._cohort.mean_discarded(name, norms, change.numel())
-        return self._consensus(agreement, unscaled, change.new_tensor(discarded))
 
 
 StartEngine = Callable[[Mapping[str, Tensor], Mapping[str, TensorKind], Cohort], Reference]

@@ -19,10 +19,14 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import drop_rates, keep_nonnegative_
 from fedpw_flwr.algorithm.bounds import bounded_losses
-from fedpw_flwr.algorithm.client_step import AdjustedTensors, Consensus, SentAdjustment
-from fedpw_flwr.algorithm.cohort import ClientResult, Cohort
+from fedpw_flwr.algorithm.client_step import (
+    AdjustedTensors,
+    ClientResult,
+    Consensus,
+    SentAdjustment,
+)
 from fedpw_flwr.algorithm.memory import WeightingState
-from fedpw_flwr.algorithm.reference import LazyTensors, Measured, Reference, StartEngine
+from fedpw_flwr.algorithm.reference import Cohort, LazyTensors, Measured, Reference, StartEngine
 from fedpw_flwr.algorithm.settings import FedPWSettings
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors
 from fedpw_flwr.algorithm.weights import RoundWeights, weigh
@@ -139,13 +143,16 @@ def server_step(
         model, measured = _moved(moved, global_model, kinds, cohort, guarded=guarded)
 
     # What was amplified, and what the clients will rescale with.
-    amplification = {name: float(found.factor) for name, found in measured.items()}
+    amplification: dict[str, float] = {}
     consensus = None
-    if sent is not None and rates is not None:
-        consensus = _next_consensus(next_state.rounds, measured, amplification)
-        applied = {} if sent.consensus is None else sent.consensus.factors
+    if rates is not None:
+        factors: Mapping[str, float]
+        factors = {name: float(found.factor) for name, found in measured.items()}
+        if sent is not None:
+            consensus = _next_consensus(next_state.rounds, measured, factors)
+            factors = {} if sent.consensus is None else sent.consensus.factors
         trainable = [name for name, kind in kinds.items() if kind is TensorKind.TRAINABLE]
-        amplification = {name: applied.get(name, 1.0) for name in trainable}
+        amplification = {name: factors.get(name, 1.0) for name in trainable}
     clients = tuple(result.client for result in ordered)
     within = (losses == reported).tolist()
     each = zip(clients, within, weights.weights, weights.unbounded, strict=True)

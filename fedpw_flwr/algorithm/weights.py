@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm.bounds import bounded_weights, floored_losses
-from fedpw_flwr.algorithm.cohort import ClientResult
+from fedpw_flwr.algorithm.client_step import ClientResult
 from fedpw_flwr.algorithm.direction import direction_shares, direction_size
 from fedpw_flwr.algorithm.memory import WeightingState, update_signal
 from fedpw_flwr.algorithm.settings import FedPWSettings

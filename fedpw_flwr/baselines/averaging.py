@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from fedpw_flwr.algorithm import ClientResult
-from fedpw_flwr.algorithm.cohort import Cohort
-from fedpw_flwr.algorithm.reference import Reference
+from fedpw_flwr.algorithm.reference import Cohort, Reference
 from fedpw_flwr.algorithm.tensors import TensorKind, classify_tensors, saturated, working_dtype
 
 _BLOCK = 1 << 16

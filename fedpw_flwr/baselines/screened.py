@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Unpack, get_args
 
 import torch
@@ -98,9 +98,6 @@ class ScreenedStrategy(ScreenedFedAvg, Method):
         if len(known) == len(losses):
             metrics["client-loss"] = known
         return Step(moved, memory, metrics)
-
-    def leave_out(self, private: Collection[str]) -> None:
-        """Forget nothing: every floating array of the model counts."""
 
     def remember(self, memory: Any) -> None:
         """Take the memory of the next round, and count the round."""

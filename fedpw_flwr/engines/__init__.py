@@ -14,8 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from fedpw_flwr.algorithm.cohort import Cohort
-from fedpw_flwr.algorithm.reference import Reference, StartEngine
+from fedpw_flwr.algorithm.reference import Cohort, Reference, StartEngine
 from fedpw_flwr.algorithm.tensors import TensorKind
 
 __all__ = ["engine_for", "why_not_compiled"]

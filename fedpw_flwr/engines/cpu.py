@@ -22,9 +22,8 @@ from torch import Tensor
 
 from fedpw_flwr.algorithm.adjustment import consensus_score_, entry_count, factor_of_magnitudes
 from fedpw_flwr.algorithm.client_step import rescaled
-from fedpw_flwr.algorithm.cohort import Cohort
 from fedpw_flwr.algorithm.direction import LARGEST_PRODUCT, SMALLEST_PRODUCT
-from fedpw_flwr.algorithm.reference import Measured, Reference
+from fedpw_flwr.algorithm.reference import Cohort, Measured, Reference
 from fedpw_flwr.algorithm.tensors import TensorKind
 from fedpw_flwr.engines import compiled
 from fedpw_flwr.engines.blocks import (
@@ -115,8 +114,6 @@ class CpuEngine(Reference):
             del score
             measured = _measured(tensor, kept, cohort, change, members)
             factor = float(measured.factor) if cohort.sent is None else 1.0
-        elif tensor.is_trainable and cohort.rates is not None and cohort.sent is None:
-            measured = Measured(torch.ones(()))
 
         # Take the step, amplified if it is the server that does.
         for part in parts(len(change)):

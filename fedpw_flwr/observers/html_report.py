@@ -29,7 +29,7 @@ from flwr.app import Message, MetricRecord
 from fedpw_flwr import __version__
 from fedpw_flwr.files import atomic_file
 from fedpw_flwr.report.page import Run, page
-from fedpw_flwr.rounds.observers import Observer
+from fedpw_flwr.rounds.observers import Observer, was_interrupted
 from fedpw_flwr.wire.records import client_of
 
 logger = logging.getLogger("flwr")
@@ -140,8 +140,7 @@ class HtmlReport(Observer):
         self.run.ending = f"Ended after round {last}"
         if stopped is not None:
             self.run.ending = f"Stopped after round {last}: {stopped}"
-        # Ctrl-C and signals, also where the workers heard them first, are no failures.
-        if error is not None and not isinstance(error.__cause__ or error, Exception):
+        if was_interrupted(error):
             self.run.ending = f"Interrupted after round {last}"
         elif error is not None:
             self.run.failed = True

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from fedpw_flwr.observers.tracker import Tracker
+from fedpw_flwr.rounds.observers import was_interrupted
 
 _METRICS_AT_ONCE = 1000
 """What MLflow takes in one call."""
@@ -64,7 +65,8 @@ class MLflowTracker(Tracker):
     def close(self, stopped: str | None, error: BaseException | None) -> None:
         """End the run, and say whether and why it was stopped."""
         self._client.set_tag(self._run, "stopped", stopped or "no")
-        self._client.set_terminated(self._run, "FINISHED" if error is None else "FAILED")
+        failed = "KILLED" if was_interrupted(error) else "FAILED"
+        self._client.set_terminated(self._run, "FINISHED" if error is None else failed)
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

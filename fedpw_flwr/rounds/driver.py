@@ -87,7 +87,10 @@ class Driver:
         """Set it to what `saved_state` returned, among other keys; ValueError if it is not such."""
         try:
             identities = Identities.from_dict(state)
-            dtypes = {name: _dtype(text) for name, text in state.get("dtypes", {}).items()}
+            dtypes = {
+                name: getattr(torch, text.removeprefix("torch."))
+                for name, text in state.get("dtypes", {}).items()
+            }
             self.method.restore_memory(state, tensors)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved state of {self.method.title}: {error!r}") from error
@@ -334,10 +337,3 @@ def _of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype == dtype or dtype.is_floating_point:
         return tensor.to(dtype)
     return tensor.round().to(dtype)
-
-
-def _dtype(text: str) -> torch.dtype:
-    dtype = getattr(torch, text.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"not a saved state: {text!r} is no dtype")
-    return dtype

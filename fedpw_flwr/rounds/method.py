@@ -109,8 +109,7 @@ class Method(ABC):
         """Set aside replies that this method alone cannot use."""
         return list(replies), []
 
-    @abstractmethod
-    def leave_out(self, private: Collection[str]) -> None:
+    def leave_out(self, private: Collection[str]) -> None:  # noqa: B027
         """Forget arrays that clients keep to themselves: they leave the model."""
 
     @abstractmethod

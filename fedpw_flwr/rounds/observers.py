@@ -63,6 +63,11 @@ class Observer:
         """
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C or a signal ended a run, also where its workers heard it first."""
+    return error is not None and not isinstance(error.__cause__ or error, Exception)
+
+
 def numbers_of(
     train: Mapping[str, Any] | None,
     evaluate: Mapping[str, Any] | None,

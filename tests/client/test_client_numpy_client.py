@@ -21,7 +21,12 @@ from flwr.common import (
     GetPropertiesIns,
     ndarrays_to_parameters,
 )
-from flwr.common.constant import MessageTypeLegacy
+from flwr.compat.client.client import (
+    maybe_call_evaluate,
+    maybe_call_fit,
+    maybe_call_get_parameters,
+    maybe_call_get_properties,
+)
 from flwr.compat.common import recorddict_compat as compat
 from support.clients import (
     NODES,
@@ -372,25 +377,13 @@ class InheritsFit(OnlyFit):
 
 
 def codes(client: NumPyClient) -> dict[str, Code]:
-    """What Flower's message handler says about each method, over legacy messages."""
-    app = app_of(lambda: client)
-    parameters = ndarrays_to_parameters(as_list(MODEL))
-
-    def reply(content: Any, kind: str) -> Any:
-        return answer(app, message_to(content, kind)).content
-
-    properties = compat.getpropertiesins_to_recorddict(GetPropertiesIns({}))
-    arrays = compat.getparametersins_to_recorddict(GetParametersIns({}))
-    evaluation = compat.evaluateins_to_recorddict(EvaluateIns(parameters, {}), keep_input=True)
+    """What Flower's message handler makes of each method."""
+    made, parameters = client.to_client(), ndarrays_to_parameters(as_list(MODEL))
     return {
-        "get_properties": compat.recorddict_to_getpropertiesres(
-            reply(properties, MessageTypeLegacy.GET_PROPERTIES)
-        ).status.code,
-        "get_parameters": compat.recorddict_to_getparametersres(
-            reply(arrays, MessageTypeLegacy.GET_PARAMETERS), keep_input=False
-        ).status.code,
-        "fit": fitted(app, CONFIG).status.code,
-        "evaluate": compat.recorddict_to_evaluateres(reply(evaluation, "evaluate")).status.code,
+        "get_properties": maybe_call_get_properties(made, GetPropertiesIns({})).status.code,
+        "get_parameters": maybe_call_get_parameters(made, GetParametersIns({})).status.code,
+        "fit": maybe_call_fit(made, FitIns(parameters, dict(CONFIG))).status.code,
+        "evaluate": maybe_call_evaluate(made, EvaluateIns(parameters, {})).status.code,
     }
 
 

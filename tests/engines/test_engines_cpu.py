@@ -19,7 +19,7 @@ from fedpw_flwr.algorithm import (
     classify_tensors,
     server_step,
 )
-from fedpw_flwr.algorithm.cohort import Cohort
+from fedpw_flwr.algorithm.reference import Cohort
 from fedpw_flwr.engines.cpu import CpuEngine
 
 SHAPES = {

@@ -13,12 +13,7 @@ from flwr.server.workflow import SecAggPlusWorkflow, SecAggWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, Key
 from flwr.server.workflow.default_workflows import default_init_params_workflow
 from support.grid import ClientsGrid
-from support.legacy_federation import (
-    INITIAL,
-    manager_of,
-    plain_clients,
-    run_server,
-)
+from support.legacy_federation import INITIAL, manager_of, plain_clients, run_server
 
 from fedpw_flwr.legacy import FedPW
 

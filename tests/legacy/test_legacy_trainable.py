@@ -26,12 +26,7 @@ from support.legacy_federation import (
 
 from fedpw_flwr import FedPWClient
 from fedpw_flwr.legacy import FedPW
-from fedpw_flwr.wire.adjustment import (
-    REPORT_KEY,
-    REQUEST_KEY,
-    AdjustmentReport,
-    AdjustmentRequest,
-)
+from fedpw_flwr.wire.adjustment import REPORT_KEY, REQUEST_KEY, AdjustmentReport, AdjustmentRequest
 
 NODES = [1, 2, 3, 4]
 TRAINED = [0, 1]

@@ -38,7 +38,11 @@ def local(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(
-    folder: Path, tracker: Tracker | None, rounds: int, stop: bool = False, fail: bool = False
+    folder: Path,
+    tracker: Tracker | None,
+    rounds: int,
+    stop: bool = False,
+    error: BaseException | None = None,
 ) -> None:
     """Play a run to some round, from where it was; it may end early there, or fail in the next."""
     watches: list[Observer] = [tracker] if tracker is not None else []
@@ -46,13 +50,13 @@ def train(
         watches.append(EarlyStopping("round/a?", target=rounds))
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        if server_round > rounds:
-            raise ConnectionError("the disk is full")
+        if error is not None and server_round > rounds:
+            raise error
         return MetricRecord({"round/a?": server_round})
 
     FedPW(observers=watches, checkpoint_dir=folder / "checkpoints", resume=True).start(
         *(ClientsGrid(dict.fromkeys([11, 12, 13], good_client)), array_record(MODEL)),
-        9 if stop or fail else rounds,
+        9 if stop or error else rounds,
         evaluate_fn=evaluate,
     )
 
@@ -176,8 +180,9 @@ def test_a_run_that_went_on_is_one_run_of_the_tracker_with_each_round_once(
 ) -> None:
     pytest.importorskip(kind.library)
     folder = tmp_path / "mine"
+    failure = ConnectionError("the disk is full")
     with pytest.raises(ConnectionError):
-        train(folder, kind(folder, SETTINGS) if first == "tracked" else None, 2, fail=True)
+        train(folder, kind(folder, SETTINGS) if first == "tracked" else None, 2, error=failure)
     if kind is MLflowTracker and first == "tracked":
         assert mlflow_run(folder)[1].info.status == "FAILED"
     train(folder, kind(folder, SETTINGS), rounds=4, stop=True)
@@ -187,6 +192,14 @@ def test_a_run_that_went_on_is_one_run_of_the_tracker_with_each_round_once(
     assert told <= rows.keys()
     assert [step for step, _ in rows["weight/client_11"]] == [1, 2, 3, 4]
     assert stopped == "round/a? is 4 in round 4 and has reached its target, 4"
+
+
+@pytest.mark.long
+def test_mlflow_tells_an_interrupted_run_from_a_failed_one(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", MLflowTracker(tmp_path / "run"), 1, error=KeyboardInterrupt())
+    assert mlflow_run(tmp_path / "run")[1].info.status == "KILLED"
 
 
 def test_tensorboard_draws_a_round_anew_that_was_lost_with_its_checkpoint(tmp_path: Path) -> None:

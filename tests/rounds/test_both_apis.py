@@ -8,12 +8,7 @@ import pytest
 from flwr.app import Context
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
-from support.federation import (
-    LEGACY,
-    MESSAGE,
-    memory,
-    with_lists,
-)
+from support.federation import LEGACY, MESSAGE, memory, with_lists
 from support.legacy_federation import INITIAL, NAMES, NoiseClient, app_clients, app_grid, fit_round
 from support.legacy_federation import ask as ask_legacy
 from support.records import array_record

@@ -32,10 +32,7 @@ from support.federation import (
     warnings,
 )
 from support.grid import Client
-from support.legacy_federation import (
-    fit_round,
-    plain_clients,
-)
+from support.legacy_federation import fit_round, plain_clients
 from support.records import array_record, payloads, train_content
 from support.small_model import evaluate_reply, good_client, train_reply
 

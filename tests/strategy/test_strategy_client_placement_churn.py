@@ -7,15 +7,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
-from support.adjusting_clients import (
-    Train,
-    failing,
-    following,
-    ignoring,
-    play,
-    play_round,
-    silent,
-)
+from support.adjusting_clients import Train, failing, following, ignoring, play, play_round, silent
 from support.grid import Client
 from support.records import array_record, payloads
 from support.small_model import MODEL, train_reply

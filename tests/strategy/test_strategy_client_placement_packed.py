@@ -12,15 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import RecordDict
-from support.adjusting_clients import (
-    Round,
-    Train,
-    following,
-    ignoring,
-    model_of,
-    play,
-    report_of,
-)
+from support.adjusting_clients import Round, Train, following, ignoring, model_of, play, report_of
 from support.federation import memory
 from support.grid import Client
 from support.records import NDArrays, array_record, payloads

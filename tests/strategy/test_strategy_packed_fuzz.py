@@ -20,14 +20,7 @@ from hypothesis import strategies as st
 from support.adjusting_clients import following, silent
 from support.federation import assert_sound, assert_sound_metrics, memory
 from support.grid import ClientsGrid, ask
-from support.records import (
-    NDArrays,
-    array_record,
-    clients_of,
-    ndarrays,
-    payloads,
-    train_content,
-)
+from support.records import NDArrays, array_record, clients_of, ndarrays, payloads, train_content
 from support.tampered_replies import TAMPERED, Fate, Honest
 
 from fedpw_flwr import FedPW
@@ -95,10 +88,6 @@ class Federation:
     arrays: ArrayRecord = field(default_factory=lambda: array_record(MODEL))
     round: int = 0
 
-    @classmethod
-    def new(cls, dtype: UploadDtype, log: pytest.LogCaptureFixture) -> Federation:
-        return cls(log, dtype, a_strategy(dtype))
-
     def play(self, kind: str, seed: int) -> bool:
         """Play a round; return whether the liar's reply, which arrives changed, was believed."""
         self.round += 1
@@ -140,7 +129,7 @@ _TWO_ROUNDS: dict[str, Federation] = {}
 def after_two_rounds(dtype: UploadDtype, log: pytest.LogCaptureFixture) -> Federation:
     """A federation that masked once: from here on there is a consensus, too."""
     if dtype not in _TWO_ROUNDS:
-        federation = Federation.new(dtype, log)
+        federation = Federation(log, dtype, a_strategy(dtype))
         assert federation.play("nothing", 0)
         assert federation.play("nothing", 0)
         assert federation.strategy.method.adjustment_state.consensus is not None
@@ -172,7 +161,7 @@ def test_tampered_reply_is_set_aside_or_harmless(
 def test_no_history_of_tampered_replies_ends_a_run_or_reaches_the_others(
     flower_log: pytest.LogCaptureFixture, dtype: UploadDtype, rounds: list[tuple[str, int]]
 ) -> None:
-    federation = Federation.new(dtype, flower_log)
+    federation = Federation(flower_log, dtype, a_strategy(dtype))
     for kind, seed in rounds:
         federation.play(kind, seed)
 

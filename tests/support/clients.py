@@ -19,12 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from flwr.common.serde import message_from_proto, message_to_proto
 
-from fedpw_flwr.wire.adjustment import (
-    CONSENSUS_KEY,
-    REQUEST_KEY,
-    AdjustmentRequest,
-    pack_consensus,
-)
+from fedpw_flwr.wire.adjustment import CONSENSUS_KEY, REQUEST_KEY, AdjustmentRequest, pack_consensus
 from support.grid import Client, ClientsGrid
 from support.records import NDArrays, array_record
 from support.reference import masked
