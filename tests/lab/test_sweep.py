@@ -122,6 +122,8 @@ def test_a_run_that_is_done_need_not_be_able_to_start_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    # The command sets it for itself, and here it must not stay.
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     monkeypatch.chdir(tmp_path)
     for name in ("fedpw", "fedpw_server"):
         done = _configuration(f"strategy={name} seed=4 rounds=2")

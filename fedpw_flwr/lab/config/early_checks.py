@@ -48,15 +48,18 @@ def check_early(configuration: DictConfig) -> None:
     each other, the data are not where they should be, or there is no GPU for the clients.
     """
     groups = {group: group_settings(configuration, group) for group in GROUPS}
-    runtime = runtime_settings(configuration)
-    wrong = [*_contradictions(groups, runtime), *_end_out_of_reach(configuration)]
-    wrong = wrong or [*_trackers_missing(configuration)]
-    wrong = wrong or [*_minima_out_of_reach(groups["strategy"], count_clients(configuration))]
+    clients = count_clients(configuration)
+    wrong = [*_contradictions(groups, clients), *_end_out_of_reach(configuration)]
+    wrong += [
+        f'tracking={name} needs its library: pip install "fedpw-flwr[{name}]"'
+        for name in trackers_of(configuration)
+        if find_spec(name) is None
+    ]
     if wrong:
         raise ConfigurationError("\n".join(wrong))
     with named_part("dataset"):
         _check_files(groups["dataset"])
-    _check_gpus(runtime)
+    _check_gpus(runtime_settings(configuration))
 
 
 def warning_of_slow_arithmetic(configuration: DictConfig) -> str | None:
@@ -73,7 +76,7 @@ def warning_of_slow_arithmetic(configuration: DictConfig) -> str | None:
     )
 
 
-def _contradictions(groups: Mapping[str, Settings], runtime: RuntimeSettings) -> Iterator[str]:
+def _contradictions(groups: Mapping[str, Settings], clients: int) -> Iterator[str]:
     """Return which values do not go together, though each of them is right."""
     strategy, dataset = groups["strategy"], groups["dataset"]
     # What clients send
@@ -119,7 +122,13 @@ def _contradictions(groups: Mapping[str, Settings], runtime: RuntimeSettings) ->
             f"model.image_size={sizes[0]}, but images have dataset.image_size={sizes[1]}: leave "
             "the first out, and it follows the second"
         )
-    # Devices
+    # Nodes and devices
+    for key in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
+        if strategy.get(key, 0) > clients:
+            yield (
+                f"strategy.{key}={strategy[key]}, but there are {clients} clients, and the run "
+                "would wait for the others: choose no more than there are"
+            )
     device = strategy.get("device")
     if str(device).startswith("cuda") and count_gpus() == 0:
         yield f"strategy.device={device}, but there is no GPU: set it to null or cpu"
@@ -158,21 +167,6 @@ def _end_out_of_reach(configuration: DictConfig) -> Iterator[str]:
     shares = ("accuracy/", "auc/", "clients/mean", "clients/worst", "clients/best")
     if target is not None and target > 1 and metric.startswith((*shares, "mean_", "worst_")):
         yield f"stop.target={target}, but {metric} is between 0 and 1: 90 % is 0.9"
-
-
-def _trackers_missing(configuration: DictConfig) -> Iterator[str]:
-    for name in trackers_of(configuration):
-        if find_spec(name) is None:
-            yield f'tracking={name} needs its library: pip install "fedpw-flwr[{name}]"'
-
-
-def _minima_out_of_reach(strategy: Settings, clients: int) -> Iterator[str]:
-    for key in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
-        if strategy.get(key, 0) > clients:
-            yield (
-                f"strategy.{key}={strategy[key]}, but there are {clients} clients, and the run "
-                "would wait for the others: choose no more than there are"
-            )
 
 
 def _check_files(dataset: Settings) -> None:

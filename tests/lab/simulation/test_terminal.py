@@ -58,6 +58,8 @@ def _printed(
     monkeypatch.setattr("sys.stdout", output)
     monkeypatch.setattr("sys.stderr", errors)
     monkeypatch.setattr("sys.argv", ["command", *words])
+    # The command sets it for itself, and here it must not stay.
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     main()
     written = []
     for stream in (output, errors):
