@@ -135,7 +135,7 @@ def training_step(
     compile: bool = False,
     **sgd: bool,
 ) -> Step:
-    """Return a call that trains `model` for one step, as fedpw_flwr.lab.training.loop does."""
+    """Return a call that trains `model` for one step, computed as fedpw_flwr.lab.training does."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-5, **sgd)
     network = torch.compile(model) if compile else model
 

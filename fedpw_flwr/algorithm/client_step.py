@@ -70,7 +70,7 @@ class SentAdjustment:
     consensus: Consensus | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AppliedAdjustment:
     """What a client says it did to its update.
 

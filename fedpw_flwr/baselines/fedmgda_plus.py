@@ -6,6 +6,7 @@ mixtures near the equal one the shortest is taken, which leans towards those who
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -17,6 +18,8 @@ from fedpw_flwr.algorithm import ClientResult
 from fedpw_flwr.baselines.averaging import RoundWeights, inner_products
 from fedpw_flwr.baselines.screened import Rescale, ScreenedStrategy, checked_rescale, number_in
 from fedpw_flwr.strategy.options import BaselineOptions
+
+logger = logging.getLogger("flwr")
 
 
 class FedMGDAPlus(ScreenedStrategy):
@@ -130,6 +133,8 @@ def min_norm_weights(products: npt.NDArray[np.float64], epsilon: float) -> tuple
         method="SLSQP",
         options={"maxiter": 1000, "ftol": 1e-14},
     )
+    if not found.success:
+        logger.warning("the min-norm point may not be the shortest: %s", found.message)
     weights = np.clip(found.x, least, most)
     weights = weights / weights.sum()
     if not np.all(np.isfinite(weights)) or float(equal @ scaled @ equal) <= float(

@@ -1,4 +1,4 @@
-"""Where a client's time goes: a stopwatch that runs only where the server wants to know.
+"""Where a client's time goes, told where the server wants to know.
 
 The code that does the work says what it is doing (``with phase("train"): ...``) and knows nothing
 of who measures. While nobody does, a phase costs a look at a variable.

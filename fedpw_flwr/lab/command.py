@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -85,6 +84,8 @@ def main() -> None:
         if traceback_wanted:
             raise
         say(what_hydra_said(error))
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+            say("no run was started")
         sys.exit(1)
     if command.failed:
         sys.exit(1)
@@ -320,6 +321,8 @@ def _remove_if_empty() -> None:
     for folder in (path, path.parent):
         if folder == Path.cwd() or (folder != path and folder.name != "outputs"):
             return
-        # Hydra itself leaves a file in a sweep's.
-        if folder.is_dir() and {one.name for one in folder.iterdir()} <= {"multirun.yaml"}:
-            shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            # Hydra itself leaves a file in a sweep's.
+            if [one.name for one in folder.iterdir()] == ["multirun.yaml"]:
+                (folder / "multirun.yaml").unlink()
+            folder.rmdir()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,3 +201,7 @@ def _table(run: Path, evaluation: RunEvaluation) -> Table:
     add_row("STD (ddof=1)", "", "", now.std, before.std)
     add_row("worst", "", "", now.worst, before.worst)
     return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -67,7 +67,7 @@ RUN = """\
 {% if typical %} · {{ "%.1f"|format(typical) }} s a round{% endif %}</p>
 {% if run.total %}<progress value="{{ run.last }}" max="{{ run.total }}"></progress>
 {% endif %}
-{% if run.ending %}<p class="{{ 'bad' if run.failed else 'good' }}">{{ run.ending }}</p>
+{% if run.ending %}<p class="{{ 'bad' if run.failed else 'soft' if run.ending.startswith('Interrupted') else 'good' }}">{{ run.ending }}</p>
 {% endif %}
 <p class="soft">Written {{ written }}{% if not run.ending %}, again after each round; this page reloads itself{% endif %}.</p>
 {% if not run.ending %}<p class="bad" id="silence"></p>

@@ -334,7 +334,8 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-_NOT_FINITE, _BYTES = "not-finite", "bytes-hex"
+_NOT_FINITE, _BYTES, _MAPPING = "not-finite", "bytes-hex", "mapping"
+_MARKS = ({_NOT_FINITE}, {_BYTES}, {_MAPPING})
 
 
 def _encoded(value: Any) -> Any:
@@ -347,7 +348,9 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {_NOT_FINITE: str(value)}
     if isinstance(value, Mapping):
-        return {str(key): _encoded(entry) for key, entry in value.items()}
+        encoded = {str(key): _encoded(entry) for key, entry in value.items()}
+        # A mapping of somebody else's that looks like a mark.
+        return {_MAPPING: list(encoded.items())} if encoded.keys() in _MARKS else encoded
     if isinstance(value, list | tuple):
         return [_encoded(entry) for entry in value]
     return value
@@ -359,4 +362,6 @@ def _decoded(entries: dict[str, Any]) -> Any:
         return float(entries[_NOT_FINITE])
     if entries.keys() == {_BYTES}:
         return bytes.fromhex(entries[_BYTES])
+    if entries.keys() == {_MAPPING}:
+        return dict(entries[_MAPPING])
     return entries

@@ -91,6 +91,8 @@ class Driver:
                 name: getattr(torch, text.removeprefix("torch."))
                 for name, text in state.get("dtypes", {}).items()
             }
+            if not all(isinstance(dtype, torch.dtype) for dtype in dtypes.values()):
+                raise TypeError(f"no dtypes: {dtypes}")
             self.method.restore_memory(state, tensors)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a saved state of {self.method.title}: {error!r}") from error

@@ -174,7 +174,7 @@ def _report(
 def _applied(report: AdjustmentReport, names: Sequence[str]) -> AppliedAdjustment:
     discarded = dict(zip(names, report.discarded, strict=True))
     norms = {name: norm for name, norm in zip(names, report.norms, strict=False) if norm > 0}
-    return AppliedAdjustment(report.rate, discarded, norms)
+    return AppliedAdjustment(rate=report.rate, discarded=discarded, norms=norms)
 
 
 @np.errstate(all="ignore")

@@ -73,6 +73,8 @@ class RoundsLeft(ABC):
                 try:
                     observer.on_end(stopped, failure)
                 except Exception as error:
+                    if failure is not None:
+                        logger.warning("%s failed at the end, too: %r", observer, error)
                     failure = failure or error
         if failure is not None:
             raise failure

@@ -68,9 +68,10 @@ class FedPWMethod(Method):
         self._check_placement()
         self.device = available_device("cpu" if given.get("device") is None else given["device"])
         self._given_trainable = self.settings.trainable
-        self.state = WeightingState()
+        self._state = WeightingState()
         self.adjustment_state = AdjustmentState()
         self.evaluated = EvaluatedLosses()
+        self._names: frozenset[str] | None = None
         self._rates: dict[int, float] = {}
 
     def _check_placement(self) -> None:
@@ -109,6 +110,16 @@ class FedPWMethod(Method):
         """Rounds that were aggregated so far."""
         return self.state.rounds
 
+    @property
+    def state(self) -> WeightingState:
+        """FedPW's memory of the clients. Setting it forgets what clients were asked to do."""
+        return self._state
+
+    @state.setter
+    def state(self, state: WeightingState) -> None:
+        self._state = state
+        self.adjustment_state = AdjustmentState()
+
     # --- A round ----------------------------------------------------------------------------------
 
     def requests(self, names: Sequence[str], clients: Mapping[int, int]) -> Requests:
@@ -123,10 +134,12 @@ class FedPWMethod(Method):
                 'clients evaluate, or report the loss of training, without loss_source="evaluate"'
             )
         consensus = self.adjustment_state.consensus
-        if consensus is not None and not consensus.members.keys() <= set(names):
+        of_another = consensus is not None and not consensus.members.keys() <= set(names)
+        if self._names not in (None, frozenset(names)) or of_another:
             # C is that of another model's arrays.
             consensus = None
             self.adjustment_state = replace(self.adjustment_state, consensus=None)
+        self._names = frozenset(names)
         if not self.asks_by_client:
             return Requests()
         # In the order of client id: the last bit of a mean depends on the order of its terms.
@@ -212,6 +225,7 @@ class FedPWMethod(Method):
 
     def leave_out(self, private: Collection[str]) -> None:
         """Forget arrays that clients keep to themselves; ValueError if none is left to train."""
+        self._names = (self._names or frozenset()) - frozenset(private)
         if self.settings.trainable is None:
             return
         trainable = tuple(name for name in self.settings.trainable if name not in private)
@@ -258,7 +272,7 @@ class FedPWMethod(Method):
 
     def remember(self, memory: tuple[WeightingState, AdjustmentState]) -> None:
         """Take the memory of the next round."""
-        self.state, self.adjustment_state = memory
+        self._state, self.adjustment_state = memory
 
     def note_evaluation(self, losses: Mapping[int, float]) -> None:
         """Take the losses by which clients count in the next round."""
@@ -295,7 +309,7 @@ class FedPWMethod(Method):
         trainable = None if state["trainable"] is None else tuple(state["trainable"])
         # Earlier versions saved none.
         evaluated = state.get("evaluated_losses", EvaluatedLosses().to_dict())
-        self.state, self.evaluated = weighting, EvaluatedLosses.from_dict(evaluated)
+        self._state, self.evaluated = weighting, EvaluatedLosses.from_dict(evaluated)
         self.adjustment_state = AdjustmentState(relative_losses=losses, consensus=consensus)
         self.settings = replace(self.settings, trainable=trainable)
 
@@ -362,6 +376,10 @@ class WithFedPW(ABC):
     def state(self) -> WeightingState:
         """The method's memory of the clients."""
         return self.method.state
+
+    @state.setter
+    def state(self, state: WeightingState) -> None:
+        self.method.state = state
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the settings that a run must keep when it goes on from a checkpoint."""

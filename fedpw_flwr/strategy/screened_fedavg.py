@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -109,9 +109,21 @@ class ScreenedFedAvg(Driven, SampledFedAvg):
         super().restore_state(state, tensors)
         self.sampling.restore_state(state)
 
-    def start(self, *arguments: Any, **named: Any) -> Result:
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
         """Run the rounds as FedAvg does, and say at the end if the last ones changed nothing."""
-        result = super().start(*arguments, **named)
+        result = super().start(
+            *(grid, initial_arrays, num_rounds, timeout),
+            *(train_config, evaluate_config, evaluate_fn),
+        )
         self.standstill.log_at_end()
         return result
 

@@ -31,6 +31,8 @@ STATE = {
     "list": [1, [2.5, "ℓ"]],
     "odd": [math.inf, -math.inf, math.nan],
     "raw": b"\x00\xff",
+    # Such as a metric of a user's that has the name of a mark in the file.
+    "marks": [{"not-finite": 3}, {"bytes-hex": "no"}, {"mapping": {"not-finite": math.inf}}],
 }
 
 

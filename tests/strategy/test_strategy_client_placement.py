@@ -110,6 +110,18 @@ def test_neither_the_users_configuration_nor_an_evaluation_has_fedpws_entries() 
         assert list(message.content.config_records["config"]) == ["server-round"]
 
 
+def test_a_strategy_that_continues_from_saved_weights_masks_with_the_mean_rate() -> None:
+    # Losses and consensus are of the last round; a new strategy knows neither.
+    before, after = halves(), halves()
+    arrays = play(before, [FOLLOWING] * 2, array_record(START))[-1].arrays
+    after.state = before.state
+    rounds = play(after, [FOLLOWING] * 2, arrays, first_round=3)
+    assert rounds[0].rates == {1: 0.5, 2: 0.5}
+    assert [request.consensus_round for request in rounds[0].requests.values()] == [None, None]
+    assert [request.consensus_round for request in rounds[1].requests.values()] == [3, 3]
+    assert rounds[1].requests[1].factors
+
+
 @pytest.mark.parametrize(
     ("options", "where"),
     [

@@ -78,6 +78,6 @@ def carried_out(
                 update, magnitude = adjust_tensor(start, tensors[name], rate, *agreed)
                 tensors[name] = subtract_update(start, update)
                 discarded[name], norms[name] = float(magnitude), float(update.norm())
-        applied = AppliedAdjustment(rate, discarded, norms)
+        applied = AppliedAdjustment(rate=rate, discarded=discarded, norms=norms)
         adjusted.append(replace(result, tensors=tensors, applied=applied))
     return adjusted

@@ -104,13 +104,14 @@ class RoundProfiler(Observer):
         )
 
     def _keep(self, replies: Iterable[Message], seconds: float) -> list[ClientTimings]:
-        told = [
-            (client_of(reply), timings)
-            for reply in replies
-            if (timings := _timings(reply, seconds)) is not None
-        ]
-        self._told += told
-        return [timings for _, timings in told]
+        # A node's first reply counts, as it does for the model.
+        told: dict[int, tuple[int, ClientTimings]] = {}
+        for reply in replies:
+            timings = _timings(reply, seconds)
+            if timings is not None:
+                told.setdefault(reply.metadata.src_node_id, (client_of(reply), timings))
+        self._told += told.values()
+        return [timings for _, timings in told.values()]
 
 
 def _divide(exchange: float, told: Sequence[ClientTimings]) -> dict[str, float]:

@@ -49,7 +49,14 @@ def check_early(configuration: DictConfig) -> None:
     """
     groups = {group: group_settings(configuration, group) for group in GROUPS}
     clients = count_clients(configuration)
-    wrong = [*_contradictions(groups, clients), *_end_out_of_reach(configuration)]
+    # Not where a configuration is composed: the module of a strategy may be the server's alone.
+    wrong = [
+        f"{group}._target_={target}: there is no module {package}: correct the name, or add the "
+        "folder that holds it to PYTHONPATH"
+        for group, target in ((group, str(groups[group]["_target_"])) for group in GROUPS)
+        if not (package := target.partition(".")[0]).isidentifier() or find_spec(package) is None
+    ]
+    wrong = wrong or [*_contradictions(groups, clients), *_end_out_of_reach(configuration)]
     wrong += [
         f'tracking={name} needs its library: pip install "fedpw-flwr[{name}]"'
         for name in trackers_of(configuration)

@@ -23,7 +23,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from fedpw_flwr.lab.data.conversion import to_uint8_images
-from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet, check_labels
 from fedpw_flwr.lab.data.locations import check_archives
 from fedpw_flwr.lab.data.source import ImageOptions, read_collection
 
@@ -141,8 +141,10 @@ def _image_set(
         )
     if len(labels) == 0:
         raise ValueError(f"{x} in {file} is empty: a domain needs at least one image")
+    classes = torch.from_numpy(labels.astype(np.int64))
+    check_labels(classes, wanted.num_classes, f"{y} in {file}")
     try:
         images = to_uint8_images(pixels, wanted)
     except ValueError as error:
         raise ValueError(f"{x} in {file}: {error}") from error
-    return ImageSet(images, torch.from_numpy(labels.astype(np.int64)))
+    return ImageSet(images, classes)

@@ -125,6 +125,17 @@ def at_most(examples: AnyExamples, limit: int | None) -> AnyExamples:
     return examples.select(order[:limit].sort().values)
 
 
+def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
+    """Raise ValueError, which names `where`, if labels are not in ``range(num_classes)``."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        remedy = "Labels count from 0" if low < 0 else "Set dataset.num_classes to their number"
+        raise ValueError(
+            f"labels must lie in 0..{num_classes - 1}: {where} have labels from {low} to {high}. "
+            f"{remedy}"
+        )
+
+
 def stratified(labels: Tensor, test_share: float, seed: int, where: str) -> tuple[Tensor, Tensor]:
     """Return indices, in order, to train and to test on: of each class the same share.
 
@@ -241,12 +252,7 @@ class DomainCollection:
                 f"{type(examples).__name__} of {tuple(examples.features.shape[1:])}, the first "
                 f"domain's {type(first).__name__} of {self.shape}"
             )
-        low, high = int(examples.labels.min()), int(examples.labels.max())
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(
-                f"labels must lie in 0..{self.num_classes - 1}: {where} have labels from {low} to "
-                f"{high}. Set dataset.num_classes to the number of classes"
-            )
+        check_labels(examples.labels, self.num_classes, where)
 
     def digest(self) -> str:
         """Return the SHA-256 of all features and labels and of how they are scaled.

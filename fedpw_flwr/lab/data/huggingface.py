@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 import torch
 
-from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import DomainCollection, ImageFormat, ImageSet, check_labels
 from fedpw_flwr.lab.data.image_folders import divided, squared
 from fedpw_flwr.lab.data.source import ImageOptions, read_collection
 
@@ -128,6 +128,7 @@ class HuggingFaceSet:
         if self.domain_column is not None:
             table = self._of_domain(table)
         labels = self._labels(table)
+        check_labels(labels, wanted.num_classes, self.path)
         if not hasattr(table.features[self.image_column], "decode_example"):
             raise ValueError(
                 f"column {self.image_column} of {self.path} holds no images: set "

@@ -58,10 +58,25 @@ class Partition(ABC):
         Part of each client's examples that it keeps for testing, in [0, 1): at least one where it
         is above 0, and one is left to train on.
 
+    Raises
+    ------
+    ValueError
+        If one of them is out of range.
     """
 
     clients_per_domain: int
     test_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.clients_per_domain < 1:
+            raise ValueError(
+                f"clients_per_domain must be at least 1, got {self.clients_per_domain}"
+            )
+        if not 0 <= self.test_share < 1:
+            raise ValueError(
+                "test_share is the part of its examples that a client keeps for testing: at least "
+                f"0 and below 1, got {self.test_share}"
+            )
 
     def num_clients(self, domains: Sequence[str]) -> int:
         """Return K for these names of domains, without reading any example."""
@@ -164,6 +179,7 @@ class ByDomain(Partition):
     share: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.train_per_client is not None and self.share is not None:
             raise ValueError("give train_per_client or share, not both: set one of them to null")
         if self.share is not None and not 0 < self.share <= 1 / self.clients_per_domain:

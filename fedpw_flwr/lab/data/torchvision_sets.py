@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fedpw_flwr.lab.data.conversion import to_uint8_images
-from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet
+from fedpw_flwr.lab.data.examples import ImageFormat, ImageSet, check_labels
 from fedpw_flwr.lab.data.locations import TORCHVISION_FILES
 
 _UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, AssertionError, LookupError)
@@ -56,11 +56,13 @@ class TorchvisionSet:
                 f"{self.name} is not complete in {self.folder} ({reason}): {advice}, or set "
                 f"dataset.archives_folder to a folder with {self.name}.npz"
             ) from error
+        classes = torch.as_tensor(labels, dtype=torch.int64)
+        check_labels(classes, wanted.num_classes, self.name)
         try:
             images = to_uint8_images(np.asarray(pixels), wanted)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
-        return ImageSet(images, torch.as_tensor(labels, dtype=torch.int64))
+        return ImageSet(images, classes)
 
     def _read_split(self, is_train: bool) -> tuple[Any, Any]:
         # Takes seconds to import: only a process that reads these sets pays for it.

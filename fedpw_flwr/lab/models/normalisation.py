@@ -34,4 +34,6 @@ _LAYERS: dict[str, Callable[[int], nn.Module]] = {
 
 def normalisation_layer(normalisation: Normalisation) -> Callable[[int], nn.Module]:
     """Return what builds BatchNorm, GroupNorm, or nothing, for a number of channels."""
+    if normalisation not in _LAYERS:
+        raise ValueError(f"normalisation={normalisation!r}: choose one of {', '.join(_LAYERS)}")
     return _LAYERS[normalisation]

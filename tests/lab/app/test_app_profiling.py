@@ -199,10 +199,10 @@ def test_whatever_clients_send_makes_a_profile_that_adds_up(
     assert RoundProfile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
 
-def test_a_client_is_counted_by_its_node_where_it_has_no_number_of_its_own() -> None:
+def test_a_client_is_counted_once_and_by_its_node_where_it_has_no_number_of_its_own() -> None:
     timings = ClientTimings("w", 0.1, dict.fromkeys(CLIENT_PHASES, 0.01)).encode()
     profiler = RoundProfiler()
-    profiler.trained([reply_with(timings, node) for node in (42, 17)], 1.0)
+    profiler.trained([reply_with(timings, node) for node in (42, 17, 42)], 1.0)
     profile = profiler.take(1.0)
     assert profile is not None
     assert profile.clients.id == [17, 42]

@@ -78,7 +78,6 @@ def test_composing_leaves_another_hydra_of_the_process_alone(tmp_path: Path) -> 
         ("strategy._target_=fedpw_flwr.lab.models.cnn.SmallCNN", "package has no such strategy"),
         ("dataset._target_=fedpw_flwr.lab.data.embedded_digits.digits", "no such dataset"),
         ("partition._target_=fedpw_flwr.lab.data.partition.Dirichlets", "no such partition"),
-        ("model._target_=my_nets.Net", "there is no module my_nets: correct the name, or add"),
         ("stop.patience=0", "stop.patience must be a whole number of at least 1, or null"),
         (
             "+stop.patients=5",

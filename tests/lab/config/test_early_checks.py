@@ -98,6 +98,7 @@ def test_the_command_names_the_key_and_imports_and_starts_nothing(tmp_path: Path
         """rounds=0 'hydra.run.dir="run ü"'""": ["rounds must be a whole number of at least 1"],
         "rounds=0 hydra.run.dir=.": ["rounds must be a whole number of at least 1"],
         "hydra.run.dir=/proc/kept/run": ["no run can be kept in the folder /proc/kept/run (No suc"],
+        "model._target_=my_nets.Net": ["there is no module my_nets: correct the name, or add"],
         "strategy._target_=fedpw_flwr.baselines.FedNova": ["this package has no such strategy"],
         "nope=1": ["fedpw: there is no setting nope: correct its name"],
         "-m seed=1,2 hydra.sweep.dir=/proc/sweep": ["give another with hydra.sweep.dir="],
@@ -105,7 +106,7 @@ def test_the_command_names_the_key_and_imports_and_starts_nothing(tmp_path: Path
             "+nope=1; +nope=2: nope is no setting of a run: leave it out. There are",
             "no run was started",
         ],
-        "-m strategy=fedpw,fedav": ["In 'config': Could not find 'strategy/fedav'"],
+        "-m strategy=fedpw,fedav": ["Could not find 'strategy/fedav'", "no run was started"],
         "-m seed=${nope}": ["Interpolation key 'nope' not found", "no run was"],
         "-m strategy.beta=0.4,-2 seed=5,6": [
             "strategy.beta=-2 seed=5; strategy.beta=-2 seed=6: strategy.beta must be a number "

@@ -64,8 +64,8 @@ def test_an_archive_is_decoded_once_a_machine_until_it_changes(tmp_path: Path) -
         ({"x_train": np.zeros((60, 8, 8))}, "x_train in .* is float64, not uint8"),
         ({"y_train": np.zeros(60)}, "y_train in .* is float64, not an integer type"),
         ({"y_train": np.zeros(59, int)}, r"y_train in .* has shape \(59,\) for 60 images"),
-        ({"y_train": np.full(60, 10)}, "'own' have labels from 10 to 10. Set dataset.num_classes"),
-        ({"y_test": np.full(40, -1)}, "test examples of domain 'own' have labels from -1"),
+        ({"y_train": np.full(60, 10)}, "y_train in .* from 10 to 10. Set dataset.num_classes"),
+        ({"y_test": np.full(40, -1)}, "y_test in .* from -1 to -1. Labels count from 0"),
         ({"x_train": np.zeros((60, 64), np.uint8)}, r"x_train in .*got \(60, 64\)"),
         (
             {"x_test": np.zeros((0, 8, 8), np.uint8), "y_test": np.zeros(0, int)},

@@ -69,7 +69,7 @@ def test_without_a_test_split_a_share_of_each_class_is_kept(folder: Path) -> Non
         ({"image_column": "style"}, ValueError, r"style of .* holds no images.*image_column"),
         ({"label_column": "image"}, ValueError, r"image of .* holds no classes.*label_column"),
         ({"path": "my/set"}, ValueError, r"dataset\.path, .* or dataset\.folder: one of them"),
-        ({"num_classes": 2}, ValueError, r"'mine' have labels from 0 to 2. Set dataset\.num"),
+        ({"num_classes": 2}, ValueError, r" have labels from 0 to 2. Set dataset\.num"),
         ({"train_split": "learn"}, FileNotFoundError, r"cannot be loaded.*learn"),
         ({"folder": "/nowhere/set"}, FileNotFoundError, r"/nowhere/set cannot be loaded"),
     ],

@@ -208,6 +208,8 @@ def test_clients_keep_their_part_for_testing_and_never_train_on_it(
     [
         ({"share": 0.6}, r"at most 1 / clients_per_domain = 0.5"),
         ({"share": 0.5, "train_per_client": 3}, "not both"),
+        ({"test_share": -0.5}, "at least 0 and below 1"),
+        ({"test_share": math.nan}, "at least 0 and below 1"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

@@ -39,6 +39,8 @@ def test_normalisation_of_a_configured_model_can_be_chosen(name: str) -> None:
     for normalisation in ("batch", "group", "none"):
         found = {type(layer) for layer in _built(name, 16, normalisation=normalisation).modules()}
         assert found & {*layers.values()} == {*filter(None, [layers.get(normalisation)])}
+    with pytest.raises(Exception, match="normalisation='layer': choose one of batch, group, none"):
+        _built(name, 16, normalisation="layer")
 
 
 @pytest.mark.parametrize("name", ["mlp", "logistic", "cnn_mcmahan"])
