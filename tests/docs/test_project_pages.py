@@ -79,14 +79,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(python: Path, command: str) -> None:
-    """Run a page's `pip install`; skip where the framework cannot be had for this Python."""
+    """Run a page's `pip install`; skip without a network, or a framework for a Python so new."""
     program, *words = shlex.split(command)
     assert program == "pip"
     torch = f"torch=={version('torch')}"  # The running one: another would be gigabytes.
     pip = [sys.executable, "-m", "pip", "--python", str(python), *words, torch, "--quiet"]
     done = subprocess.run(pip, capture_output=True, text=True, timeout=400, check=False)
-    if done.returncode:
+    offline = "connection" in done.stderr.lower()
+    if done.returncode and (offline or sys.version_info >= (3, 13)):
         pytest.skip(f"{command} failed: {done.stderr.strip()[-500:]}")
+    assert done.returncode == 0, done.stderr
 
 
 def decided(rounds: list[dict[str, Any]], key: str) -> list[list[float]]:
