@@ -78,10 +78,9 @@ def test_flower_has_no_reason_to_rewrite_the_apps_pyproject(example: str) -> Non
     assert "federations" not in tomllib.loads(text)["tool"]["flwr"]
 
 
-@pytest.mark.parametrize("example", PACKAGES)
+# That of LoRA, whose libraries come with make test-long, is run there.
+@pytest.mark.parametrize("example", [name for name in PACKAGES if name != "lora"])
 def test_apps_have_the_names_in_pyproject(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if example == "lora":
-        pytest.importorskip("peft", reason="needs pip install --group lora")
     text = (EXAMPLES / example / "pyproject.toml").read_text(encoding="utf-8")
     components = tomllib.loads(text)["tool"]["flwr"]["app"]["components"]
     monkeypatch.syspath_prepend(EXAMPLES / example)
