@@ -11,7 +11,10 @@ from fedpw_flwr.rounds.observers import Observer
 
 logger = logging.getLogger("flwr")
 
-_LOWER_IS_BETTER = {"loss", "std", "angle", "error", "perplexity"}
+_LOWER_IS_BETTER = {
+    *("loss", "logloss", "nll", "entropy", "perplexity"),
+    *("error", "mse", "rmse", "mae", "std", "angle"),
+}
 
 
 class EarlyStopping(Observer):
@@ -24,15 +27,17 @@ class EarlyStopping(Observer):
     ----------
     metric : str
         The figure, as `numbers_of` names it: ``evaluate/NAME`` or ``train/NAME`` of what clients
-        report, NAME of what `evaluate_fn` returns. Lower values are better where a word of NAME is
-        "loss", "std", "angle", "error" or "perplexity", else higher ones; of ``accuracy/oslo``
-        "oslo" is no such word.
+        report, NAME of what `evaluate_fn` returns.
     target : float | None (default: None)
         Stop when the figure is as good as this. None: no target.
     patience : int | None (default: None)
         Stop when so many rounds have passed since the best value. None: never for that.
     min_rounds : int (default: 1)
         Rounds that are played in any case.
+    lower_is_better : bool | None (default: None)
+        None: lower values are better where a word of the figure's name is "loss", "logloss", "nll",
+        "entropy", "perplexity", "error", "mse", "rmse", "mae", "std" or "angle", else higher ones;
+        of ``accuracy/oslo`` "oslo" is no such word.
 
     Examples
     --------
@@ -46,12 +51,17 @@ class EarlyStopping(Observer):
         target: float | None = None,
         patience: int | None = None,
         min_rounds: int = 1,
+        lower_is_better: bool | None = None,
     ) -> None:
-        if patience is not None and patience < 1:
-            raise ValueError(f"patience must be at least 1, or None, got {patience!r}")
+        if target is not None and not isinstance(target, int | float):
+            raise ValueError(f"target must be a number, or None, got {target!r}")
+        for name, rounds in (("patience", patience), ("min_rounds", min_rounds)):
+            if rounds is not None and not (isinstance(rounds, int) and rounds >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {rounds!r}")
         self.metric, self.target, self.patience = metric, target, patience
         self.min_rounds = min_rounds
-        self._sign = -1 if _lower_is_better(metric) else 1
+        lower = _lower_is_better(metric) if lower_is_better is None else lower_is_better
+        self._sign = -1 if lower else 1
         self.on_begin(None)
 
     def on_begin(self, after: int | None) -> None:

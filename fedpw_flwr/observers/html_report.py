@@ -20,6 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,10 @@ class HtmlReport(Observer):
         found = None
         if self.path.is_file():
             found = _KEPT.search(self.path.read_text(encoding="utf-8", errors="replace"))
-        return json.loads(found[1]) if found else {"evaluated": {}, "notes": []}
+        nothing: dict[str, Any] = {"evaluated": {}, "notes": []}
+        with suppress(json.JSONDecodeError):
+            return {**nothing, **json.loads(found[1])} if found else nothing
+        return nothing
 
     def on_replies(self, phase: str, server_round: int, replies: Sequence[Message]) -> None:
         """Keep what each client's evaluation gave; of two in one client's name, neither."""

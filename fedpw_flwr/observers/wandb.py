@@ -13,7 +13,7 @@ class WandbTracker(Tracker):
     """Writes offline runs of W&B into the run's folder; online with ``WANDB_MODE=online``.
 
     A run that goes on is a further offline run with the same id: synced in their order, with
-    ``wandb sync --append``, they are one.
+    ``wandb sync``, they are one.
     """
 
     library = "wandb"

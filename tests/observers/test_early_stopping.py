@@ -57,6 +57,7 @@ def test_no_run_ends_before_its_fewest_rounds_or_without_its_figure() -> None:
     [
         *((name, True) for name in ("train/train_loss", "loss/oslo", "evaluate/perplexity")),
         *((name, True) for name in ("std_accuracy", "clients/std", "evaluate/val-loss", "Loss")),
+        *((name, True) for name in ("evaluate/mse", "evaluate/cross_entropy")),
         *((name, False) for name in ("accuracy/rectangle", "accuracy/glossy", "accuracy/loss")),
         *((name, False) for name in ("evaluate/accuracy", "clients/worst_10", "worst_accuracy")),
     ],
@@ -76,9 +77,22 @@ def test_a_figure_that_there_is_not_is_told_with_those_there_are(
     assert flower_log.text.count("no figure 'acuracy'; it has: train/train_loss, accuracy") == 1
 
 
-def test_patience_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="patience must be at least 1, or None, got 0"):
-        EarlyStopping("accuracy", patience=0)
+def test_which_way_is_better_can_be_said() -> None:
+    for lower in (True, False):
+        said = {"metric": "evaluate/regret", "target": 0.45, "lower_is_better": lower}
+        assert (rounds_played([0.5, 0.4], **said) == (1, None)) != lower
+
+
+@pytest.mark.parametrize("setting", [{"patience": 0}, {"patience": 1.5}, {"min_rounds": -1}])
+def test_rounds_are_whole_and_at_least_one(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be a whole number"):
+        EarlyStopping("accuracy", **setting)
+
+
+def test_a_target_is_a_number() -> None:
+    target: Any = "0.9"
+    with pytest.raises(ValueError, match="target must be a number"):
+        EarlyStopping("accuracy", target=target)
 
 
 @pytest.mark.parametrize("metric", ["evaluate/accuracy", "at_server"])
