@@ -55,9 +55,11 @@ class EarlyStopping(Observer):
     ) -> None:
         if target is not None and not isinstance(target, int | float):
             raise ValueError(f"target must be a number, or None, got {target!r}")
-        for name, rounds in (("patience", patience), ("min_rounds", min_rounds)):
-            if rounds is not None and not (isinstance(rounds, int) and rounds >= 1):
-                raise ValueError(f"{name} must be a whole number of at least 1, got {rounds!r}")
+        for name, rounds, least in (("patience", patience, 1), ("min_rounds", min_rounds, 0)):
+            if rounds is not None and not (isinstance(rounds, int) and rounds >= least):
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {rounds!r}"
+                )
         self.metric, self.target, self.patience = metric, target, patience
         self.min_rounds = min_rounds
         lower = _lower_is_better(metric) if lower_is_better is None else lower_is_better

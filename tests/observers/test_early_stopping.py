@@ -47,6 +47,7 @@ def test_a_run_ends_when_its_figure_has_not_improved_for_some_rounds() -> None:
 
 def test_no_run_ends_before_its_fewest_rounds_or_without_its_figure() -> None:
     assert rounds_played([0.9, 0.9, 0.9, 0.9], target=0.5)[0] == 1
+    assert rounds_played([0.9, 0.9], target=0.5, min_rounds=0)[0] == 0
     assert rounds_played([0.9, 0.8, 0.7, 0.6, 0.5], patience=1, min_rounds=3)[0] == 3
     assert rounds_played([0.5, None, None, None, 0.4], patience=2)[0] == 4
     assert rounds_played([0.5, 0.4, 0.3]) == (2, None)

@@ -103,7 +103,7 @@ def _step(
 ) -> None:
     """Take a step of SGD, and keep each weight's momentum for the next.
 
-    `torch.optim.SGD` would import PyTorch's compiler: 75 MiB and a second in each worker.
+    `torch.optim.SGD` would import PyTorch's compiler: 75 MiB in each worker.
     """
     weights = [weight for weight in model.parameters() if weight.grad is not None]
     moving = [momenta.get(weight) for weight in weights]
