@@ -86,7 +86,7 @@ BY_VISITS = (
 )
 
 
-def _label_skew(partition: str, title: str) -> Experiment:
+def _label_skew(partition: str, title: str, rates: str, learning_rate: float) -> Experiment:
     return Experiment(
         f"label-skew-{partition}",
         f"100 clients, 10 a round: Fashion-MNIST, {title}",
@@ -96,9 +96,9 @@ def _label_skew(partition: str, title: str) -> Experiment:
             *("client.epochs=1", "strategy.fraction_train=0.1"),
         ),
         seeds=range(30, 35),
-        rates="0.01,0.02,0.05,0.1",
+        rates=rates,
         longest=100,
-        learning_rate=0.02,
+        learning_rate=learning_rate,
         rounds=100,
         methods="fedavg,fedavg_equal,fedpw",
         others=(BY_VISITS,),
@@ -153,8 +153,8 @@ PUBLISHED = (
         tuned_on=(20,),
         fewest=60,
     ),
-    _label_skew("dirichlet", "Dir(0.1)"),
-    _label_skew("pat2", "two classes a client"),
+    _label_skew("dirichlet", "Dir(0.1)", "0.01,0.02,0.05,0.1", 0.02),
+    _label_skew("pat2", "two classes a client", "0.01,0.02,0.05,0.1,0.2", 0.1),
     Experiment(
         "paper-digits",
         "The paper's Digits: 20 clients, at width 16",

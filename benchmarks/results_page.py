@@ -35,6 +35,7 @@ CONVERGED = 0.5
 """Training has converged where the mean gains less, in points, in the last fifth of the rounds."""
 
 GAINS = "gains.png"
+NOT_RUN = "<!-- not run: takes hours, and needs the archives in DATA -->"
 GAINS_SHOWN = f"![Gains of the mean and of the worst, by setting](results/{GAINS})"
 
 FEDPW, EQUAL = "fedpw", "fedavg_equal"
@@ -191,7 +192,11 @@ def page() -> str:
             parts.append("Not run yet, or not to its end.")
             continue
         commands = "\n".join(shlex.join(("fedpw", "-m", *words)) for words in one.sweeps("table"))
-        parts += [_text(RESULTS / one.name / REMARKS), results_table(one), f"```\n{commands}\n```"]
+        parts += [
+            _text(RESULTS / one.name / REMARKS),
+            results_table(one),
+            f"{NOT_RUN}\n```bash\n{commands}\n```",
+        ]
         parts.append(
             f"All figures: [comparison](results/{one.name}/comparison.md), "
             f"[by run](results/{one.name}/comparison.csv), "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.commands import typed
 from support.grid import ClientsGrid, running
+from support.pages import PAGES, REPOSITORY, block, blocks, commands, write_files
 from support.records import array_record
 from support.small_model import MODEL as OTHER_MODEL
 from support.small_model import good_client
@@ -26,69 +27,27 @@ from torch.utils.data import DataLoader, TensorDataset
 from fedpw_flwr import FedPW, MissingLossError
 from fedpw_flwr.fairness import fairness_report
 from fedpw_flwr.lab.config.command_line import readable_words
-from fedpw_flwr.lab.config.configuration import compose_configuration, config_folder
-from fedpw_flwr.lab.runs.run_folder import RunFolder
+from fedpw_flwr.lab.config.configuration import compose_configuration
 
-REPOSITORY = config_folder().parent
-TESTS = REPOSITORY / "tests"
-# Those of docs/projects/ have tests of their own, which run them whole.
-PAGES = {
-    str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
-    for path in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-}
-RUN_BY = {
-    "fedpw": "end_to_end/test_default_run.py",
-    "fedpw -m": "end_to_end/test_other_ways_to_run.py",
-    "fedpw resume=": "end_to_end/test_same_bits.py",
-    "fedpw runtime.profile=true": "end_to_end/test_profile.py",
-    "fedpw tracking=": "observers/test_trackers.py",
-    "fedpw stop.": "observers/test_early_stopping.py",
-    "fedpw-compare": "lab/compare/test_compare_command.py",
-    "fedpw-evaluate": "lab/test_evaluate.py",
-    "flwr run . --stream": "end_to_end/test_other_ways_to_run.py",
-    "make": "../Makefile",
-    "eval $(fedpw -sc install=bash)": "test_documentation.py",
-    "export": "",
-}
-"""Where commands run that begin so; those of `fedpw` are read by hydra here, too."""
-
-
-def blocks(kind: str, pages: Iterable[str] = PAGES.values()) -> list[str]:
-    """The blocks of a kind, without those that a page says are not run."""
-    found = r"(<!-- not run: [^>]+ -->\n)?```" + kind + r"\n(.*?)```"
-    return [code for page in pages for said, code in re.findall(found, page, re.S) if not said]
-
-
-def block(kind: str, word: str) -> str:
-    """The only block of a kind that holds a word."""
-    (found,) = (code for code in blocks(kind) if word in code)
-    return found
-
-
-def write_files(page: str, folder: Path) -> None:
-    """Write the files that a page shows: the first line of their block is their name."""
-    for code in blocks("(?:python|yaml)", [PAGES[page]]):
-        named = re.match(r"# (\w\S+\.(?:py|yaml))\n", code)
-        if named is not None:
-            (folder / named[1]).parent.mkdir(parents=True, exist_ok=True)
-            (folder / named[1]).write_text(code, encoding="utf-8")
+WORDS = ("fedpw", "flwr", "make", "pip", "python", "ray", "export", "kill", "git")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_is_run_by_a_test_and_its_settings_exist(page: str, tmp_path: Path) -> None:
+def test_commands_are_marked_as_such(page: str) -> None:
+    """Only then `end_to_end/test_pages.py` and its like run them."""
+    for code in blocks("(?:|sh|shell|console|text)", [PAGES[page]]):
+        assert not [line for line in commands(code) if line.split()[0] in WORDS], page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_exist_also_of_commands_that_no_test_runs(page: str, tmp_path: Path) -> None:
     write_files(page, tmp_path)
-    for line in "".join(blocks("bash", [PAGES[page]])).replace("\\\n", " ").splitlines():
+    lines = [line for code in blocks("bash", [PAGES[page]], marked=True) for line in commands(code)]
+    lines += re.findall(r"`(fedpw [^`.]+[^`]*)`", PAGES[page])
+    for line in lines:
         words = shlex.split(line, comments=True)
-        if words and words[0].startswith("PYTHONPATH="):
-            words.pop(0)
-        command = " ".join(words)
-        known = [begin for begin in RUN_BY if command.startswith(begin)]
-        assert known or not words, f"{command!r} of {page}: name the test that runs it, or mark it"
-        assert all((TESTS / RUN_BY[begin]).exists() for begin in known)
-        if words[:1] == ["fedpw"]:
+        if words[0] == "fedpw" and "..." not in line:
             compose_as_typed(words[1:], tmp_path)
-        elif words[:1] == ["make"]:
-            assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.M)
 
 
 def compose_as_typed(words: list[str], folder: Path) -> None:
@@ -109,16 +68,6 @@ def test_the_shell_completes_names_of_a_group(tmp_path: Path) -> None:
     assert "complete -o nospace -o default -F hydra_bash_completion" in installed
     known = typed("fedpw", "-sc", "query=bash", folder=tmp_path, COMP_LINE="fedpw strategy=fed")
     assert {"strategy=fedavg", "strategy=fedpw"} <= set(known.stdout.split())
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("what", ["strategy=sqrt_fedavg", "dataset=wine"])
-def test_a_baseline_and_a_dataset_are_added_as_the_page_shows(what: str, tmp_path: Path) -> None:
-    write_files("docs/architecture.md", tmp_path)
-    words = shlex.split(block("bash", what))
-    assert words[:2] == ["PYTHONPATH=$PWD", "fedpw"]
-    typed(*words[1:], "hydra.run.dir=run", folder=tmp_path, PYTHONPATH=str(tmp_path))
-    assert [record.round for record in RunFolder(tmp_path / "run").read_rounds()] == [0, 1, 2]
 
 
 def test_an_observer_is_told_as_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,7 @@ from flwr.app import Message, MetricRecord
 from fedpw_flwr import __version__
 from fedpw_flwr.files import atomic_file
 from fedpw_flwr.report.page import Run, page
+from fedpw_flwr.rounds.attendance import WAITING
 from fedpw_flwr.rounds.observers import Observer, was_interrupted
 from fedpw_flwr.wire.records import client_of
 
@@ -77,7 +78,7 @@ class HtmlReport(Observer):
         self.path = Path(folder) / "report.html"
         self.run = Run(title, settings, versions, groups or {})
         self._evaluated: dict[int, dict[str, float]] = {}
-        self._warnings = _Warnings()
+        self._warnings = _Warnings(self._wait)
         self._since, self._after = time.monotonic(), -1
 
     def on_plan(self, num_rounds: int, settings: Mapping[str, Any]) -> None:
@@ -91,7 +92,7 @@ class HtmlReport(Observer):
         run = self.run
         self.run = Run(run.title, run.settings, run.versions, run.groups, run.total)
         self._since, self._after = time.monotonic(), -1 if after is None else after
-        self._warnings = _Warnings()
+        self._warnings = _Warnings(self._wait)
         logger.addHandler(self._warnings)
         if after is not None:
             kept = self._kept()
@@ -107,6 +108,11 @@ class HtmlReport(Observer):
         with suppress(json.JSONDecodeError):
             return {**nothing, **json.loads(found[1])} if found else nothing
         return nothing
+
+    def _wait(self, text: str) -> None:
+        """Say at once that clients are waited for, or with an empty text that they have come."""
+        self.run.waiting = text
+        self._write()
 
     def on_replies(self, phase: str, server_round: int, replies: Sequence[Message]) -> None:
         """Keep what each client's evaluation gave; of two in one client's name, neither."""
@@ -140,6 +146,7 @@ class HtmlReport(Observer):
 
     def on_end(self, stopped: str | None, error: BaseException | None) -> None:
         """Write for the last time, with how the run ended."""
+        self.run.waiting = ""
         last = self.run.last
         self.run.ending = f"Ended after round {last}"
         if stopped is not None:
@@ -166,15 +173,21 @@ class HtmlReport(Observer):
 
 
 class _Warnings(logging.Handler):
-    """Hears what Flower's logger warns of in this thread, without the round."""
+    """Hears what Flower's logger warns of in this thread, without the round, and who is awaited."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, wait: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
         self.heard: list[str] = []
+        self._wait = wait
         self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self._thread:
+        if record.thread != self._thread:
+            return
+        waiting = getattr(record, WAITING, None)
+        if waiting is not None:
+            self._wait(record.getMessage() if waiting else "")
+        if record.levelno >= logging.WARNING:
             self.heard.append(_PHASE_AND_ROUND.sub(r"\1: ", record.getMessage()))
 
 

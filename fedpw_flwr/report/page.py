@@ -43,7 +43,7 @@ class Run:
     `figures` are by family, member and round; those of the family "" are of none. `evaluated` are
     figures of single clients by round, `notes` what the log warned of in a round, `groups` by
     client. `total` is the number of rounds, `last` the last one so far, `seconds` what the newest
-    ones took. `ending` is empty while the run goes on.
+    ones took. `waiting` says which clients are waited for, `ending` is empty while the run goes on.
     """
 
     title: str
@@ -56,6 +56,7 @@ class Run:
     evaluated: dict[int, Mapping[str, float]] = field(default_factory=dict)
     notes: list[tuple[int, str]] = field(default_factory=list)
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    waiting: str = ""
     ending: str = ""
     failed: bool = False
 

@@ -67,6 +67,8 @@ RUN = """\
 {% if typical %} · {{ "%.1f"|format(typical) }} s a round{% endif %}</p>
 {% if run.total %}<progress value="{{ run.last }}" max="{{ run.total }}"></progress>
 {% endif %}
+{% if run.waiting %}<p>{{ run.waiting }}</p>
+{% endif %}
 {% if run.ending %}<p class="{{ 'bad' if run.failed else 'soft' if run.ending.startswith('Interrupted') else 'good' }}">{{ run.ending }}</p>
 {% endif %}
 <p class="soft">Written {{ written }}{% if not run.ending %}, again after each round; this page reloads itself{% endif %}.</p>

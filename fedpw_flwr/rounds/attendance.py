@@ -18,6 +18,9 @@ WhenMissing = Literal["stop", "continue"]
 
 Client = TypeVar("Client")
 
+WAITING = "waiting_for_clients"
+"""Attribute of log records: True while clients are waited for, False when they have come."""
+
 _INTERVAL = 1.0
 """Seconds between two looks at who is there."""
 
@@ -76,8 +79,11 @@ class Attendance:
                 logger.info(
                     "Waiting for clients: %s of %s are there%s",
                     *(len(there), needed, "" if left == math.inf else rest),
+                    extra={WAITING: True},
                 )
             time.sleep(min(_INTERVAL, left))
+        if reminded > -math.inf:
+            logger.info("%s clients are there", len(there), extra={WAITING: False})
         self._short_since = self._nobody_since = None
         return there
 
@@ -91,4 +97,4 @@ class Attendance:
             )
         if there == 0:
             raise TooFewClientsError(f"{found}: nobody is left to go on with")
-        logger.warning("%s: going on with them", found)
+        logger.warning("%s: going on with them", found, extra={WAITING: False})

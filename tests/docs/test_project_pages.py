@@ -9,14 +9,18 @@ import shlex
 import subprocess
 import sys
 import sysconfig
-from importlib.metadata import version
+from dataclasses import replace
+from importlib.metadata import distribution, requires, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.cli.config_utils import load_and_validate
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from support.commands import COMMANDS, QUIET, free_ports, marked
 from support.played_apps import CLIENTS
+from support.workplace import copied
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "projects"
@@ -67,24 +71,41 @@ def test_flower_finds_the_apps_of_a_page_beside_the_overviews_pyproject(
         load_and_validate(tmp_path / "pyproject.toml")
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make an environment for frameworks that also sees what is installed in the running one."""
-    folder = tmp_path_factory.mktemp("environment")
+def needed(project: str, extra: str) -> set[str]:
+    """Name all that a project needs, with an extra or without."""
+    found, left = set(), {(project, extra)}
+    while left:
+        found.add(one := left.pop())
+        for each in map(Requirement, requires(one[0]) or []):
+            if each.marker is None or each.marker.evaluate({"extra": one[1]}):
+                name = canonicalize_name(each.name)
+                left |= {(name, extra) for extra in ("", *each.extras)} - found
+    return {name for name, _ in found} - {project}
+
+
+def new_environment(folder: Path, extra: str = "") -> Path:
+    """Make an environment with what the plug-in needs, but not the plug-in; return its Python.
+
+    The running one's files are linked: to download PyTorch for each page would be gigabytes.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
     (packages,) = folder.glob("lib/python*/site-packages")
-    running = sysconfig.get_path("purelib")
-    (packages / "running.pth").write_text(f"import site; site.addsitedir({running!r})\n")
+    running = Path(sysconfig.get_path("purelib"))
+    for name in needed("fedpw-flwr", extra):
+        for file in distribution(name).files or []:
+            if ".." not in file.parts:
+                (packages / file).parent.mkdir(parents=True, exist_ok=True)
+                (packages / file).symlink_to(running / file)
     return folder / "bin" / "python"
 
 
-def install(python: Path, command: str) -> None:
+def install(python: Path, command: str, folder: Path = ROOT) -> None:
     """Run a page's `pip install`; skip without a network, or a framework for a Python so new."""
     program, *words = shlex.split(command)
     assert program == "pip"
     torch = f"torch=={version('torch')}"  # The running one: another would be gigabytes.
     pip = [sys.executable, "-m", "pip", "--python", str(python), *words, torch, "--quiet"]
-    done = subprocess.run(pip, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(pip, cwd=folder, capture_output=True, text=True, timeout=400, check=False)
     offline = "connection" in done.stderr.lower()
     if done.returncode and (offline or sys.version_info >= (3, 13)):
         pytest.skip(f"{command} failed: {done.stderr.strip()[-500:]}")
@@ -99,9 +120,8 @@ def decided(rounds: list[dict[str, Any]], key: str) -> list[list[float]]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_turns_fedavg_into_fedpw_with_every_client(
-    page: str, environment: Path, tmp_path: Path
-) -> None:
+def test_a_page_turns_fedavg_into_fedpw_with_every_client(page: str, tmp_path: Path) -> None:
+    environment = new_environment(tmp_path / "environment")
     for command in blocks(page, "bash"):
         install(environment, command)
     apps = apps_of(page)
@@ -163,3 +183,28 @@ def test_the_overviews_command_runs_a_page_in_flowers_simulation(tmp_path: Path)
     log = done.stdout + done.stderr
     usable = "'fedpw-quarantined': 0, 'fedpw-failed': 0, 'fedpw-empty': 0"
     assert log.count(usable) == ROUNDS, log[-6000:]
+
+
+@pytest.mark.long
+def test_the_strategys_page_installs_the_package(tmp_path: Path) -> None:
+    lines = [line for code in blocks("../strategy", "bash") for line in code.splitlines()]
+    assert len(lines) == 3
+    for number, line in enumerate(lines):
+        extra = "app" if "app" in line else ""
+        python = new_environment(tmp_path / str(number), extra)
+        install(python, line.partition("#")[0])
+        importing = "import numba" if "fast" in line else "from fedpw_flwr import FedPW"
+        subprocess.run([python, "-c", importing], cwd=tmp_path, check=True, timeout=60)
+
+
+@pytest.mark.long
+def test_contributors_set_up_a_checkout(tmp_path: Path) -> None:
+    with copied(tmp_path) as workplace:
+        workplace.run("git init --quiet")
+        environment = tmp_path / "environment"
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=60)
+        install(environment / "bin" / "python", "pip install pre-commit")
+        path = f"{environment / 'bin'}{os.pathsep}{workplace.environment['PATH']}"
+        changed = {**workplace.environment, "PATH": path}
+        replace(workplace, environment=changed).follow("CONTRIBUTING.md")
+        assert (workplace.folder / ".git" / "hooks" / "pre-commit").is_file()

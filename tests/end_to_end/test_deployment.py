@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import socket
 import ssl
 import stat
@@ -31,6 +30,7 @@ import yaml  # type: ignore[import-untyped]
 from cryptography import x509
 from safetensors.torch import load_file
 from support.commands import COMMANDS, QUIET, free_ports, marked, typed
+from support.pages import block, commands
 
 from fedpw_flwr.checkpoint import CheckpointStore
 from fedpw_flwr.lab.config.configuration import config_folder
@@ -183,7 +183,7 @@ class Federation:
     def flwr(self, *words: str) -> str:
         done = subprocess.run(
             [COMMANDS / "flwr", *words],
-            cwd=self.folder,
+            cwd=self.folder.parent,
             env=dict(self.environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -195,11 +195,12 @@ class Federation:
         return done.stdout
 
     def start_run(self, *, resume: bool) -> str:
-        config = (
-            f"folder='{self.run_folder}' num-server-rounds={ROUNDS} timeout={TIMEOUT} "
-            f"resume={str(resume).lower()}"
-        )
-        return str(self.ask("run", str(EXAMPLE), "fedpw", "--run-config", config)["run-id"])
+        """Start the run that the README shows, with fewer rounds and without staying to watch."""
+        shown = (line for line in commands(block("bash", "try/operator")) if "flwr run" in line)
+        _, *words = shlex.split(next(shown).replace("$PWD", str(self.folder.parent)))
+        words.remove("--stream")
+        words[-1] += f" num-server-rounds={ROUNDS} timeout={TIMEOUT} resume={str(resume).lower()}"
+        return str(self.ask(*words)["run-id"])
 
     def ask(self, *words: str) -> dict[str, Any]:
         """Give what a command answers; it ends with 0 where the SuperLink does not answer, too."""
@@ -224,7 +225,9 @@ class Federation:
         return (self.folder / f"{name}.log").read_text()
 
     def kill(self, name: str) -> None:
-        os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGKILL)
+        """Kill a process as the README shows it."""
+        (line,) = (line for line in commands(block("bash", "kill -9")) if f"{name}.pid" in line)
+        subprocess.run(["bash", "-ec", line], cwd=self.folder.parent, check=True, timeout=10)
 
     def wait(self, what: str, happened: Callable[[], Any], seconds: float) -> Any:
         deadline = time.monotonic() + seconds
@@ -242,6 +245,7 @@ class Federation:
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("one machine") / "try"
+    (folder.parent / "examples").symlink_to(EXAMPLE.parent)
     environment = {name: value for name, value in os.environ.items() if name[:5] != "FLWR_"} | {
         **QUIET,
         "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
@@ -250,8 +254,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     with marked() as mark:
         made = Federation(folder, free_ports(4), environment | mark)
         command = subprocess.Popen(
-            [EXAMPLE / "one_machine.sh", folder, str(made.port)],
-            env=made.environment,
+            ["bash", "-c", f"exec {block('bash', 'one_machine.sh try')}"],
+            cwd=folder.parent,
+            env={**made.environment, "PORT": str(made.port)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -3,100 +3,47 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from shutil import copytree, ignore_patterns
 from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import COMMANDS, QUIET, free_ports, marked
+from support.commands import free_ports
 from support.hospitals import write_hospitals
+from support.workplace import Workplace, copied
 
-from fedpw_flwr.lab.config.configuration import config_folder
 from fedpw_flwr.lab.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 
-EXAMPLES = config_folder().parent / "examples"
 CLIENTS = 10
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """A folder with a copy of the examples, as a user's checkout has them."""
-
-    folder: Path
-    environment: Mapping[str, str]
-
-    def follow(self, example: str) -> list[str]:
-        """Run the commands of an example's README one after the other; give what each printed."""
-        readme = (EXAMPLES / example / "README.md").read_text(encoding="utf-8")
-        blocks = re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)
-        logs = []
-        for block in blocks:
-            logs.append(self._run(block))
-            if "flwr run" in block:
-                assert self._status_of_last_run() == "finished:completed", logs[-1][-6000:]
-        return logs
-
-    def _status_of_last_run(self) -> str:
-        """Ask Flower how its last run ended: the exit status of `flwr run` does not tell."""
-        deadline = time.monotonic() + 30
-        while True:
-            listed = json.loads(self._run("flwr list --format json"))
-            status: str = max(listed["runs"], key=lambda run: run["pending-at"])["status"]
-            if status.startswith("finished") or time.monotonic() > deadline:
-                return status
-            time.sleep(0.5)
-
-    def metrics(self, run: str) -> dict[str, list[dict[str, Any]]]:
-        loaded: dict[str, list[dict[str, Any]]] = json.loads(
-            (self.folder / "outputs" / run / "metrics.json").read_text()
-        )
-        return loaded
-
-    def model(self, run: str) -> dict[str, torch.Tensor]:
-        file = self.folder / "outputs" / run / "final_model.safetensors"
-        loaded: dict[str, torch.Tensor] = load_file(file)
-        return loaded
-
-    def _run(self, command: str) -> str:
-        done = subprocess.run(
-            ["bash", "-ec", command],
-            cwd=self.folder,
-            env=dict(self.environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-4000:]
-        return done.stdout
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
-    """Copy the examples and give a Flower home and port of their own; end the SuperLink after."""
-    folder = tmp_path_factory.mktemp("checkout")
-    copytree(EXAMPLES, folder / "examples", ignore=ignore_patterns("__pycache__", "pictures"))
-    environment = {name: value for name, value in os.environ.items() if name[:5] != "FLWR_"} | {
-        **QUIET,
-        "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(tmp_path_factory.mktemp("home")),
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_ports(1)),
-        "RAY_ADDRESS": "local",
-    }
-    with marked() as mark:
-        yield Workplace(folder, environment | mark)
+    with copied(tmp_path_factory.mktemp("examples")) as workplace:
+        yield workplace
+
+
+def follow(workplace: Workplace, example: str) -> list[str]:
+    return workplace.follow(f"examples/{example}/README.md")
+
+
+def metrics_of(workplace: Workplace, run: str) -> dict[str, list[dict[str, Any]]]:
+    loaded: dict[str, list[dict[str, Any]]] = json.loads(
+        (workplace.folder / "outputs" / run / "metrics.json").read_text()
+    )
+    return loaded
+
+
+def model_of(workplace: Workplace, run: str) -> dict[str, torch.Tensor]:
+    file = workplace.folder / "outputs" / run / "final_model.safetensors"
+    loaded: dict[str, torch.Tensor] = load_file(file)
+    return loaded
 
 
 def late(records: Sequence[Mapping[str, Any]], figure: str) -> float:
@@ -107,8 +54,8 @@ def late(records: Sequence[Mapping[str, Any]], figure: str) -> float:
 def test_quickstart_runs_as_flowers_fedavg_and_two_lines_later_as_fedpw(
     workplace: Workplace,
 ) -> None:
-    plain_log, fedpw_log = workplace.follow("quickstart-pytorch")
-    plain, fedpw = (workplace.metrics(f"quickstart-{name}") for name in ("fedavg", "fedpw"))
+    plain_log, fedpw_log = follow(workplace, "quickstart-pytorch")
+    plain, fedpw = (metrics_of(workplace, f"quickstart-{name}") for name in ("fedavg", "fedpw"))
 
     for metrics in (plain, fedpw):
         assert len(metrics["train"]) == len(metrics["evaluate"]) == 15
@@ -127,13 +74,13 @@ def test_quickstart_runs_as_flowers_fedavg_and_two_lines_later_as_fedpw(
     assert late(fedpw["evaluate"], "std") < late(plain["evaluate"], "std")
     assert f"worst {late(fedpw['evaluate'], 'worst'):6.1%}" in fedpw_log
 
-    models = [workplace.model(f"quickstart-{name}") for name in ("fedavg", "fedpw")]
+    models = [model_of(workplace, f"quickstart-{name}") for name in ("fedavg", "fedpw")]
     assert models[0].keys() == models[1].keys() >= {"conv1.weight", "fc2.bias"}
     assert not torch.equal(models[0]["fc2.weight"], models[1]["fc2.weight"])
 
 
 def test_legacy_project_runs_with_fedpw_and_as_it_was_before(workplace: Workplace) -> None:
-    fedpw_log, plain_log = workplace.follow("legacy-numpyclient")
+    fedpw_log, plain_log = follow(workplace, "legacy-numpyclient")
     assert "Parameter adjustment: on the clients" in fedpw_log
     assert "FedPW settings" not in plain_log
 
@@ -144,24 +91,24 @@ def test_legacy_project_runs_with_fedpw_and_as_it_was_before(workplace: Workplac
         assert all(record["fairness-clients"] == CLIENTS for record in rounds)
         assert late(rounds, "mean") > 0.88
         assert late(rounds, "worst") > 0.75
-        assert workplace.model(name)["fc1.weight"].shape == (64, 64)
+        assert model_of(workplace, name)["fc1.weight"].shape == (64, 64)
 
 
 def test_fedpw_composes_with_server_optimizer_proximal_term_and_clipping(
     workplace: Workplace,
 ) -> None:
-    adam_log, _, clipping_log = workplace.follow("compose")
+    adam_log, _, clipping_log = follow(workplace, "compose")
     assert "FedOpt settings" in adam_log
     assert "fixedclipping_mod: parameters are clipped by value: 4.0" in clipping_log
     for name in ("adam", "fedprox", "clipping"):
-        metrics = workplace.metrics(f"compose-{name}")
+        metrics = metrics_of(workplace, f"compose-{name}")
         assert len(metrics["train"]) == len(metrics["evaluate"]) == 15
         for record in metrics["train"]:
             assert len(record["fedpw-weight"]) == CLIENTS
             assert record["fedpw-quarantined"] == record["fedpw-failed"] == 0
         assert late(metrics["evaluate"], "mean") > 0.85
         assert all(
-            tensor.isfinite().all() for tensor in workplace.model(f"compose-{name}").values()
+            tensor.isfinite().all() for tensor in model_of(workplace, f"compose-{name}").values()
         )
 
 
@@ -169,7 +116,7 @@ def test_adapters_of_a_language_model_learn_the_styles_of_four_clients(
     workplace: Workplace,
 ) -> None:
     pytest.importorskip("peft", reason="needs pip install --group lora")
-    _, log = workplace.follow("lora")
+    _, log = follow(workplace, "lora")
     folder = workplace.folder / "outputs" / "lora"
     perplexities = json.loads((folder / "perplexities.json").read_text())
     before = perplexities["before"]
@@ -187,7 +134,7 @@ def test_adapters_of_a_language_model_learn_the_styles_of_four_clients(
 
 
 def test_own_model_and_data_need_only_configuration(workplace: Workplace) -> None:
-    (log,) = workplace.follow("custom-model")
+    (log,) = follow(workplace, "custom-model")
     folder = RunFolder(workplace.folder / "outputs" / "custom-model")
     summary = folder.read_summary()
     assert summary.rounds == 12
@@ -209,10 +156,10 @@ def test_hospitals_run_as_flowers_fedavg_and_two_lines_later_as_fedpw(
         "PORT": str(free_ports(5)),
         "FLWR_HOME": str(workplace.folder / "outputs" / "hospitals" / "flwr"),
     }
-    place = Workplace(workplace.folder, {**workplace.environment, **variables})
-    plain_log, fedpw_log, _ = place.follow("hospitals")
+    place = replace(workplace, environment={**workplace.environment, **variables})
+    plain_log, fedpw_log, _ = follow(place, "hospitals")
     for name, log in (("fedavg", plain_log), ("fedpw", fedpw_log)):
-        metrics = place.metrics(f"hospitals/{name}")
+        metrics = metrics_of(place, f"hospitals/{name}")
         assert len(metrics["train"]) == len(metrics["evaluate"]) == 4
         assert all(record["fairness-clients"] == 4 for record in metrics["evaluate"])
         assert late(metrics["evaluate"], "mean") > 0.7

@@ -107,6 +107,27 @@ def test_the_page_is_whole_after_every_round_and_reloads_itself_until_the_end(
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
+@pytest.mark.parametrize("come", [True, False])
+def test_the_page_says_that_clients_are_waited_for(come: bool, tmp_path: Path) -> None:
+    pages: list[str] = []
+
+    class Late(ClientsGrid):
+        def get_node_ids(self) -> list[int]:
+            pages.append(report.path.read_text() if report.path.is_file() else "")
+            return [11, 12, 13] if come and len(pages) > 2 else [11]
+
+    report = HtmlReport(tmp_path)
+    options: dict[str, Any] = {"wait_for_clients": 9 if come else 1.5, "when_missing": "continue"}
+    strategy = FedPW(observers=[report], min_available_nodes=3, **options)
+    strategy.start(Late(GOOD), array_record(MODEL), num_rounds=1)
+    waiting = "Waiting for clients: 1 of 3 are there, for another"
+    assert waiting not in pages[0]
+    assert waiting in pages[1]
+    assert waiting not in report.path.read_text()
+    after_waiting = [text for text in pages[3:] if waiting in text]
+    assert not after_waiting
+
+
 def test_a_run_that_goes_on_keeps_what_its_page_had(tmp_path: Path) -> None:
     clients: dict[int, Client] = {**GOOD, 14: raising}
     saved: dict[str, Any] = {"checkpoint_dir": tmp_path / "checkpoints", "resume": True}

@@ -1,0 +1,54 @@
+"""What the repository's pages show as code, and how their commands are typed.
+
+A page says of a block that no test runs it, and why, by ``<!-- not run: WHY -->`` before it, or
+``<!-- not run from here: WHY -->`` before all that are left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedpw_flwr.lab.config.configuration import config_folder
+
+REPOSITORY = config_folder().parent
+PAGES = {
+    str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
+    for pattern in ("*.md", "docs/*.md", "docs/projects/*.md", "examples/*.md", "examples/*/*.md")
+    for path in sorted(REPOSITORY.glob(pattern))
+}
+"""Every page by its path, but tables of figures."""
+
+
+def blocks(kind: str, pages: Iterable[str] = PAGES.values(), *, marked: bool = False) -> list[str]:
+    """The blocks of a kind that are run; with `marked` those of which a page says they are not."""
+    found = r"(?:(<!-- not run: [^>]+ -->)\n)?^ *```" + kind + r"\n(.*?)```"
+    taken = []
+    for page in pages:
+        before, _, after = page.partition("<!-- not run from here: ")
+        shown = re.findall(found, before, re.S | re.M)
+        shown += [("all", code) for _, code in re.findall(found, after, re.S | re.M)]
+        taken += [code for mark, code in shown if marked == bool(mark)]
+    return taken
+
+
+def block(kind: str, word: str) -> str:
+    """The only block of a kind that holds a word."""
+    (found,) = (code for code in blocks(kind) if word in code)
+    return found
+
+
+def write_files(page: str, folder: Path) -> None:
+    """Write the files that a page shows: the first line of their block is their name."""
+    for code in blocks("(?:python|yaml)", [PAGES[page]]):
+        named = re.match(r"# (\w\S+\.(?:py|yaml))\n", code)
+        if named is not None:
+            (folder / named[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / named[1]).write_text(code, encoding="utf-8")
+
+
+def commands(code: str) -> list[str]:
+    """The lines of a block of commands, without what continues them and what remarks on them."""
+    lines = re.sub(r"\\\n", " ", code).splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
