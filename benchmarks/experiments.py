@@ -154,7 +154,7 @@ PUBLISHED = (
         fewest=60,
     ),
     _label_skew("dirichlet", "Dir(0.1)", "0.01,0.02,0.05,0.1", 0.02),
-    _label_skew("pat2", "two classes a client", "0.01,0.02,0.05,0.1,0.2", 0.1),
+    _label_skew("pat2", "two classes a client", "0.01,0.02,0.05,0.1,0.2,0.5", 0.2),
     Experiment(
         "paper-digits",
         "The paper's Digits: 20 clients, at width 16",

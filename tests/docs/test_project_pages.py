@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from dataclasses import replace
 from importlib.metadata import distribution, requires, version
 from pathlib import Path
@@ -71,27 +72,28 @@ def test_flower_finds_the_apps_of_a_page_beside_the_overviews_pyproject(
         load_and_validate(tmp_path / "pyproject.toml")
 
 
-def needed(project: str, extra: str) -> set[str]:
-    """Name all that a project needs, with an extra or without."""
-    found, left = set(), {(project, extra)}
+def needed(*wanted: str) -> set[str]:
+    """Name the projects that are wanted, and all that they need."""
+    found: set[tuple[str, str]] = set()
+    left = {(one.name, extra) for one in map(Requirement, wanted) for extra in ("", *one.extras)}
     while left:
         found.add(one := left.pop())
         for each in map(Requirement, requires(one[0]) or []):
             if each.marker is None or each.marker.evaluate({"extra": one[1]}):
                 name = canonicalize_name(each.name)
                 left |= {(name, extra) for extra in ("", *each.extras)} - found
-    return {name for name, _ in found} - {project}
+    return {name for name, _ in found}
 
 
-def new_environment(folder: Path, extra: str = "") -> Path:
-    """Make an environment with what the plug-in needs, but not the plug-in; return its Python.
+def new_environment(folder: Path, *wanted: str) -> Path:
+    """Make an environment with some packages, but without this one; return its Python.
 
     The running one's files are linked: to download PyTorch for each page would be gigabytes.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
     (packages,) = folder.glob("lib/python*/site-packages")
     running = Path(sysconfig.get_path("purelib"))
-    for name in needed("fedpw-flwr", extra):
+    for name in needed(*wanted) - {"fedpw-flwr"}:
         for file in distribution(name).files or []:
             if ".." not in file.parts:
                 (packages / file).parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,9 @@ def decided(rounds: list[dict[str, Any]], key: str) -> list[list[float]]:
 @pytest.mark.long
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_turns_fedavg_into_fedpw_with_every_client(page: str, tmp_path: Path) -> None:
-    environment = new_environment(tmp_path / "environment")
+    (pyproject,) = blocks("index", "toml")
+    wanted = tomllib.loads(pyproject)["project"]["dependencies"]
+    environment = new_environment(tmp_path / "environment", *wanted)
     for command in blocks(page, "bash"):
         install(environment, command)
     apps = apps_of(page)
@@ -190,8 +194,9 @@ def test_the_strategys_page_installs_the_package(tmp_path: Path) -> None:
     lines = [line for code in blocks("../strategy", "bash") for line in code.splitlines()]
     assert len(lines) == 3
     for number, line in enumerate(lines):
-        extra = "app" if "app" in line else ""
-        python = new_environment(tmp_path / str(number), extra)
+        python = new_environment(
+            tmp_path / str(number), "fedpw-flwr[app]" if "app" in line else "fedpw-flwr"
+        )
         install(python, line.partition("#")[0])
         importing = "import numba" if "fast" in line else "from fedpw_flwr import FedPW"
         subprocess.run([python, "-c", importing], cwd=tmp_path, check=True, timeout=60)
@@ -201,10 +206,9 @@ def test_the_strategys_page_installs_the_package(tmp_path: Path) -> None:
 def test_contributors_set_up_a_checkout(tmp_path: Path) -> None:
     with copied(tmp_path) as workplace:
         workplace.run("git init --quiet")
-        environment = tmp_path / "environment"
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True, timeout=60)
-        install(environment / "bin" / "python", "pip install pre-commit")
-        path = f"{environment / 'bin'}{os.pathsep}{workplace.environment['PATH']}"
+        python = new_environment(tmp_path / "environment")
+        install(python, "pip install pre-commit")
+        path = f"{python.parent}{os.pathsep}{workplace.environment['PATH']}"
         changed = {**workplace.environment, "PATH": path}
         replace(workplace, environment=changed).follow("CONTRIBUTING.md")
         assert (workplace.folder / ".git" / "hooks" / "pre-commit").is_file()
