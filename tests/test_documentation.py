@@ -18,7 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.commands import typed
 from support.grid import ClientsGrid, running
-from support.pages import PAGES, REPOSITORY, block, blocks, commands, write_files
+from support.pages import PAGES, REPOSITORY, block, blocks, commands, shown, write_files
 from support.records import array_record
 from support.small_model import MODEL as OTHER_MODEL
 from support.small_model import good_client
@@ -29,14 +29,18 @@ from fedpw_flwr.fairness import fairness_report
 from fedpw_flwr.lab.config.command_line import readable_words
 from fedpw_flwr.lab.config.configuration import compose_configuration
 
-WORDS = ("fedpw", "flwr", "make", "pip", "python", "ray", "export", "kill", "git")
+LANGUAGES = {"bash", "python", "diff", "yaml", "toml", "bibtex", ""}
+COMMAND = (
+    r"(\$ )?(\w+=\S* )*(fedpw|flwr|flower|make|pip|python|ray|export|kill|git|docker)(?=[ -]|$)"
+)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_are_marked_as_such(page: str) -> None:
+def test_commands_are_shown_as_such(page: str) -> None:
     """Only then `end_to_end/test_pages.py` and its like run them."""
-    for code in blocks("(?:|sh|shell|console|text)", [PAGES[page]]):
-        assert not [line for line in commands(code) if line.split()[0] in WORDS], page
+    for language, code, _ in shown(PAGES[page]):
+        assert language in LANGUAGES
+        assert language or not [line for line in commands(code) if re.match(COMMAND, line)]
 
 
 @pytest.mark.parametrize("page", PAGES)

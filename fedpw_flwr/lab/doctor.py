@@ -91,7 +91,10 @@ def _packages() -> Iterator[Found]:
         except Exception as error:
             # Libraries that do not fit each other raise whatever they like.
             yield "fail", f"{name} cannot be imported: {type(error).__name__}: {error}"
-    from fedpw_flwr.lab.runs.records import installed_versions, package_state
+    try:
+        from fedpw_flwr.lab.runs.records import installed_versions, package_state
+    except ImportError:
+        return  # What is missing has been said.
 
     versions = installed_versions() | {"fedpw_flwr": package_state(), "on": platform.platform()}
     yield "ok", ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -12,7 +12,7 @@ from fedpw_flwr.rounds.observers import Observer
 logger = logging.getLogger("flwr")
 
 _LOWER_IS_BETTER = {
-    *("loss", "logloss", "nll", "entropy", "perplexity"),
+    *("loss", "logloss", "nll", "crossentropy", "perplexity"),
     *("error", "mse", "rmse", "mae", "std", "angle"),
 }
 
@@ -36,8 +36,8 @@ class EarlyStopping(Observer):
         Rounds that are played in any case.
     lower_is_better : bool | None (default: None)
         None: lower values are better where a word of the figure's name is "loss", "logloss", "nll",
-        "entropy", "perplexity", "error", "mse", "rmse", "mae", "std" or "angle", else higher ones;
-        of ``accuracy/oslo`` "oslo" is no such word.
+        "cross_entropy", "perplexity", "error", "mse", "rmse", "mae", "std" or "angle", else higher
+        ones; of ``accuracy/oslo`` "oslo" is no such word.
 
     Examples
     --------
@@ -104,4 +104,6 @@ def _lower_is_better(metric: str) -> bool:
     """Return what the name says; a domain in it, such as "rectangles", says nothing."""
     family, _, member = metric.partition("/")
     judged = member if family in ("train", "evaluate", "clients") else family
-    return not _LOWER_IS_BETTER.isdisjoint(re.findall("[a-z]+", judged.lower()))
+    # Entropy alone is largest where all are served alike.
+    words = re.findall("[a-z]+", re.sub("cross.entropy", "crossentropy", judged.lower()))
+    return not _LOWER_IS_BETTER.isdisjoint(words)

@@ -142,7 +142,7 @@ class HtmlReport(Observer):
             if server_round > 0:
                 self.run.seconds.append(now - self._since)
             self._since = now
-            self._write()
+            self._write_round()
 
     def on_end(self, stopped: str | None, error: BaseException | None) -> None:
         """Write for the last time, with how the run ended."""
@@ -156,13 +156,17 @@ class HtmlReport(Observer):
         elif error is not None:
             self.run.failed = True
             self.run.ending = f"Failed after round {last}, {type(error).__name__}: {error}"
-        self._write()
+        self._write_round()
         logger.removeHandler(self._warnings)
 
-    def _write(self) -> None:
+    def _write_round(self) -> None:
+        """Write the page with what was warned of up to the end of this round."""
         self.run.notes += ((self.run.last, text) for text in self._warnings.heard)
         del self.run.notes[:-_MOST_NOTES]
         self._warnings.heard.clear()
+        self._write()
+
+    def _write(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(self.path) as partial:

@@ -20,6 +20,7 @@ from flwr.cli.config_utils import load_and_validate
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.commands import COMMANDS, QUIET, free_ports, marked
+from support.pages import PAGES as PAGES_OF_ALL
 from support.played_apps import CLIENTS
 from support.workplace import copied
 
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "projects"
 PAGES = sorted(page.stem for page in FOLDER.glob("*.md") if page.stem != "index")
 ROUNDS = 3
+INSTALL = r"pip install \.(?= |`|$)|pip install \"\.\[\w+\]\""
 
 
 def blocks(page: str, kind: str) -> list[str]:
@@ -190,16 +192,15 @@ def test_the_overviews_command_runs_a_page_in_flowers_simulation(tmp_path: Path)
 
 
 @pytest.mark.long
-def test_the_strategys_page_installs_the_package(tmp_path: Path) -> None:
-    lines = [line for code in blocks("../strategy", "bash") for line in code.splitlines()]
-    assert len(lines) == 3
-    for number, line in enumerate(lines):
-        python = new_environment(
-            tmp_path / str(number), "fedpw-flwr[app]" if "app" in line else "fedpw-flwr"
-        )
-        install(python, line.partition("#")[0])
-        importing = "import numba" if "fast" in line else "from fedpw_flwr import FedPW"
-        subprocess.run([python, "-c", importing], cwd=tmp_path, check=True, timeout=60)
+def test_the_package_is_installed_by_the_words_of_the_pages(tmp_path: Path) -> None:
+    shown = {words for text in PAGES_OF_ALL.values() for words in re.findall(INSTALL, text)}
+    extras = {word for words in shown for word in re.findall(r"\[(.*?)\]", words)}
+    assert extras == {"fast", "app", "report", "tensorboard", "mlflow", "wandb"}
+    python = new_environment(tmp_path, f"fedpw-flwr[{','.join(extras)}]")
+    for words in sorted(shown):
+        install(python, words)
+    importing = "import numba, mlflow, wandb, hydra; from fedpw_flwr import FedPW"
+    subprocess.run([python, "-c", importing], cwd=tmp_path, check=True, timeout=60)
 
 
 @pytest.mark.long

@@ -116,7 +116,7 @@ def test_adapters_of_a_language_model_learn_the_styles_of_four_clients(
     workplace: Workplace,
 ) -> None:
     pytest.importorskip("peft", reason="needs pip install --group lora")
-    _, log = follow(workplace, "lora")
+    *_, log = follow(workplace, "lora")
     folder = workplace.folder / "outputs" / "lora"
     perplexities = json.loads((folder / "perplexities.json").read_text())
     before = perplexities["before"]

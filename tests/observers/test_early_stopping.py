@@ -59,6 +59,7 @@ def test_no_run_ends_before_its_fewest_rounds_or_without_its_figure() -> None:
         *((name, True) for name in ("train/train_loss", "loss/oslo", "evaluate/perplexity")),
         *((name, True) for name in ("std_accuracy", "clients/std", "evaluate/val-loss", "Loss")),
         *((name, True) for name in ("evaluate/mse", "evaluate/cross_entropy")),
+        ("evaluate/fairness-entropy", False),
         *((name, False) for name in ("accuracy/rectangle", "accuracy/glossy", "accuracy/loss")),
         *((name, False) for name in ("evaluate/accuracy", "clients/worst_10", "worst_accuracy")),
     ],

@@ -128,6 +128,21 @@ def test_the_page_says_that_clients_are_waited_for(come: bool, tmp_path: Path) -
     assert not after_waiting
 
 
+def test_a_warning_before_waiting_is_of_the_round_in_which_it_was_heard(tmp_path: Path) -> None:
+    looks: list[int] = []
+
+    class LeftAfterTraining(ClientsGrid):
+        def get_node_ids(self) -> list[int]:
+            looks.append(1)
+            return [11] if len(looks) == 2 else [11, 12, 14]
+
+    report = HtmlReport(tmp_path)
+    strategy = FedPW(observers=[report], min_available_nodes=3)
+    strategy.start(LeftAfterTraining({**GOOD, 14: raising}), array_record(MODEL), num_rounds=1)
+    assert "Waiting" not in report.path.read_text()
+    assert {server_round for server_round, _ in report.run.notes} == {1}
+
+
 def test_a_run_that_goes_on_keeps_what_its_page_had(tmp_path: Path) -> None:
     clients: dict[int, Client] = {**GOOD, 14: raising}
     saved: dict[str, Any] = {"checkpoint_dir": tmp_path / "checkpoints", "resume": True}

@@ -7,8 +7,10 @@ A page says of a block that no test runs it, and why, by ``<!-- not run: WHY -->
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from markdown_it import MarkdownIt
 
 from fedpw_flwr.lab.config.configuration import config_folder
 
@@ -21,16 +23,24 @@ PAGES = {
 """Every page by its path, but tables of figures."""
 
 
+def shown(page: str) -> Iterator[tuple[str, str, bool]]:
+    """Language and text of each block of a page, and whether the page says that it is not run."""
+    mark = all_left = False
+    for token in MarkdownIt().parse(page):
+        if token.type in ("fence", "code_block"):
+            yield token.info.strip(), token.content, mark or all_left
+        mark = "<!-- not run: " in token.content
+        all_left |= "<!-- not run from here: " in token.content
+
+
 def blocks(kind: str, pages: Iterable[str] = PAGES.values(), *, marked: bool = False) -> list[str]:
     """The blocks of a kind that are run; with `marked` those of which a page says they are not."""
-    found = r"(?:(<!-- not run: [^>]+ -->)\n)?^ *```" + kind + r"\n(.*?)```"
-    taken = []
-    for page in pages:
-        before, _, after = page.partition("<!-- not run from here: ")
-        shown = re.findall(found, before, re.S | re.M)
-        shown += [("all", code) for _, code in re.findall(found, after, re.S | re.M)]
-        taken += [code for mark, code in shown if marked == bool(mark)]
-    return taken
+    return [
+        code
+        for page in pages
+        for language, code, mark in shown(page)
+        if re.fullmatch(kind, language) and mark == marked
+    ]
 
 
 def block(kind: str, word: str) -> str:

@@ -77,11 +77,14 @@ def copied(folder: Path, **variables: str) -> Iterator[Workplace]:
     """Copy the checkout; give a Flower home and port of its own; end the SuperLink after."""
     checkout = folder / "checkout"
     left_out = ignore_patterns("__pycache__", "pictures")
-    for name in ("fedpw_flwr", "conf", "examples"):
+    for name in ("fedpw_flwr", "conf", "docs", "examples"):
         copytree(REPOSITORY / name, checkout / name, ignore=left_out)
     for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile"):
         copy2(REPOSITORY / name, checkout)
-    (checkout / ".venv").symlink_to(COMMANDS.parent)
+    # As after `make install`, which has nothing left to do here: it would install this copy.
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "bin").symlink_to(COMMANDS)
+    (checkout / ".venv" / "installed").touch()
     environment = {name: value for name, value in os.environ.items() if name[:5] != "FLWR_"} | {
         **QUIET,
         "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
