@@ -18,7 +18,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.commands import typed
 from support.grid import ClientsGrid, running
-from support.pages import PAGES, REPOSITORY, block, blocks, commands, shown, write_files
+from support.pages import PAGES, REPOSITORY, block, blocks, commands, inline, shown, write_files
 from support.records import array_record
 from support.small_model import MODEL as OTHER_MODEL
 from support.small_model import good_client
@@ -29,10 +29,36 @@ from fedpw_flwr.fairness import fairness_report
 from fedpw_flwr.lab.config.command_line import readable_words
 from fedpw_flwr.lab.config.configuration import compose_configuration
 
+TESTS = REPOSITORY / "tests"
 LANGUAGES = {"bash", "python", "diff", "yaml", "toml", "bibtex", ""}
 COMMAND = (
     r"(\$ )?(\w+=\S* )*(fedpw|flwr|flower|make|pip|python|ray|export|kill|git|docker)(?=[ -]|$)"
 )
+INLINE = {
+    "make": "../.ci/run",
+    "flwr": "end_to_end/test_deployment.py",
+    "fedpw ": "test_documentation.py",
+    "fedpw-compare ": "end_to_end/test_pages.py",
+    "pip install": "docs/test_project_pages.py",
+    "git apply": "test_example_projects.py",
+    "ray ": "end_to_end/test_ray_cluster.py",
+    "python benchmarks/message_sizes": "benchmarks/test_benchmarks_run.py",
+    "python benchmarks/memory_in_rounds": "benchmarks/test_memory_in_rounds.py",
+    "python benchmarks/published": "benchmarks/test_published_results.py",
+    # Hours of training; an upload to the world.
+    "python benchmarks/privacy_cost": "",
+    "git tag": "",
+}
+"""Where commands run that stand in sentences and begin so; those of `fedpw` are composed."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_sentences_are_known(page: str) -> None:
+    for code in inline(PAGES[page]):
+        if re.match(COMMAND, code) and " " in code:
+            found = [file for begin, file in INLINE.items() if code.startswith(begin)]
+            assert found, f"{code!r} of {page}: name the test that runs it"
+            assert (TESTS / found[0]).exists()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -47,10 +73,9 @@ def test_commands_are_shown_as_such(page: str) -> None:
 def test_settings_exist_also_of_commands_that_no_test_runs(page: str, tmp_path: Path) -> None:
     write_files(page, tmp_path)
     lines = [line for code in blocks("bash", [PAGES[page]], marked=True) for line in commands(code)]
-    lines += re.findall(r"`(fedpw [^`.]+[^`]*)`", PAGES[page])
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        if words[0] == "fedpw" and "..." not in line:
+    for line in lines + inline(PAGES[page]):
+        words = shlex.split(line, comments=True) if line.startswith("fedpw ") else []
+        if words[1:] and not re.search(r"\.\.\.|=$|resume=", line):
             compose_as_typed(words[1:], tmp_path)
 
 

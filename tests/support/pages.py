@@ -33,6 +33,13 @@ def shown(page: str) -> Iterator[tuple[str, str, bool]]:
         all_left |= "<!-- not run from here: " in token.content
 
 
+def inline(page: str) -> list[str]:
+    """What stands as code within a page's sentences and tables."""
+    parsed = MarkdownIt().enable("table").parse(page)
+    children = (child for token in parsed for child in token.children or [])
+    return [child.content for child in children if child.type == "code_inline"]
+
+
 def blocks(kind: str, pages: Iterable[str] = PAGES.values(), *, marked: bool = False) -> list[str]:
     """The blocks of a kind that are run; with `marked` those of which a page says they are not."""
     return [
