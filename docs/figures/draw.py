@@ -82,6 +82,7 @@ def draw(run: Path, folder: Path) -> list[Path]:
     panels[0].set_ylabel("factor")
     drawn.append(("amplification", figure))
 
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, figure in drawn:
         files.append(folder / f"{name}.svg")
