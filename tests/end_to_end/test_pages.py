@@ -15,6 +15,8 @@ from support.images import write_archives
 from support.pages import PAGES, blocks, write_files
 from support.workplace import Workplace, copied
 
+from fedpw_flwr.lab.runs.run_folder import RunFolder
+
 pytestmark = pytest.mark.long
 
 ELSEWHERE = ("examples/", "docs/projects/", "docs/strategy.md", "CONTRIBUTING.md")
@@ -46,3 +48,7 @@ def test_the_commands_of_a_page_run(page: str, workplace: Workplace) -> None:
     write_files(page, workplace.folder)
     shorter = {"SHORTER": SHORTER.get(page, workplace.environment["SHORTER"])}
     replace(workplace, environment={**workplace.environment, **shorter}).follow(page)
+    for run in (workplace.folder / "outputs").glob("*_seed*"):
+        played = [record.round for record in RunFolder(run).read_rounds()]
+        assert played == list(range(RunFolder(run).read_summary().rounds + 1))
+        assert played[1:]
